@@ -1,0 +1,81 @@
+"""Every error kdx raises on its own account."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BackendError",
+    "CaptureError",
+    "CheckpointError",
+    "Interrupted",
+    "KdxError",
+    "PluginError",
+    "PluginWarning",
+    "RecipeError",
+    "RunExistsError",
+    "UnknownNameError",
+    "nearest",
+]
+
+
+class KdxError(Exception):
+    """Base of all errors that kdx defines."""
+
+
+class BackendError(KdxError, RuntimeError):
+    """A kernel backend that was asked for by name cannot run here; the message says why."""
+
+
+class CaptureError(KdxError, ValueError):
+    """A tap names no module, fired never, or was added too late."""
+
+
+class CheckpointError(KdxError, RuntimeError):
+    """A checkpoint cannot be read, or belongs to something else."""
+
+
+class PluginError(KdxError, RuntimeError):
+    """A plugin package is broken, clashes with another one, or its component does not import."""
+
+
+class PluginWarning(UserWarning):
+    """A plugin package was left out; the rest of kdx works."""
+
+
+class RecipeError(KdxError, ValueError):
+    """A recipe has an unknown key, a wrong value or an unknown component."""
+
+
+class RunExistsError(KdxError, FileExistsError):
+    """A run folder already holds a run."""
+
+
+class UnknownNameError(KdxError, LookupError):
+    """No component has this name; the message lists the nearest and the known ones."""
+
+
+class Interrupted(KdxError):
+    """A run was stopped by a signal after writing its checkpoint.
+
+    Args:
+        message: what happened and how to go on.
+        signum: the number of the signal.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that names what ``name`` may have meant: the near names, or all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    if not names:
+        return "there are none"
+    shown = ", ".join(names[:30])
+    return f"known are: {shown}" + (f" and {len(names) - 30} more" if len(names) > 30 else "")

@@ -1,0 +1,1 @@
+"""Fused distillation losses: one signature per op, several backends behind it."""

@@ -1,0 +1,5 @@
+"""Build entry; metadata lives in pyproject.toml."""
+
+from setuptools import setup
+
+setup()
