@@ -1,0 +1,237 @@
+"""Taps: the outputs of named modules, taken while a model runs."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdx.errors import CaptureError, nearest
+
+__all__ = ["LOGITS", "Captured", "Taps", "call", "clean_name", "logits_of", "unwrap"]
+
+LOGITS = "logits"
+"""The tap that is the model's own output."""
+
+_TAP = re.compile(r"(?P<module>[^:\[\]]+)(?P<end>:input)?(\[(?P<item>\w+)\])?")
+_GLOB = re.compile(r"[*?]")
+
+
+class Captured(dict[str, Tensor]):
+    """Tap name -> tensor, for one forward pass of one model.
+
+    Args:
+        values: concrete tap name -> tensor, in the order the taps were asked for.
+        patterns: tap as written (a glob, say) -> the concrete names it stands for.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], patterns: Mapping[str, tuple[str, ...]] | None = None) -> None:
+        super().__init__(values)
+        self.patterns = dict(patterns or {})
+
+    def __missing__(self, name: str) -> Tensor:
+        raise CaptureError(f"tap {name!r} was not captured; {nearest(name, self)}")
+
+    @property
+    def logits(self) -> Tensor:
+        """The model's output, usually ``[N, C]``."""
+        return self[LOGITS]
+
+    def select(self, taps: str | Iterable[str]) -> list[Tensor]:
+        """Tensors of one or several taps as written, globs expanded in the order of the model."""
+        asked = (taps,) if isinstance(taps, str) else taps
+        return [self[name] for tap in asked for name in self.patterns.get(tap, (tap,))]
+
+    def detach(self) -> Captured:
+        """The same tensors without their graph."""
+        return Captured({name: value.detach() for name, value in self.items()}, self.patterns)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's module inside ``DistributedDataParallel`` and ``torch.compile`` wrappers."""
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module) or (
+            type(model).__name__ in ("DistributedDataParallel", "DataParallel")
+            and isinstance(inner := getattr(model, "module", None), nn.Module)
+        ):
+            model = inner
+        else:
+            return model
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Runs a model on a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list):
+        return model(*inputs)
+    return model(inputs)
+
+
+def logits_of(result: Any) -> Tensor:
+    """The logits in what a model returned: a tensor, ``.logits`` or ``["logits"]``.
+
+    Raises:
+        CaptureError: if there is none; names ``output=`` as the way out.
+    """
+    if isinstance(result, Tensor):
+        return result
+    found = result.get(LOGITS) if isinstance(result, Mapping) else getattr(result, LOGITS, None)
+    if isinstance(found, Tensor):
+        return found
+    raise CaptureError(
+        f"the model returned {type(result).__name__} without logits; pass output=, a callable that takes what "
+        "the model returns and gives the logits tensor"
+    )
+
+
+class Taps:
+    """Captures module outputs of one model; calling it runs the model.
+
+    A tap is a module name as in ``model.named_modules()`` (``layer3.1.conv2``), with these forms:
+
+    - ``logits``: the model's output;
+    - ``blocks.*.attn``: a glob, ``*`` and ``?`` within one level, ``**`` over any number of levels;
+    - ``fc:input``: what enters the module instead of what leaves it;
+    - ``encoder.layer.3[1]`` or ``[name]``: one item of a module that returns a tuple or mapping; without it the
+      first tensor of a tuple is taken.
+
+    A module that runs several times in one forward pass gives its last output.
+
+    Args:
+        model: any ``nn.Module``; wrappers of DDP and torch.compile are looked through.
+        names: taps to capture.
+        output: gets what the model returns and gives the logits; only for models whose output is neither a tensor
+            nor has ``logits``.
+
+    Raises:
+        CaptureError: a name matches no module (the near ones are listed), or the model is already compiled.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Iterable[str] = (LOGITS,), *, output: Callable[[Any], Tensor] | None = None
+    ) -> None:
+        self.model = model
+        self.output = output
+        self.patterns: dict[str, tuple[str, ...]] = {}
+        self._values: dict[str, Tensor] = {}
+        self._active = False
+        self._handles: dict[str, Any] = {}
+        self.add(names)
+
+    def add(self, names: Iterable[str]) -> None:
+        """Captures more taps from now on."""
+        for tap in names:
+            if tap not in self.patterns:
+                self.patterns[tap] = (LOGITS,) if tap == LOGITS else self._resolve(tap)
+
+    def remove(self) -> None:
+        """Takes every hook off the model."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+        self.patterns.clear()
+
+    def __call__(self, inputs: Any) -> Captured:
+        """Runs the model and returns what the taps saw, with their graph.
+
+        Raises:
+            CaptureError: a tapped module did not run.
+        """
+        self._values = {}
+        self._active = True
+        try:
+            result = call(self.model, inputs)
+        finally:
+            self._active = False
+        values, self._values = self._values, {}
+        values[LOGITS] = self.output(result) if self.output is not None else logits_of(result)
+        if missed := [name for names in self.patterns.values() for name in names if name not in values]:
+            raise CaptureError(
+                f"tapped modules {missed} did not run in the forward pass, so they have no output to distil; "
+                "tap a module that runs, or the block that holds it"
+            )
+        return Captured(
+            {name: values[name] for names in self.patterns.values() for name in names} | {LOGITS: values[LOGITS]},
+            self.patterns,
+        )
+
+    def _resolve(self, tap: str) -> tuple[str, ...]:
+        form = _TAP.fullmatch(tap)
+        if form is None:
+            raise CaptureError(f"{tap!r} is no tap; write a module name, 'name:input', 'name[item]' or a glob")
+        modules = {clean_name(name): module for name, module in self.model.named_modules()}
+        modules.pop("", None)
+        pattern, suffix = form["module"], tap[form.end("module") :]
+        names = [name for name in modules if _matches(name, pattern)] if _GLOB.search(pattern) else [pattern]
+        if not names or names[0] not in modules:
+            raise CaptureError(
+                f"tap {tap!r} names no module of {type(unwrap(self.model)).__name__}; {nearest(pattern, modules)}"
+            )
+        if any(hasattr(module, "_orig_mod") for module in self.model.modules()):
+            raise CaptureError(
+                f"tap {tap!r} comes after torch.compile, where new hooks never run; tap the plain model and compile "
+                "the scheme instead, or pass compile=True to kdx.fit"
+            )
+        for name in names:
+            if name + suffix not in self._handles:
+                self._handles[name + suffix] = self._hook(modules[name], name + suffix, form["end"], form["item"])
+        return tuple(name + suffix for name in names)
+
+    def _hook(self, module: nn.Module, name: str, end: str | None, item: str | None) -> Any:
+        record = functools.partial(self._record, name, item)
+        if end:
+            return module.register_forward_pre_hook(functools.partial(_record_input, record), with_kwargs=True)
+        return module.register_forward_hook(functools.partial(_record_output, record))
+
+    def _record(self, name: str, item: str | None, value: Any) -> None:
+        if self._active:
+            self._values[name] = _pick(name, item, value)
+
+
+def _record_input(record: Callable[[Any], None], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    record(args or tuple(kwargs.values()))
+
+
+def _record_output(record: Callable[[Any], None], _module: nn.Module, _args: Any, value: Any) -> None:
+    record(value)
+
+
+def _pick(name: str, item: str | None, value: Any) -> Tensor:
+    found = value
+    if item is not None:
+        key: Any = int(item) if item.isdigit() else item
+        try:
+            found = value[key]
+        except (KeyError, IndexError, TypeError) as error:
+            raise CaptureError(f"tap {name!r}: the module gave {type(value).__name__} without item {key!r}") from error
+    elif isinstance(value, tuple | list):
+        found = next((part for part in value if isinstance(part, Tensor)), None)
+    if isinstance(found, Tensor):
+        return found
+    keys = f" with keys {list(value)}" if isinstance(value, Mapping) else ""
+    raise CaptureError(
+        f"tap {name!r} gave {type(found).__name__}{keys}, not a tensor; name the part to take, as in '{name}[key]'"
+    )
+
+
+def clean_name(name: str) -> str:
+    """A module or parameter name without the prefixes that torch.compile and DDP add."""
+    return name.removeprefix("module.").replace("_orig_mod.", "").removesuffix("_orig_mod").rstrip(".")
+
+
+@functools.lru_cache(maxsize=65536)
+def _matches(name: str, pattern: str) -> bool:
+    return _match_parts(name.split("."), pattern.split("."))
+
+
+def _match_parts(name: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not name
+    if pattern[0] == "**":
+        return any(_match_parts(name[skip:], pattern[1:]) for skip in range(len(name) + 1))
+    return bool(name) and fnmatchcase(name[0], pattern[0]) and _match_parts(name[1:], pattern[1:])

@@ -1,0 +1,83 @@
+"""The hooks of kdx: what a plugin package may provide and what it may observe.
+
+A plugin is a module (or object) named by an entry point of group ``kdx``. It imports no torch: components are given
+as import strings in a :class:`Spec` and loaded when they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from kdx.losses import Losses
+    from kdx.loop import Run
+
+PROJECT = "kdx"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One component, not yet imported.
+
+    Args:
+        name: kebab-case name, unique within its kind.
+        target: ``"package.module:Class"``, imported when the component is used.
+        summary: one line for ``kdx list``.
+        paper: where the method comes from, with year, or None.
+    """
+
+    name: str
+    target: str
+    summary: str
+    paper: str | None = None
+
+
+@hookspec
+def kdx_knowledge() -> Iterable[Spec]:  # type: ignore[empty-body]  # pluggy reads the signature only
+    """Knowledge components: subclasses of :class:`kdx.Knowledge`."""
+
+
+@hookspec
+def kdx_schemes() -> Iterable[Spec]:  # type: ignore[empty-body]
+    """Schemes: subclasses of :class:`kdx.Scheme`."""
+
+
+@hookspec
+def kdx_assistants() -> Iterable[Spec]:  # type: ignore[empty-body]
+    """Teacher assistants: subclasses of :class:`kdx.Assistant`."""
+
+
+@hookspec
+def kdx_models() -> Iterable[Spec]:  # type: ignore[empty-body]
+    """Model constructors: callables that return an ``nn.Module``."""
+
+
+@hookspec
+def kdx_datasets() -> Iterable[Spec]:  # type: ignore[empty-body]
+    """Data sets: callables ``(split=..., **options)`` that return a map-style dataset of ``(input, target)``."""
+
+
+@hookspec(historic=True)
+def kdx_configure(run: Run) -> None:
+    """A run is about to take its first step; a plugin registered later is told of it too."""
+
+
+@hookspec
+def kdx_step_end(run: Run, step: int, losses: Losses) -> None:
+    """An optimizer step is done; ``losses`` are detached and still on their device."""
+
+
+@hookspec
+def kdx_evaluated(run: Run, metrics: Mapping[str, Any]) -> None:
+    """The students were evaluated after an epoch."""
+
+
+@hookspec
+def kdx_run_end(run: Run) -> None:
+    """A run has ended, was stopped or failed; its checkpoint is written."""

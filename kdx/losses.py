@@ -1,0 +1,61 @@
+"""What a scheme returns, and the task loss that lives with unlabelled samples."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdx.batch import IGNORE
+
+__all__ = ["Losses", "cross_entropy"]
+
+
+class Losses(NamedTuple):
+    """The losses of one batch.
+
+    Args:
+        total: scalar to call ``backward`` on; the sum of the terms.
+        terms: name -> scalar, each already multiplied by its weight.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, terms: dict[str, Tensor]) -> Losses:
+        """Losses whose total is the sum of ``terms``."""
+        if not terms:
+            raise ValueError("a scheme needs at least one term: a task loss or one knowledge component")
+        total, *rest = terms.values()
+        for term in rest:
+            total = total + term
+        return cls(total, terms)
+
+    def detach(self) -> Losses:
+        """The same numbers without their graph."""
+        return Losses(self.total.detach(), {name: term.detach() for name, term in self.terms.items()})
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over the labelled rows; 0 with zero gradient when no row has a label.
+
+    :func:`torch.nn.functional.cross_entropy` gives NaN there, which few-label batches reach by chance.
+
+    Args:
+        logits: ``[N, C]``, any float dtype.
+        targets: ``[N]`` int64; ``-100`` marks a row without a label.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> import torch
+        >>> round(cross_entropy(torch.zeros(2, 10), torch.tensor([3, -100])).item(), 4)
+        2.3026
+        >>> cross_entropy(torch.zeros(2, 10), torch.tensor([-100, -100])).item()
+        0.0
+    """
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    return total / (targets != IGNORE).sum().clamp(min=1)
