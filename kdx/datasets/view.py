@@ -1,0 +1,95 @@
+"""Rows of a data set as batches that know which sample is which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kdx.batch import Batch
+
+__all__ = ["View"]
+
+Transform = Callable[[Tensor, Tensor, int], Tensor]
+"""``(inputs [B, ...], index [B], epoch) -> inputs [B, ...]``, such as :class:`kdx.datasets.ShiftFlip`."""
+
+
+class View(Dataset[Batch]):
+    """Chosen rows of a data set, each a :class:`kdx.Batch` of one sample; torch's default collate joins them.
+
+    The ``index`` of an item is its row in ``dataset``, whatever the choice of rows and however the loader shuffles, so
+    what is stored under it (a teacher's output, the last epoch's prediction) is found again.
+
+    Args:
+        dataset: a map-style data set whose items are ``(input, target)``.
+        indices: rows of ``dataset``, int64, ``[M]``, in the order of the view; None takes all rows.
+        targets: labels that replace those of ``dataset``, int64, ``[M]``: ``targets[k]`` is for row ``indices[k]``.
+            None keeps the data set's own.
+        transform: called as ``transform(inputs [B, ...], index [B], epoch)`` on the samples of each fetch, stacked;
+            needs inputs that are tensors of one shape.
+
+    Raises:
+        ValueError: ``indices`` or ``targets`` has the wrong shape.
+        IndexError: ``indices`` names a row that ``dataset`` does not have.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from kdx.datasets import Digits, View, few_labels, train_validation_split
+        >>> digits = Digits("train")
+        >>> train, validation = train_validation_split(digits.targets, validation=200)
+        >>> view = View(digits, train, few_labels(digits.targets[train], labelled=100))
+        >>> batch = next(iter(DataLoader(view, batch_size=64)))
+        >>> batch.inputs.shape, batch.index[:3].tolist() == train[:3].tolist()
+        (torch.Size([64, 1, 8, 8]), True)
+
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[tuple[Any, Any]],
+        indices: Tensor | Sequence[int] | None = None,
+        targets: Tensor | None = None,
+        *,
+        transform: Transform | None = None,
+    ) -> None:
+        size = len(dataset)  # type: ignore[arg-type]  # map-style data sets have a length, torch's base class has none
+        rows = torch.arange(size) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
+        if rows.dim() != 1:
+            raise ValueError(f"indices must have one dimension [M]; got shape {list(rows.shape)}")
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < size:
+            raise IndexError(f"indices must lie in 0 .. {size - 1}; got {int(rows.min())} .. {int(rows.max())}")
+        if targets is not None and len(targets) != len(rows):
+            raise ValueError(
+                f"targets must have one entry for each of the {len(rows)} indices, in their order; got {len(targets)}: "
+                "give targets[indices] if they are for the whole data set"
+            )
+        self.dataset = dataset
+        self.indices = rows
+        self.targets = targets
+        self.transform = transform
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell ``transform`` the epoch; call it before the loader is iterated, so that its workers see it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Batch:
+        """One sample: its input, its target and its row in ``dataset``."""
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: list[int]) -> list[Batch]:
+        """The samples of one batch; torch's loaders call this where it exists."""
+        rows = self.indices[positions]  # [B]
+        samples = [self.dataset[row] for row in rows.tolist()]
+        inputs = [sample[0] for sample in samples]
+        if self.transform is not None:
+            inputs = list(self.transform(torch.stack(inputs), rows, self.epoch))
+        own = [sample[1] for sample in samples]
+        targets = own if self.targets is None else self.targets[positions].tolist()
+        return [Batch(*sample) for sample in zip(inputs, targets, rows.tolist(), strict=True)]
