@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
     inputs: Any
     targets: Any = None
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index, which nothing here needs
 
     @classmethod
     def of(cls, value: Any) -> Batch:

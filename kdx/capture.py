@@ -164,7 +164,7 @@ class Taps:
         form = _TAP.fullmatch(tap)
         if form is None:
             raise CaptureError(f"{tap!r} is no tap; write a module name, 'name:input', 'name[item]' or a glob")
-        modules = {clean_name(name): module for name, module in self.model.named_modules()}
+        modules = {clean_name(name): module for name, module in unwrap(self.model).named_modules()}
         modules.pop("", None)
         pattern, suffix = form["module"], tap[form.end("module") :]
         names = [name for name in modules if _matches(name, pattern)] if _GLOB.search(pattern) else [pattern]
@@ -220,8 +220,8 @@ def _pick(name: str, item: str | None, value: Any) -> Tensor:
 
 
 def clean_name(name: str) -> str:
-    """A module or parameter name without the prefixes that torch.compile and DDP add."""
-    return name.removeprefix("module.").replace("_orig_mod.", "").removesuffix("_orig_mod").rstrip(".")
+    """A module or parameter name without the prefixes that torch.compile adds."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 @functools.lru_cache(maxsize=65536)

@@ -14,7 +14,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from kdx.losses import Losses
-    from kdx.loop import Run
+    from kdx.run_state import Run
 
 PROJECT = "kdx"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -1,0 +1,1 @@
+"""Knowledge: what is transferred. One method, one file."""

@@ -1,0 +1,48 @@
+"""The base of all knowledge components."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from kdx.batch import Batch
+from kdx.capture import LOGITS, Captured
+
+__all__ = ["Knowledge"]
+
+
+class Knowledge(nn.Module, ABC):
+    """One kind of knowledge, as a loss between what a student and a teacher produced for the same batch.
+
+    A component declares the taps it reads, may own parameters and buffers (adapters, memory banks: they are trained,
+    saved and moved with the scheme, and never exported with the student) and returns one scalar. It does not decide
+    who is a teacher, and it need not detach the teacher: the scheme does.
+
+    Attributes:
+        kind: ``"response"``, ``"feature"`` or ``"relation"``.
+        student_taps: taps read in the student, as :class:`kdx.capture.Taps` takes them.
+        teacher_taps: taps read in the teacher.
+        needs_index: whether ``batch.index`` must be there.
+    """
+
+    kind: ClassVar[str] = "response"
+    needs_index: ClassVar[bool] = False
+
+    def __init__(self, *, student: str | tuple[str, ...] = LOGITS, teacher: str | tuple[str, ...] = LOGITS) -> None:
+        super().__init__()
+        self.student_taps = (student,) if isinstance(student, str) else tuple(student)
+        self.teacher_taps = (teacher,) if isinstance(teacher, str) else tuple(teacher)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every learnable part exists; parts built from shapes appear in :meth:`setup`."""
+        return True
+
+    def setup(self, student: Captured, teacher: Captured) -> None:  # most components have nothing to build
+        """Builds the parts whose shape depends on the models, from one captured batch of each."""
+
+    @abstractmethod
+    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
+        """The loss of one batch, a finite scalar with gradient to the student and to own parameters."""

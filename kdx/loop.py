@@ -1,0 +1,232 @@
+"""``fit``: one loop for every scheme."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch import Tensor
+
+from kdx import rng
+from kdx.batch import Batch
+from kdx.errors import Interrupted, PluginError
+from kdx.evaluation import Metrics, classification
+from kdx.losses import Losses
+from kdx.observers import MetricsLog, Observers, TensorBoardLog
+from kdx.optim import OptimizerSpec, ScheduleSpec, make_optimizer, make_schedule
+from kdx.run_state import Finite, Run, State
+from kdx.schemes.base import Scheme
+from kdx.signals import Signals
+from kdx.stream import Stream, windows
+
+__all__ = ["fit"]
+
+
+def fit(
+    scheme: Scheme,
+    train: Iterable[Any],
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    evaluate: Iterable[Any] | None = None,
+    metrics: Metrics = classification,
+    select: str | None = None,
+    optimizer: OptimizerSpec = "AdamW",
+    schedule: ScheduleSpec = "CosineAnnealingLR",
+    accumulate: int = 1,
+    clip_grad_norm: float | None = None,
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no",
+    device: Literal["auto", "cpu"] = "auto",
+    compile: bool = False,
+    seed: int | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    log_every: int = 50,
+    observers: Sequence[object] = (),
+) -> Run:
+    """Trains a scheme.
+
+    Runs on Hugging Face Accelerate: one process by default, device and precision by argument. The micro-batches of
+    one optimizer step weigh by the rows (labelled rows for the task) they hold, so accumulation and a short last
+    batch change no mean.
+
+    Args:
+        scheme: see :class:`kdx.Scheme`.
+        train: a data loader, or any iterable of batches that can be iterated once per epoch.
+        epochs: passes over ``train``; 1 if neither this nor ``steps`` is given.
+        steps: optimizer steps, instead of or as a limit to ``epochs``; needed if ``train`` has no length.
+        evaluate: a loader to evaluate every student on after each epoch. For a result to be reported use a
+            validation split here and the test set once, at the end, with :func:`kdx.evaluation.evaluate`.
+        metrics: see :data:`kdx.evaluation.Metrics`.
+        select: a metric of the first student, as ``"accuracy"``; at the end the weights of the epoch where it was
+            highest are put back into every student. Needs ``evaluate``.
+        optimizer: see :data:`kdx.optim.OptimizerSpec`.
+        schedule: see :data:`kdx.optim.ScheduleSpec`.
+        accumulate: micro-batches per optimizer step.
+        clip_grad_norm: largest norm of the gradient, or None.
+        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
+        device: ``"auto"`` or ``"cpu"``.
+        compile: runs the scheme through ``torch.compile``.
+        seed: seeds Python, NumPy and torch first; None leaves them.
+        folder: where to write ``metrics.jsonl``, TensorBoard events, checkpoints and the exported students; None
+            writes nothing.
+        resume: go on from the folder's newest checkpoint if there is one. On the CPU the run then ends bitwise where
+            an unbroken one ends.
+        checkpoint_every: steps between checkpoints, beside the one after each epoch.
+        log_every: steps between logged losses.
+        observers: objects with methods marked by ``kdx.hookimpl``.
+
+    Returns:
+        The finished run: history, best row, steps, seconds.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; the step was finished and, with a folder, a checkpoint written.
+        KdxError: a loss is not finite; the last good checkpoint stays.
+        CheckpointError: the checkpoint to resume from is damaged or belongs to another scheme or optimizer.
+
+    Example:
+        >>> import torch, kdx
+        >>> data = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(4)]
+        >>> run = kdx.fit(kdx.Supervised(torch.nn.Linear(3, 2)), data, epochs=2, device="cpu")
+        >>> run.step
+        8
+    """
+    if seed is not None:
+        set_seed(seed)
+    accelerator = _accelerator(mixed_precision, device)
+    epochs, total_steps = _length(train, epochs, steps, accumulate)
+    run = Run(scheme, None if folder is None else Path(folder), epochs, total_steps, log_every)
+
+    scheme.to(accelerator.device)
+    if accelerator.num_processes > 1:
+        train = accelerator.prepare(train)
+    if not scheme.ready:
+        with rng.isolated():
+            scheme.setup(Batch.of(next(iter(train))).to(accelerator.device))
+    trained = [parameter for parameter in scheme.parameters() if parameter.requires_grad]
+    raw_optimizer = make_optimizer(optimizer, trained)
+    scheduler = make_schedule(schedule, raw_optimizer, steps=total_steps, epochs=epochs)
+    engine, prepared_optimizer = accelerator.prepare(scheme, raw_optimizer)
+    forward: Callable[[Batch], Losses] = torch.compile(engine) if compile else engine
+    stream = Stream(train, accelerator.device)
+    state = State(run, accelerator, raw_optimizer, scheduler, stream)
+    if resume:
+        state.load()
+    watchers = Observers([*([MetricsLog(), TensorBoardLog()] if folder else []), *observers])
+
+    scheme.train()
+    start = time.perf_counter() - run.seconds
+    finite = Finite()
+    try:
+        with Signals() as signals:
+            watchers.configure(run)
+            while run.epoch < run.epochs and run.step < run.total_steps and not run.stopped:
+                for window in windows(stream.epoch(run.epoch), accumulate):
+                    losses = _backward(accelerator, engine, forward, window)
+                    if clip_grad_norm is not None:
+                        accelerator.clip_grad_norm_(trained, clip_grad_norm)
+                    prepared_optimizer.step()
+                    prepared_optimizer.zero_grad()
+                    if scheduler and not accelerator.optimizer_step_was_skipped:
+                        scheduler.step("step")
+                    run.step += 1
+                    run.learning_rate = raw_optimizer.param_groups[0]["lr"]
+                    run.seconds = time.perf_counter() - start
+                    finite.add(losses, run.step, check=run.logs(run.step))
+                    watchers.step_end(run, run.step, losses)
+                    if signals.received or (checkpoint_every and run.step % checkpoint_every == 0):
+                        finite.check(run.step)
+                        state.save()
+                    if signals.received:
+                        raise Interrupted(_stopped_by(signals.received, run), signals.received)
+                    if run.step >= run.total_steps or run.stopped:
+                        break
+                if run.step == 0:
+                    raise ValueError("train is empty; give at least one batch")
+                finite.check(run.step)
+                if scheduler:
+                    scheduler.step("epoch")
+                run.epoch += 1
+                if evaluate is not None:
+                    watchers.evaluated(run, state.evaluate(evaluate, metrics, select))
+                run.seconds = time.perf_counter() - start
+                state.save()
+    except PluginError:
+        state.save()
+        raise
+    finally:
+        accelerator.unwrap_model(engine, keep_fp32_wrapper=False)
+        watchers.run_end(run)
+    state.finish()
+    return run
+
+
+def _accelerator(mixed_precision: str, device: str) -> Accelerator:
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"device must be 'auto' or 'cpu', got {device!r}; choose a GPU with CUDA_VISIBLE_DEVICES")
+    # Accelerate keeps one state per process and refuses another precision or device; runs here follow one another
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
+
+
+def _length(train: Iterable[Any], epochs: int | None, steps: int | None, accumulate: int) -> tuple[int, int]:
+    for name, value in (("epochs", epochs), ("steps", steps), ("accumulate", accumulate)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    try:
+        per_epoch: int | None = math.ceil(len(train) / accumulate)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        per_epoch = None
+    if per_epoch == 0:
+        raise ValueError("train is empty; give at least one batch")
+    if per_epoch is None:
+        if steps is None:
+            raise ValueError("train has no length, so give steps=, the number of optimizer steps")
+        return epochs or steps, steps
+    if epochs is None:
+        epochs = math.ceil(steps / per_epoch) if steps else 1
+    return epochs, min(steps or epochs * per_epoch, epochs * per_epoch)
+
+
+def _backward(accelerator: Accelerator, engine: Any, forward: Callable[[Batch], Losses], window: list[Batch]) -> Losses:
+    """Accumulates the gradient of one optimizer step and returns its losses, detached."""
+    if len(window) == 1:
+        losses = forward(window[0])
+        accelerator.backward(losses.total)
+        return losses.detach()
+    rows = _shares([batch.rows for batch in window])
+    labelled = _shares([batch.labelled for batch in window])
+    sums: dict[str, Tensor] = {}
+    for i, batch in enumerate(window):
+        with nullcontext() if i == len(window) - 1 else accelerator.no_sync(engine):
+            terms = {
+                name: term * (labelled if name.rpartition("/")[2] == "task" else rows)[i]
+                for name, term in forward(batch).terms.items()
+            }
+            accelerator.backward(Losses.of(terms).total)
+        for name, term in terms.items():
+            sums[name] = sums.get(name, 0) + term.detach()
+    return Losses.of(sums)
+
+
+def _shares(sizes: list[int]) -> list[float]:
+    total = sum(sizes)
+    return [size / total if total else 0.0 for size in sizes]
+
+
+def _stopped_by(signum: int, run: Run) -> str:
+    name = signal.Signals(signum).name
+    where = f"stopped by {name} after step {run.step} of {run.total_steps}"
+    if run.folder is None:
+        return f"{where}; there is no folder, so nothing was saved"
+    return f"{where}; the checkpoint is in {run.folder / 'checkpoints'}, resume=True goes on from there"

@@ -1,0 +1,127 @@
+"""Optimizers and schedules of torch, by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+from kdx.errors import UnknownNameError, nearest
+
+__all__ = ["OptimizerSpec", "ScheduleSpec", "Scheduler", "make_optimizer", "make_schedule"]
+
+OptimizerSpec = (
+    str | Mapping[str, Any] | torch.optim.Optimizer | Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
+)
+"""``"SGD"``, ``{"name": "SGD", "lr": 0.1}``, a callable that takes parameters, or an optimizer."""
+
+ScheduleSpec = str | Mapping[str, Any] | Callable[[torch.optim.Optimizer], LRScheduler] | None
+"""``"CosineAnnealingLR"``, ``{"name": "MultiStepLR", "milestones": [5], "every": "epoch"}``, a callable or None."""
+
+_DEFAULTS: dict[str, dict[str, Any]] = {"AdamW": {"lr": 1e-3}, "SGD": {"lr": 0.05, "momentum": 0.9}}
+_LENGTH = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps", "PolynomialLR": "total_iters"}
+
+
+class Scheduler:
+    """A torch schedule together with how often it steps.
+
+    Args:
+        schedule: the torch object.
+        every: ``"step"`` or ``"epoch"``.
+    """
+
+    def __init__(self, schedule: LRScheduler, every: str) -> None:
+        self.schedule = schedule
+        self.every = every
+
+    def step(self, unit: str) -> None:
+        """Steps the schedule if ``unit`` (``"step"`` or ``"epoch"``) is its own."""
+        if unit == self.every:
+            self.schedule.step()
+
+
+def make_optimizer(spec: OptimizerSpec, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
+    """Builds an optimizer of ``torch.optim``.
+
+    Args:
+        spec: see :data:`OptimizerSpec`. Without options AdamW takes lr 1e-3 and SGD lr 0.05 with momentum 0.9.
+        parameters: what it trains.
+
+    Raises:
+        UnknownNameError: torch.optim has none of this name.
+        TypeError: an option the optimizer does not have.
+    """
+    if isinstance(spec, torch.optim.Optimizer):
+        return spec
+    if callable(spec):
+        built: torch.optim.Optimizer = spec(parameters)
+        return built
+    name, options = _named(spec)
+    known = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+    target = _find("optimizer", name, known)
+    return target(parameters, **_checked(target, "optimizer", name, _DEFAULTS.get(name, {}) | options))
+
+
+def make_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, steps: int, epochs: int) -> Scheduler | None:
+    """Builds a schedule of ``torch.optim.lr_scheduler``.
+
+    Args:
+        spec: see :data:`ScheduleSpec`. Beside the schedule's own options, ``every`` is ``"step"`` (default) or
+            ``"epoch"``, and says what the schedule counts. The length of CosineAnnealingLR (``T_max``), OneCycleLR
+            (``total_steps``) and PolynomialLR (``total_iters``) defaults to that of the run, counted that way.
+        optimizer: what it drives.
+        steps: optimizer steps of the run.
+        epochs: epochs of the run.
+    """
+    if spec is None:
+        return None
+    if callable(spec):
+        return Scheduler(spec(optimizer), "step")
+    name, options = _named(spec)
+    every = options.pop("every", "step")
+    if every not in ("step", "epoch"):
+        raise ValueError(f"schedule {name}: every must be 'step' or 'epoch', got {every!r}")
+    module = torch.optim.lr_scheduler
+    known = {
+        key: value
+        for key, value in vars(module).items()
+        if inspect.isclass(value)
+        and issubclass(value, LRScheduler)
+        and not key.startswith("_")
+        and key != "LRScheduler"
+    }
+    target = _find("schedule", name, known)
+    if name in _LENGTH and "steps_per_epoch" not in options:
+        options.setdefault(_LENGTH[name], steps if every == "step" else epochs)
+    return Scheduler(target(optimizer, **_checked(target, "schedule", name, options)), every)
+
+
+def _named(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(spec, str):
+        return spec, {}
+    options = dict(spec)
+    if "name" not in options:
+        raise ValueError(f"expected a mapping with 'name' and options, got keys {sorted(options)}")
+    return str(options.pop("name")), options
+
+
+def _find(what: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known:
+        raise UnknownNameError(f"torch has no {what} named {name!r}; {nearest(name, known)}")
+    return known[name]
+
+
+def _checked(target: Any, what: str, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(target).parameters
+    for key in options:
+        if key not in parameters:
+            known = [p for p in parameters if p not in ("params", "optimizer")]
+            raise TypeError(f"{what} {name} has no option {key!r}; {nearest(key, known)}")
+    return options

@@ -1,0 +1,260 @@
+"""The registry: plugin packages found by entry point, and the components they provide.
+
+This module is not called ``plugins`` because ``kdx.plugins()`` is a public function and importing a submodule of that
+name would replace it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, get_args
+
+import pluggy
+
+from kdx import hookspecs
+from kdx.errors import PluginError, PluginWarning, UnknownNameError, nearest
+from kdx.hookspecs import PROJECT, Spec
+
+__all__ = ["KINDS", "Component", "Kind", "Plugins", "default_plugins"]
+
+Kind = Literal["knowledge", "scheme", "assistant", "model", "dataset"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_HOOK = {
+    "knowledge": "kdx_knowledge",
+    "scheme": "kdx_schemes",
+    "assistant": "kdx_assistants",
+    "model": "kdx_models",
+    "dataset": "kdx_datasets",
+}
+BUILTIN = "kdx-builtin"
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A component and the plugin that provides it."""
+
+    kind: Kind
+    spec: Spec
+    plugin: str
+
+
+@dataclass(slots=True)
+class PluginInfo:
+    """What became of one plugin package.
+
+    Args:
+        name: the entry point's name.
+        distribution: the package's name on the index.
+        version: its version.
+        module: what the entry point points at.
+        status: ``"loaded"``, ``"blocked"`` or ``"broken"``.
+        cause: why it is broken, else None.
+        seconds: time its import took.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    module: str
+    status: Literal["loaded", "blocked", "broken"] = "loaded"
+    cause: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """Distribution and version."""
+        return f"{self.distribution} {self.version}"
+
+
+class Plugins:
+    """Loads plugin packages one by one, so that a broken one cannot take the others down.
+
+    Args:
+        strict: raise on the first broken package instead of warning and leaving it out.
+        blocked: names of plugins or distributions to leave out; None reads ``KDX_PLUGINS_DISABLED`` (comma-separated).
+        trace: print every hook call to stderr; None reads ``KDX_PLUGINS_TRACE``.
+        entries: entry points to load; None takes the installed ones of group ``kdx``.
+
+    Raises:
+        PluginError: only if ``strict`` and a package is broken.
+    """
+
+    def __init__(
+        self,
+        *,
+        strict: bool = False,
+        blocked: Iterable[str] | None = None,
+        trace: bool | None = None,
+        entries: Iterable[EntryPoint] | None = None,
+    ) -> None:
+        self.strict = strict
+        self.manager = pluggy.PluginManager(PROJECT)
+        self.manager.add_hookspecs(hookspecs)
+        if blocked is None:
+            blocked = os.environ.get("KDX_PLUGINS_DISABLED", "").split(",")
+        self.blocked = {name.strip() for name in blocked if name.strip()}
+        self.infos: list[PluginInfo] = []
+        if trace if trace is not None else os.environ.get("KDX_PLUGINS_TRACE", "0") not in ("", "0"):
+            self.manager.trace.root.setwriter(sys.stderr.write)
+            self.manager.enable_tracing()
+        self.register(importlib.import_module("kdx.builtin"), BUILTIN)
+        found = entry_points(group=PROJECT) if entries is None else entries
+        for entry in sorted(found, key=lambda entry: (entry.name, entry.value)):
+            self._load(entry)
+        self._components: dict[Kind, dict[str, list[Component]]] = {}
+
+    def register(self, plugin: object, name: str) -> None:
+        """Registers a module or object as a plugin, checking every hook it implements.
+
+        Raises:
+            PluginError: an unknown hook or argument, or a name that is taken (all with the nearest right one).
+        """
+        info = PluginInfo(name, "kdx" if name == BUILTIN else "(registered in this process)", "", _module_of(plugin))
+        self._add(plugin, info, strict=True)
+        self._components = {}
+
+    def components(self, kind: Kind) -> dict[str, list[Component]]:
+        """Name -> the components that claim it (more than one is a clash), in the order of the names.
+
+        Raises:
+            UnknownNameError: no such kind.
+        """
+        if kind not in KINDS:
+            raise UnknownNameError(f"there is no kind of component {kind!r}; {nearest(kind, KINDS)}")
+        if kind not in self._components:
+            found: dict[str, list[Component]] = {}
+            caller = getattr(self.manager.hook, _HOOK[kind])
+            for implementation in caller.get_hookimpls():
+                for spec in self._specs(implementation):
+                    found.setdefault(spec.name, []).append(Component(kind, spec, implementation.plugin_name))
+            self._components[kind] = dict(sorted(found.items()))
+        return self._components[kind]
+
+    def get(self, kind: Kind, name: str) -> Component:
+        """The component of this name.
+
+        Raises:
+            UnknownNameError: there is none; the nearest names are listed.
+            PluginError: two packages claim the name.
+        """
+        found = self.components(kind).get(name)
+        if found is None:
+            raise UnknownNameError(f"there is no {kind} named {name!r}; {nearest(name, self.components(kind))}")
+        if len(found) > 1:
+            claims = " and ".join(f"plugin {item.plugin!r} ({self._label(item.plugin)})" for item in found)
+            other = next((item.plugin for item in found if item.plugin != BUILTIN), found[-1].plugin)
+            raise PluginError(
+                f"{kind} {name!r} is provided by {claims}; leave one out, for instance with "
+                f"KDX_PLUGINS_DISABLED={other}"
+            )
+        return found[0]
+
+    def load(self, kind: Kind, name: str) -> Any:
+        """Imports a component and returns it, a class or another callable.
+
+        Raises:
+            UnknownNameError: there is none of this name.
+            PluginError: its target does not import; the plugin is named.
+        """
+        component = self.get(kind, name)
+        module, _, attribute = component.spec.target.partition(":")
+        try:
+            return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        except Exception as error:
+            raise PluginError(
+                f"{kind} {name!r} of plugin {component.plugin!r} ({self._label(component.plugin)}) points at "
+                f"{component.spec.target!r}, which does not import: {type(error).__name__}: {error}"
+            ) from error
+
+    def make(self, kind: Kind, name: str, /, *args: Any, **options: Any) -> Any:
+        """Builds a component by name.
+
+        Raises:
+            TypeError: an option the component does not have; its options are listed.
+        """
+        target = self.load(kind, name)
+        signature = inspect.signature(target)
+        try:
+            signature.bind(*args, **options)
+        except TypeError as error:
+            known = [parameter for parameter in signature.parameters if parameter not in ("self", "args", "kwargs")]
+            wrong = [option for option in options if option not in signature.parameters]
+            hint = f"; {nearest(wrong[0], known)}" if wrong else ""
+            raise TypeError(f"{kind} {name!r}: {error}{hint}. Its signature is {name}{signature}") from None
+        return target(*args, **options)
+
+    def _load(self, entry: EntryPoint) -> None:
+        distribution = entry.dist.name if entry.dist else "(unknown distribution)"
+        info = PluginInfo(entry.name, distribution, entry.dist.version if entry.dist else "", entry.value)
+        if {entry.name, distribution} & self.blocked:
+            info.status = "blocked"
+            self.infos.append(info)
+            return
+        start = time.perf_counter()
+        try:
+            plugin = entry.load()
+        except (Exception, SystemExit) as error:
+            self.infos.append(info)
+            self._broken(info, f"{type(error).__name__}: {error}", error, strict=self.strict)
+            return
+        info.seconds = time.perf_counter() - start
+        self._add(plugin, info, strict=self.strict)
+
+    def _add(self, plugin: object, info: PluginInfo, *, strict: bool) -> None:
+        self.infos.append(info)
+        try:
+            self.manager.register(plugin, name=info.name)
+        except (ValueError, pluggy.PluginValidationError) as error:
+            if self.manager.get_plugin(info.name) is plugin:
+                self.manager.unregister(plugin)
+            self._broken(info, str(error).replace("\n", " "), error, strict=strict)
+            return
+        callers = self.manager.get_hookcallers(plugin) or []
+        if unknown := [caller.name for caller in callers if not caller.has_spec()]:
+            self.manager.unregister(plugin)
+            known = [name for name in dir(hookspecs) if name.startswith("kdx_")]
+            cause = f"it implements an unknown hook {unknown[0]!r}; {nearest(unknown[0], known)}"
+            self._broken(info, cause, None, strict=strict)
+
+    def _broken(self, info: PluginInfo, cause: str, error: BaseException | None, *, strict: bool) -> None:
+        info.status, info.cause = "broken", cause
+        message = f"plugin {info.name!r} of {info.label} ({info.module}) was left out: {cause}"
+        if strict:
+            raise PluginError(message) from error
+        warnings.warn(message, PluginWarning, stacklevel=2)
+
+    def _specs(self, implementation: Any) -> list[Spec]:
+        info = next(info for info in self.infos if info.name == implementation.plugin_name)
+        try:
+            specs = list(implementation.function())
+        except Exception as error:
+            self._broken(
+                info, f"listing its components failed: {type(error).__name__}: {error}", error, strict=self.strict
+            )
+            return []
+        if wrong := [spec for spec in specs if not isinstance(spec, Spec)]:
+            self._broken(info, f"its hook returned {wrong[0]!r}, expected kdx.Spec objects", None, strict=self.strict)
+            return []
+        return specs
+
+    def _label(self, plugin: str) -> str:
+        return next((info.label.strip() for info in self.infos if info.name == plugin), plugin)
+
+
+@functools.cache
+def default_plugins() -> Plugins:
+    """The registry of this process: kdx's own components and every installed plugin package."""
+    return Plugins()
+
+
+def _module_of(plugin: object) -> str:
+    return getattr(plugin, "__name__", type(plugin).__module__)

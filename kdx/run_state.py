@@ -1,0 +1,193 @@
+"""The state of a run: what observers see, what a checkpoint holds, and how a run continues from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from kdx import evaluation, rng
+from kdx.checkpoint import export_weights, latest_checkpoint, load_checkpoint, save_checkpoint
+from kdx.errors import CheckpointError, KdxError
+from kdx.evaluation import Metrics
+from kdx.losses import Losses
+from kdx.optim import Scheduler
+from kdx.schemes.base import Scheme
+from kdx.stream import Stream
+
+__all__ = ["Finite", "Run", "State"]
+
+
+@dataclass(slots=True)
+class Run:
+    """The state of a run, as observers see it and as :func:`fit` returns it.
+
+    Args:
+        scheme: what is trained.
+        folder: where it writes, or None.
+        epochs: how many epochs it will take.
+        total_steps: how many optimizer steps it will take.
+        log_every: steps between logged losses.
+        epoch: epochs begun so far, from 0.
+        step: optimizer steps done.
+        learning_rate: of the first parameter group.
+        history: one row per evaluation: ``epoch``, ``step`` and the metrics, as ``student/accuracy``.
+        best: the row that was selected, if ``select`` was given.
+        seconds: training time, over all resumed parts.
+        stopped: why it ended early, else None.
+    """
+
+    scheme: Scheme
+    folder: Path | None
+    epochs: int
+    total_steps: int
+    log_every: int
+    epoch: int = 0
+    step: int = 0
+    learning_rate: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    seconds: float = 0.0
+    stopped: str | None = None
+
+    def logs(self, step: int) -> bool:
+        """Whether the losses of this step are logged."""
+        return step % self.log_every == 0 or step == self.total_steps
+
+    def stop(self, reason: str) -> None:
+        """Asks the run to end after this step, as an early-stopping observer does."""
+        self.stopped = reason
+
+
+class State:
+    """Saves and restores everything that a run continues with."""
+
+    def __init__(
+        self,
+        run: Run,
+        accelerator: Accelerator,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Scheduler | None,
+        stream: Stream,
+    ) -> None:
+        self.run = run
+        self.accelerator = accelerator
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.stream = stream
+        self.best: dict[str, dict[str, Tensor]] = {}
+
+    def save(self) -> None:
+        """Writes a checkpoint, if the run has a folder."""
+        if self.run.folder is None or not self.accelerator.is_main_process:
+            return
+        run, scaler = self.run, self.accelerator.scaler
+        state = {
+            "scheme": run.scheme.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.scheduler.schedule.state_dict() if self.scheduler else None,
+            "scaler": scaler.state_dict() if scaler else None,
+            "rng": rng.capture(),
+            "stream": self.stream.state_dict(),
+            "run": {
+                "epoch": run.epoch,
+                "history": run.history,
+                "best": run.best,
+                "seconds": run.seconds,
+                "epochs": run.epochs,
+                "total_steps": run.total_steps,
+            },
+        }
+        save_checkpoint(self.run.folder / "checkpoints", run.step, state)
+
+    def load(self) -> None:
+        """Goes back to the newest checkpoint, if there is one."""
+        if self.run.folder is None:
+            raise ValueError("resume needs the folder of the run")
+        path = latest_checkpoint(self.run.folder / "checkpoints")
+        if path is None:
+            return
+        state = load_checkpoint(path)
+        run = self.run
+        try:
+            run.scheme.load_state_dict(state["scheme"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint {path} is of another scheme or optimizer: {error}") from error
+        saved = state["run"]
+        if (saved["epochs"], saved["total_steps"]) != (run.epochs, run.total_steps):
+            raise CheckpointError(
+                f"checkpoint {path} is of a run of {saved['epochs']} epochs and {saved['total_steps']} steps, this one "
+                f"has {run.epochs} and {run.total_steps}; resume with the same length"
+            )
+        if self.scheduler:
+            self.scheduler.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.stream.load_state_dict(state["stream"])
+        run.step, run.epoch, run.seconds = state["step"], saved["epoch"], saved["seconds"]
+        run.history, run.best, self.best = saved["history"], saved["best"], state["best"]
+        run.learning_rate = self.optimizer.param_groups[0]["lr"]
+        rng.restore(state["rng"])
+
+    def evaluate(self, loader: Iterable[Any], metrics: Metrics, select: str | None) -> dict[str, Any]:
+        """Evaluates every student, adds the row to the history and remembers the weights if they are selected."""
+        run = self.run
+        row: dict[str, Any] = {}
+        for name, student in run.scheme.students.items():
+            output = run.scheme.output_of(name)
+            found = evaluation.evaluate(student, loader, metrics=metrics, device=self.accelerator.device, output=output)
+            row |= {f"{name}/{metric}": value for metric, value in found.items()}
+        run.history.append({"epoch": run.epoch, "step": run.step, **row})
+        if select is not None:
+            key = f"{next(iter(run.scheme.students))}/{select}"
+            if key not in row:
+                raise ValueError(f"select={select!r} is not among the metrics {sorted(row)}")
+            if run.best is None or row[key] > run.best[key]:
+                run.best = run.history[-1]
+                self.best = {
+                    name: {key: value.detach().cpu().clone() for key, value in student.state_dict().items()}
+                    for name, student in run.scheme.students.items()
+                }
+        return row
+
+    def finish(self) -> None:
+        """Puts the selected weights back and exports the students."""
+        run = self.run
+        for name, student in run.scheme.students.items():
+            if name in self.best:
+                student.load_state_dict(self.best[name])
+            if run.folder is not None and self.accelerator.is_main_process:
+                export_weights(student, run.folder / f"{name}.safetensors")
+
+
+class Finite:
+    """Notices a loss that is not finite without a device sync in every step."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._terms: dict[str, Tensor] = {}
+
+    def add(self, losses: Losses, step: int, *, check: bool) -> None:
+        """Takes the losses of a step; ``check`` reads them at once."""
+        self._sum = losses.total if self._sum is None else self._sum + losses.total
+        self._terms = losses.terms
+        if check:
+            self.check(step)
+
+    def check(self, step: int) -> None:
+        """Raises if a loss since the last check was not finite."""
+        if self._sum is not None and not math.isfinite(self._sum.item()):
+            shown = ", ".join(f"{name}={term.item():.4g}" for name, term in self._terms.items())
+            raise KdxError(
+                f"the loss is not finite at or before step {step} (last terms: {shown}); lower the learning rate, clip "
+                "the gradient or check the data. The last checkpoint is from before"
+            )
+        self._sum = None

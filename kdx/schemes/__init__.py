@@ -1,0 +1,1 @@
+"""Schemes: who teaches whom, and what each term weighs."""

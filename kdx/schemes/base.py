@@ -1,0 +1,164 @@
+"""The base of all schemes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdx.batch import Batch
+from kdx.capture import Captured
+from kdx.errors import CaptureError
+from kdx.knowledge.base import Knowledge
+from kdx.losses import Losses, cross_entropy
+
+__all__ = ["KnowledgeTerms", "Scheme", "Task", "TaskFn"]
+
+TaskFn = Callable[[Tensor, Any], Tensor]
+"""``(logits, targets) -> scalar``, a mean over the labelled rows."""
+
+Task = TaskFn | tuple[float, TaskFn] | None
+"""The task loss with its weight; a function alone weighs 1, None means no task loss."""
+
+KnowledgeTerms = Mapping[str, Knowledge | tuple[float, Knowledge]]
+"""Term name -> component, or weight and component."""
+
+
+class Scheme(nn.Module, ABC):
+    """Who teaches whom. Calling it on a batch gives the losses; :func:`kdx.fit` trains it, any loop can.
+
+    A scheme holds the students as submodules, the teachers with their policy and the weighted terms. It owns the
+    isolation of gradients and keeps teachers in their mode. The task loss is its own, not a knowledge component.
+
+    Args:
+        task: ``(weight, fn)``, ``fn`` alone or None; ``fn(logits, targets)`` is a mean over labelled rows. The default
+            is cross-entropy, 0 for a batch without labels.
+        knowledge: name -> ``(weight, component)`` or component alone (weight 1).
+    """
+
+    def __init__(self, *, task: Task = cross_entropy, knowledge: KnowledgeTerms | None = None) -> None:
+        super().__init__()
+        self.task_weight, self.task = _task(task)
+        self.weights: dict[str, float] = {}
+        self.knowledge = nn.ModuleDict()
+        for name, term in (knowledge or {}).items():
+            weight, component = term if isinstance(term, tuple) else (1.0, term)
+            if not isinstance(component, Knowledge):
+                raise TypeError(
+                    f"knowledge[{name!r}] must be a kdx.Knowledge or (weight, kdx.Knowledge), got "
+                    f"{type(component).__name__}"
+                )
+            if name == "task" or "/" in name or "." in name:
+                raise ValueError(f"knowledge name {name!r} is not allowed: not 'task', and no '/' or '.' in it")
+            self.weights[name] = float(weight)
+            self.knowledge[name] = component
+
+    @property
+    @abstractmethod
+    def students(self) -> dict[str, nn.Module]:
+        """Name -> model that is trained, evaluated and exported. The first one is *the* student."""
+
+    @property
+    def components(self) -> dict[str, Knowledge]:
+        """The knowledge components by name."""
+        return {name: part for name, part in self.knowledge.items() if isinstance(part, Knowledge)}
+
+    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
+        """What reads the logits in a student's output, None for the usual ways."""
+        return None
+
+    @abstractmethod
+    def forward(self, batch: Batch | Any) -> Losses:
+        """The losses of one batch (a :class:`kdx.Batch`, or what ``Batch.of`` reads)."""
+
+    def setup(self, batch: Batch | Any) -> None:
+        """Builds what depends on the models' shapes (adapters), from one batch. Changes no model.
+
+        :func:`kdx.fit` calls it. In a loop of one's own call it before the optimizer is built, if a component needs
+        it; calling it twice does nothing.
+        """
+
+    @property
+    def ready(self) -> bool:
+        """Whether every learnable part exists, so that :meth:`setup` has nothing to build."""
+        return all(part.ready for part in self.modules() if isinstance(part, Knowledge))
+
+    def task_term(self, captured: Captured, batch: Batch) -> Tensor | None:
+        """The weighted task loss, or None without one or without targets to compare with."""
+        if self.task is None or self.task_weight == 0:
+            return None
+        if batch.targets is None:
+            raise ValueError("the scheme has a task loss but the batch has no targets; give targets, or task=None")
+        return self.task_weight * self.task(captured.logits, batch.targets)
+
+    def knowledge_terms(
+        self, components: Mapping[str, Knowledge], student: Captured, teacher: Captured, batch: Batch
+    ) -> dict[str, Tensor]:
+        """The weighted term of every component; a weight of 0 switches a term off."""
+        terms = {}
+        for name, component in components.items():
+            if (weight := self.weights[name]) != 0:
+                if component.needs_index and batch.index is None:
+                    raise ValueError(
+                        f"knowledge {name!r} keeps a store per sample and needs batch.index; let the data set yield "
+                        "kdx.Batch(inputs, targets, index)"
+                    )
+                terms[name] = weight * component(student, teacher, batch)
+        return terms
+
+
+def setup_components(
+    components: Iterable[Knowledge], student: Callable[[], Captured], teacher: Callable[[], Captured]
+) -> None:
+    """Runs ``setup`` of the components that want it, on one captured pass of each model."""
+    waiting = [component for component in components if not component.ready]
+    if waiting:
+        with torch.no_grad():
+            captured = student().detach(), teacher().detach()
+        for component in waiting:
+            component.setup(*captured)
+
+
+def check_ready(components: Mapping[str, Knowledge]) -> None:
+    """Raises if a learnable part is missing, which an optimizer built before would never train."""
+    for name, component in components.items():
+        if not component.ready:
+            raise RuntimeError(
+                f"knowledge {name!r} builds its adapter from the models' shapes: call scheme.setup(batch) once, "
+                "before the optimizer is built (kdx.fit does)"
+            )
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Puts models into evaluation mode, and every submodule back into its own mode afterwards."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Says which knowledge component asked for a tap that cannot be had."""
+    try:
+        yield
+    except CaptureError as error:
+        raise CaptureError(f"knowledge {name!r}: {error}") from error
+
+
+def _task(task: Task) -> tuple[float, TaskFn | None]:
+    if task is None:
+        return 0.0, None
+    weight, fn = task if isinstance(task, tuple) else (1.0, task)
+    if not callable(fn):
+        raise TypeError(f"task must be fn, (weight, fn) or None, with fn(logits, targets); got {task!r}")
+    return float(weight), fn

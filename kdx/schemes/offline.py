@@ -1,0 +1,92 @@
+"""Offline distillation: a trained teacher, one way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.batch import Batch
+from kdx.capture import Taps
+from kdx.losses import Losses, cross_entropy
+from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, evaluating, naming, setup_components
+from kdx.teachers import Teacher
+
+__all__ = ["Offline"]
+
+
+class Offline(Scheme):
+    """A trained teacher teaches a student; nothing about the teacher changes.
+
+    Total: ``w_task * task(z_s, y) + sum_k w_k * knowledge_k(student, teacher)``.
+
+    Args:
+        student: the model to train.
+        teacher: a trained model, held frozen in evaluation mode, or a :class:`kdx.teachers.Teacher`.
+        task: see :class:`kdx.Scheme`.
+        knowledge: see :class:`kdx.Scheme`.
+        student_output: see :class:`kdx.capture.Taps`.
+        teacher_output: the same for the teacher.
+
+    Raises:
+        CaptureError: a component taps a layer that the student or the teacher does not have.
+
+    Paper: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531.
+
+    Example:
+        >>> import torch, kdx
+        >>> student, teacher = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+        >>> distil = kdx.Offline(student, teacher, knowledge={"kd": (0.9, kdx.SoftTargets(4.0))})
+        >>> sorted(distil((torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))).terms)
+        ['kd', 'task']
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Teacher,
+        *,
+        task: Task = cross_entropy,
+        knowledge: KnowledgeTerms | None = None,
+        student_output: Callable[[Any], Tensor] | None = None,
+        teacher_output: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        super().__init__(task=task, knowledge=knowledge)
+        if student is teacher:
+            raise ValueError("student and teacher are one module; the teacher would be trained. Pass a copy")
+        self.student = student
+        self.teacher = Teacher.of(teacher, teacher_output)
+        self._taps = Taps(student, output=student_output)
+        for name, component in self.components.items():
+            with naming(name):
+                self._taps.add(component.student_taps)
+                self.teacher.tap(component.teacher_taps)
+
+    @property
+    @override
+    def students(self) -> dict[str, nn.Module]:
+        return {"student": self.student}
+
+    @override
+    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
+        return self._taps.output
+
+    @override
+    def setup(self, batch: Batch | Any) -> None:
+        batch = Batch.of(batch)
+        with evaluating(self.student):
+            setup_components(
+                self.components.values(), lambda: self._taps(batch.inputs), lambda: self.teacher(batch)
+            )
+
+    @override
+    def forward(self, batch: Batch | Any) -> Losses:
+        batch = Batch.of(batch)
+        check_ready(self.components)
+        teacher = self.teacher(batch)
+        student = self._taps(batch.inputs)
+        task = self.task_term(student, batch)
+        terms = {} if task is None else {"task": task}
+        return Losses.of(terms | self.knowledge_terms(self.components, student, teacher, batch))

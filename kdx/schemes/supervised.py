@@ -1,0 +1,58 @@
+"""Supervised training: labels alone, the control of every distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.batch import Batch
+from kdx.capture import Taps
+from kdx.losses import Losses, cross_entropy
+from kdx.schemes.base import Scheme, Task
+
+__all__ = ["Supervised"]
+
+
+class Supervised(Scheme):
+    """Trains one model on the task loss: a teacher, or a student alone as the control.
+
+    Args:
+        student: the model.
+        task: see :class:`kdx.Scheme`.
+        student_output: see :class:`kdx.capture.Taps`.
+
+    Example:
+        >>> import torch
+        >>> alone = Supervised(torch.nn.Linear(3, 2))
+        >>> list(alone((torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))).terms)
+        ['task']
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        task: Task = cross_entropy,
+        student_output: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        super().__init__(task=task)
+        self.student = student
+        self._taps = Taps(student, output=student_output)
+
+    @property
+    @override
+    def students(self) -> dict[str, nn.Module]:
+        return {"student": self.student}
+
+    @override
+    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
+        return self._taps.output
+
+    @override
+    def forward(self, batch: Batch | Any) -> Losses:
+        batch = Batch.of(batch)
+        term = self.task_term(self._taps(batch.inputs), batch)
+        return Losses.of({} if term is None else {"task": term})

@@ -1,0 +1,113 @@
+"""The training data as a stream that can be continued exactly where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+
+from kdx import rng
+from kdx.batch import Batch
+
+__all__ = ["Stream", "windows"]
+
+
+class Stream:
+    """Batches of a data loader, with a random state of their own.
+
+    Shuffling and transforms draw from the global generators, as the training step (dropout) does. Here the data have
+    their own copy of those generators, swapped in while a batch is fetched. So the data order depends on nothing the
+    model does, and replaying an epoch's first k batches reaches exactly the state after k batches, whatever the
+    loader is: that is how a run resumes in the middle of an epoch.
+
+    Args:
+        loader: an iterable of what :meth:`kdx.Batch.of` reads; ``set_epoch`` of its sampler, batch sampler and data
+            set is called with the epoch if they have it.
+        device: where batches go.
+    """
+
+    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+        self.loader = loader
+        self.device = device
+        self._now = rng.capture(cuda=False)
+        self._epoch_start = self._now
+        self._generators = _own_generators(loader)
+        self._generators_start = [generator.get_state() for generator in self._generators]
+        self._consumed = 0
+        self._replay = 0
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch; after :meth:`load_state_dict` those that the interrupted epoch still owed."""
+        for owner in _epoch_owners(self.loader):
+            owner.set_epoch(epoch)
+        if not self._replay:
+            self._epoch_start = self._now
+            self._generators_start = [generator.get_state() for generator in self._generators]
+        skip, self._replay, self._consumed = self._replay, 0, 0
+        with self._own_random_state():
+            batches = iter(self.loader)
+        while True:
+            with self._own_random_state():
+                item = next(batches, None)
+            if item is None:
+                self._consumed = 0
+                return
+            self._consumed += 1
+            if self._consumed > skip:
+                yield Batch.of(item).to(self.device, non_blocking=True)
+
+    @contextmanager
+    def _own_random_state(self) -> Iterator[None]:
+        outside = rng.capture(cuda=False)
+        rng.restore(self._now)
+        try:
+            yield
+        finally:
+            self._now = rng.capture(cuda=False)
+            rng.restore(outside)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`load_state_dict` needs to go on after the batches that were consumed."""
+        mid_epoch = self._consumed > 0
+        return {
+            "global": self._epoch_start if mid_epoch else self._now,
+            "own": self._generators_start if mid_epoch else [generator.get_state() for generator in self._generators],
+            "consumed": self._consumed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to the start of the saved epoch and skips what it had consumed."""
+        self._now = self._epoch_start = state["global"]
+        for generator, saved in zip(self._generators, state["own"], strict=True):
+            generator.set_state(saved)
+        self._generators_start = list(state["own"])
+        self._replay = state["consumed"]
+
+
+def _parts(loader: Any) -> list[Any]:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    found = [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+    return [part for i, part in enumerate(found) if part is not None and not any(part is other for other in found[:i])]
+
+
+def _own_generators(loader: Any) -> list[torch.Generator]:
+    found: list[torch.Generator] = []
+    for part in _parts(loader):
+        generator = getattr(part, "generator", None)
+        if isinstance(generator, torch.Generator) and not any(generator is other for other in found):
+            found.append(generator)
+    return found
+
+
+def _epoch_owners(loader: Any) -> list[Any]:
+    parts = [*_parts(loader), getattr(loader, "dataset", None)]
+    return [part for part in parts if callable(getattr(part, "set_epoch", None))]
+
+
+def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Groups of up to ``size`` micro-batches, one optimizer step each; the last may be shorter."""
+    while window := list(islice(batches, size)):
+        yield window
