@@ -92,6 +92,7 @@ def fit(
     Raises:
         Interrupted: SIGINT or SIGTERM came; the step was finished and, with a folder, a checkpoint written.
         KdxError: a loss is not finite; the last good checkpoint stays.
+        RunExistsError: the folder holds checkpoints and ``resume`` was not given.
         CheckpointError: the checkpoint to resume from is damaged or belongs to another scheme or optimizer.
 
     Example:
@@ -120,8 +121,7 @@ def fit(
     forward: Callable[[Batch], Losses] = torch.compile(engine) if compile else engine
     stream = Stream(train, accelerator.device)
     state = State(run, accelerator, raw_optimizer, scheduler, stream)
-    if resume:
-        state.load()
+    state.claim(resume=resume)
     watchers = Observers([*([MetricsLog(), TensorBoardLog()] if folder else []), *observers])
 
     scheme.train()
@@ -162,7 +162,7 @@ def fit(
                 run.seconds = time.perf_counter() - start
                 state.save()
     except PluginError:
-        state.save()
+        state.save()  # an observer failed, the run did not
         raise
     finally:
         accelerator.unwrap_model(engine, keep_fp32_wrapper=False)

@@ -46,8 +46,8 @@ class Observers:
             for implementation in getattr(installed.hook, event).get_hookimpls()
         }
         # pluggy calls the last registered first
-        for observer in [*reversed(list(extra))]:
-            self._register(observer, f"{type(observer).__name__}-{id(observer):x}")
+        for position, observer in reversed(list(enumerate(extra, start=1))):
+            self._register(observer, f"{type(observer).__name__} (number {position})")
         for name, plugin in watching.items():
             self._register(plugin, name)
 

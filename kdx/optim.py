@@ -66,7 +66,9 @@ def make_optimizer(spec: OptimizerSpec, parameters: Iterable[torch.Tensor]) -> t
         if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
     }
     target = _find("optimizer", name, known)
-    return target(parameters, **_checked(target, "optimizer", name, _DEFAULTS.get(name, {}) | options))
+    options = _checked(target, "optimizer", name, _DEFAULTS.get(name, {}) | options)
+    made: torch.optim.Optimizer = target(parameters, **options)
+    return made
 
 
 def make_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, steps: int, epochs: int) -> Scheduler | None:

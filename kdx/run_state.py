@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdx import evaluation, rng
 from kdx.checkpoint import export_weights, latest_checkpoint, load_checkpoint, save_checkpoint
-from kdx.errors import CheckpointError, KdxError
+from kdx.errors import CheckpointError, KdxError, RunExistsError
 from kdx.evaluation import Metrics
 from kdx.losses import Losses
 from kdx.optim import Scheduler
@@ -107,13 +107,20 @@ class State:
         }
         save_checkpoint(self.run.folder / "checkpoints", run.step, state)
 
-    def load(self) -> None:
-        """Goes back to the newest checkpoint, if there is one."""
+    def claim(self, *, resume: bool) -> None:
+        """Takes the folder, going back to its newest checkpoint when resuming."""
         if self.run.folder is None:
-            raise ValueError("resume needs the folder of the run")
-        path = latest_checkpoint(self.run.folder / "checkpoints")
-        if path is None:
+            if resume:
+                raise ValueError("resume needs the folder of the run")
             return
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        path = latest_checkpoint(self.run.folder / "checkpoints")
+        if path is not None and not resume:
+            raise RunExistsError(f"{self.run.folder} holds a run already; resume=True goes on with it")
+        if path is not None:
+            self._load(path)
+
+    def _load(self, path: Path) -> None:
         state = load_checkpoint(path)
         run = self.run
         try:

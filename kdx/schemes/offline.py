@@ -77,9 +77,7 @@ class Offline(Scheme):
     def setup(self, batch: Batch | Any) -> None:
         batch = Batch.of(batch)
         with evaluating(self.student):
-            setup_components(
-                self.components.values(), lambda: self._taps(batch.inputs), lambda: self.teacher(batch)
-            )
+            setup_components(self.components.values(), lambda: self._taps(batch.inputs), lambda: self.teacher(batch))
 
     @override
     def forward(self, batch: Batch | Any) -> Losses:

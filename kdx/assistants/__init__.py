@@ -1,0 +1,1 @@
+"""Teacher assistants: a distillation planned in stages."""

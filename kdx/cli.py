@@ -1,0 +1,229 @@
+"""The ``kdx`` command. Nothing here imports torch before a command needs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from kdx import __version__
+from kdx.errors import Interrupted, KdxError
+
+app = typer.Typer(
+    name="kdx",
+    help="Knowledge distillation: recipes, components, plugins and kernels.",
+    epilog="Examples:  kdx run fashion-offline  ·  kdx list knowledge  ·  kdx show soft-targets  ·  kdx env",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """The entry point: errors of kdx become one message and a status, not a traceback."""
+    try:
+        app()
+    except Interrupted as stop:
+        _fail(str(stop), 128 + stop.signum)
+    except KdxError as error:
+        _fail(str(error), 1)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    from rich.console import Console
+
+    Console(stderr=True).print(f"[bold red]kdx:[/] {_escape(message)}", soft_wrap=True, highlight=False)
+    sys.exit(status)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"kdx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    "run",
+    epilog="Examples:  kdx run fashion-offline  ·  kdx run fashion-offline train.epochs=4 seed=1  ·  "
+    "kdx run my/recipe.yaml --folder runs/mine --resume  ·  kdx run fashion-offline --seeds 0,1,2",
+)
+def run_recipe(
+    recipe: Annotated[str | None, typer.Argument(help="Name of a recipe, or path of a YAML file.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Override keys.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to write; default runs/RECIPE.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Move the run in the folder aside.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    seeds: Annotated[str | None, typer.Option(help="Several seeds, as 0,1,2: one run each and a table.")] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line after every epoch.")] = False,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: train the teacher, the student alone and the distilled student, and compare them."""
+    from kdx.recipe import load_recipe, recipe_names
+
+    if list_recipes or recipe is None:
+        summaries = {name: load_recipe(name).summary for name in recipe_names()}
+        if as_json:
+            _print_json(summaries)
+        for name, summary in summaries.items() if not as_json else ():
+            typer.echo(f"{name:20} {summary}")
+        return
+    checked = load_recipe(recipe, overrides or [])
+    if dry_run:
+        typer.echo(checked.yaml(), nl=False)
+        return
+    _run(checked, folder or Path("runs") / Path(recipe).stem, _seeds(seeds), resume, force, verbose, as_json)
+
+
+def _seeds(text: str | None) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers, as 0,1,2; got {text!r}", param_hint="--seeds") from None
+
+
+def _run(recipe: Any, folder: Path, seeds: list[int], resume: bool, force: bool, verbose: bool, as_json: bool) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=as_json)
+    with console.status("loading torch") if console.is_terminal else _nothing():
+        from kdx.experiment import Experiment, WeakTeacherWarning
+        from kdx.progress import ProgressBar
+        from kdx.recipe import check_recipe
+        from kdx.report import seeds_table, stages_table
+
+    summaries = []
+    for seed in seeds or [recipe.seed]:
+        target = folder / f"seed-{seed}" if seeds else folder
+        one = check_recipe({**recipe.dump(), "seed": seed})
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", WeakTeacherWarning)  # the summary holds it, and it is printed below
+                experiment = Experiment(one, target, [ProgressBar(console, verbose=verbose)])
+                summary = experiment.run(resume=resume, force=force)
+        except Interrupted as stop:
+            arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--force")]
+            raise Interrupted(f"{stop}\nto go on: kdx {' '.join([*arguments, '--resume'])}", stop.signum) from stop
+        summaries.append(summary)
+        console.print(stages_table(summary))
+        for message in summary["warnings"]:
+            console.print(f"[yellow]warning:[/] {_escape(message)}")
+        console.print(f"report: {target / 'report.html'}", soft_wrap=True, highlight=False)
+    if seeds:
+        console.print(seeds_table(summaries))
+    if as_json:
+        _print_json(summaries if seeds else summaries[0])
+
+
+def _nothing() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+@app.command("plugins", epilog="Example:  kdx plugins --json")
+def list_plugins(as_json: Json = False) -> None:
+    """List the plugin packages: what they provide, and why a broken one was left out."""
+    from kdx.registry import KINDS, default_plugins
+
+    plugins = default_plugins()
+    provides: dict[str, list[str]] = {}
+    for kind in KINDS:
+        for name, found in plugins.components(kind).items():
+            for item in found:
+                provides.setdefault(item.plugin, []).append(f"{kind} {name}")
+    rows = [dataclasses.asdict(info) | {"components": provides.get(info.name, [])} for info in plugins.infos]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        typer.echo(f"{row['name']}  {row['distribution']} {row['version']}  {row['status']}".rstrip())
+        provided = row["cause"] or f"{len(row['components'])} components"
+        typer.echo(f"    {provided}; import took {row['seconds']:.3f} s")
+
+
+@app.command("list", epilog="Example:  kdx list knowledge")
+def list_components(
+    kind: Annotated[str | None, typer.Argument(help="knowledge, scheme, assistant, model or dataset.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List components, of one kind or of all, with their papers."""
+    from kdx.registry import KINDS, default_plugins
+
+    plugins = default_plugins()
+    kinds = KINDS if kind is None else (kind,)
+    rows = [
+        {"kind": each, "name": name, "plugin": item.plugin, "summary": item.spec.summary, "paper": item.spec.paper}
+        for each in kinds
+        for name, found in plugins.components(each).items()  # type: ignore[arg-type]  # checked there
+        for item in found
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        typer.echo(
+            f"{row['kind']:10} {row['name']:20} {row['summary']}" + (f"  [{row['paper']}]" if row["paper"] else "")
+        )
+
+
+@app.command("show", epilog="Example:  kdx show soft-targets")
+def show_component(name: Annotated[str, typer.Argument(help="Name of a component.")], as_json: Json = False) -> None:
+    """Show a component: what it computes, its options with types, defaults and docs, its paper."""
+    import inspect
+
+    from kdx.errors import UnknownNameError, nearest
+    from kdx.options import options_of
+    from kdx.registry import KINDS, default_plugins
+
+    plugins = default_plugins()
+    kinds = [kind for kind in KINDS if name in plugins.components(kind)]
+    if not kinds:
+        known = {each for kind in KINDS for each in plugins.components(kind)}
+        raise UnknownNameError(f"there is no component named {name!r}; {nearest(name, known)}")
+    for kind in kinds:
+        component = plugins.get(kind, name)
+        target = plugins.load(kind, name)
+        doc = inspect.getdoc(target) or ""
+        options = [
+            {"name": option.name, "type": option.type_name, "required": option.required, "doc": option.doc}
+            | ({} if option.required else {"default": option.default})
+            for option in options_of(target)
+        ]
+        if as_json:
+            _print_json({"kind": kind, **dataclasses.asdict(component.spec), "doc": doc, "options": options})
+            continue
+        typer.echo(f"{kind} {name}  ({component.plugin}, {component.spec.target})\n\n{doc.split('Args:')[0].strip()}\n")
+        if component.spec.paper:
+            typer.echo(f"paper: {component.spec.paper}\n")
+        typer.echo("options:")
+        for option in options:
+            default = "required" if option["required"] else f"default {option['default']!r}"
+            typer.echo(f"  {option['name']}: {option['type']}, {default}\n      {option['doc']}")

@@ -1,0 +1,104 @@
+"""The options of a component: read from its signature and docstring, checked by pydantic."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import docstring_parser
+from pydantic import ConfigDict, ValidationError, create_model
+
+from kdx.errors import RecipeError, nearest
+
+__all__ = ["Option", "check_options", "options_of", "problems"]
+
+_REQUIRED = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One keyword option of a component.
+
+    Args:
+        name: as written in a recipe.
+        type: its annotation.
+        default: its default, meaningless if ``required``.
+        required: whether it has no default.
+        doc: its line in the docstring.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    required: bool
+    doc: str
+
+    @property
+    def type_name(self) -> str:
+        """The annotation as a reader writes it."""
+        shown = inspect.formatannotation(self.type)
+        return shown.replace("typing.", "").replace("collections.abc.", "")
+
+
+def options_of(target: Callable[..., Any]) -> list[Option]:
+    """The options of a class or function, in the order of its signature."""
+    function = target.__init__ if inspect.isclass(target) else target
+    hints = typing.get_type_hints(function)
+    parsed = docstring_parser.parse(inspect.getdoc(target) or "")
+    docs = {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
+    found = []
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        required = parameter.default is parameter.empty
+        default = _REQUIRED if required else parameter.default
+        found.append(Option(name, hints.get(name, Any), default, required, docs.get(name, "")))
+    return found
+
+
+def check_options(
+    what: str, target: Callable[..., Any], options: Mapping[str, Any], *, supplied: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Checks options against a component's signature and converts them (lists to tuples, numbers to floats).
+
+    Args:
+        what: how messages name the component, as ``"knowledge.kd (soft-targets)"``.
+        target: the component.
+        options: what the recipe gives.
+        supplied: parameters that kdx fills in itself and a recipe must not give.
+
+    Returns:
+        The converted options; those that were not given are left out.
+
+    Raises:
+        RecipeError: an unknown option (with the nearest name) or a value of the wrong type.
+    """
+    known = {option.name: option for option in options_of(target) if option.name not in supplied}
+    if unknown := [name for name in options if name not in known]:
+        raise RecipeError(f"{what}: unknown option {unknown[0]!r}; {nearest(unknown[0], known)}")
+    fields: dict[str, Any] = {
+        option.name: (option.type, ... if option.required else option.default) for option in known.values()
+    }
+    config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+    checked = create_model("Options", __config__=config, **fields)
+    try:
+        values = checked.model_validate(dict(options))
+    except ValidationError as error:
+        raise RecipeError("; ".join(f"{what}.{line}" for line in problems(error))) from error
+    return {name: getattr(values, name) for name in options}
+
+
+def problems(error: ValidationError) -> list[str]:
+    """One line per problem: path to the key, what was expected and what came."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "missing":
+            lines.append(f"{path}: is required and was not given")
+        else:
+            message = item["msg"][:1].lower() + item["msg"][1:]
+            lines.append(f"{path}: {message.removeprefix('value error, ')}, got {item['input']!r}")
+    return lines

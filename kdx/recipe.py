@@ -1,0 +1,249 @@
+"""Recipes: what an experiment consists of, read from YAML and checked before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+from kdx.errors import RecipeError, UnknownNameError, nearest
+from kdx.options import check_options, problems
+from kdx.registry import Kind, default_plugins
+
+__all__ = ["Recipe", "find_recipe", "load_recipe", "recipe_names"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(BaseModel):
+    """A component by name; every further key is an option of that component."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options given."""
+        return dict(self.model_extra or {})
+
+
+class KnowledgeTerm(Component):
+    """A knowledge component with its weight in the total loss."""
+
+    weight: float = 1.0
+
+
+class Augment(_Section):
+    """Random shifts and mirror images; teacher and student see the same view."""
+
+    shift: int = Field(2, ge=0, description="largest shift in pixels")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a mirror image")
+
+
+class Data(_Section):
+    """The data and how they are split. The test set is touched once, after training."""
+
+    dataset: Component = Field(description="a data set; it is built with split='train' and split='test'")
+    validation: int = Field(500, ge=1, description="training rows held out to select the epoch")
+    labelled: int | None = Field(None, ge=1, description="rows whose label the student sees; the others are unlabelled")
+    batch_size: int = Field(64, ge=1, description="rows per micro-batch")
+    augment: Augment | None = Field(None, description="augmentation of the training rows")
+    workers: int = Field(0, ge=0, description="loader processes")
+
+
+class Train(_Section):
+    """How one stage is trained; the options of kdx.fit."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training rows")
+    optimizer: Component = Field(Component(name="AdamW"), description="an optimizer of torch.optim with its options")
+    schedule: Component | None = Field(
+        Component(name="CosineAnnealingLR"), description="a schedule of torch.optim.lr_scheduler with its options"
+    )
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    clip_grad_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="precision of the forward pass")
+
+
+class Teacher(_Section):
+    """The teacher: a model that is trained on all labels, or loaded."""
+
+    model: Component = Field(description="a model")
+    train: Train = Field(Train(), description="how it is trained if no weights are given")
+    weights: Path | None = Field(None, description="safetensors to load instead of training")
+
+
+class Student(_Section):
+    """The student."""
+
+    model: Component = Field(description="a model")
+
+
+class Recipe(_Section):
+    """One experiment."""
+
+    summary: str = Field("", description="one line for the list of recipes")
+    seed: int = Field(0, ge=0, description="seeds the split, the labels kept, the weights and the order of the data")
+    device: Literal["auto", "cpu"] = Field("auto", description="where it runs")
+    threads: int | None = Field(None, ge=1, description="CPU threads; None leaves torch's choice")
+    data: Data = Field(description="the data")
+    teacher: Teacher | None = Field(None, description="the teacher, if the scheme has one")
+    student: Student = Field(description="the student")
+    scheme: Component = Field(Component(name="offline"), description="who teaches whom")
+    task_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy on the labelled rows")
+    knowledge: dict[str, KnowledgeTerm] = Field({}, description="what is transferred, by name of the term")
+    train: Train = Field(Train(), description="how the student is trained, alone and distilled")
+    control: bool = Field(True, description="also train the student on its labels alone, for comparison")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_sections(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: item for key, item in value.items() if not (key == "knowledge" and item is None)}
+        return value
+
+    def dump(self) -> dict[str, Any]:
+        """The resolved recipe as plain values."""
+        return self.model_dump(mode="json")
+
+    def yaml(self) -> str:
+        """The resolved recipe as YAML."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.dump()))
+
+
+def recipe_names() -> dict[str, Path]:
+    """Name -> file of the recipes that come with kdx."""
+    folder = Path(str(resources.files("kdx") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file of a recipe given by name or by path.
+
+    Raises:
+        RecipeError: there is neither.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if not path.is_file():
+            raise RecipeError(f"there is no recipe file {str(path)!r}")
+        return path
+    known = recipe_names()
+    if str(recipe) not in known:
+        raise RecipeError(f"there is no recipe {str(recipe)!r}; {nearest(str(recipe), known)}. A path works as well")
+    return known[str(recipe)]
+
+
+def load_recipe(recipe: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """Reads, overrides and checks a recipe.
+
+    Args:
+        recipe: name or path.
+        overrides: ``["train.epochs=2"]``, or a mapping with dotted or nested keys.
+
+    Raises:
+        RecipeError: names the path to the wrong key, what was expected, what came, and the nearest name.
+    """
+    path = find_recipe(recipe)
+    try:
+        config = OmegaConf.merge(OmegaConf.load(path), _overriding(overrides))
+        values = OmegaConf.to_container(config, resolve=True)
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(f"recipe {path.name}: {error}") from error
+    return check_recipe(values, path.name)
+
+
+def _overriding(overrides: Sequence[str] | Mapping[str, Any]) -> DictConfig:
+    config = OmegaConf.create({})
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            OmegaConf.update(config, key, value, merge=True, force_add=True)
+        return config
+    if wrong := [item for item in overrides if "=" not in item]:
+        raise RecipeError(f"override {wrong[0]!r} must have the form key.sub=value, as in train.epochs=2")
+    return OmegaConf.from_dotlist(list(overrides))
+
+
+def check_recipe(values: Any, where: str = "recipe") -> Recipe:
+    """Checks plain values, every component's options included.
+
+    Raises:
+        RecipeError: see :func:`load_recipe`.
+    """
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{where}: a recipe must be a mapping of sections, got {type(values).__name__}")
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            _with_nearest(line, item["loc"], item["type"])
+            for line, item in zip(problems(error), error.errors(), strict=True)
+        ]
+        raise RecipeError(f"{where}: " + "\n".join(lines)) from error
+    try:
+        _check_components(recipe)
+    except UnknownNameError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    return recipe
+
+
+SUPPLIED = {
+    "scheme": frozenset(
+        {"student", "teacher", "teachers", "peers", "task", "knowledge", "student_output", "teacher_output"}
+    ),
+    "dataset": frozenset({"split"}),
+    "model": frozenset({"num_classes", "input_shape"}),
+}
+"""Parameters that an experiment fills in itself, by kind."""
+
+
+def _check_components(recipe: Recipe) -> None:
+    _check("data.dataset", "dataset", recipe.data.dataset)
+    _check("student.model", "model", recipe.student.model)
+    if recipe.teacher:
+        _check("teacher.model", "model", recipe.teacher.model)
+    scheme = _check("scheme", "scheme", recipe.scheme)
+    wants = inspect.signature(scheme).parameters
+    if "teacher" in wants and recipe.teacher is None:
+        raise RecipeError(f"scheme {recipe.scheme.name!r} needs a teacher: give the section teacher with its model")
+    if "teacher" not in wants and recipe.teacher is not None:
+        raise RecipeError(f"scheme {recipe.scheme.name!r} takes no teacher: remove the section teacher")
+    for name, term in recipe.knowledge.items():
+        _check(f"knowledge.{name}", "knowledge", term)
+
+
+def _check(path: str, kind: Kind, component: Component) -> Any:
+    try:
+        target = default_plugins().load(kind, component.name)
+    except UnknownNameError as error:
+        raise RecipeError(f"{path}.name: {error}") from error
+    check_options(f"{path} ({component.name})", target, component.options, supplied=SUPPLIED.get(kind, frozenset()))
+    return target
+
+
+def _with_nearest(line: str, location: tuple[int | str, ...], kind: str) -> str:
+    if kind != "extra_forbidden":
+        return line
+    section: Any = Recipe
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        section = next(
+            (item for item in (annotation, *getattr(annotation, "__args__", ())) if hasattr(item, "model_fields")), None
+        )
+        if section is None:
+            return line
+    path = ".".join(str(part) for part in location)
+    return f"{path}: unknown key; {nearest(str(location[-1]), section.model_fields)}"

@@ -1,0 +1,132 @@
+"""The report of a run: a table for the terminal, curves as PNG, both as one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from kdx.checkpoint import atomic_write
+from kdx.observers import MetricsLog, read_metrics
+
+__all__ = ["draw_curves", "seeds_table", "stage_rows", "stages_table", "write_report"]
+
+COLUMNS = ("", "test accuracy", "validation", "parameters", "size", "latency", "training", "gain")
+LABELS = {"teacher": "teacher", "alone": "student alone", "distilled": "distilled student"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table, as text."""
+
+    name: str
+    cells: tuple[str, ...]
+
+
+def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
+    """The table of a summary: a row per stage, the columns of :data:`COLUMNS`."""
+    rows = []
+    for name, stage in summary["stages"].items():
+        gain = summary["gain"]
+        rows.append(
+            Row(
+                LABELS.get(name, name),
+                (
+                    f"{100 * stage['test']['accuracy']:.2f} %",
+                    f"{100 * stage['validation']['accuracy']:.2f} %",
+                    f"{stage['parameters']:,}",
+                    f"{stage['bytes'] / 1024:,.0f} KiB",
+                    f"{stage['latency_ms']:.2f} ± {stage['latency_spread_ms'] / 2:.2f} ms",
+                    f"{stage['seconds']:.0f} s" if "seconds" in stage else "loaded",
+                    f"{gain:+.2f} points" if name == "distilled" and gain is not None else "",
+                ),
+            )
+        )
+    return rows
+
+
+def stages_table(summary: Mapping[str, Any]) -> Table:
+    """The table for the terminal."""
+    title = f"{summary['recipe']}, seed {summary['seed']}: accuracy on {summary['test_rows']:,} held-out test images"
+    table = Table(*COLUMNS, title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in stage_rows(summary):
+        table.add_row(row.name, *row.cells)
+    return table
+
+
+def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """Mean and standard deviation over seeds, and the paired gains."""
+    table = Table("", *(f"seed {item['seed']}" for item in summaries), "mean ± std", title="test accuracy, %")
+    for name in summaries[0]["stages"]:
+        values = [100 * item["stages"][name]["test"]["accuracy"] for item in summaries]
+        table.add_row(LABELS.get(name, name), *(f"{value:.2f}" for value in values), _spread(values))
+    gains = [item["gain"] for item in summaries if item["gain"] is not None]
+    if len(gains) == len(summaries):
+        table.add_row("gain, points", *(f"{value:+.2f}" for value in gains), _spread(gains))
+    return table
+
+
+def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Figure:
+    """Validation accuracy and training loss of every stage against epochs."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    accuracy, loss = figure.subplots(1, 2)
+    for name in summary["stages"]:
+        rows = read_metrics(folder / name / MetricsLog.name)
+        evaluated = [
+            (row["epoch"], next(v for k, v in row.items() if k.endswith("/accuracy")))
+            for row in rows
+            if any(k.endswith("/accuracy") for k in row)
+        ]
+        logged = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+        label = LABELS.get(name, name)
+        if evaluated:
+            accuracy.plot(
+                *zip(*((epoch, 100 * value) for epoch, value in evaluated), strict=True), marker=".", label=label
+            )
+        if logged:
+            loss.plot(*zip(*logged, strict=True), label=label)
+    accuracy.set(xlabel="epoch", ylabel="accuracy on validation, %", title="validation accuracy")
+    loss.set(xlabel="optimizer step", ylabel="training loss", title="training loss (each stage's own)", yscale="log")
+    for axes in (accuracy, loss):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    return figure
+
+
+def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
+    """Writes ``report.png`` and a self-contained ``report.html`` into a run's folder."""
+    picture = folder / "report.png"
+    figure = draw_curves(folder, summary)
+    atomic_write(picture, lambda path: figure.savefig(path, format="png", dpi=120))
+    template = (resources.files("kdx") / "templates" / "report.html.j2").read_text()
+    page = (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            summary=summary,
+            columns=COLUMNS,
+            rows=stage_rows(summary),
+            recipe=(folder / "recipe.yaml").read_text(),
+            environment=(folder / "environment.json").read_text(),
+            picture=base64.b64encode(picture.read_bytes()).decode(),
+        )
+    )
+    path = folder / "report.html"
+    atomic_write(path, lambda temporary: temporary.write_text(page))
+    return path
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.2f} ± {spread:.2f}"
