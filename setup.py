@@ -1,5 +1,259 @@
-"""Build entry; metadata lives in pyproject.toml."""
+"""Compiles kdx_ext through ninja; all metadata lives in pyproject.toml.
 
-from setuptools import setup
+KDX_BUILD=auto (default)  the CPU module where a C++ compiler is, and the CUDA module where nvcc and a GPU are, for that GPU
+          cpu | cuda      that module (cuda: both), or an error that says what is missing
+          none            pure Python
+KDX_CUDA_ARCHS            architectures of the CUDA module, for example "80 90a 100" (the default)
 
-setup()
+What was built, or why not, is written to kdx_ext/build_info.json, which `kdx.ops.build_info()` reads. Nothing here needs
+torch: the kernels take addresses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+MODES = ("auto", "cpu", "cuda", "none")
+DEFAULT_CUDA_ARCHS = ("80", "90a", "100")
+X86 = platform.machine().lower() in {"x86_64", "amd64"}
+# One object per instruction set; the best one the machine has is chosen when the module is used (csrc/cpu/isa.cpp).
+ISA_FLAGS = {"base": []} | (
+    {
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avx512": [
+            *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
+            "-mprefer-vector-width=512",
+        ],
+    }
+    if X86
+    else {}
+)
+# Never -ffast-math: inf and NaN are part of what the kernels promise.
+CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+CXX_FLAGS += ["-ffp-contract=fast", "-Wall", "-Wextra"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+
+
+class Missing(RuntimeError):
+    """A tool the build needs is not here; the message is the reason shown to the user."""
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Missing(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()[-400:]}")
+    return done.stdout
+
+
+def find_cxx() -> tuple[str, list[str]]:
+    """A C++17 compiler that works, and its OpenMP flag where it has one."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    reasons = []
+    for name in candidates:
+        if shutil.which(name.split()[0]) is None:
+            reasons.append(f"{name} is not on PATH")
+            continue
+        with tempfile.TemporaryDirectory() as tmp:
+            probe = Path(tmp, "probe.cpp")
+            probe.write_text("#include <vector>\nint main() { return int(std::vector<int>(1)[0]); }\n")
+            for openmp in (["-fopenmp"], []):
+                try:
+                    run(*name.split(), "-std=c++17", *openmp, str(probe), "-o", str(Path(tmp, "probe")))
+                except Missing as error:
+                    reasons.append(str(error))
+                else:
+                    return name, openmp
+    raise Missing("no working C++ compiler (" + "; ".join(reasons) + "); install one, for example g++")
+
+
+def find_ninja() -> str:
+    try:
+        import ninja  # the wheel brings the executable with it
+    except ImportError:
+        found = shutil.which("ninja")
+        if found is None:
+            raise Missing("ninja is not installed (pip install ninja)") from None
+        return found
+    return str(Path(ninja.BIN_DIR, "ninja"))
+
+
+def find_nvcc() -> str:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    found = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    if found is None:
+        raise Missing(f"nvcc is not {'in ' + home + '/bin' if home else 'on PATH (and CUDA_HOME is not set)'}")
+    return found
+
+
+def gpu_archs() -> list[str]:
+    """Compute capabilities of the GPUs of this machine, as nvcc spells them."""
+    if shutil.which("nvidia-smi") is None:
+        raise Missing("no GPU here (nvidia-smi is not on PATH)")
+    listed = run("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").split()
+    archs = sorted({cap.replace(".", "") for cap in listed if re.fullmatch(r"\d+\.\d+", cap)})
+    if not archs:
+        raise Missing("no GPU here (nvidia-smi lists none)")
+    return ["90a" if arch == "90" else arch for arch in archs]
+
+
+def asked_archs() -> list[str]:
+    given = os.environ.get("KDX_CUDA_ARCHS", "")
+    archs = [arch.removeprefix("sm_") for arch in re.split(r"[\s,;]+", given.strip()) if arch]
+    for arch in archs:
+        if not re.fullmatch(r"\d{2,3}[af]?", arch):
+            raise SystemExit(f"KDX_CUDA_ARCHS={given!r}: expected architectures such as '80 90a 100', got {arch!r}")
+    return archs
+
+
+def plan() -> dict[str, object]:
+    """What to build: {"mode", "cpu": reason or None, "cuda": reason or None, and what the ninja file needs}."""
+    mode = os.environ.get("KDX_BUILD", "auto")
+    if mode not in MODES:
+        raise SystemExit(f"KDX_BUILD={mode!r}: expected one of {', '.join(MODES)}")
+    result: dict[str, object] = {"mode": mode, "cpu": None, "cuda": None}
+    if mode == "none":
+        return result | {"cpu": "built with KDX_BUILD=none", "cuda": "built with KDX_BUILD=none"}
+    try:
+        cxx, openmp = find_cxx()
+        result |= {"cxx": cxx, "openmp": openmp, "ninja": find_ninja()}
+        result["compiler"] = run(*cxx.split(), "--version").splitlines()[0]
+    except Missing as error:
+        if mode != "auto":
+            raise SystemExit(f"KDX_BUILD={mode}: {error}") from None
+        return result | {"cpu": str(error), "cuda": str(error)}
+    if mode == "cpu":
+        return result | {"cuda": "built with KDX_BUILD=cpu"}
+    try:
+        archs = asked_archs() or (gpu_archs() if mode == "auto" else list(DEFAULT_CUDA_ARCHS))
+        if mode == "auto":
+            gpu_archs()
+        result |= {"nvcc": find_nvcc(), "archs": archs}
+        result["nvcc_version"] = run(str(result["nvcc"]), "--version").splitlines()[-1]
+    except Missing as error:
+        if mode == "cuda":
+            raise SystemExit(f"KDX_BUILD=cuda: {error}") from None
+        result["cuda"] = str(error)
+    if not any(ROOT.glob("csrc/cuda/*.cu")):
+        result["cuda"] = "there are no CUDA sources"
+    return result
+
+
+PLAN = plan()
+
+
+class Ninja:
+    """A ninja file in the making."""
+
+    def __init__(self) -> None:
+        self.lines = ["ninja_required_version = 1.5"]
+
+    def rule(self, name: str, command: str, depfile: bool = False) -> None:
+        self.lines += [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
+        if depfile:
+            self.lines += ["  depfile = $out.d", "  deps = gcc"]
+
+    def build(self, out: Path, rule: str, inputs: list[Path], flags: list[str] | None = None) -> Path:
+        def path(p: Path) -> str:
+            return str(p).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+        self.lines.append(f"build {path(out)}: {rule} {' '.join(path(p) for p in inputs)}")
+        if flags:
+            self.lines.append(f"  flags = {' '.join(flags)}")
+        return out
+
+
+def ninja_file(temp: Path, targets: dict[str, Path]) -> str:
+    import pybind11
+
+    n = Ninja()
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}"]
+    python = [f"-isystem {sysconfig.get_path('include')}", f"-isystem {pybind11.get_include()}"]
+    openmp = list(PLAN["openmp"])  # type: ignore[call-overload]
+    cxx = " ".join([str(PLAN["cxx"]), *CXX_FLAGS, *openmp, *includes])
+    n.rule("cxx", f"{cxx} $flags -MMD -MF $out.d -c $in -o $out", depfile=True)
+    undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    n.rule("link", " ".join([str(PLAN["cxx"]), "-shared", "-s", *openmp, *undefined, "$in", "-o", "$out", "$flags"]))
+    # macOS' linker has dropped -s; the flag only strips symbols.
+    if sys.platform == "darwin":
+        n.lines = [line.replace(" -s ", " ") for line in n.lines]
+    compiler = str(PLAN["compiler"]).replace('"', "").replace("'", "")
+    define = ["-DKDX_X86"] if X86 else []
+    if "kdx_ext._cpu" in targets:
+        objects = []
+        for source in sorted(ROOT.glob("csrc/cpu/*.cpp")):
+            versions = ISA_FLAGS if source.stem.endswith("_isa") else {"": []}
+            for isa, flags in versions.items():
+                named = [f"-DKDX_ISA={isa}", *flags] if isa else []
+                objects.append(n.build(temp / f"cpu_{source.stem}{isa}.o", "cxx", [source], define + named))
+        for source in sorted(ROOT.glob("csrc/bind/cpu_*.cpp")):
+            flags = [*python, f"'-DKDX_COMPILER=\"{compiler}\"'"]
+            objects.append(n.build(temp / f"bind_{source.stem}.o", "cxx", [source], flags))
+        n.build(targets["kdx_ext._cpu"], "link", objects)
+    if "kdx_ext._cuda" in targets:
+        archs = list(PLAN["archs"])  # type: ignore[call-overload]
+        gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+        nvcc = " ".join([str(PLAN["nvcc"]), "-ccbin", str(PLAN["cxx"]), *NVCC_FLAGS, *gencode, *includes])
+        n.rule("nvcc", f"{nvcc} -MMD -MF $out.d -c $in -o $out", depfile=True)
+        n.rule("nvlink", f"{nvcc} -shared -cudart static $in -o $out")
+        objects = [n.build(temp / f"{s.stem}.o", "nvcc", [s]) for s in sorted(ROOT.glob("csrc/cuda/*.cu"))]
+        for source in sorted(ROOT.glob("csrc/bind/cuda_*.cpp")):
+            flags = [*python, "'-DKDX_CUDA_ARCHS=\"" + " ".join(archs) + "\"'"]
+            objects.append(n.build(temp / f"bind_{source.stem}.o", "cxx", [source], flags))
+        n.build(targets["kdx_ext._cuda"], "nvlink", objects)
+    return "\n".join(n.lines) + "\n"
+
+
+def write_info(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = {key: PLAN[key] for key in ("mode", "cpu", "cuda", "compiler", "nvcc_version", "archs") if key in PLAN}
+    Path(folder, "build_info.json").write_text(json.dumps(shown, indent=2) + "\n")
+
+
+class BuildExt(build_ext):
+    """Writes one ninja file for all modules and runs it."""
+
+    def run(self) -> None:
+        super().run()
+        write_info(ROOT / "kdx_ext" if self.inplace else Path(self.build_lib, "kdx_ext"))
+
+    def build_extensions(self) -> None:
+        temp = Path(self.build_temp).resolve()
+        temp.mkdir(parents=True, exist_ok=True)
+        targets = {ext.name: Path(self.get_ext_fullpath(ext.name)).resolve() for ext in self.extensions}
+        for target in targets.values():
+            target.parent.mkdir(parents=True, exist_ok=True)
+        Path(temp, "build.ninja").write_text(ninja_file(temp, targets))
+        try:
+            subprocess.run([str(PLAN["ninja"]), "-C", str(temp)], check=True)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(
+                "kdx: compiling the native modules failed (see above); KDX_BUILD=none installs without them"
+            ) from error
+
+
+class BuildPy(build_py):
+    """Notes in the package why there is no native module."""
+
+    def run(self) -> None:
+        super().run()
+        write_info(ROOT / "kdx_ext" if self.editable_mode else Path(self.build_lib, "kdx_ext"))
+
+
+setup(
+    ext_modules=[Extension(f"kdx_ext._{kind}", []) for kind in ("cpu", "cuda") if PLAN[kind] is None],
+    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+)

@@ -1,1 +1,38 @@
-"""Fused distillation losses: one signature per op, several backends behind it."""
+"""Fused distillation losses: one signature per op, several backends behind it.
+
+Importing this package imports no torch; the first use of an op does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdx.ops._dispatch import Explanation, backends, build_info, explain, register_backend
+    from kdx.ops.softmax_kl import kd_loss, softmax_kl
+
+__all__ = ["Explanation", "backends", "build_info", "explain", "kd_loss", "register_backend", "softmax_kl"]
+
+_LAZY = {
+    "Explanation": "kdx.ops._dispatch",
+    "backends": "kdx.ops._dispatch",
+    "build_info": "kdx.ops._dispatch",
+    "explain": "kdx.ops._dispatch",
+    "kd_loss": "kdx.ops.softmax_kl.api",
+    "register_backend": "kdx.ops._dispatch",
+    "softmax_kl": "kdx.ops.softmax_kl.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

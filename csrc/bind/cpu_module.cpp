@@ -1,0 +1,20 @@
+// kdx_ext._cpu: the CPU kernels behind plain integers and floats; tensors come as addresses, so no torch header is
+// needed.
+#include <pybind11/pybind11.h>
+
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+void bind_softmax_kl(py::module_& m);
+
+PYBIND11_MODULE(_cpu, m) {
+  m.def("isa", [] { return kdx::isa_name(kdx::isa()); }, "The instruction set in use: base, avx2 or avx512.");
+  m.attr("compiler") = KDX_COMPILER;
+#if defined(_OPENMP)
+  m.attr("openmp") = _OPENMP;
+#else
+  m.attr("openmp") = 0;
+#endif
+  bind_softmax_kl(m);
+}

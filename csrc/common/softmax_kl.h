@@ -1,0 +1,118 @@
+// The maths of one row of softmax_kl, shared by the CPU and CUDA kernels. kdx/ops/softmax_kl/README.md derives it.
+//
+// Everything is written so that nearly equal teachers and students lose no digits: differences of probabilities come
+// from expm1 of the log-ratio d, and each term of a loss is non-negative by itself. Infinite logits are selected away,
+// never multiplied away.
+#pragma once
+
+#include "common/elementary.h"
+#include "kdx/softmax_kl.h"
+
+namespace kdx {
+
+// What a part of a row (a tile, a block's slice, a rank's shard) knows. Maxima are raw logits and therefore exact.
+template <class T>
+struct RowStats {
+  T m_s, l_s;  // max s, sum exp((s - m_s) / T)
+  T m_t, l_t;  // the same of the teacher
+  T dot;       // sum exp((s - m_s) / T) expm1((t - s) / T - centre)
+};
+
+template <class T>
+KDX_HD RowStats<T> empty_stats() {
+  return {T(-INFINITY), T(0), T(-INFINITY), T(0), T(0)};
+}
+
+// exp((from - to) / T) for from <= to; the part whose maximum is the maximum keeps its sums as they are, which also
+// covers two empty parts (-inf and -inf).
+template <class T>
+KDX_HD T rescale(T from, T to, T inv_t) {
+  return from == to ? T(1) : exp_((from - to) * inv_t);
+}
+
+// Associative; `empty_stats` is neutral.
+template <class T>
+KDX_HD RowStats<T> merge(const RowStats<T>& a, const RowStats<T>& b, T inv_t) {
+  const T m_s = a.m_s > b.m_s ? a.m_s : b.m_s, m_t = a.m_t > b.m_t ? a.m_t : b.m_t;
+  const T a_s = rescale(a.m_s, m_s, inv_t), b_s = rescale(b.m_s, m_s, inv_t);
+  const T a_t = rescale(a.m_t, m_t, inv_t), b_t = rescale(b.m_t, m_t, inv_t);
+  return {m_s, a.l_s * a_s + b.l_s * b_s, m_t, a.l_t * a_t + b.l_t * b_t, a.dot * a_s + b.dot * b_s};
+}
+
+// (t - s) / T; 0 where both are -inf: such a class does not exist for either side.
+template <class T>
+KDX_HD T log_ratio(T s, T t, T inv_t) {
+  return t == s ? T(0) : (t - s) * inv_t;
+}
+
+// The common offset of a pair of rows, read off column 0, so that a teacher shifted by a constant costs no digits.
+template <class T>
+KDX_HD T centre_of(T s0, T t0, T inv_t) {
+  const T c = log_ratio(s0, t0, inv_t);
+  return abs_(c) < T(INFINITY) ? c : T(0);  // false for NaN
+}
+
+// L_t - L_s, the difference of the log-sum-exps. log1p keeps its relative precision where the rows nearly agree; far
+// from there (the argument of log1p close to -1, huge, or not a number) the plain difference is the better one.
+template <class T>
+KDX_HD T log_partition_ratio(const RowStats<T>& r, T centre, T inv_t) {
+  const T x = r.dot / r.l_s;
+  if (x > T(-0.8) && x < T(1e6)) return centre + log1p_(x);
+  return (r.m_t - r.m_s) * inv_t + log_(r.l_t / r.l_s);
+}
+
+// One class of one row: probabilities, d = log p - log q and p - q.
+template <class T>
+struct Class {
+  T q, p;  // student, teacher
+  T d;     // log p - log q
+  T a;     // expm1(-|d|)
+  T p_less_q;
+};
+
+template <class T>
+KDX_HD Class<T> class_of(T q, T p, T d) {
+  const T a = expm1_(-abs_(d));
+  return {q, p, d, a, d > T(0) ? -p * a : q * a};
+}
+
+// p (expm1(w) - w), given p expm1(w): non-negative, and precise also where expm1(w) is almost w.
+template <class T>
+KDX_HD T excess(T p, T w, T p_expm1_w) {
+  T series = T(1.0 / 40320);
+  series = series * w + T(1.0 / 5040);
+  series = series * w + T(1.0 / 720);
+  series = series * w + T(1.0 / 120);
+  series = series * w + T(1.0 / 24);
+  series = series * w + T(1.0 / 6);
+  series = series * w + T(0.5);
+  const T direct = p == T(0) ? p_expm1_w : p_expm1_w - p * w;
+  const T bound = sizeof(T) == 4 ? T(0.25) : T(0.02);
+  return abs_(w) < bound ? p * (w * w) * series : direct;
+}
+
+// The class's share of the loss, and the number h such that the gradient with respect to its student logit is
+// forward: -h / T,   reverse and JSD: q (h - sum of `slope`) / T, where `slope` is returned by reference.
+template <class T>
+KDX_HD T forward_term(const Class<T>& k) {
+  return excess(k.p, -k.d, -k.p_less_q);
+}
+
+template <class T>
+KDX_HD T reverse_term(const Class<T>& k) {
+  return excess(k.q, k.d, k.p_less_q);
+}
+
+// h = -u = log(q / m), where m = beta p + (1 - beta) q; sum q h = KL(q || m), of which *part is this class's share.
+template <class T>
+KDX_HD T jsd_term(const Class<T>& k, T beta, T* h, T* part) {
+  const bool up = k.d > T(0);
+  const T c = log1p_((up ? T(1) - beta : beta) * k.a);
+  const T u = up ? k.d + c : c;  // log(m / q)
+  const T w = up ? c : c - k.d;  // log(m / p)
+  *h = -u;
+  *part = excess(k.q, u, beta * k.p_less_q);
+  return beta * excess(k.p, w, -(T(1) - beta) * k.p_less_q) + (T(1) - beta) * *part;
+}
+
+}  // namespace kdx

@@ -1,0 +1,8 @@
+// Element types that cross the language border; the numbers are those of kdx/ops/_native.py.
+#pragma once
+
+namespace kdx {
+
+enum DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+
+}  // namespace kdx

@@ -1,0 +1,49 @@
+// Launchers of softmax_kl and kd_loss: plain pointers, sizes and strides, so that one build serves every torch.
+#pragma once
+
+#include <cstdint>
+
+#include "kdx/dtype.h"
+
+namespace kdx {
+
+// A tensor [O, C, I] of the call's dtype; strides in elements. A row (o, i) holds data[o*so + c*sc + i*si], c < C.
+struct View {
+  void* data;
+  int64_t so, sc, si;
+};
+
+enum Divergence : int { kForward = 0, kReverse = 1, kJsd = 2 };
+
+// Row r = o*I + i contributes kl_scale * kl_rows[r] * KL_r + ce_scale * ce_rows[r] * CE_r. The KL is taken at the
+// temperature and carries no T^2, the cross-entropy is taken at temperature 1. A term whose row coefficient is 0 is not
+// computed. "acc" is double for kFloat64 and float otherwise.
+struct SoftmaxKl {
+  View student;  // [O, C, I]
+  View teacher;  // [O, C, I]
+  View grad;     // [O, C, I] gradient of the sum of all rows with respect to student; data == nullptr: not wanted
+  void* loss;    // acc: one number (reduce) or [R]
+  const void* kl_rows;    // acc [R], or nullptr for ones
+  const int64_t* labels;  // [R], or nullptr: no cross-entropy
+  const void* ce_rows;    // acc [R], given exactly when labels is
+  int64_t O, C, I;        // R = O * I rows of C classes, C >= 1
+  double temperature, beta, kl_scale, ce_scale;
+  int dtype;       // DType
+  int divergence;  // Divergence
+  bool reduce;
+};
+
+// out[k] = grad[k] * upstream[0] for n elements that lie densely; upstream is one acc number.
+struct ScaleGrad {
+  const void* grad;
+  const void* upstream;
+  void* out;
+  int64_t n;
+  int dtype;
+};
+
+// All launchers return nullptr, or a message that says what went wrong.
+const char* softmax_kl_cpu(const SoftmaxKl& call, int threads);
+const char* scale_grad_cpu(const ScaleGrad& call, int threads);
+
+}  // namespace kdx

@@ -1,0 +1,252 @@
+"""Which backend runs an op: one table, one choice, and the reasons for it.
+
+``auto`` takes the first backend of the op's row that can run the tensors. A backend asked for by name runs or raises
+`kdx.errors.BackendError` with the reason; nothing falls back silently.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from kdx.errors import BackendError, UnknownNameError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# op -> backend -> module that defines `unsupported` and `forward`, in the order in which "auto" asks them.
+_SOFTMAX_KL = {
+    "cpu": "kdx.ops.softmax_kl.cpu",
+    "reference": "kdx.ops.softmax_kl.reference",
+}
+_TABLE: dict[str, dict[str, str]] = {
+    "softmax_kl": _SOFTMAX_KL,
+    "kd_loss": _SOFTMAX_KL,
+}
+_BUILTIN = ("cuda", "triton", "cpu", "reference")
+_overrides: dict[str, Any] = {}
+
+
+def register_backend(op: str, name: str, target: str) -> None:
+    """Add a backend to an op.
+
+    Args:
+        op: the op's name, for example ``"softmax_kl"``.
+        name: the new backend's name; it must be free. ``auto`` asks backends added here before the built-in ones.
+        target: the module that implements it, defining ``unsupported(*tensors) -> str | None`` and the op's ``forward``
+            (``kdx/ops/<op>/README.md`` gives its arguments). It is imported on first use.
+
+    Raises:
+        UnknownNameError: there is no such op.
+        ValueError: the op has a backend of this name.
+
+    """
+    row = _row(op)
+    if name in row or name in (*_BUILTIN, "auto"):
+        raise ValueError(f"name: op {op!r} already has a backend {name!r}; choose another name")
+    _TABLE[op] = {name: target, **row}
+    _module.cache_clear()
+
+
+def _row(op: str) -> dict[str, str]:
+    if op not in _TABLE:
+        raise UnknownNameError(f"op: there is no op {op!r}; {nearest(op, _TABLE)}")
+    return _TABLE[op]
+
+
+@cache
+def _module(op: str, name: str) -> ModuleType:
+    return import_module(_TABLE[op][name])
+
+
+@cache
+def build_info() -> dict[str, Any]:
+    """What the build of ``kdx_ext`` did: ``mode``, the reason (or None) for ``cpu`` and ``cuda``, compilers and archs."""
+    spec = find_spec("kdx_ext")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        file = Path(folder, "build_info.json")
+        if file.exists():
+            info: dict[str, Any] = json.loads(file.read_text())
+            return info
+    reason = "kdx_ext was not built; run `pip install .`, or `python setup.py build_ext --inplace` in a checkout"
+    return {"mode": "none", "cpu": reason, "cuda": reason}
+
+
+@cache
+def _compiled(kind: str) -> tuple[ModuleType | None, str]:
+    try:
+        return import_module(f"kdx_ext._{kind}"), ""
+    except ImportError as error:
+        return None, build_info().get(kind) or f"kdx_ext._{kind} does not import: {error}"
+
+
+def native(kind: str) -> Any:
+    """The compiled module ``kdx_ext._cpu`` or ``kdx_ext._cuda``; raises `BackendError` with the reason where it is not."""
+    if kind in _overrides:
+        return _overrides[kind]
+    module, reason = _compiled(kind)
+    if module is None:
+        raise BackendError(f"backend {kind!r}: {reason}")
+    return module
+
+
+@contextmanager
+def override_native(kind: str, module: Any) -> Iterator[None]:
+    """Let ``module`` stand in for ``kdx_ext._<kind>``; with it the backend ``cuda`` takes CPU tensors. For tests."""
+    _overrides[kind] = module
+    try:
+        yield
+    finally:
+        del _overrides[kind]
+
+
+def _not_built(kind: str) -> str | None:
+    if kind in _overrides:
+        return None
+    module, reason = _compiled(kind)
+    return None if module is not None else reason
+
+
+def _cpu(device: str, auto: bool) -> str | None:
+    return _not_built("cpu") or (None if device == "cpu" else f"the tensors are on {device}, not on the CPU")
+
+
+def _cuda(device: str, auto: bool) -> str | None:
+    if "cuda" in _overrides:
+        return None if device == "cpu" else f"the tensors are on {device}; the emulation runs on the CPU"
+    return None if device == "cuda" else f"the tensors are on {device}, not on a CUDA device"
+
+
+def _triton(device: str, auto: bool) -> str | None:
+    if device == "cpu" and auto:
+        return "the tensors are on cpu; Triton's interpreter is for tests and has to be asked for by name"
+    if not _has_triton():
+        return "triton is not installed (pip install triton)"
+    if device == "cpu":
+        return (
+            None
+            if os.environ.get("TRITON_INTERPRET") == "1"
+            else "the tensors are on cpu, and TRITON_INTERPRET=1 is not set"
+        )
+    return None if device == "cuda" else f"the tensors are on {device}, not on a CUDA device"
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _reference(device: str, auto: bool) -> str | None:
+    return None
+
+
+_WHERE: dict[str, Callable[[str, bool], str | None]] = {
+    "cpu": _cpu,
+    "cuda": _cuda,
+    "triton": _triton,
+    "reference": _reference,
+}
+
+
+def _cuda_capability(tensor: Tensor) -> str | None:
+    import torch
+
+    if tensor.device.type != "cuda":
+        return None
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    if major < 8:
+        return f"compute capability {major}.{minor} of {tensor.device} is below 8.0"
+    return _not_built("cuda")
+
+
+def _why_not(op: str, name: str, tensors: tuple[Tensor, ...], auto: bool) -> str | None:
+    row = _row(op)
+    if name not in row:
+        return f"not written for {op}"
+    check = _WHERE.get(name)
+    device = tensors[0].device.type
+    reason = check(device, auto) if check else None
+    if reason is None and name == "cuda":
+        reason = _cuda_capability(tensors[0])
+    return reason or _module(op, name).unsupported(*tensors)
+
+
+def select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
+    """The backend that runs ``op`` on these tensors: its name and its module.
+
+    Raises:
+        UnknownNameError: no backend of this name.
+        BackendError: the named backend cannot run here.
+
+    """
+    if backend == "auto":
+        for name in _TABLE[op]:
+            if _why_not(op, name, tensors, auto=True) is None:
+                return name, _module(op, name)
+        raise BackendError(f"backend: none can run {op} here: {explain(op, *tensors)}")
+    known = {"auto", *_BUILTIN, *_row(op)}
+    if backend not in known:
+        raise UnknownNameError(f"backend: there is none named {backend!r}; {nearest(backend, known)}")
+    reason = _why_not(op, backend, tensors, auto=False)
+    if reason is not None:
+        raise BackendError(f"backend={backend!r} cannot run {op} here: {reason}")
+    return backend, _module(op, backend)
+
+
+class Explanation(str):
+    """What ``backend="auto"`` does, as text; ``backend`` is the choice, ``reasons`` says why each other one is not it."""
+
+    op: str
+    backend: str
+    reasons: dict[str, str]
+
+    def __new__(cls, op: str, backend: str, reasons: dict[str, str]) -> Explanation:
+        lines = [f"{op}: {backend}", *(f"  not {name}: {reason}" for name, reason in reasons.items())]
+        self = super().__new__(cls, "\n".join(lines))
+        self.op, self.backend, self.reasons = op, backend, reasons
+        return self
+
+
+def explain(op: str, *tensors: Tensor) -> Explanation:
+    """Say which backend ``auto`` takes for these tensors, and why each other one is not taken.
+
+    Example:
+        >>> import torch, kdx
+        >>> x = torch.randn(4, 10)
+        >>> kdx.ops.explain("softmax_kl", x, x).reasons["cuda"]
+        'the tensors are on cpu, not on a CUDA device'
+
+    """
+    if not tensors:
+        raise ValueError("tensors: explain needs the tensors of the call, for example explain('softmax_kl', s, t)")
+    chosen = ""
+    reasons: dict[str, str] = {}
+    for name in dict.fromkeys([*(n for n in _row(op) if n not in _BUILTIN), *_BUILTIN]):
+        reason = _why_not(op, name, tensors, auto=True)
+        if reason is None and not chosen:
+            chosen = name
+        else:
+            reasons[name] = reason or f"{chosen} comes first"
+    return Explanation(op, chosen or "none", reasons)
+
+
+def backends() -> dict[str, str | None]:
+    """Each backend and why it cannot be used on this machine; None where it can. Needs no tensors; used by ``kdx env``."""
+    import torch
+
+    gpu = None if torch.cuda.is_available() else "torch sees no CUDA device"
+    triton = None if _has_triton() else "triton is not installed (pip install triton)"
+    return {
+        "cuda": _not_built("cuda") or gpu,
+        "triton": triton or (None if os.environ.get("TRITON_INTERPRET") == "1" else gpu),
+        "cpu": _not_built("cpu"),
+        "reference": None,
+    }

@@ -1,0 +1,253 @@
+"""softmax_kl and kd_loss: what a user calls. Arguments are checked here, once; the mathematics is in README.md."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdx.errors import nearest
+from kdx.ops.softmax_kl import reference
+from kdx.ops.softmax_kl.autograd import BY_ENTRIES, BY_NOTHING, BY_ROWS, Options, loss_of
+
+__all__ = ["kd_loss", "softmax_kl"]
+
+_DIVERGENCES = {"forward": reference.FORWARD, "reverse": reference.REVERSE, "jsd": reference.JSD}
+_DIVIDE = {"none": BY_NOTHING, "sum": BY_NOTHING, "mean": BY_ENTRIES, "batchmean": BY_ROWS}
+
+
+def softmax_kl(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    divergence: str = "forward",
+    beta: float = 0.5,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    scale_by_t2: bool = True,
+    reduction: str = "batchmean",
+    dim: int = -1,
+    backend: str = "auto",
+) -> Tensor:
+    """Divergence between the tempered softmaxes of two tensors of logits, times T^2.
+
+    With ``q = softmax(student / T)`` and ``p = softmax(teacher / T)`` over ``dim``: ``"forward"`` is KL(p || q), the loss of
+    Hinton et al. 2015 (https://arxiv.org/abs/1503.02531); ``"reverse"`` is KL(q || p); ``"jsd"`` is
+    ``beta KL(p || m) + (1 - beta) KL(q || m)`` with ``m = beta p + (1 - beta) q``. Gradients reach both tensors where they
+    ask for one; ``weight`` and ``mask`` get none. Half-precision logits are accumulated in float32.
+
+    Args:
+        student: logits ``[..., C, ...]``, any strides, float32, float64, bfloat16 or float16.
+        teacher: logits of the same shape.
+        temperature: T > 0.
+        divergence: ``"forward"``, ``"reverse"`` or ``"jsd"``.
+        beta: weight of the teacher in the mixture of ``"jsd"``, 0 < beta < 1.
+        weight: float per row (the shape of ``student`` without ``dim``), multiplies the row's loss.
+        mask: bool per row; rows where it is False count for nothing and are not looked at.
+        scale_by_t2: multiply by T^2, so that gradients keep their size when T changes.
+        reduction: ``"none"`` (one loss per row), ``"sum"``, ``"batchmean"`` (sum / rows that count) or ``"mean"`` (sum / rows
+            that count / C), the last two as `torch.nn.functional.kl_div` has them for ``[N, C]``.
+        dim: the dimension of the classes.
+        backend: ``"auto"``, or the name of one that has to run it.
+
+    Returns:
+        A number, or with ``"none"`` the rows' losses (the shape of ``student`` without ``dim``), in float32 (float64 for
+        float64 logits). 0 with zero gradients when no row counts. A logit of -inf is a class of probability 0; where the
+        student has -inf and the teacher does not, forward KL is inf with a finite gradient. A row of nothing but -inf, or
+        with an inf or NaN, gives NaN.
+
+    Raises:
+        ValueError: shapes, devices or values that do not fit; the message names the argument.
+        TypeError: logits that are not floating point, a mask that is not bool.
+        BackendError: the named backend cannot run here.
+
+    Example:
+        >>> import torch, kdx
+        >>> student = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
+        >>> teacher = torch.tensor([[3.0, 2.0, 1.0]])
+        >>> loss = kdx.ops.softmax_kl(student, teacher, temperature=2.0)
+        >>> loss.backward()
+        >>> round(loss.item(), 4), [round(g, 4) for g in student.grad[0].tolist()]
+        (1.2807, [-0.6404, 0.0, 0.6404])
+
+    """
+    student, teacher, dim = _logits(student, teacher, dim)
+    _check_choices(temperature, divergence, beta, reduction)
+    kl_rows, divide = _kl_rows(student, dim, weight, mask, _DIVIDE[reduction])
+    scale = float(temperature) ** 2 if scale_by_t2 else 1.0
+    options = Options(
+        float(temperature), _DIVERGENCES[divergence], float(beta), scale, 0.0, divide, reduction != "none", backend
+    )
+    loss = loss_of(student, teacher, kl_rows, None, None, options, dim)
+    return loss if options.reduce else loss.reshape(_row_shape(student, dim))
+
+
+def kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 4.0,
+    alpha: float = 0.9,
+    ignore_index: int = -100,
+    mask: Tensor | None = None,
+    reduction: str = "batchmean",
+    dim: int = -1,
+    backend: str = "auto",
+) -> Tensor:
+    """The distillation loss ``alpha T^2 KL(teacher || student) + (1 - alpha) CE(student, labels)``, one pass over the logits.
+
+    The KL is taken at temperature T, the cross-entropy at 1 (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
+    Each term is averaged over its own rows: the KL over the rows of ``mask``, the cross-entropy over those of them that have
+    a label. Gradients reach student and teacher where they ask for one.
+
+    Args:
+        student: logits ``[..., C, ...]``, any strides, float32, float64, bfloat16 or float16.
+        teacher: logits of the same shape.
+        labels: int64 class indices, the shape of ``student`` without ``dim``.
+        temperature: T > 0.
+        alpha: share of the KL, in [0, 1].
+        ignore_index: label of rows that have none; they take part in the KL only.
+        mask: bool per row; rows where it is False count for nothing and are not looked at.
+        reduction: ``"none"`` (one loss per row), ``"sum"``, or ``"batchmean"``, which ``"mean"`` is another name of here.
+        dim: the dimension of the classes.
+        backend: ``"auto"``, or the name of one that has to run it.
+
+    Returns:
+        A number, or with ``"none"`` the rows' losses, in float32 (float64 for float64 logits); see `softmax_kl`.
+
+    Raises:
+        ValueError: shapes, devices or values that do not fit, or a label that is no class (on a GPU and in a compiled graph
+            such a row gives NaN instead, because reading the labels would stop the stream).
+        TypeError: logits that are not floating point, labels that are not int64, a mask that is not bool.
+        BackendError: the named backend cannot run here.
+
+    Example:
+        >>> import torch, kdx
+        >>> student, teacher = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[3.0, 2.0, 1.0]])
+        >>> round(kdx.ops.kd_loss(student, teacher, torch.tensor([2]), temperature=2.0, alpha=0.9).item(), 4)
+        1.1934
+
+    """
+    student, teacher, dim = _logits(student, teacher, dim)
+    _check_choices(temperature, "forward", 0.5, reduction)
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha: expected a share in [0, 1], got {alpha}")
+    _check_labels(student, dim, labels, ignore_index, mask)
+    average = reduction in ("mean", "batchmean")
+    kl_rows, divide = _kl_rows(student, dim, None, mask, BY_ROWS if average else BY_NOTHING)
+    counts = labels.ne(ignore_index)
+    if mask is not None:
+        counts = counts & mask
+    ce_rows = counts.reshape(-1).to(reference.accumulator(student.dtype))
+    if average:
+        ce_rows = ce_rows / ce_rows.sum().clamp(min=1)
+    temperature = float(temperature)
+    options = Options(
+        temperature, reference.FORWARD, 0.5, alpha * temperature**2, 1.0 - alpha, divide, reduction != "none", backend
+    )
+    loss = loss_of(student, teacher, kl_rows, labels.reshape(-1).contiguous(), ce_rows, options, dim)
+    return loss if options.reduce else loss.reshape(_row_shape(student, dim))
+
+
+def _row_shape(student: Tensor, dim: int) -> torch.Size:
+    return student.shape[:dim] + student.shape[dim + 1 :]
+
+
+def _logits(student: Tensor, teacher: Tensor, dim: int) -> tuple[Tensor, Tensor, int]:
+    """The two tensors in one dtype, and ``dim`` as a number that is not negative."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"teacher: expected the student's shape {tuple(student.shape)}, got {tuple(teacher.shape)}; "
+            "both need the same rows and classes"
+        )
+    for name, x in (("student", student), ("teacher", teacher)):
+        if not x.dtype.is_floating_point:
+            raise TypeError(f"{name}: expected floating-point logits, got {x.dtype}")
+    if student.device != teacher.device:
+        raise ValueError(f"teacher: is on {teacher.device}, the student on {student.device}; move one of them")
+    n = student.dim()
+    if not -n <= dim < n:
+        raise ValueError(f"dim: expected a dimension of {tuple(student.shape)}, got {dim}")
+    dim %= n
+    if student.shape[dim] == 0:
+        raise ValueError(f"dim: dimension {dim} of {tuple(student.shape)} has no classes")
+    if student.dtype != teacher.dtype:
+        common = torch.promote_types(student.dtype, teacher.dtype)
+        student, teacher = student.to(common), teacher.to(common)
+    return student, teacher, dim
+
+
+def _check_choices(temperature: float, divergence: str, beta: float, reduction: str) -> None:
+    if not temperature > 0 or temperature == float("inf"):
+        raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
+    if divergence not in _DIVERGENCES:
+        raise ValueError(f"divergence: there is no {divergence!r}; {nearest(divergence, _DIVERGENCES)}")
+    if not 0.0 < beta < 1.0:
+        raise ValueError(
+            f"beta: expected a number strictly between 0 and 1, got {beta}; "
+            "at the ends the JSD is 0, use divergence='forward' or 'reverse'"
+        )
+    if reduction not in _DIVIDE:
+        raise ValueError(f"reduction: there is no {reduction!r}; {nearest(reduction, _DIVIDE)}")
+
+
+def _check_row_tensor(name: str, x: Tensor, student: Tensor, dim: int) -> None:
+    shape = _row_shape(student, dim)
+    if x.shape != shape:
+        raise ValueError(
+            f"{name}: expected one per row, shape {tuple(shape)} for logits {tuple(student.shape)} with dim={dim}, "
+            f"got {tuple(x.shape)}"
+        )
+    if x.device != student.device:
+        raise ValueError(f"{name}: is on {x.device}, the student on {student.device}; move it")
+
+
+def _check_labels(student: Tensor, dim: int, labels: Tensor, ignore_index: int, mask: Tensor | None) -> None:
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels: expected int64 class indices, got {labels.dtype}")
+    _check_row_tensor("labels", labels, student, dim)
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    if labels.numel() == 0:
+        return
+    classes = student.shape[dim]
+    low, high = torch.aminmax(labels)
+    if low.item() >= 0 and high.item() < classes:
+        return
+    counts = labels != ignore_index if mask is None else (labels != ignore_index) & mask
+    wrong = labels[counts & ((labels < 0) | (labels >= classes))]
+    if wrong.numel():
+        raise ValueError(
+            f"labels: expected classes in [0, {classes}) or ignore_index={ignore_index}, got {int(wrong[0])}"
+        )
+
+
+def _kl_rows(
+    student: Tensor, dim: int, weight: Tensor | None, mask: Tensor | None, divide: int
+) -> tuple[Tensor | None, int]:
+    """Row coefficients ``[R]`` of the KL (None: all 1) and what is left to divide by."""
+    if weight is None and mask is None:
+        return None, divide
+    acc = reference.accumulator(student.dtype)
+    rows = None
+    if weight is not None:
+        if not weight.dtype.is_floating_point:
+            raise TypeError(f"weight: expected floating-point numbers, got {weight.dtype}")
+        if weight.requires_grad and torch.is_grad_enabled():
+            raise ValueError("weight: gets no gradient; pass weight.detach()")
+        _check_row_tensor("weight", weight, student, dim)
+        rows = weight.reshape(-1).to(acc)
+    if mask is None:
+        assert rows is not None
+        return rows.contiguous(), divide
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: expected bool, got {mask.dtype}; compare it with 0 first")
+    _check_row_tensor("mask", mask, student, dim)
+    flat = mask.reshape(-1)
+    rows = flat.to(acc) if rows is None else torch.where(flat, rows, 0.0)
+    if divide != BY_NOTHING:
+        rows = rows / flat.sum().clamp(min=1)
+    if divide == BY_ENTRIES:
+        rows = rows / student.shape[dim]
+    return rows.contiguous(), BY_NOTHING

@@ -1,0 +1,189 @@
+"""softmax_kl in plain PyTorch: the definition of right, twice differentiable, in any float dtype.
+
+`losses` and `gradient` are formulas, nothing else; README.md derives them. fp16 and bf16 are computed in fp32.
+Every difference of probabilities is taken as expm1 of the log-ratio ``d``, because ``p - q`` has no correct digit left
+once teacher and student nearly agree; every class adds a non-negative amount to the loss for the same reason.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FORWARD, REVERSE, JSD = 0, 1, 2
+
+
+class Classes(NamedTuple):
+    """Per class ``[O, C, I]``: student and teacher probability, ``d = log p - log q`` and ``p - q``."""
+
+    q: Tensor
+    p: Tensor
+    d: Tensor
+    p_less_q: Tensor
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a loss of these logits is computed and returned."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def unsupported(student: Tensor, teacher: Tensor) -> str | None:
+    """None: the reference runs everywhere."""
+    return None
+
+
+def _classes(student: Tensor, teacher: Tensor, temperature: float) -> Classes:
+    acc = accumulator(student.dtype)
+    s, t = student.to(acc), teacher.to(acc)
+    absent = torch.isneginf(s) & torch.isneginf(t)  # a class that neither side has
+    m_s, m_t = s.detach().amax(1, keepdim=True), t.detach().amax(1, keepdim=True)
+    e_s, e_t = torch.exp((s - m_s) / temperature), torch.exp((t - m_t) / temperature)
+    l_s, l_t = e_s.sum(1, keepdim=True), e_t.sum(1, keepdim=True)
+    q, p = e_s / l_s, e_t / l_t
+    ratio = torch.where(absent, 0.0, t - s) / temperature
+    # L_t - L_s. Around the offset c of one class it is c + log1p(sum q expm1(ratio - c)), which keeps its relative precision
+    # when the two rows nearly agree; when they do not, the plain difference of the two log-sum-exps is the better one.
+    c = ratio.detach()[:, :1]
+    c = torch.where(torch.isfinite(c), c, 0.0)
+    x = (q * torch.expm1(ratio - c)).sum(1, keepdim=True)
+    near = (x > -0.8) & (x < 1e6)
+    log_partition_ratio = torch.where(
+        near, c + torch.log1p(torch.where(near, x, 0.0)), (m_t - m_s) / temperature + torch.log(l_t / l_s)
+    )
+    d = ratio - log_partition_ratio
+    p_less_q = torch.where(d > 0, -p * torch.expm1(-d.clamp(min=0)), q * torch.expm1(d.clamp(max=0)))
+    return Classes(q, p, d, p_less_q)
+
+
+def _excess(p: Tensor, w: Tensor, p_expm1_w: Tensor) -> Tensor:
+    """``p (expm1(w) - w) >= 0``, given ``p expm1(w)``; its series where w is small, and no infinite w where p is 0."""
+    small = w.abs() < (0.02 if w.dtype == torch.float64 else 0.25)
+    v = torch.where(small, w, 0.0)
+    series = 1 / 2 + v * (1 / 6 + v * (1 / 24 + v * (1 / 120 + v * (1 / 720 + v * (1 / 5040 + v / 40320)))))
+    return torch.where(small, p * v * v * series, p_expm1_w - p * torch.where(p == 0, 0.0, w))
+
+
+def _jsd_ratios(k: Classes, beta: float) -> tuple[Tensor, Tensor]:
+    """``log(m / q)`` and ``log(m / p)`` of the mixture ``m = beta p + (1 - beta) q``, never through the log of a probability."""
+    up = k.d > 0
+    a = torch.where(up, torch.expm1(-k.d.clamp(min=0)), torch.expm1(k.d.clamp(max=0)))
+    c = torch.log1p(torch.where(up, (1 - beta) * a, beta * a))
+    return torch.where(up, k.d + c, c), torch.where(up, c, c - k.d)
+
+
+def _divergence(k: Classes, divergence: int, beta: float) -> Tensor:
+    if divergence == FORWARD:
+        terms = _excess(k.p, -k.d, -k.p_less_q)
+    elif divergence == REVERSE:
+        terms = _excess(k.q, k.d, k.p_less_q)
+    else:
+        u, w = _jsd_ratios(k, beta)
+        terms = beta * _excess(k.p, w, -(1 - beta) * k.p_less_q) + (1 - beta) * _excess(k.q, u, beta * k.p_less_q)
+    return terms.sum(1)  # [O, I]
+
+
+def _divergence_gradient(k: Classes, divergence: int, beta: float, temperature: float) -> Tensor:
+    if divergence == FORWARD:
+        return -k.p_less_q / temperature
+    if divergence == REVERSE:
+        h, total = -k.d, _excess(k.q, k.d, k.p_less_q).sum(1, keepdim=True)
+        factor = 1.0
+    else:
+        u, _ = _jsd_ratios(k, beta)
+        h, total = -u, _excess(k.q, u, beta * k.p_less_q).sum(1, keepdim=True)
+        factor = 1 - beta
+    centred = torch.where(k.q == 0, 0.0, h) - total
+    return factor * k.q * centred / temperature
+
+
+def _row_coefficient(rows: Tensor | None, scale: float, student: Tensor) -> Tensor:
+    """``[O, 1, I]``: what the row's term is multiplied by."""
+    O, _, I = student.shape  # noqa: E741
+    acc = accumulator(student.dtype)
+    ones = torch.ones((), dtype=acc, device=student.device).expand(O, 1, I)
+    return scale * (ones if rows is None else rows.reshape(O, 1, I))
+
+
+def _labels(labels: Tensor, ce: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels ``[O, 1, I]`` that can be used as an index, and the coefficient, NaN where a label that counts is no class."""
+    O, C, I = student.shape  # noqa: E741
+    y = labels.reshape(O, 1, I)
+    outside = (y < 0) | (y >= C)
+    return torch.where(outside, 0, y), torch.where(outside & (ce != 0), torch.nan, ce)
+
+
+def losses(
+    student: Tensor,
+    teacher: Tensor,
+    kl_rows: Tensor | None,
+    labels: Tensor | None,
+    ce_rows: Tensor | None,
+    temperature: float,
+    divergence: int,
+    beta: float,
+    kl_scale: float,
+    ce_scale: float,
+) -> Tensor:
+    """Row losses ``[O, I]``; arguments as in README.md section "Backends"."""
+    kl = _row_coefficient(kl_rows, kl_scale, student)
+    # A row that does not count is replaced before anything is computed, so that a NaN in it reaches nothing.
+    k = _classes(torch.where(kl == 0, 0.0, student), torch.where(kl == 0, 0.0, teacher), temperature)
+    loss = kl.squeeze(1) * _divergence(k, divergence, beta)
+    if labels is not None:
+        y, ce = _labels(labels, _row_coefficient(ce_rows, ce_scale, student), student)
+        s = torch.where(ce == 0, 0.0, student.to(kl.dtype))
+        loss = loss - (ce * F.log_softmax(s, 1).gather(1, y)).squeeze(1)
+    return loss
+
+
+def gradient(
+    student: Tensor,
+    teacher: Tensor,
+    kl_rows: Tensor | None,
+    labels: Tensor | None,
+    ce_rows: Tensor | None,
+    temperature: float,
+    divergence: int,
+    beta: float,
+    kl_scale: float,
+    ce_scale: float,
+) -> Tensor:
+    """``[O, C, I]``, in the accumulation dtype: the gradient of ``losses(...).sum()`` with respect to the student."""
+    kl = _row_coefficient(kl_rows, kl_scale, student)
+    k = _classes(torch.where(kl == 0, 0.0, student), torch.where(kl == 0, 0.0, teacher), temperature)
+    grad = torch.where(kl == 0, 0.0, kl * _divergence_gradient(k, divergence, beta, temperature))
+    if labels is not None:
+        y, ce = _labels(labels, _row_coefficient(ce_rows, ce_scale, student), student)
+        s = torch.where(ce == 0, 0.0, student.to(kl.dtype))
+        one_hot = torch.zeros_like(s).scatter(1, y, 1.0)
+        grad = grad + torch.where(ce == 0, 0.0, ce * (F.softmax(s, 1) - one_hot))
+    return grad
+
+
+def forward(
+    student: Tensor,
+    teacher: Tensor,
+    kl_rows: Tensor | None,
+    labels: Tensor | None,
+    ce_rows: Tensor | None,
+    temperature: float,
+    divergence: int,
+    beta: float,
+    kl_scale: float,
+    ce_scale: float,
+    reduce: bool,
+    grad: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Row losses or their sum, and the gradient with respect to the student; README.md section "Backends"."""
+    call = (student, teacher, kl_rows, labels, ce_rows, temperature, divergence, beta, kl_scale, ce_scale)
+    loss = losses(*call)
+    out = torch.empty_like(student).copy_(gradient(*call)) if grad else None
+    return (loss.sum() if reduce else loss.contiguous()), out
+
+
+def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
+    """``grad * upstream`` in a new tensor, rounded once."""
+    return (grad.to(upstream.dtype) * upstream).to(grad.dtype)
