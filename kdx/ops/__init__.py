@@ -5,6 +5,8 @@ Importing this package imports no torch; the first use of an op does.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,6 +34,18 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
+
+
+class _Ops(ModuleType):
+    """This package. An op and the folder of its backends share their name; as an attribute the name is the op."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing the folder kdx.ops.softmax_kl would bind it to the name; `from kdx.ops.softmax_kl import cpu` works.
+        if not (name in _LAZY and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Ops
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ import torch
 
 __all__ = ["define"]
 
-_LIBRARY = torch.library.Library("kdx", "DEF")
+_LIBRARY: Any = torch.library.Library("kdx", "DEF")  # type: ignore[no-untyped-call]  # torch has no annotation here
 
 
 def define(schema: str, impl: Callable[..., Any], fake: Callable[..., Any]) -> None:

@@ -212,7 +212,8 @@ def _backward(
             if upstream.device.type == "cpu" and upstream.item() == 1.0:
                 return grad
             return _scale_grad(grad, upstream, options.backend)
-        return torch.ops.kdx.scale_grad(grad, upstream, options.backend)
+        scaled: Tensor = torch.ops.kdx.scale_grad(grad, upstream, options.backend)
+        return scaled
     s, t = as_rows(student, dim), as_rows(teacher, dim)
     u = upstream.reshape(-1)
     kl_rows = u.contiguous() if kl_rows is None else kl_rows * u
@@ -236,5 +237,6 @@ def loss_of(
     for_student, for_teacher = grads and student.requires_grad, grads and teacher.requires_grad
     if not (for_student or for_teacher or _transformed()):
         return _run(as_rows(student, dim), as_rows(teacher, dim), kl_rows, labels, ce_rows, options, False)[0]
-    loss: Tensor = _Loss.apply(student, teacher, kl_rows, labels, ce_rows, options, dim, for_student, for_teacher)[0]
+    apply: Any = _Loss.apply
+    loss: Tensor = apply(student, teacher, kl_rows, labels, ce_rows, options, dim, for_student, for_teacher)[0]
     return loss
