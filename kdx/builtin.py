@@ -54,11 +54,30 @@ def kdx_assistants() -> Iterable[Spec]:
 
 @hookimpl
 def kdx_models() -> Iterable[Spec]:
-    """Models of kdx."""
-    return []
+    """Models of kdx, for small images."""
+    he, howard, dosovitskiy = (
+        "He et al. 2016, arXiv:1512.03385",
+        "Howard et al. 2017, arXiv:1704.04861",
+        "Dosovitskiy et al. 2021, arXiv:2010.11929",
+    )
+    return [
+        Spec("convnet", "kdx.models.cnn:ConvNet", "plain CNN of stages; taps stage1.., avgpool, fc"),
+        Spec("depthwise-net", "kdx.models.depthwise:DepthwiseNet", "depth-wise separable CNN", howard),
+        Spec("mlp", "kdx.models.mlp:MLP", "multi-layer perceptron on flattened images"),
+        Spec("resnet", "kdx.models.resnet:ResNet", "residual CNN of CIFAR style, depth 8, 20, 32, ...", he),
+        Spec("vit", "kdx.models.vit:ViT", "transformer encoder on image patches", dosovitskiy),
+    ]
 
 
 @hookimpl
 def kdx_datasets() -> Iterable[Spec]:
-    """Data sets of kdx."""
-    return []
+    """Data sets of kdx; none needs a download."""
+    return [
+        Spec("digits", "kdx.datasets.digits:Digits", "1,797 handwritten digits of 8x8, from scikit-learn"),
+        Spec(
+            "fashion-mnist",
+            "kdx.datasets.fashion:FashionMnist",
+            "5,000 + 2,000 images of clothing (embedded), or all 70,000 from a folder",
+            "Xiao et al. 2017, arXiv:1708.07747",
+        ),
+    ]

@@ -20,7 +20,8 @@ app = typer.Typer(
     epilog="Examples:  kdx run fashion-offline  ·  kdx list knowledge  ·  kdx show soft-targets  ·  kdx env",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # rich takes longer to load than --help may take
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

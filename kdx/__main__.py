@@ -1,0 +1,5 @@
+"""``python -m kdx`` is the ``kdx`` command."""
+
+from kdx.cli import main
+
+main()

@@ -1,0 +1,134 @@
+"""What importing kdx costs, and which module may import which."""
+
+from __future__ import annotations
+
+import ast
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Every module or package of kdx, lowest layer first; a module imports only from lower layers or from its own package.
+LAYERS = [
+    {"errors", "hookspecs"},
+    {"builtin", "batch", "rng", "signals", "optim", "options"},
+    {"ops", "capture", "losses", "registry"},
+    {"adapters", "checkpoint"},
+    {"knowledge", "teachers"},
+    {"schemes"},
+    {"stream", "evaluation", "observers", "cost", "datasets", "models", "matching", "layers"},
+    {"run_state"},
+    {"loop"},
+    {"assistants", "progress", "report"},
+    {"recipe"},
+    {"experiment"},
+    {"cli", "testing"},
+    {"__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def fresh(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.strip()
+
+
+def runtime_imports(tree: ast.AST) -> set[str]:
+    """Modules that a file imports when it runs, those under TYPE_CHECKING left out."""
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skipped |= {inner for child in node.body for inner in ast.walk(child)}
+    found = set()
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules() -> list[Path]:
+    return sorted((ROOT / "kdx").rglob("*.py"))
+
+
+def test_importing_kdx_imports_no_torch() -> None:
+    heavy = ("torch", "numpy", "accelerate", "pydantic", "omegaconf", "matplotlib", "rich", "typer")
+    assert fresh(f"import kdx, sys; print([m for m in {heavy!r} if m in sys.modules])") == "[]"
+
+
+def test_the_command_line_module_imports_no_torch() -> None:
+    code = "import kdx.cli, sys; print([m for m in ('torch', 'numpy', 'accelerate', 'pydantic') if m in sys.modules])"
+    assert fresh(code) == "[]"
+
+
+def test_listing_components_imports_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['kdx', 'list']\nfrom kdx.cli import app\n"
+        "try: app()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    )
+    assert fresh(code).splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("arguments", [["-c", "import kdx"], ["-m", "kdx", "--help"]], ids=["import", "help"])
+def test_start_takes_less_than_three_tenths_of_a_second(arguments: list[str]) -> None:
+    def cpu_seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=ROOT)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    assert min(cpu_seconds() for _ in range(5)) < 0.3  # CPU time: other work on the machine does not count
+
+
+def test_public_names_resolve_and_the_plugins_function_is_not_a_module() -> None:
+    import kdx
+    import kdx.registry
+
+    for name in kdx.__all__:
+        assert getattr(kdx, name) is not None
+    assert callable(kdx.plugins)
+    assert kdx.plugins() is kdx.plugins()
+    with pytest.raises(AttributeError, match="no attribute 'plugin'"):
+        kdx.plugin  # noqa: B018  # the access is the test
+
+
+def test_every_module_has_a_layer() -> None:
+    names = {path.relative_to(ROOT / "kdx").parts[0].removesuffix(".py") for path in modules()} - {"__init__"}
+    assert names - RANK.keys() == set()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    part = path.relative_to(ROOT / "kdx").parts[0].removesuffix(".py")
+    imported = runtime_imports(ast.parse(path.read_text()))
+    assert not {name for name in imported if name.split(".")[0] in ("plugins", "tests", "bench")}
+    if part == "__init__":
+        assert {name for name in imported if name.startswith("kdx")} <= {"kdx.registry.default_plugins"}
+        return
+    inside = {name.split(".")[1] for name in imported if name.startswith("kdx.")} - {"__version__"}
+    wrong = {name for name in inside & RANK.keys() if name != part and RANK[name] >= RANK[part]}
+    assert not wrong, f"{path.name} (layer {RANK[part]}) imports {wrong}"
+    if part != "testing":
+        assert "testing" not in inside
+
+
+def test_hookspecs_need_pluggy_alone_and_stay_short() -> None:
+    path = ROOT / "kdx" / "hookspecs.py"
+    outside = {name.split(".")[0] for name in runtime_imports(ast.parse(path.read_text()))}
+    assert outside <= {"__future__", "collections", "dataclasses", "typing", "pluggy"}
+    assert len(path.read_text().splitlines()) < 100
+
+
+def test_compiled_module_is_imported_by_launchers_only() -> None:
+    for path in modules():
+        if "ops" not in path.relative_to(ROOT / "kdx").parts:
+            imported = runtime_imports(ast.parse(path.read_text()))
+            assert not {name for name in imported if name.split(".")[0] == "kdx_ext"}, path
