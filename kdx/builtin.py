@@ -18,6 +18,36 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Hinton et al. 2015, arXiv:1503.02531",
         ),
         Spec(
+            "logits",
+            "kdx.knowledge.logits:Logits",
+            "mean squared error between logits",
+            "Ba, Caruana 2014, arXiv:1312.6184",
+        ),
+        Spec(
+            "hard-targets",
+            "kdx.knowledge.hard_targets:HardTargets",
+            "cross-entropy with the class that the teacher decides for",
+            "Touvron et al. 2021, arXiv:2012.12877",
+        ),
+        Spec(
+            "dkd",
+            "kdx.knowledge.dkd:DKD",
+            "soft targets with the label's class and the other classes weighted apart",
+            "Zhao et al. 2022, arXiv:2203.08679",
+        ),
+        Spec(
+            "reverse-kl",
+            "kdx.knowledge.reverse_kl:ReverseKL",
+            "KL from the student's softened probabilities to the teacher's",
+            "Gu et al. 2024, arXiv:2306.08543",
+        ),
+        Spec(
+            "jsd",
+            "kdx.knowledge.jsd:JSD",
+            "generalised Jensen-Shannon divergence between softened probabilities",
+            "Agarwal et al. 2024, arXiv:2306.13649",
+        ),
+        Spec(
             "hint",
             "kdx.knowledge.hint:Hint",
             "regress a teacher layer through a learned adapter (one stage)",

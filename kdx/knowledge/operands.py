@@ -1,0 +1,75 @@
+"""What a loss does with its two operands before anything else: their precision, their shapes, its choices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from kdx.errors import nearest
+
+__all__ = ["Variant", "check_choice", "check_same_rows", "check_same_shape", "in_full_precision"]
+
+Variant = Literal["paper", "code"]
+"""Where the paper and its authors' code differ: which of the two is computed."""
+
+F = TypeVar("F", bound=Callable[..., Tensor])
+
+
+def in_full_precision(function: F) -> F:
+    """Makes a loss compute in float32 (float64 when an operand is), whatever autocast or the operands' dtype say.
+
+    A product of two features or a sum over a batch in half precision costs more digits than the loss has.
+
+    Args:
+        function: a loss whose first two parameters are ``student`` and ``teacher``.
+    """
+
+    @functools.wraps(function)
+    def wrapper(student: Tensor, teacher: Tensor, *args: Any, **options: Any) -> Tensor:
+        double = torch.float64 in (student.dtype, teacher.dtype)
+        dtype = torch.float64 if double else torch.float32
+        with torch.autocast(student.device.type, enabled=False):
+            return function(student.to(dtype), teacher.to(dtype), *args, **options)
+
+    return cast(F, wrapper)
+
+
+def check_same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Raises unless both have one shape.
+
+    Raises:
+        ValueError: they have not.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"teacher: expected the student's shape {list(student.shape)}, got {list(teacher.shape)}; both need the "
+            "same rows and classes: tap layers of one width, or use knowledge that has an adapter"
+        )
+
+
+def check_same_rows(student: Tensor, teacher: Tensor) -> None:
+    """Raises unless both hold one row per sample of the same batch.
+
+    Raises:
+        ValueError: a number without a batch dimension, or different numbers of samples.
+    """
+    if student.dim() < 2 or teacher.dim() < 2 or student.shape[0] != teacher.shape[0]:
+        raise ValueError(
+            f"student and teacher: expected features [N, ...] of the same N samples, got {list(student.shape)} and "
+            f"{list(teacher.shape)}; relations between samples compare the same batch in both models"
+        )
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Raises unless an option has one of its values.
+
+    Raises:
+        ValueError: it has not; the nearest values are listed.
+    """
+    known = tuple(known)
+    if value not in known:
+        raise ValueError(f"{name}: there is no {value!r}; {nearest(value, known)}")

@@ -1,0 +1,65 @@
+"""Reverse KL: the student keeps to what the teacher thinks likely."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from typing_extensions import override
+
+from kdx.batch import Batch
+from kdx.capture import LOGITS, Captured
+from kdx.knowledge.base import Knowledge
+from kdx.ops import softmax_kl
+
+__all__ = ["ReverseKL", "reverse_kl"]
+
+
+def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, backend: str = "auto") -> Tensor:
+    """``T^2 KL(student || teacher)`` of logits ``[..., C]``, a scalar; see :class:`ReverseKL`."""
+    return softmax_kl(student, teacher, temperature=temperature, divergence="reverse", backend=backend)
+
+
+class ReverseKL(Knowledge):
+    """KL divergence from the student's softened probabilities to the teacher's.
+
+    Loss: ``T^2 KL(softmax(z_s / T) || softmax(z_t / T))``, summed over classes, averaged over the batch. It punishes
+    mass where the teacher has none, so a student too small for every mode of the teacher keeps to some of them, where
+    the forward KL of soft targets spreads over all. Gradients reach both sides; the conventions for ``-inf``, NaN and
+    empty batches are those of :func:`kdx.ops.softmax_kl` (a class that the teacher rules out with ``-inf`` and the
+    student does not gives inf).
+
+    Args:
+        temperature: T > 0; 1, as for language models.
+        student: tap of the student's logits ``[N, C]`` (or ``[N, L, C]``).
+        teacher: tap of the teacher's logits, the same shape.
+        backend: kernel backend, ``"auto"`` chooses.
+
+    Paper: Gu et al., MiniLLM: Knowledge Distillation of Large Language Models, ICLR 2024,
+    https://arxiv.org/abs/2306.08543, which takes it over whole sequences; per prediction, as here, it is one end of
+    Agarwal et al., ICLR 2024, https://arxiv.org/abs/2306.13649.
+
+    Example:
+        >>> import torch
+        >>> s, t = Captured({"logits": torch.tensor([[0.0, 0.0]])}), Captured({"logits": torch.tensor([[4.0, 0.0]])})
+        >>> round(ReverseKL()(s, t, None).item(), 4)
+        1.325
+    """
+
+    kind = "response"
+
+    def __init__(
+        self, temperature: float = 1.0, *, student: str = LOGITS, teacher: str = LOGITS, backend: str = "auto"
+    ) -> None:
+        super().__init__(student=student, teacher=teacher)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be > 0, got {temperature}")
+        self.temperature = float(temperature)
+        self.backend = backend
+
+    @override
+    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
+        s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
+        return reverse_kl(s, t, temperature=self.temperature, backend=self.backend)
+
+    @override
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"

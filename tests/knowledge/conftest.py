@@ -1,0 +1,126 @@
+"""What every knowledge component has to stand, whatever its formula."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdx.batch import Batch
+from kdx.capture import Captured
+from kdx.knowledge.base import Knowledge
+
+Features = Mapping[str, Tensor]
+RELATIVE = {torch.float64: 1e-10, torch.float32: 2e-5}
+
+
+def _loss(component: Knowledge, student: Features, teacher: Features, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and its gradients with respect to the student's features."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in student.items()}
+    loss = component(Captured(leaves), Captured({name: value.detach() for name, value in teacher.items()}), batch)
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return loss.detach(), dict(zip(leaves, found, strict=True))
+
+
+@pytest.fixture
+def loss_and_gradients() -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+    """``(component, student, teacher, batch)`` -> the loss and its gradients in the student's features."""
+    return _loss
+
+
+@pytest.fixture
+def random() -> Callable[..., Tensor]:
+    """``random(*shape, seed=0, std=1)``: a float64 tensor of normal numbers."""
+
+    def draw(*shape: int, seed: int = 0, std: float = 1.0) -> Tensor:
+        return torch.from_numpy(np.random.default_rng([seed, *shape]).normal(0.0, std, shape))
+
+    return draw
+
+
+@pytest.fixture
+def check_component() -> Callable[..., None]:
+    """``check(component, student, teacher, batch)`` on float64 features: what holds for every component.
+
+    One finite float32 number; inputs untouched; half-precision features give what their rounded float64 values give;
+    autocast changes nothing; copies, pickles and loaded states give the same number; a full graph compiles.
+    """
+
+    def check(component: Knowledge, student: Features, teacher: Features, batch: Batch | None = None) -> None:
+        batch = batch or Batch(None)
+        component = component.double()
+        kept = copy.deepcopy((dict(student), dict(teacher)))
+        truth, gradients = _loss(component, student, teacher, batch)
+        assert truth.dtype == torch.float64
+        assert truth.dim() == 0
+        assert torch.isfinite(truth)
+        assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+        for now, before in zip((student, teacher), kept, strict=True):
+            assert all(torch.equal(now[name], before[name]) for name in before), "an input was changed in place"
+
+        _check_precision(component, student, teacher, batch)
+        _check_copies(component, student, teacher, batch, truth)
+        _check_compiles(component, student, teacher, batch, truth, gradients)
+
+    return check
+
+
+def _check_precision(component: Knowledge, student: Features, teacher: Features, batch: Batch) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        narrow = [{name: value.to(dtype) for name, value in side.items()} for side in (student, teacher)]
+        exact = [{name: value.double() for name, value in side.items()} for side in narrow]
+        expected, expected_gradients = _loss(component.double(), *exact, batch)
+        single = copy.deepcopy(component).float()
+        for autocast in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss, gradients = _loss(single, *narrow, batch)
+            assert loss.dtype == torch.float32
+            torch.testing.assert_close(loss.double(), expected, rtol=2e-5, atol=2e-6)
+            for name, gradient in gradients.items():
+                assert gradient.dtype == dtype
+                wanted = expected_gradients[name]
+                step = torch.finfo(dtype).eps if dtype != torch.float32 else 5e-5
+                error = (gradient.double() - wanted).norm()
+                assert error <= step * wanted.norm() + 1e-6, f"gradient of {name} in {dtype}, autocast {autocast}"
+
+
+def _check_copies(component: Knowledge, student: Features, teacher: Features, batch: Batch, truth: Tensor) -> None:
+    buffer = io.BytesIO()
+    torch.save(component.state_dict(), buffer)
+    buffer.seek(0)
+    loaded = copy.deepcopy(component)
+    loaded.load_state_dict(torch.load(buffer, weights_only=True))
+    for twin in (copy.deepcopy(component), pickle.loads(pickle.dumps(component)), loaded):
+        assert torch.equal(_loss(twin, student, teacher, batch)[0], truth)
+        assert repr(twin) == repr(component)
+
+
+def _check_compiles(
+    component: Knowledge,
+    student: Features,
+    teacher: Features,
+    batch: Batch,
+    truth: Tensor,
+    gradients: dict[str, Tensor],
+) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda s, t: component(Captured(s), Captured(t), batch), fullgraph=True, backend="aot_eager"
+    )
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in student.items()}
+    with warnings.catch_warnings():  # torch's own tracer instantiates the autograd functions of kdx.ops
+        warnings.filterwarnings(
+            "ignore", message=".*Function.* should not be instantiated", category=DeprecationWarning
+        )
+        loss = compiled(leaves, dict(teacher))
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(loss.detach(), truth, rtol=1e-10, atol=1e-12)
+    for name, gradient in zip(leaves, found, strict=True):
+        torch.testing.assert_close(gradient, gradients[name], rtol=1e-8, atol=1e-10)

@@ -1,0 +1,43 @@
+"""What every registered knowledge component declares about itself."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+import kdx
+from kdx.registry import Plugins
+
+COMPONENTS = {
+    name: found[0].spec for name, found in Plugins(entries=(), blocked=(), trace=False).components("knowledge").items()
+}
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_it_names_its_paper_with_year_and_link(name):
+    spec = COMPONENTS[name]
+    assert spec.paper is not None
+    assert re.search(r"\b(19|20)\d\d\b", spec.paper), "no year"
+    assert len(spec.summary) <= 80
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_its_docstring_states_loss_gradients_options_and_paper(name):
+    component = kdx.plugins().load("knowledge", name)
+    text = inspect.getdoc(component)
+    assert issubclass(component, kdx.Knowledge)
+    for part in ("Loss: ", "radient", "Args:", "Paper: ", "Example:", "https://"):
+        assert part in text, f"{part!r} is missing"
+    for option in list(inspect.signature(component).parameters):
+        assert f"    {option}: " in text, f"option {option!r} is not described"
+
+
+# Their functions are kdx.ops.softmax_kl, and torch's mse_loss behind an adapter.
+@pytest.mark.parametrize("name", sorted(COMPONENTS.keys() - {"soft-targets", "hint"}))
+def test_its_module_offers_a_plain_function_beside_the_component(name):
+    module = inspect.getmodule(kdx.plugins().load("knowledge", name))
+    functions = [value for part in module.__all__ if inspect.isfunction(value := getattr(module, part))]
+    assert functions
+    assert all(inspect.getdoc(function) for function in functions)
