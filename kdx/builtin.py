@@ -50,8 +50,26 @@ def kdx_knowledge() -> Iterable[Spec]:
         Spec(
             "hint",
             "kdx.knowledge.hint:Hint",
-            "regress a teacher layer through a learned adapter (one stage)",
+            "regress teacher layers through learned adapters",
             "Romero et al. 2015, arXiv:1412.6550",
+        ),
+        Spec(
+            "attention-transfer",
+            "kdx.knowledge.attention_transfer:AttentionTransfer",
+            "match where layers look: normalised spatial attention maps",
+            "Zagoruyko, Komodakis 2017, arXiv:1612.03928",
+        ),
+        Spec(
+            "nst",
+            "kdx.knowledge.nst:NST",
+            "match the distribution of the channels' responses (polynomial kernel MMD)",
+            "Huang, Wang 2017, arXiv:1707.01219",
+        ),
+        Spec(
+            "vid",
+            "kdx.knowledge.vid:VID",
+            "likelihood of teacher layers under a Gaussian predicted by the student",
+            "Ahn et al. 2019, arXiv:1904.05835",
         ),
     ]
 

@@ -39,7 +39,7 @@ def test_offline_terms_are_weighted_and_sum_to_the_total(net, batch) -> None:
     with torch.no_grad():
         z_s, z_t = scheme.student(batch.inputs), scheme.teacher.model(batch.inputs)
         kl = (z_t / 2).softmax(1) * ((z_t / 2).log_softmax(1) - (z_s / 2).log_softmax(1))
-        hint = scheme.knowledge["hint"].adapter(scheme.student.conv(batch.inputs))
+        hint = scheme.knowledge["hint"].adapters[0](scheme.student.conv(batch.inputs))
         expected = {
             "task": 0.3 * F.cross_entropy(z_s, batch.targets),
             "kd": 0.7 * 4 * kl.sum(1).mean(),
@@ -121,9 +121,9 @@ def test_the_adapter_must_exist_before_the_optimizer(net, batch) -> None:
     scheme.setup(batch)
     assert scheme.ready
     assert scheme.student.training
-    adapter = scheme.knowledge["hint"].adapter
+    adapter = scheme.knowledge["hint"].adapters[0]
     scheme.setup(batch)
-    assert scheme.knowledge["hint"].adapter is adapter
+    assert scheme.knowledge["hint"].adapters[0] is adapter
     for name, value in scheme.student.state_dict().items():
         assert value.equal(before[name]), name
 
@@ -200,8 +200,8 @@ def test_every_pair_of_peers_has_its_own_adapter(net, batch) -> None:
     scheme.setup(batch)
     shapes = {name: tuple(p.shape[:2]) for name, p in scheme.named_parameters() if "adapter" in name}
     assert shapes == {
-        "knowledge.0<-1.h.adapter.weight": (4, 3),
-        "knowledge.1<-0.h.adapter.weight": (3, 4),
+        "knowledge.0<-1.h.adapters.0.weight": (4, 3),
+        "knowledge.1<-0.h.adapters.0.weight": (3, 4),
     }
 
 

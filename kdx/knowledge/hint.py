@@ -2,60 +2,97 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import get_args
+
 from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.adapters import match, project
-from kdx.batch import Batch
-from kdx.capture import Captured
-from kdx.knowledge.base import Knowledge
+from kdx.knowledge.operands import Variant, check_choice, check_same_shape, in_full_precision
+from kdx.knowledge.paired import PairedLayers
+from kdx.matching import Strategy
 
-__all__ = ["Hint"]
+__all__ = ["Hint", "hint"]
 
 
-class Hint(Knowledge):
-    """Mean squared error between an adapted student feature and a teacher feature, the one-stage form of FitNets.
-
-    Loss: ``mean((r(F_s) - F_t)^2)`` over all elements, where ``r`` is a 1x1 convolution (maps ``[N, C, H, W]``) or a
-    linear layer (``[N, D]`` and tokens ``[N, L, D]``), learned with the student; no ``T^2``. Of two maps of different
-    size the larger is average-pooled to the smaller. Gradients reach the student and the adapter.
+@in_full_precision
+def hint(student: Tensor, teacher: Tensor, *, variant: Variant = "code") -> Tensor:
+    """Squared error between an adapted student feature and a teacher feature.
 
     Args:
-        student: tap of the guided layer.
-        teacher: tap of the hint layer.
+        student: ``[N, ...]``, any float dtype; computed in float32 (float64 stays).
+        teacher: of the same shape.
+        variant: ``"paper"``: ``1/2 ||s - t||^2``, summed over a sample's elements, averaged over the batch;
+            ``"code"``: ``mean((s - t)^2)`` over all elements.
 
-    Paper: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, https://arxiv.org/abs/1412.6550. The paper
-    trains the guided layers first, on half the squared norm; the one-stage mean (weight 100) is the common variant.
+    Returns:
+        A scalar, with gradients to both.
 
     Example:
         >>> import torch
+        >>> hint(torch.zeros(2, 4), torch.ones(2, 4), variant="paper").item()
+        2.0
+    """
+    check_same_shape(student, teacher)
+    square = (student - teacher).square()
+    return square.mean() if variant == "code" else 0.5 * square.sum() / square.shape[0]
+
+
+class Hint(PairedLayers):
+    """Squared error between adapted student features and teacher features: hint learning of FitNets.
+
+    Loss: ``mean((r(F_s) - F_t)^2)`` (``variant="code"``) or ``1/2 ||r(F_s) - F_t||^2`` averaged over the batch
+    (``variant="paper"``), summed over pairs of layers; no ``T^2``. ``r`` is a 1x1 convolution (maps ``[N, C, H, W]``)
+    or a linear layer (vectors ``[N, D]`` and tokens ``[N, L, D]``), learned with the student; sizes are matched by
+    :func:`kdx.adapters.match`. Gradients reach the student and the adapters.
+
+    The paper trains in two stages: first only the layers up to the guided one, on the hint alone, then the whole
+    student by knowledge distillation. The first stage is the scheme ``hint-stage``, followed by ``offline`` on the same
+    student. Beside other terms this component is the common one-stage variant, with weight 100 in the usual CIFAR-100
+    recipe.
+
+    Args:
+        student: taps of the guided layers.
+        teacher: taps of the hint layers.
+        pairing: see :data:`kdx.matching.Strategy`.
+        variant: ``"paper"`` or ``"code"``, the mean that benchmark code uses.
+        seed: for ``pairing="random"``.
+
+    Paper: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, https://arxiv.org/abs/1412.6550. Its regressor
+    is a convolution without padding that reduces the student's map to the teacher's size; here it is a 1x1
+    convolution after pooling.
+
+    Example:
+        >>> import torch
+        >>> from kdx.capture import Captured
         >>> hint = Hint(student="conv", teacher="conv")
         >>> s, t = Captured({"conv": torch.zeros(2, 4, 8, 8)}), Captured({"conv": torch.ones(2, 6, 4, 4)})
         >>> hint.setup(s, t)
-        >>> hint.adapter.weight.shape
+        >>> hint.adapters[0].weight.shape
         torch.Size([6, 4, 1, 1])
     """
 
-    kind = "feature"
+    builds = True
 
-    def __init__(self, *, student: str, teacher: str) -> None:
-        super().__init__(student=student, teacher=teacher)
-        self.adapter: nn.Module | None = None
+    def __init__(
+        self,
+        *,
+        student: str | tuple[str, ...],
+        teacher: str | tuple[str, ...],
+        pairing: Strategy = "explicit",
+        variant: Variant = "code",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed)
+        check_choice("variant", variant, get_args(Variant))
+        self.variant: Variant = variant
+        self.adapters = nn.ModuleList()
 
-    @property
     @override
-    def ready(self) -> bool:
-        return self.adapter is not None
+    def build(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        self.adapters.extend(project(student, teacher) for student, teacher in pairs)
 
     @override
-    def setup(self, student: Captured, teacher: Captured) -> None:
-        if self.adapter is None:
-            self.adapter = project(student[self.student_taps[0]], teacher[self.teacher_taps[0]])
-
-    @override
-    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
-        if self.adapter is None:
-            raise RuntimeError("Hint has no adapter yet; call scheme.setup(batch) before the optimizer is built")
-        adapted, target = match(self.adapter(student[self.student_taps[0]]), teacher[self.teacher_taps[0]])
-        return F.mse_loss(adapted.float(), target.float())
+    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+        source, target = match(student, teacher)
+        return hint(self.adapters[pair](source), target, variant=self.variant)

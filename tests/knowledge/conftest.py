@@ -6,12 +6,15 @@ import copy
 import io
 import pickle
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kdx.batch import Batch
 from kdx.capture import Captured
@@ -25,7 +28,8 @@ def _loss(component: Knowledge, student: Features, teacher: Features, batch: Bat
     """The loss and its gradients with respect to the student's features."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in student.items()}
     loss = component(Captured(leaves), Captured({name: value.detach() for name, value in teacher.items()}), batch)
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    with torch.autocast("cpu", enabled=False):  # as every training loop does: backward outside autocast
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return loss.detach(), dict(zip(leaves, found, strict=True))
 
 
@@ -124,3 +128,45 @@ def _check_compiles(
     torch.testing.assert_close(loss.detach(), truth, rtol=1e-10, atol=1e-12)
     for name, gradient in zip(leaves, found, strict=True):
         torch.testing.assert_close(gradient, gradients[name], rtol=1e-8, atol=1e-10)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages that ops made and that are still alive, and their highest number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        inputs = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._add(leaf.untyped_storage(), inputs)
+        return result
+
+    def _add(self, storage, inputs) -> None:
+        key, size = storage.data_ptr(), storage.nbytes()
+        if key in self.seen or key in inputs:
+            return
+        self.seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.now -= size
+
+
+@pytest.fixture
+def peak_bytes() -> Callable[[Callable[[], object]], int]:
+    """``peak_bytes(run)``: the most bytes that were alive at once of what ``run`` allocated in tensors."""
+
+    def measure(run: Callable[[], object]) -> int:
+        with _LiveBytes() as live:
+            run()
+        return live.peak
+
+    return measure

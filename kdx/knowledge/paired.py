@@ -1,0 +1,111 @@
+"""What components have in common that compare layers pair by pair."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from kdx.batch import Batch
+from kdx.capture import Captured
+from kdx.knowledge.base import Knowledge
+from kdx.matching import Pairs, Strategy, pair_by_depth, pair_layers
+
+__all__ = ["PairedLayers"]
+
+
+class PairedLayers(Knowledge):
+    """Base of knowledge that compares student layers with teacher layers and sums over the pairs.
+
+    A subclass gives :meth:`compare`; with ``builds`` it also makes one learnable part per pair in :meth:`build`.
+
+    Args:
+        student: taps of student layers, from shallow to deep; globs are welcome.
+        teacher: taps of teacher layers.
+        pairing: who learns from whom, see :data:`kdx.matching.Strategy`. ``cka`` looks at the batch of ``setup``; its
+            pairs are saved with the component.
+        seed: for ``pairing="random"``.
+    """
+
+    kind = "feature"
+    builds: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        student: str | tuple[str, ...],
+        teacher: str | tuple[str, ...],
+        pairing: Strategy = "explicit",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher)
+        if pairing == "attention":
+            raise ValueError(
+                "pairing 'attention' learns a weight for every pair of layers: that is the knowledge 'semckd'; this "
+                "component takes explicit, uniform, relative, cka, reverse or random"
+            )
+        if pairing != "cka":
+            pair_by_depth(pairing, 1, 1)  # a misspelt strategy fails here
+        self.pairing: Strategy = pairing
+        self.seed = seed
+        self.pairs: Pairs | None = None
+
+    @property
+    @override
+    def ready(self) -> bool:
+        return self.pairs is not None or not (self.builds or self.pairing == "cka")
+
+    @override
+    def setup(self, student: Captured, teacher: Captured) -> None:
+        if self.pairs is not None:
+            return
+        s, t = student.select(self.student_taps), teacher.select(self.teacher_taps)
+        self.pairs = pair_layers(self.pairing, s, t, seed=self.seed)
+        if self.pairing == "cka":
+            self.register_buffer("chosen", torch.tensor(self.pairs))
+        self.build([(s[i], t[j]) for i, j in self.pairs])
+
+    def build(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Makes the learnable parts, from one example of every pair."""
+
+    @abstractmethod
+    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of one pair, a scalar.
+
+        Args:
+            pair: its number, from 0.
+            student: the student's feature, in float32 (float64 stays), as autocast is off.
+            teacher: the teacher's, likewise.
+        """
+
+    @override
+    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
+        s, t = student.select(self.student_taps), teacher.select(self.teacher_taps)
+        if not self.ready:
+            raise RuntimeError(
+                f"{type(self).__name__} has no pairs yet; call scheme.setup(batch) before the optimizer is built"
+            )
+        pairs = self.pairs or pair_by_depth(self.pairing, len(s), len(t), seed=self.seed)
+        with torch.autocast(s[0].device.type, enabled=False):
+            return torch.stack([self.compare(n, _full(s[i]), _full(t[j])) for n, (i, j) in enumerate(pairs)]).sum()
+
+    @override
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if (stored := state_dict.get(f"{prefix}chosen")) is None or self.pairs is None:
+            return
+        pairs = [(int(i), int(j)) for i, j in stored.tolist()]
+        if self.builds and pairs != self.pairs:
+            args[-1].append(
+                f"{prefix}chosen: the checkpoint pairs layers {pairs}, this run pairs {self.pairs} and built its "
+                "adapters for them; set up on the same batch (the same seed), or write the pairs down, explicit"
+            )
+        else:
+            self.pairs = pairs
+
+
+def _full(feature: Tensor) -> Tensor:
+    return feature.to(torch.promote_types(feature.dtype, torch.float32))

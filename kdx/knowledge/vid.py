@@ -1,0 +1,122 @@
+"""Variational information distillation: a Gaussian guess of the teacher from the student."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.adapters import channels, match, regressor
+from kdx.knowledge.operands import Variant, check_choice, check_same_shape, in_full_precision
+from kdx.knowledge.paired import PairedLayers
+from kdx.matching import Strategy
+
+__all__ = ["VID", "vid"]
+
+EPS = 1e-5
+"""Smallest variance."""
+
+
+@in_full_precision
+def vid(mean: Tensor, teacher: Tensor, *, variance: Tensor, variant: Variant = "code") -> Tensor:
+    """Negative log-likelihood of the teacher's feature under a Gaussian with one variance per channel.
+
+    ``1/2 [(mean - teacher)^2 / variance_c + log variance_c]``, without the constant ``log(2 pi) / 2``.
+
+    Args:
+        mean: ``[N, C, H, W]``, ``[N, L, C]`` or ``[N, C]``, predicted from the student's feature.
+        teacher: of the same shape.
+        variance: ``[C]``, > 0.
+        variant: ``"code"``: the mean over all elements; ``"paper"``: summed over a sample's elements, averaged over
+            the batch.
+
+    Returns:
+        A scalar that can be negative, with gradients to all three.
+
+    Example:
+        >>> import torch
+        >>> vid(torch.zeros(2, 3), torch.full((2, 3), 2.0), variance=torch.ones(3)).item()
+        2.0
+    """
+    check_same_shape(mean, teacher)
+    variance = variance.to(mean.dtype)
+    if mean.dim() == 4:
+        variance = variance[:, None, None]
+    terms = 0.5 * ((mean - teacher).square() / variance + variance.log())
+    return terms.mean() if variant == "code" else terms.sum() / terms.shape[0]
+
+
+class VID(PairedLayers):
+    """Negative log-likelihood of teacher features under a Gaussian predicted from the student, summed over pairs.
+
+    Loss: ``1/2 [(mu_c(F_s) - F_t)^2 / var_c + log var_c]``, mean over all elements (``variant="code"``, weight 1 in the
+    common CIFAR-100 recipe) or sum over a sample's elements (``variant="paper"``); no ``T^2``. ``mu`` is three 1x1
+    convolutions (linear layers for tokens and vectors) with ReLU between them, ``var_c = softplus(a_c) + 1e-5`` starts
+    at ``variance`` = 5. Gradients reach the student, ``mu`` and ``a``; with a fixed variance this would be a mere
+    scaled mean squared error. Sizes are matched by :func:`kdx.adapters.match`.
+
+    Args:
+        student: taps, from shallow to deep.
+        teacher: taps.
+        pairing: see :data:`kdx.matching.Strategy`.
+        variance: the variance at the start, > 1e-5.
+        hidden: channels inside ``mu``; None takes the teacher's, as the code does.
+        variant: ``"paper"`` or ``"code"``.
+        seed: for ``pairing="random"``.
+
+    Paper: Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019,
+    https://arxiv.org/abs/1904.05835.
+
+    Example:
+        >>> import torch
+        >>> from kdx.capture import Captured
+        >>> s, t = Captured({"conv": torch.zeros(2, 4, 8, 8)}), Captured({"conv": torch.zeros(2, 6, 8, 8)})
+        >>> component = VID(student="conv", teacher="conv", variance=1.0)
+        >>> component.setup(s, t)
+        >>> round(component(s, t, None).item(), 4)
+        0.0
+    """
+
+    builds = True
+
+    def __init__(
+        self,
+        *,
+        student: str | tuple[str, ...],
+        teacher: str | tuple[str, ...],
+        pairing: Strategy = "explicit",
+        variance: float = 5.0,
+        hidden: int | None = None,
+        variant: Variant = "code",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed)
+        check_choice("variant", variant, get_args(Variant))
+        if not variance > EPS:
+            raise ValueError(f"variance must be > {EPS}, got {variance}")
+        self.variance = float(variance)
+        self.hidden = hidden
+        self.variant: Variant = variant
+        self.means = nn.ModuleList()
+        self.alphas = nn.ParameterList()
+
+    @override
+    def build(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        start = math.log(math.expm1(self.variance - EPS))
+        for student, teacher in pairs:
+            mean = regressor(student, teacher, self.hidden or channels(teacher))
+            self.means.append(mean)
+            alpha = next(mean.parameters()).new_full((channels(teacher),), start)
+            self.alphas.append(nn.Parameter(alpha))
+
+    def variance_of(self, pair: int) -> Tensor:
+        """The variance ``[C]`` of a pair as it is now."""
+        return F.softplus(self.alphas[pair]) + EPS
+
+    @override
+    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+        source, target = match(student, teacher)
+        return vid(self.means[pair](source), target, variance=self.variance_of(pair), variant=self.variant)
