@@ -71,6 +71,24 @@ def kdx_knowledge() -> Iterable[Spec]:
             "likelihood of teacher layers under a Gaussian predicted by the student",
             "Ahn et al. 2019, arXiv:1904.05835",
         ),
+        Spec(
+            "sp",
+            "kdx.knowledge.sp:SP",
+            "which samples activate a layer alike",
+            "Tung, Mori 2019, arXiv:1907.09682",
+        ),
+        Spec(
+            "pkt",
+            "kdx.knowledge.pkt:PKT",
+            "KL between the samples' probabilities to be neighbours",
+            "Passalis, Tefas 2018, arXiv:1803.10837",
+        ),
+        Spec(
+            "cc",
+            "kdx.knowledge.cc:CC",
+            "a Gaussian kernel between samples, as a Taylor series",
+            "Peng et al. 2019, arXiv:1904.01802",
+        ),
     ]
 
 

@@ -21,15 +21,16 @@ from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
 
 Features = Mapping[str, Tensor]
-RELATIVE = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 
-def _loss(component: Knowledge, student: Features, teacher: Features, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and its gradients with respect to the student's features."""
+def _loss(
+    component: Knowledge, student: Features, teacher: Features, batch: Batch, *, autocast: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and its gradients with respect to the student's features; the backward pass is never under autocast."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in student.items()}
-    loss = component(Captured(leaves), Captured({name: value.detach() for name, value in teacher.items()}), batch)
-    with torch.autocast("cpu", enabled=False):  # as every training loop does: backward outside autocast
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = component(Captured(leaves), Captured({name: value.detach() for name, value in teacher.items()}), batch)
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return loss.detach(), dict(zip(leaves, found, strict=True))
 
 
@@ -76,6 +77,50 @@ def check_component() -> Callable[..., None]:
     return check
 
 
+@pytest.fixture
+def check_relation(random: Callable[..., Tensor]) -> Callable[..., None]:
+    """``check(loss)``: what holds for every relation between samples, ``loss(student, teacher)`` of ``[N, ...]``.
+
+    Finite with finite gradients for zero rows, duplicates, a batch of one or none; the samples' order does not matter;
+    0 with zero gradient (below ``still``) when student equals teacher; maps are flattened; widths may differ; fp64
+    gradients are right.
+    """
+
+    def check(loss: Callable[[Tensor, Tensor], Tensor], *, ordered: bool = False, still: float = 1e-12) -> None:
+        s, t = random(7, 6, seed=1), random(7, 6 if ordered else 4, seed=2)
+        assert torch.autograd.gradcheck(loss, (s.clone().requires_grad_(), t.clone().requires_grad_()))
+        torch.testing.assert_close(loss(s.reshape(7, 3, 2, 1), t), loss(s, t))
+        if not ordered:
+            order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
+            torch.testing.assert_close(loss(s[order], t[order]), loss(s, t))
+
+        awkward = s.clone()
+        awkward[1] = 0
+        awkward[3] = awkward[2]
+        awkward[4] = -awkward[2]
+        for one, other in ((awkward, t), (s, torch.zeros_like(t)), (torch.zeros_like(s), t), (s[:1], t[:1])):
+            leaf = one.clone().requires_grad_()
+            value = loss(leaf, other)
+            value.backward()
+            assert torch.isfinite(value)
+            assert torch.isfinite(leaf.grad).all()
+
+        leaf = awkward.clone().requires_grad_()
+        value = loss(leaf, awkward)
+        value.backward()
+        assert abs(value.item()) < 1e-15
+        assert leaf.grad.abs().max() < still
+
+        empty = torch.zeros(0, 6, requires_grad=True)
+        value = loss(empty, torch.zeros(0, 6))
+        value.backward()
+        assert value == 0
+        with pytest.raises(ValueError, match=r"of the same N samples, got \[7, 6\] and \[3,"):
+            loss(s, t[:3])
+
+    return check
+
+
 def _check_precision(component: Knowledge, student: Features, teacher: Features, batch: Batch) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         narrow = [{name: value.to(dtype) for name, value in side.items()} for side in (student, teacher)]
@@ -83,8 +128,7 @@ def _check_precision(component: Knowledge, student: Features, teacher: Features,
         expected, expected_gradients = _loss(component.double(), *exact, batch)
         single = copy.deepcopy(component).float()
         for autocast in (False, True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss, gradients = _loss(single, *narrow, batch)
+            loss, gradients = _loss(single, *narrow, batch, autocast=autocast)
             assert loss.dtype == torch.float32
             torch.testing.assert_close(loss.double(), expected, rtol=2e-5, atol=2e-6)
             for name, gradient in gradients.items():

@@ -1,0 +1,91 @@
+"""Losses between samples on two ranks are those of one process on the whole batch, gradients included."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kdx
+from kdx.capture import Captured
+from kdx.knowledge.whole_batch import whole_batch
+
+COMPONENTS = {"sp": {}, "pkt": {}, "cc": {}}
+
+# What each rank runs: its half of the batch through one linear layer, every component's loss, and the gradient of the
+# weight averaged over ranks as data parallelism does.
+RANK = """
+import json, sys
+import torch, torch.distributed as dist
+import kdx
+from kdx.capture import Captured
+
+rank, store, components = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+generator = torch.Generator().manual_seed(0)
+x, t, w = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((8, 5), (8, 6), (6, 5)))
+half = slice(4 * rank, 4 * rank + 4)
+found = {}
+for name, options in components.items():
+    weight = w.clone().requires_grad_()
+    student, teacher = Captured({"logits": x[half] @ weight.T}), Captured({"logits": t[half]})
+    loss = kdx.make("knowledge", name, **options)(student, teacher, None)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    dist.all_reduce(gradient)
+    found[name] = [loss.item(), (gradient / 2).flatten().tolist()]
+dist.barrier()
+dist.destroy_process_group()
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory):
+    """Component -> loss and averaged gradient, as each of two processes found them."""
+    store = tmp_path_factory.mktemp("ranks") / "store"
+    root = str(Path(kdx.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(store), json.dumps(COMPONENTS)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    results = []
+    for process in started:
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        results.append(json.loads(out.splitlines()[-1]))
+    return results
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_two_ranks_take_the_step_of_one_process_on_the_whole_batch(on_two_ranks, name):
+    generator = torch.Generator().manual_seed(0)
+    x, t, w = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((8, 5), (8, 6), (6, 5)))
+    weight = w.clone().requires_grad_()
+    component = kdx.make("knowledge", name, **COMPONENTS[name])
+    loss = component(Captured({"logits": x @ weight.T}), Captured({"logits": t}), None)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    halves = [
+        component(Captured({"logits": x[part] @ weight.T}), Captured({"logits": t[part]}), None).item()
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    assert sum(halves) / 2 != pytest.approx(loss.item(), rel=1e-3), "each rank alone would have another loss"
+    for rank in on_two_ranks:
+        assert rank[name][0] == pytest.approx(loss.item(), rel=1e-10)
+        torch.testing.assert_close(torch.tensor(rank[name][1], dtype=torch.float64), gradient.flatten())
+
+
+def test_one_process_has_the_whole_batch_itself():
+    rows = torch.ones(3, 2)
+    assert whole_batch(rows) is rows
