@@ -14,16 +14,19 @@ __all__ = ["ConvNet"]
 class ConvNet(nn.Sequential):
     """Stages of 3x3 convolutions; every stage but the last halves the image, every further one doubles the channels.
 
-    Taps: ``stage1`` .. ``stage<stages>`` ``[N, width * 2**(k-1), h, w]``, ``avgpool`` ``[N, D]`` (the embedding),
-    ``fc`` (the logits). The last convolution of a stage is pooled before it is normalised: a quarter of the work for
-    the norm, and the same function wherever the norm's scale is positive.
+    Taps: ``stage1`` .. ``stage<stages>`` ``[N, width * 2**(k-1), h, w]``, ``avgpool`` ``[N, D]`` (the embedding,
+    ``D = width * 2**(stages-1) * grid**2``), ``fc`` (the logits). The last convolution of a stage is pooled before it
+    is normalised: a quarter of the work for the norm, and the same function wherever the norm's scale is positive.
 
-    On 1x28x28 images with ten classes ``ConvNet(width=24)`` has 220,594 parameters, ``ConvNet(width=5)`` 10,055.
+    On 1x28x28 images with ten classes ``ConvNet(width=24)`` has 220,594 parameters, a teacher's size;
+    ``ConvNet(width=8, stages=2, grid=7)`` has 9,122, a student's.
 
     Args:
         width: channels of the first stage.
         stages: number of stages.
         depth: convolutions in each stage.
+        grid: cells along each side that the last stage is averaged into; 1 is global average pooling, more keep where
+            in the image a feature was, which helps a shallow net on centred images.
         norm: batch normalisation after each convolution; without it the convolutions have a bias.
         num_classes: number of logits.
         input_shape: channels, height and width of an image; height and width at least ``2**(stages - 1)``. Larger
@@ -35,9 +38,9 @@ class ConvNet(nn.Sequential):
     Example:
         >>> import torch
         >>> from kdx.models.cnn import ConvNet
-        >>> student = ConvNet(width=5)
+        >>> student = ConvNet(width=8, stages=2, grid=7)
         >>> student(torch.zeros(2, 1, 28, 28)).shape, sum(p.numel() for p in student.parameters())
-        (torch.Size([2, 10]), 10055)
+        (torch.Size([2, 10]), 9122)
     """
 
     def __init__(
@@ -46,19 +49,20 @@ class ConvNet(nn.Sequential):
         *,
         stages: int = 4,
         depth: int = 1,
+        grid: int = 1,
         norm: bool = True,
         num_classes: int = 10,
         input_shape: tuple[int, int, int] = (1, 28, 28),
     ) -> None:
-        check_positive(width=width, stages=stages, depth=depth)
+        check_positive(width=width, stages=stages, depth=depth, grid=grid)
         check_shape(input_shape, num_classes, smallest=2 ** (stages - 1))
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = input_shape[0]
         for k in range(stages):
             layers[f"stage{k + 1}"] = _stage(channels, width * 2**k, depth, norm, pool=k < stages - 1)
             channels = width * 2**k
-        layers["avgpool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        layers["fc"] = nn.Linear(channels, num_classes)
+        layers["avgpool"] = nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Flatten())
+        layers["fc"] = nn.Linear(channels * grid**2, num_classes)
         super().__init__(layers)
 
 

@@ -19,7 +19,7 @@ def parameters(model):
     [
         (ConvNet, 25_154),
         (lambda: ConvNet(24), 220_594),
-        (lambda: ConvNet(5), 10_055),
+        (lambda: ConvNet(8, stages=2, grid=7), 9_122),
         (lambda: ConvNet(10, stages=3), 9_640),
         (lambda: ConvNet(8, stages=3, depth=2, norm=False), 72 + 9 * (64 + 128 + 256 + 512 + 1024) + 112 + 330),
         (MLP, 50_890),
@@ -80,6 +80,7 @@ def test_evaluation_does_not_depend_on_the_rest_of_the_batch(model):
             ConvNet(8),
             {"stage1": (8, 14, 14), "stage2": (16, 7, 7), "stage3": (32, 3, 3), "stage4": (64, 3, 3), "avgpool": (64,)},
         ),
+        (ConvNet(8, stages=2, grid=7), {"stage1": (8, 14, 14), "stage2": (16, 14, 14), "avgpool": (784,)}),
         (MLP((32, 16)), {"hidden1": (32,), "hidden2": (16,)}),
         (
             ResNet(14, width=2),
@@ -107,6 +108,17 @@ def test_convolutional_models_take_other_sizes_than_stated(model, size):
     logits = model()(torch.randn(2, 1, *size))
     assert logits.shape == (2, 10)
     assert logits.isfinite().all()
+
+
+def test_the_grid_keeps_where_in_the_image_a_feature_was():
+    torch.manual_seed(0)
+    x = torch.zeros(1, 1, 28, 28)
+    x[:, :, 8:16, 8:16] = 1
+    moved = x.roll(8, dims=2)
+    pooled, gridded = ConvNet(4, stages=2).eval(), ConvNet(4, stages=2, grid=7).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(pooled(x), pooled(moved))
+        assert (gridded(x) - gridded(moved)).abs().max() > 1e-3
 
 
 def test_pooling_before_the_norm_is_pooling_after_it():
@@ -149,6 +161,7 @@ def test_the_mean_token_and_positions_make_the_transformer_see_where_patches_are
         (lambda: ConvNet(0), "width must be 1 or more; got 0"),
         (lambda: ConvNet(stages=5, input_shape=(1, 8, 8)), r"at least 16 pixels.*got \(1, 8, 8\)"),
         (lambda: ConvNet(input_shape=(28, 28)), r"input_shape must be \(channels, height, width\).*got \(28, 28\)"),
+        (lambda: ConvNet(grid=0), "grid must be 1 or more; got 0"),
         (lambda: ConvNet(num_classes=0), "num_classes must be 1 or more; got 0"),
         (lambda: MLP((8, 0)), "hidden must be 1 or more; got 0"),
         (lambda: MLP(dropout=1.0), "dropout.*got 1.0"),
