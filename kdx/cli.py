@@ -228,3 +228,33 @@ def show_component(name: Annotated[str, typer.Argument(help="Name of a component
         for option in options:
             default = "required" if option["required"] else f"default {option['default']!r}"
             typer.echo(f"  {option['name']}: {option['type']}, {default}\n      {option['doc']}")
+
+
+@app.command("env", epilog="Example:  kdx env --json")
+def show_environment(as_json: Json = False) -> None:
+    """Show versions, GPUs and the kernel backends: which can be used here, and why the others cannot."""
+    import platform
+
+    import torch
+
+    from kdx import ops
+    from kdx.experiment import package_version
+
+    report: dict[str, Any] = {
+        "kdx": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": package_version("triton"),
+        "cpu_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "backends": ops.backends(),
+        "build": ops.build_info(),
+    }
+    if as_json:
+        _print_json(report)
+        return
+    for name in ("kdx", "python", "torch", "triton", "cpu_threads"):
+        typer.echo(f"{name:12} {report[name] or 'not installed'}")
+    typer.echo(f"{'gpus':12} {', '.join(report['gpus']) or 'none'}")
+    for name, reason in report["backends"].items():
+        typer.echo(f"{name:12} " + ("usable" if reason is None else f"not usable: {reason}"))

@@ -1,0 +1,100 @@
+"""The command line: what it prints, with which status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kdx.cli import app
+from kdx.errors import KdxError
+
+ROOT = Path(__file__).parents[1]
+runner = CliRunner(env={"COLUMNS": "200"})
+
+
+def ok(*arguments: str) -> str:
+    result = runner.invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_help_has_examples_everywhere() -> None:
+    assert "kdx run fashion-offline" in ok("--help")
+    for command in ("run", "plugins", "list", "show", "env"):
+        assert "xample" in ok(command, "--help")
+    assert ok("--version").startswith("kdx 0.")
+
+
+def test_list_shows_every_kind_and_one_kind() -> None:
+    everything = json.loads(ok("list", "--json"))
+    assert {row["kind"] for row in everything} >= {"knowledge", "scheme", "model", "dataset"}
+    knowledge = ok("list", "knowledge")
+    assert "soft-targets" in knowledge
+    assert "Hinton et al. 2015" in knowledge
+    assert "offline" not in {line.split()[1] for line in knowledge.splitlines()}
+    with pytest.raises(KdxError, match="no kind of component 'knowlege'; did you mean 'knowledge'"):
+        runner.invoke(app, ["list", "knowlege"], catch_exceptions=False)
+
+
+def test_show_prints_options_with_types_defaults_and_docs() -> None:
+    shown = ok("show", "soft-targets")
+    assert "temperature: float, default 4.0" in shown
+    assert "T > 0" in shown
+    assert "arXiv:1503.02531" in shown
+    options = {row["name"]: row for row in json.loads(ok("show", "soft-targets", "--json"))["options"]}
+    assert options["temperature"] == {
+        "name": "temperature",
+        "type": "float",
+        "required": False,
+        "default": 4.0,
+        "doc": "T > 0. Small students want a low one.",
+    }
+    with pytest.raises(KdxError, match="no component named 'soft-target'"):
+        runner.invoke(app, ["show", "soft-target"], catch_exceptions=False)
+
+
+def test_every_component_shows_documented_options() -> None:
+    for row in json.loads(ok("list", "--json")):
+        shown = json.loads(ok("show", row["name"], "--json"))
+        undocumented = [option["name"] for option in shown["options"] if not option["doc"]]
+        assert not undocumented, (row["name"], undocumented)
+
+
+def test_plugins_are_listed_with_what_they_provide() -> None:
+    rows = json.loads(ok("plugins", "--json"))
+    builtin = next(row for row in rows if row["name"] == "kdx-builtin")
+    assert builtin["status"] == "loaded"
+    assert "knowledge soft-targets" in builtin["components"]
+    assert "kdx-builtin" in ok("plugins")
+
+
+def test_env_gives_a_reason_for_every_backend_that_is_not_usable() -> None:
+    report = json.loads(ok("env", "--json"))
+    assert report["backends"].keys() == {"reference", "cpu", "triton", "cuda"}
+    assert report["backends"]["reference"] is None
+    text = ok("env")
+    for name, reason in report["backends"].items():
+        assert f"{name:12} " + ("usable" if reason is None else f"not usable: {reason}") in text
+
+
+def test_recipes_are_listed_and_resolved_without_running() -> None:
+    assert "fashion-offline" in ok("run", "--list")
+    resolved = ok("run", "fashion-offline", "train.epochs=3", "--dry-run")
+    assert "epochs: 3" in resolved
+    assert "nesterov: true" in resolved
+
+
+def test_errors_are_one_message_and_a_status_not_a_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kdx", "run", "fashion-ofline"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("kdx: there is no recipe 'fashion-ofline'; did you mean 'fashion-offline'?")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
