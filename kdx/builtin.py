@@ -36,6 +36,18 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Zhao et al. 2022, arXiv:2203.08679",
         ),
         Spec(
+            "logit-standardisation",
+            "kdx.knowledge.logit_standardisation:LogitStandardisation",
+            "soft targets (or another loss) of logits standardised per sample",
+            "Sun et al. 2024, arXiv:2403.01427",
+        ),
+        Spec(
+            "dist",
+            "kdx.knowledge.dist:DIST",
+            "Pearson correlation of predictions, per sample and per class",
+            "Huang et al. 2022, arXiv:2205.10536",
+        ),
+        Spec(
             "reverse-kl",
             "kdx.knowledge.reverse_kl:ReverseKL",
             "KL from the student's softened probabilities to the teacher's",

@@ -1,0 +1,123 @@
+"""DIST: correlation of predictions instead of their divergence."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from typing_extensions import override
+
+from kdx.batch import Batch
+from kdx.capture import LOGITS, Captured
+from kdx.knowledge.base import Knowledge
+from kdx.knowledge.centring import centred
+from kdx.knowledge.operands import Variant, check_choice, check_same_shape, in_full_precision
+from kdx.knowledge.whole_batch import whole_batch
+
+__all__ = ["DIST", "dist"]
+
+_EPSILON = 1e-8  # of the authors' code, beside the product of the two norms
+
+
+@in_full_precision
+def dist(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 4.0,
+    inter_weight: float = 2.0,
+    intra_weight: float = 2.0,
+    variant: Variant = "code",
+) -> Tensor:
+    """``T^2 (inter_weight inter + intra_weight intra)`` of logits ``[..., C]``, a scalar, 0 for an empty batch.
+
+    See :class:`DIST`.
+    """
+    check_same_shape(student, teacher)
+    check_choice("variant", variant, ("paper", "code"))
+    classes = student.shape[-1]
+    q = (student / temperature).softmax(dim=-1).reshape(-1, classes)  # [N, C]
+    p = (teacher / temperature).softmax(dim=-1).reshape(-1, classes)
+    if q.shape[0] == 0:
+        return student.sum() * 0
+    epsilon = _EPSILON if variant == "code" else 0.0
+    inter, intra = 1 - _pearson(q, p, 1, epsilon).mean(), 1 - _pearson(q, p, 0, epsilon).mean()
+    return temperature**2 * (inter_weight * inter + intra_weight * intra)
+
+
+def _pearson(a: Tensor, b: Tensor, dim: int, epsilon: float) -> Tensor:
+    """Correlations along ``dim``; 0 where one side does not vary."""
+    (a, square_a), (b, square_b) = centred(a, dim), centred(b, dim)
+    product = (a * b).sum(dim=dim, keepdim=True)
+    # Each norm by itself: the product of two small squares underflows long before the product of their roots.
+    norm_a = square_a.masked_fill(square_a == 0, 1).sqrt()
+    norm_b = square_b.masked_fill(square_b == 0, 1).sqrt()
+    if epsilon == 0:
+        return (a / norm_a * (b / norm_b)).sum(dim=dim)
+    return (product / (norm_a * norm_b + epsilon)).squeeze(dim)
+
+
+class DIST(Knowledge):
+    """Pearson correlation between the predictions of student and teacher, per sample and per class.
+
+    Loss: ``T^2 (inter_weight inter + intra_weight intra)``, where ``inter`` is 1 minus the correlation between the rows
+    of ``softmax(z_s / T)`` and ``softmax(z_t / T)``, averaged over samples, and ``intra`` the same between their
+    columns, averaged over classes. It does not ask the student for the teacher's probabilities, only for a linear map
+    of them, which a small student of a strong teacher can reach. Gradients reach both sides.
+
+    ``"code"`` adds 1e-8 to the product of norms a correlation is divided by, as the authors do; that takes the weight
+    off classes that neither side ever predicts. ``"paper"`` divides by the product alone. A row or column that does not
+    vary (a batch of one, equal logits) has correlation 0 and no gradient. ``intra`` compares samples: on several ranks
+    it is taken over the whole batch.
+
+    Args:
+        temperature: T > 0; 4 as in the common CIFAR-100 recipe, 1 in the authors' code for ImageNet.
+        inter_weight: weight of the correlations per sample; 2, or 1 in the authors' code for ImageNet.
+        intra_weight: weight of the correlations per class; 2, or 1.
+        variant: ``"code"`` or ``"paper"``, see above.
+        student: tap of the student's logits ``[N, C]`` (or ``[N, L, C]``).
+        teacher: tap of the teacher's logits, the same shape.
+
+    Paper: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, https://arxiv.org/abs/2205.10536.
+
+    Example:
+        >>> import torch
+        >>> s = Captured({"logits": torch.tensor([[0.0, 1.0], [1.0, 0.0]])})
+        >>> t = Captured({"logits": torch.tensor([[0.0, 3.0], [0.0, 3.0]])})
+        >>> round(DIST(temperature=1.0)(s, t, None).item(), 4)  # rows correlate by 1 and -1, columns do not vary
+        4.0
+    """
+
+    kind = "response"
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        *,
+        inter_weight: float = 2.0,
+        intra_weight: float = 2.0,
+        variant: Variant = "code",
+        student: str = LOGITS,
+        teacher: str = LOGITS,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be > 0, got {temperature}")
+        check_choice("variant", variant, ("paper", "code"))
+        self.temperature = float(temperature)
+        self.inter_weight, self.intra_weight = float(inter_weight), float(intra_weight)
+        self.variant = variant
+
+    @override
+    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
+        return dist(
+            whole_batch(student[self.student_taps[0]]),
+            whole_batch(teacher[self.teacher_taps[0]]),
+            temperature=self.temperature,
+            inter_weight=self.inter_weight,
+            intra_weight=self.intra_weight,
+            variant=self.variant,
+        )
+
+    @override
+    def extra_repr(self) -> str:
+        weights = f"inter_weight={self.inter_weight}, intra_weight={self.intra_weight}"
+        return f"temperature={self.temperature}, {weights}, variant={self.variant!r}"
