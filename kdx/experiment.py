@@ -174,11 +174,11 @@ class Experiment:
         labelled = (student_targets != IGNORE).nonzero().squeeze(1)
         self.sets["labelled"] = View(whole, rows[labelled], targets[labelled], transform=augment)
 
-    def _train_loader(self, name: str) -> DataLoader[Batch]:
+    def _train_loader(self, name: str, train: Train) -> DataLoader[Batch]:
         """Epochs of equal length on every set, so that all arms take the same number of steps."""
-        dataset, data = self.sets[name], self.recipe.data
+        dataset = self.sets[name]
         sampler = RandomSampler(dataset, num_samples=self.train_rows)
-        return DataLoader(dataset, data.batch_size, sampler=sampler, num_workers=data.workers)
+        return DataLoader(dataset, train.batch_size, sampler=sampler, num_workers=self.recipe.data.workers)
 
     def _eval_loader(self, name: str) -> DataLoader[Batch]:
         return DataLoader(self.sets[name], batch_size=500)
@@ -232,9 +232,10 @@ class Experiment:
         recipe = self.recipe
         if stage.role == "teacher":
             assert recipe.teacher is not None
-            return Supervised(self._model(stage.model)), recipe.teacher.train, self._train_loader("all")
+            train = recipe.teacher.train
+            return Supervised(self._model(stage.model)), train, self._train_loader("all", train)
         if stage.role == "control":
-            return Supervised(self._model(stage.model)), recipe.train, self._train_loader("labelled")
+            return Supervised(self._model(stage.model)), recipe.train, self._train_loader("labelled", recipe.train)
         target = self.plugins.load("scheme", recipe.scheme.name)
         wants = inspect.signature(target).parameters
         options = recipe.scheme.options
@@ -250,7 +251,7 @@ class Experiment:
         }
         given = {name: part() if callable(part) else part for name, part in parts.items() if name in wants}
         scheme: Scheme = target(**given, **options)
-        return scheme, recipe.train, self._train_loader("few")
+        return scheme, recipe.train, self._train_loader("few", recipe.train)
 
     def _trained(self, stage: str) -> nn.Module:
         """The model of a finished stage."""

@@ -56,7 +56,6 @@ class Data(_Section):
     dataset: Component = Field(description="a data set; it is built with split='train' and split='test'")
     validation: int = Field(500, ge=1, description="training rows held out to select the epoch")
     labelled: int | None = Field(None, ge=1, description="rows whose label the student sees; the others are unlabelled")
-    batch_size: int = Field(64, ge=1, description="rows per micro-batch")
     augment: Augment | None = Field(None, description="augmentation of the training rows")
     workers: int = Field(0, ge=0, description="loader processes")
 
@@ -65,6 +64,7 @@ class Train(_Section):
     """How one stage is trained; the options of kdx.fit."""
 
     epochs: int = Field(10, ge=1, description="passes over the training rows")
+    batch_size: int = Field(64, ge=1, description="rows per micro-batch")
     optimizer: Component = Field(Component(name="AdamW"), description="an optimizer of torch.optim with its options")
     schedule: Component | None = Field(
         Component(name="CosineAnnealingLR"), description="a schedule of torch.optim.lr_scheduler with its options"

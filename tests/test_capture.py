@@ -92,7 +92,7 @@ def test_a_tap_that_never_fires_is_an_error() -> None:
 
 def test_a_tap_that_was_not_asked_for_is_an_error() -> None:
     captured = Taps(Blocks(), ["blocks.0.a"])(X)
-    with pytest.raises(CaptureError, match="'blocks.0.act' was not captured; did you mean 'blocks.0.a'"):
+    with pytest.raises(CaptureError, match=r"'blocks\.0\.act' was not captured; did you mean 'blocks.0.a'"):
         captured["blocks.0.act"]
 
 
@@ -154,7 +154,7 @@ def test_names_are_those_of_the_plain_model_under_wrappers() -> None:
 
 def test_a_tap_after_compile_raises_and_one_before_fires() -> None:
     compiled = torch.compile(Blocks(), backend="eager")
-    with pytest.raises(CaptureError, match="after torch.compile"):
+    with pytest.raises(CaptureError, match=r"after torch\.compile"):
         Taps(compiled, ["fc"])
     assert Taps(compiled)(X).logits.shape == (5, 2)
 

@@ -79,8 +79,9 @@ def test_the_summary_is_what_the_exported_models_do_on_the_test_set(finished: Pa
     experiment = Experiment(recipe, finished)
     experiment._load_data()
     for name, stage in summary["stages"].items():
-        width = 4 if name == "teacher" else 2
-        model = kdx.make("model", "convnet", width=width)
+        model = kdx.make(
+            "model", "convnet", **({"width": 4} if name == "teacher" else {"width": 2, "stages": 2, "grid": 7})
+        )
         model.load_state_dict(load_file(finished / stage["weights"]))
         assert evaluate(model, experiment._eval_loader("test"))["accuracy"] == pytest.approx(stage["test"]["accuracy"])
         assert stage["parameters"] == sum(p.numel() for p in model.parameters())
@@ -135,7 +136,13 @@ def test_a_teacher_can_be_loaded_instead_of_trained(finished: Path, tmp_path: Pa
 
 
 def test_a_weak_teacher_is_a_warning(tmp_path: Path) -> None:
-    overrides = {**SHORT, "teacher.train.optimizer": {"lr": 0.0}, "teacher.train.epochs": 1, "train.epochs": 1}
+    overrides = {
+        **SHORT,
+        "teacher.train.schedule.max_lr": 1e-9,
+        "teacher.train.optimizer.weight_decay": 0.0,
+        "teacher.train.epochs": 1,
+        "train.epochs": 1,
+    }
     with pytest.warns(WeakTeacherWarning, match="is weaker than the student"):
         summary = kdx.run("fashion-offline", folder=tmp_path / "run", **overrides)
     assert "weaker than the student" in summary["warnings"][0]

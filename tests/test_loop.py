@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_a_resumed_run_ends_bitwise_where_the_unbroken_one_ends(net, images, tmp
 
 
 def test_ctrl_c_finishes_the_step_and_says_how_to_resume(net, loader, tmp_path) -> None:
-    with pytest.raises(Interrupted, match="stopped by SIGINT after step 3 .* resume=True goes on") as caught:
+    with pytest.raises(Interrupted, match=r"stopped by SIGINT after step 3 .* resume=True goes on") as caught:
         kdx.fit(kdx.Supervised(net()), loader, epochs=2, folder=tmp_path, observers=[StopAt(3, signal.SIGINT)])
     assert caught.value.signum == signal.SIGINT
     assert latest_checkpoint(tmp_path / "checkpoints").name == "step-00000003.pt"
@@ -209,7 +210,7 @@ def test_windows_group_batches_and_keep_the_rest() -> None:
 
 def test_the_epoch_is_told_to_samplers_and_data_sets(net, images) -> None:
     class Told(TensorDataset):
-        epochs: list[int] = []
+        epochs: ClassVar[list[int]] = []
 
         def set_epoch(self, epoch: int) -> None:
             self.epochs.append(epoch)

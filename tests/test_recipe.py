@@ -48,7 +48,7 @@ def test_every_recipe_of_kdx_is_valid_and_says_what_it_is(name: str) -> None:
         (changed("train.epocs", 2), r"^recipe: train\.epocs: unknown key; did you mean 'epochs'\?"),
         (changed("knowlege", {}), r"knowlege: unknown key; did you mean 'knowledge'\?"),
         (changed("train.epochs", "many"), r"train\.epochs: input should be a valid integer.*got 'many'"),
-        (changed("data.batch_size", 0), r"data\.batch_size: input should be greater than or equal to 1, got 0"),
+        (changed("train.batch_size", 0), r"train\.batch_size: input should be greater than or equal to 1, got 0"),
         (changed("data.augment", {"flip": 2}), r"data\.augment\.flip: .*less than or equal to 1, got 2"),
         (changed("train.mixed_precision", "fp8"), r"train\.mixed_precision: input should be 'no', 'bf16' or 'fp16'"),
         (without("student"), r"student: is required and was not given"),

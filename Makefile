@@ -1,0 +1,35 @@
+# make demo    set up and run the main job          make lint   what CI checks beside the tests
+# make test    set up and run every test            make clean  remove what make made
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+
+.PHONY: setup demo test lint clean
+setup: $(READY)
+
+$(READY): $(SOURCES)
+	@echo "== setting up $(VENV): torch as pinned in constraints.txt, kdx with its kernels, the tools of the tests"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kdx needs Python 3.11 or newer, this is %d.%d; try make PYTHON=python3.12" % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	@echo "== distilling: a CNN teaches a small CNN with 500 labels (under two minutes on two cores); runs/fashion-offline"
+	$(BIN)/kdx run fashion-offline --resume
+
+test: $(READY)
+	@echo "== running every test; those that need a GPU skip without one"
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info kdx_ext/*.so kdx_ext/build_info.json
