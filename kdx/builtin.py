@@ -101,6 +101,12 @@ def kdx_knowledge() -> Iterable[Spec]:
             "a Gaussian kernel between samples, as a Taylor series",
             "Peng et al. 2019, arXiv:1904.01802",
         ),
+        Spec(
+            "fsp",
+            "kdx.knowledge.fsp:FSP",
+            "how the channels of one layer go with those of the next",
+            "Yim et al. 2017, CVPR 2017",
+        ),
     ]
 
 

@@ -1,0 +1,153 @@
+"""Flow of solution procedure: how one layer's channels go with the next layer's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.adapters import channels, project, to_map
+from kdx.batch import Batch
+from kdx.capture import Captured
+from kdx.knowledge.base import Knowledge
+from kdx.knowledge.operands import Variant, check_choice, in_full_precision
+
+__all__ = ["FSP", "flow", "fsp"]
+
+
+def flow(shallow: Tensor, deep: Tensor, *, variant: Variant = "code") -> Tensor:
+    """The FSP matrix of two layers of one model: ``G[n, a, b] = mean over pixels of shallow[n, a] deep[n, b]``.
+
+    Args:
+        shallow: a map ``[N, A, H, W]``, tokens ``[N, L, A]`` on a square grid or a vector ``[N, A]`` (one pixel).
+        deep: likewise, ``[N, B, H', W']``; the larger map is pooled to the smaller, each axis by itself.
+        variant: ``"paper"`` pools by the maximum, ``"code"`` by the mean.
+
+    Returns:
+        ``[N, A, B]`` in float32 (float64 if an operand is).
+    """
+    return _flow(to_map(shallow), to_map(deep), variant)
+
+
+@in_full_precision
+def _flow(shallow: Tensor, deep: Tensor, variant: Variant) -> Tensor:
+    size = (min(shallow.shape[2], deep.shape[2]), min(shallow.shape[3], deep.shape[3]))
+    pool = F.adaptive_max_pool2d if variant == "paper" else F.adaptive_avg_pool2d
+    shallow, deep = (one if one.shape[2:] == size else pool(one, size) for one in (shallow, deep))
+    return shallow.flatten(2) @ deep.flatten(2).mT / (size[0] * size[1])
+
+
+def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], *, variant: Variant = "code") -> Tensor:
+    """Squared difference between the flows of consecutive layers, a scalar, 0 for an empty batch; see :class:`FSP`.
+
+    Args:
+        student: two layers or more, from shallow to deep, as :func:`flow` takes them.
+        teacher: as many layers, each with the channels of its partner.
+        variant: ``"paper"`` or ``"code"``.
+
+    Raises:
+        ValueError: fewer than two layers, different numbers of them, or partners of different batch or channels.
+    """
+    check_choice("variant", variant, ("paper", "code"))
+    if len(student) != len(teacher) or len(student) < 2:
+        raise ValueError(
+            f"student and teacher: expected as many layers of each, 2 or more, got {len(student)} and {len(teacher)}; "
+            "a flow goes from one layer to the next"
+        )
+    for s, t in zip(student, teacher, strict=True):
+        if (s.shape[0], channels(s)) != (t.shape[0], channels(t)):
+            raise ValueError(
+                f"student: expected the batch and channels of the teacher's {list(t.shape)}, got {list(s.shape)}; tap "
+                "layers of equal width, or use the component, which learns an adapter"
+            )
+    losses = []
+    for i in range(len(student) - 1):
+        gap = flow(student[i], student[i + 1], variant=variant) - flow(teacher[i], teacher[i + 1], variant=variant)
+        count = gap.shape[0] if variant == "paper" else gap.numel()
+        losses.append((gap * gap).sum() / max(1, count))
+    first, *rest = losses
+    for loss in rest:
+        first = first + loss
+    return first
+
+
+class FSP(Knowledge):
+    """Squared difference between the flows from layer to layer of student and teacher.
+
+    Loss: ``sum_i mean((G_s,i - G_t,i)^2)`` over samples and entries, where ``G_i[a, b]`` is the mean over pixels of
+    channel a of layer i times channel b of layer i + 1, and the larger of two maps is average-pooled to the smaller
+    (``"code"``, the common form). ``"paper"`` pools by the maximum and takes ``||G_s,i - G_t,i||^2``, summed over
+    entries, averaged over samples. No ``T^2``. Gradients reach both sides and the adapters.
+
+    Student layers need the channels of their partners, not their size: where channels differ, a 1x1 convolution is
+    learned with the student. The paper has students of the teacher's widths, takes the first and last layer of each
+    stage (one component per stage), and trains in two stages, this loss alone first, then the task alone; beside the
+    task it is a common variant. Memory: ``N A B`` numbers per flow.
+
+    Args:
+        student: taps of two layers or more, from shallow to deep; maps, tokens on a grid, vectors or logits.
+        teacher: as many taps; partners in order.
+        variant: ``"code"`` or ``"paper"``, see above.
+
+    Paper: Yim et al., A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
+    Learning, CVPR 2017,
+    https://openaccess.thecvf.com/content_cvpr_2017/html/Yim_A_Gift_From_CVPR_2017_paper.html.
+
+    Example:
+        >>> import torch
+        >>> component = FSP(student=("a", "b"), teacher=("a", "b"))
+        >>> s = Captured({"a": torch.ones(1, 2, 4, 4), "b": torch.ones(1, 3, 2, 2)})
+        >>> t = Captured({"a": torch.ones(1, 2, 4, 4), "b": 3 * torch.ones(1, 3, 2, 2)})
+        >>> component.setup(s, t)
+        >>> component(s, t, None).item()
+        4.0
+    """
+
+    kind = "relation"
+
+    def __init__(
+        self, *, student: tuple[str, ...] | str, teacher: tuple[str, ...] | str, variant: Variant = "code"
+    ) -> None:
+        super().__init__(student=student, teacher=teacher)
+        check_choice("variant", variant, ("paper", "code"))
+        self.variant = variant
+        self.adapters: nn.ModuleList | None = None
+
+    @property
+    @override
+    def ready(self) -> bool:
+        return self.adapters is not None
+
+    @override
+    def setup(self, student: Captured, teacher: Captured) -> None:
+        if self.adapters is not None:
+            return
+        s, t = student.select(self.student_taps), teacher.select(self.teacher_taps)
+        if len(s) != len(t) or len(s) < 2:
+            raise ValueError(
+                f"student taps {self.student_taps} are {len(s)} layers, teacher taps {self.teacher_taps} are {len(t)}; "
+                "flows need two layers or more and as many of each"
+            )
+        self.adapters = nn.ModuleList(
+            nn.Identity() if channels(one) == channels(other) else project(to_map(one), to_map(other))
+            for one, other in zip(s, t, strict=True)
+        )
+
+    @override
+    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
+        if self.adapters is None:
+            raise RuntimeError("FSP has no adapters yet; call scheme.setup(batch) before the optimizer is built")
+        s, t = student.select(self.student_taps), teacher.select(self.teacher_taps)
+        with torch.autocast(s[0].device.type, enabled=False):  # the adapters stay in full precision too
+            adapted = [
+                adapter(to_map(feature).to(torch.promote_types(feature.dtype, torch.float32)))
+                for adapter, feature in zip(self.adapters, s, strict=True)
+            ]
+        return fsp(adapted, [to_map(feature) for feature in t], variant=self.variant)
+
+    @override
+    def extra_repr(self) -> str:
+        return f"variant={self.variant!r}"
