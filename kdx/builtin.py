@@ -106,6 +106,28 @@ def kdx_knowledge() -> Iterable[Spec]:
             "kdx.knowledge.fsp:FSP",
             "how the channels of one layer go with those of the next",
             "Yim et al. 2017, CVPR 2017",
+            "ofd",
+            "kdx.knowledge.ofd:OFD",
+            "partial distance before the ReLU to a margin ReLU of the teacher",
+            "Heo et al. 2019, arXiv:1904.01866",
+        ),
+        Spec(
+            "review-kd",
+            "kdx.knowledge.review_kd:ReviewKD",
+            "fuse student layers from deep to shallow, compare on a pyramid",
+            "Chen et al. 2021, arXiv:2104.09044",
+        ),
+        Spec(
+            "crd",
+            "kdx.knowledge.crd:CRD",
+            "contrast student and teacher embeddings against memory banks",
+            "Tian et al. 2020, arXiv:1910.10699",
+        ),
+        Spec(
+            "semckd",
+            "kdx.knowledge.semckd:SemCKD",
+            "every layer pair, weighted by learned attention over teacher layers",
+            "Chen et al. 2021, arXiv:2012.03236",
         ),
     ]
 

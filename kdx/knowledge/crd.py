@@ -1,0 +1,250 @@
+"""Contrastive representation distillation: the same sample together, other samples apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.adapters import to_vector, trained
+from kdx.batch import Batch
+from kdx.capture import Captured
+from kdx.knowledge.base import Knowledge
+
+__all__ = ["CRD", "crd"]
+
+DENSE = 8
+"""Scores against the whole bank are taken if it has at most this many samples per candidate."""
+
+
+def crd(scores: Tensor, *, log_z: Tensor, samples: int) -> Tensor:
+    """Noise-contrastive loss of one positive among K negatives.
+
+    ``-log h(s_0) - sum_k log(1 - h(s_k))`` averaged over the batch, with ``h(s) = p / (p + K / M)``, ``p = e^s / Z``:
+    the probability that a pair belongs together, if K of the M samples are drawn as noise for each that does.
+
+    Args:
+        scores: ``[N, 1 + K]``, cosine / temperature, the positive first.
+        log_z: scalar, the logarithm of the constant Z.
+        samples: M.
+
+    Returns:
+        A scalar >= 0, with gradient to the scores. Computed in log space, so no score is too large.
+
+    Example:
+        >>> import torch
+        >>> round(crd(torch.zeros(1, 2), log_z=torch.tensor(0.0), samples=1).item(), 4)  # 2 log 2
+        1.3863
+    """
+    negatives = scores.shape[1] - 1
+    odds = scores - log_z - math.log(negatives / samples)
+    return (F.softplus(-odds[:, 0]) + F.softplus(odds[:, 1:]).sum(1)).mean()
+
+
+class CRD(Knowledge):
+    """Contrast of student and teacher embeddings against memory banks, with each side as the anchor once.
+
+    Loss: ``crd(student against the teacher's bank) + crd(teacher against the student's bank)``, see :func:`crd`; no
+    ``T^2``; weight 0.8 in the common CIFAR-100 recipe. Both features go through a linear layer to ``dim`` numbers and
+    are l2-normalised; both layers are learned with the student, and gradients reach it and them. The banks hold one
+    embedding for every training sample: row i becomes the normalised ``momentum * row + (1 - momentum) * embedding``
+    when sample i was in a training batch, on every rank for the samples of all ranks. Z is fixed for each side at the
+    first training batch to ``mean(e^s) * samples``. Banks and Z are buffers, so a resumed run goes on with them; a
+    batch in evaluation mode changes neither.
+
+    The paper's derivation draws negatives from all samples. Its code draws them from other classes than the anchor's:
+    give ``labels`` for that.
+
+    Memory: the banks take ``2 * samples * dim * 4`` bytes (51 MB for 50,000 samples and dim 128) and are copied once a
+    step. Scores need ``N * samples`` floats a side if ``samples <= 8 (negatives + 1)``, else the candidates are
+    gathered: ``N (negatives + 1) dim`` floats a side (0.5 GB at batch 64).
+
+    Args:
+        student: tap of ``[N, D]``, usually what enters the classifier; maps and tokens are pooled.
+        teacher: tap of the teacher's.
+        samples: number of samples of the training set; ``batch.index`` counts them.
+        dim: length of the embeddings.
+        negatives: negatives per anchor, drawn anew for each, with replacement.
+        temperature: divides the cosine.
+        momentum: of the banks.
+        labels: class of every training sample ``[samples]``, to draw negatives from other classes only.
+
+    Paper: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, https://arxiv.org/abs/1910.10699.
+    Z and the defaults are those of the authors' code; its 1e-7 in the denominators is not needed in log space.
+
+    Example:
+        >>> import torch
+        >>> from kdx.capture import Captured
+        >>> s, t = Captured({"fc": torch.randn(4, 8)}), Captured({"fc": torch.randn(4, 16)})
+        >>> component = CRD(student="fc", teacher="fc", samples=100, negatives=32)
+        >>> component.setup(s, t)
+        >>> component(s, t, Batch(None, index=torch.arange(4))).shape
+        torch.Size([])
+    """
+
+    kind = "feature"
+    needs_index = True
+    bank_student: Tensor
+    bank_teacher: Tensor
+    log_z: Tensor
+    started: Tensor
+
+    def __init__(
+        self,
+        *,
+        student: str,
+        teacher: str,
+        samples: int,
+        dim: int = 128,
+        negatives: int = 16384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        labels: Sequence[int] | Tensor | None = None,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher)
+        for name, value in (("samples", samples), ("dim", dim), ("negatives", negatives)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if not temperature > 0 or not 0 <= momentum <= 1:
+            raise ValueError(f"temperature must be > 0 and momentum in [0, 1], got {temperature} and {momentum}")
+        self.samples, self.negatives = samples, negatives
+        self.temperature, self.momentum = float(temperature), float(momentum)
+        bound = math.sqrt(3 / dim)  # uniform rows of about unit length
+        self.register_buffer("bank_student", torch.empty(samples, dim).uniform_(-bound, bound))
+        self.register_buffer("bank_teacher", torch.empty(samples, dim).uniform_(-bound, bound))
+        self.register_buffer("log_z", torch.zeros(2))  # student as the anchor, teacher as the anchor
+        self.register_buffer("started", torch.tensor(False))
+        self.others = None if labels is None else _OtherClasses(torch.as_tensor(labels), samples)
+        self.embed_student: nn.Module | None = None
+        self.embed_teacher: nn.Module | None = None
+        self.dim = dim
+
+    @property
+    @override
+    def ready(self) -> bool:
+        return self.embed_student is not None
+
+    @override
+    def setup(self, student: Captured, teacher: Captured) -> None:
+        if self.embed_student is None:
+            s, t = to_vector(student[self.student_taps[0]]), to_vector(teacher[self.teacher_taps[0]])
+            self.embed_student = trained(nn.Linear(s.shape[1], self.dim), s)
+            self.embed_teacher = trained(nn.Linear(t.shape[1], self.dim), s)
+
+    def draw(self, index: Tensor) -> Tensor:
+        """Samples ``[N, 1 + negatives]`` to score: each anchor's own first, then its negatives."""
+        shape = (len(index), self.negatives)
+        if self.others is None:
+            noise = torch.randint(self.samples, shape, device=index.device)
+        else:
+            noise = self.others(index, torch.rand(shape, device=index.device, dtype=torch.float64))
+        return torch.cat([index[:, None], noise], 1)
+
+    @override
+    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
+        index = batch.index
+        if self.embed_student is None or self.embed_teacher is None:
+            raise RuntimeError("CRD has no embeddings yet; call scheme.setup(batch) before the optimizer is built")
+        if index is None:
+            raise ValueError(
+                "CRD keeps a bank per sample and needs batch.index; yield kdx.Batch(inputs, targets, index)"
+            )
+        self._check(index)
+        s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
+        with torch.autocast(s.device.type, enabled=False):
+            s = F.normalize(self.embed_student(_vector(s)))
+            t = F.normalize(self.embed_teacher(_vector(t)))
+            candidates = self.draw(index)
+            scores = [
+                _scores(s, self.bank_teacher, candidates) / self.temperature,
+                _scores(t, self.bank_student, candidates) / self.temperature,
+            ]
+            log_z = self._log_z(torch.stack([side.detach() for side in scores]))
+            loss = crd(scores[0], log_z=log_z[0], samples=self.samples)
+            loss = loss + crd(scores[1], log_z=log_z[1], samples=self.samples)
+        if self.training:
+            self._remember(index, s.detach(), t.detach())
+        return loss
+
+    def _check(self, index: Tensor) -> None:
+        # on a GPU reading the largest index would stop the stream; there the gather itself fails
+        if index.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        if (largest := int(index.max())) >= self.samples:
+            raise ValueError(
+                f"samples is {self.samples}, but batch.index holds {largest}; give the training set's length"
+            )
+
+    def _log_z(self, scores: Tensor) -> Tensor:
+        """Both constants ``[2]``: those of the first training batch, the mean over its ranks."""
+        now = scores.flatten(1).logsumexp(1) - math.log(scores[0].numel() / self.samples)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(now)
+            now = now / dist.get_world_size()
+        log_z = torch.where(self.started, self.log_z, now.to(self.log_z.dtype))
+        if self.training:
+            self.log_z.copy_(log_z)
+            self.started.fill_(True)
+        return log_z
+
+    @torch.no_grad()
+    def _remember(self, index: Tensor, student: Tensor, teacher: Tensor) -> None:
+        index, student, teacher = _of_all_ranks(index), _of_all_ranks(student), _of_all_ranks(teacher)
+        for bank, new in ((self.bank_student, student), (self.bank_teacher, teacher)):
+            mixed = self.momentum * bank[index] + (1 - self.momentum) * new.to(bank.dtype)
+            bank.index_copy_(0, index, F.normalize(mixed))
+
+
+class _OtherClasses(nn.Module):
+    """Uniform draws from the samples of other classes than an anchor's."""
+
+    label: Tensor
+    order: Tensor
+    count: Tensor
+    start: Tensor
+
+    def __init__(self, labels: Tensor, samples: int) -> None:
+        super().__init__()
+        if labels.shape != (samples,):
+            raise ValueError(f"labels must have one class per sample, shape [{samples}], got {list(labels.shape)}")
+        count = torch.bincount(labels)
+        if int(count.max()) == samples:
+            raise ValueError("labels holds a single class, so no sample of another one can be a negative; leave it out")
+        # they follow from the data set, so a checkpoint need not hold them
+        self.register_buffer("label", labels.long(), persistent=False)
+        self.register_buffer("order", labels.argsort(stable=True), persistent=False)
+        self.register_buffer("count", count, persistent=False)
+        self.register_buffer("start", count.cumsum(0) - count, persistent=False)
+
+    @override
+    def forward(self, index: Tensor, uniform: Tensor) -> Tensor:
+        own = self.label[index]
+        count, start = self.count[own][:, None], self.start[own][:, None]
+        place = (uniform * (len(self.order) - count)).long()  # among the samples sorted by class, own class left out
+        return self.order[torch.where(place >= start, place + count, place)]
+
+
+def _scores(anchor: Tensor, bank: Tensor, candidates: Tensor) -> Tensor:
+    """Products ``[N, 1 + K]`` of anchors ``[N, D]`` with rows of a bank. The bank changes before the backward pass."""
+    bank = bank.to(anchor.dtype)
+    if len(bank) <= DENSE * candidates.shape[1]:
+        return (anchor @ bank.clone().T).gather(1, candidates)
+    return torch.bmm(bank[candidates], anchor[:, :, None]).squeeze(2)
+
+
+def _vector(feature: Tensor) -> Tensor:
+    return to_vector(feature).to(torch.promote_types(feature.dtype, torch.float32))
+
+
+def _of_all_ranks(value: Tensor) -> Tensor:
+    """The rows of every rank, in the order of the ranks; as many on each."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)

@@ -1,0 +1,153 @@
+"""Overhaul of feature distillation: margin ReLU, partial distance, features before the ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.adapters import BatchNorm, channels, match_maps, trained
+from kdx.knowledge.operands import check_same_shape, in_full_precision
+from kdx.knowledge.paired import PairedLayers
+from kdx.matching import Strategy
+
+__all__ = ["OFD", "batchnorm_margin", "ofd"]
+
+
+@in_full_precision
+def ofd(student: Tensor, teacher: Tensor, *, margin: Tensor) -> Tensor:
+    """Partial squared distance of a student's map to a teacher's after a margin ReLU.
+
+    With ``t = max(teacher, margin_c)`` the sum of ``(student - t)^2`` over the elements of a sample, leaving out those
+    where ``student <= t <= 0``: there the ReLU that follows hides the difference. Averaged over the batch.
+
+    Args:
+        student: ``[N, C, H, W]`` before the ReLU, any float dtype; computed in float32 (float64 stays).
+        teacher: of the same shape, before the ReLU.
+        margin: ``[C]``, negative: the mean response of a channel where it is negative.
+
+    Returns:
+        A scalar, with gradients to both maps.
+
+    Example:
+        >>> import torch
+        >>> s, t = torch.tensor([-3.0, 0.0, 1.0, 2.0]), torch.tensor([-9.0, -9.0, -0.5, 3.0])
+        >>> ofd(s.view(1, 1, 1, 4), t.view(1, 1, 1, 4), margin=torch.tensor([-1.0])).item()  # 0 + 1 + 2.25 + 1
+        4.25
+    """
+    check_same_shape(student, teacher)
+    target = torch.maximum(teacher, margin.to(teacher.dtype)[:, None, None])
+    counts = (student > target) | (target > 0)
+    return torch.where(counts, (student - target).square(), 0.0).sum() / student.shape[0]
+
+
+def batchnorm_margin(batchnorm: nn.BatchNorm2d) -> Tensor:
+    """The margin ``[C]`` of features that come out of a BatchNorm: ``E[x | x < 0]`` for a normal x.
+
+    The mean is the BatchNorm's bias and the standard deviation its weight. Where less than a thousandth of x is
+    negative, minus three standard deviations stand in, as in the authors' code.
+
+    Example:
+        >>> round(batchnorm_margin(nn.BatchNorm2d(1)).item(), 4)  # -sqrt(2 / pi)
+        -0.7979
+    """
+    if batchnorm.weight is None or batchnorm.bias is None:
+        raise ValueError("batchnorm must have a weight and a bias (affine=True); its features are not normal otherwise")
+    mean, std = batchnorm.bias.detach().double(), batchnorm.weight.detach().double().abs()
+    z = -mean / std
+    negative = torch.special.ndtr(z)
+    density = torch.exp(-0.5 * z.square()) / (2 * torch.pi) ** 0.5
+    margin = torch.where(negative > 0.001, mean - std * density / negative, -3 * std)
+    return margin.to(batchnorm.weight.dtype)
+
+
+class OFD(PairedLayers):
+    """Partial distance of features before the ReLU to the teacher's after a margin ReLU, summed over pairs.
+
+    Loss: ``sum_l 2^-(L-1-l) d_p(r(F_s), max(F_t, m))`` over the L pairs from shallow to deep, where ``d_p`` sums the
+    squared differences of a sample except where ``r(F_s) <= max(F_t, m) <= 0``, averaged over the batch; no ``T^2``.
+    ``r`` is a 1x1 convolution with BatchNorm, learned with the student; gradients reach both. The weight in the paper
+    is 1e-3. Tap what enters the ReLU, usually the output of a BatchNorm or of a residual block's addition.
+
+    The margin ``m_c`` is the mean of a teacher's channel where it is negative, taken on the batch of ``setup``
+    (0 for a channel that is never negative there) and saved as a buffer, or given by ``margins``, for instance from
+    :func:`batchnorm_margin`, as the authors' code has it.
+
+    In the paper the teacher's BatchNorm normalises by the batch while it teaches, on purpose: give the scheme
+    ``kdx.teachers.Frozen(teacher, train_mode=True)``. The running statistics of the teacher stay as they are.
+
+    Args:
+        student: taps of maps before the ReLU, from shallow to deep.
+        teacher: taps of maps before the ReLU.
+        pairing: see :data:`kdx.matching.Strategy`.
+        margins: one tensor ``[C]`` per pair, or None to take them from the first batch.
+        seed: for ``pairing="random"``.
+
+    Paper: Heo et al., A Comprehensive Overhaul of Feature Distillation, ICCV 2019, https://arxiv.org/abs/1904.01866.
+
+    Example:
+        >>> import torch
+        >>> from kdx.capture import Captured
+        >>> s, t = Captured({"bn": torch.randn(2, 4, 8, 8)}), Captured({"bn": -torch.ones(2, 6, 8, 8)})
+        >>> component = OFD(student="bn", teacher="bn")
+        >>> component.setup(s, t)
+        >>> component.connectors[0].margin
+        tensor([-1., -1., -1., -1., -1., -1.])
+    """
+
+    builds = True
+
+    def __init__(
+        self,
+        *,
+        student: str | tuple[str, ...],
+        teacher: str | tuple[str, ...],
+        pairing: Strategy = "explicit",
+        margins: Sequence[Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed)
+        self.margins = None if margins is None else [margin.detach().clone() for margin in margins]
+        self.connectors = nn.ModuleList()
+
+    @override
+    def build(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        margins = self.margins or [_mean_negative(teacher) for _, teacher in pairs]
+        shapes = [(channels(teacher),) for _, teacher in pairs]
+        if [tuple(margin.shape) for margin in margins] != shapes:
+            raise ValueError(
+                f"margins must have one value per teacher channel, shapes {shapes}, got "
+                f"{[tuple(margin.shape) for margin in margins]}"
+            )
+        for (student, teacher), margin in zip(pairs, margins, strict=True):
+            self.connectors.append(trained(_Connector(channels(student), channels(teacher), margin), student))
+
+    @override
+    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+        source, target = match_maps(student, teacher)
+        connector = self.connectors[pair]
+        weight = 0.5 ** (len(self.connectors) - 1 - pair)
+        return weight * ofd(connector(source), target, margin=connector.get_buffer("margin"))
+
+
+class _Connector(nn.Module):
+    """1x1 convolution and BatchNorm, with the margin of the teacher's layer."""
+
+    def __init__(self, inputs: int, outputs: int, margin: Tensor) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, 1, bias=False)
+        nn.init.kaiming_normal_(self.convolution.weight, mode="fan_out")
+        self.norm = BatchNorm(outputs)
+        self.register_buffer("margin", margin)
+
+    @override
+    def forward(self, feature: Tensor) -> Tensor:
+        normed: Tensor = self.norm(self.convolution(feature))
+        return normed
+
+
+def _mean_negative(feature: Tensor) -> Tensor:
+    flat = feature.detach().to(torch.promote_types(feature.dtype, torch.float32)).transpose(0, 1).flatten(1)  # [C, NHW]
+    return flat.clamp(max=0).sum(1) / (flat < 0).sum(1).clamp(min=1)

@@ -1,0 +1,301 @@
+"""CRD: the loss against an oracle; banks, Z and draws."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+import kdx
+from kdx.batch import Batch
+from kdx.capture import Captured
+from kdx.knowledge import crd as module
+from kdx.knowledge.crd import CRD, crd
+
+
+def oracle(scores, log_z, samples):
+    """The probabilities of the paper, without log space."""
+    p, k = np.exp(np.asarray(scores, np.float64) - log_z), scores.shape[1] - 1
+    noise = k / samples
+    return -(np.log(p[:, 0] / (p[:, 0] + noise)) + np.log(noise / (p[:, 1:] + noise)).sum(1)).mean()
+
+
+@pytest.mark.parametrize(("n", "k", "samples"), [(4, 7, 50), (1, 1, 2), (3, 200, 60)])
+def test_crd_has_the_value_of_the_oracle_and_the_right_gradient(random, n, k, samples):
+    scores, log_z = random(n, 1 + k, seed=1, std=5.0), torch.tensor(3.0, dtype=torch.float64)
+    assert crd(scores, log_z=log_z, samples=samples).item() == pytest.approx(oracle(scores, 3.0, samples), rel=1e-10)
+    small = scores[:, :4].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: crd(x, log_z=log_z, samples=samples), small)
+
+
+def test_crd_of_saturated_scores_is_finite_with_its_gradient():
+    scores = torch.tensor([[-400.0, 400.0, 0.0], [400.0, -400.0, 0.0]], requires_grad=True)
+    loss = crd(scores, log_z=torch.tensor(0.0), samples=100)
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert torch.isfinite(scores.grad).all()
+
+
+@pytest.fixture
+def features(random):
+    return Captured({"s": random(4, 6, seed=1)}), Captured({"t": random(4, 9, seed=2)})
+
+
+@pytest.fixture
+def batch():
+    return Batch(None, index=torch.tensor([3, 17, 0, 42]))
+
+
+def build(features, **options):
+    torch.manual_seed(0)
+    component = CRD(student="s", teacher="t", samples=50, **{"dim": 5, "negatives": 16} | options)
+    component.setup(*features)
+    return component.double()
+
+
+def run(component, features, batch, seed=1):
+    torch.manual_seed(seed)
+    return component(*features, batch)
+
+
+def expected_step(component, features, batch, seed=1):
+    """Loss and new banks of one training batch, from the component's weights and banks."""
+    rows = [
+        F.normalize(layer(value)).detach().numpy()
+        for layer, value in zip(
+            (component.embed_student, component.embed_teacher), (features[0]["s"], features[1]["t"]), strict=True
+        )
+    ]
+    torch.manual_seed(seed)
+    candidates = component.draw(batch.index).numpy()
+    banks = [component.bank_student.numpy().copy(), component.bank_teacher.numpy().copy()]
+    loss = 0.0
+    for anchor, bank, side in ((rows[0], banks[1], 0), (rows[1], banks[0], 1)):
+        scores = np.einsum("nd,nkd->nk", anchor, bank[candidates]) / 0.07
+        started = bool(component.started)
+        log_z = component.log_z[side].item() if started else math.log(np.exp(scores).mean() * 50)
+        loss += oracle(scores, log_z, 50)
+    for bank, row in zip(banks, rows, strict=True):
+        mixed = 0.5 * bank[batch.index] + 0.5 * row
+        bank[batch.index] = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+    return loss, banks
+
+
+@pytest.mark.parametrize("dense", [8, 0], ids=["whole bank", "gathered"])
+def test_crd_steps_give_the_loss_and_the_banks_of_the_oracle(features, batch, dense, monkeypatch):
+    monkeypatch.setattr(module, "DENSE", dense)
+    component = build(features)
+    for seed, factor in ((1, 1.0), (2, -2.0)):  # the second batch meets changed banks and the Z of the first
+        now = Captured({"s": factor * features[0]["s"]}), features[1]
+        loss, banks = expected_step(component, now, batch, seed)
+        found = run(component, now, batch, seed)
+        found.backward()
+        assert found.item() == pytest.approx(loss, rel=1e-9)
+        np.testing.assert_allclose(component.bank_student, banks[0], rtol=1e-12)
+        np.testing.assert_allclose(component.bank_teacher, banks[1], rtol=1e-12)
+    assert component.embed_student.weight.grad.abs().max() > 0
+    assert component.embed_teacher.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("dense", [8, 0], ids=["whole bank", "gathered"])
+def test_crd_gradient_is_right_in_float64(features, batch, dense, monkeypatch):
+    monkeypatch.setattr(module, "DENSE", dense)
+    component = build(features, negatives=5).eval()
+    component.started.fill_(True)
+    student = features[0]["s"].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: run(component, (Captured({"s": x}), features[1]), batch), student)
+
+
+def test_crd_z_is_fixed_at_the_first_training_batch(features, batch):
+    component = build(features)
+    component.eval()
+    run(component, features, batch)
+    assert not component.started
+    before = component.bank_student.clone()
+    component.train()
+    run(component, features, batch)
+    first = component.log_z.clone()
+    assert component.started
+    assert not torch.equal(component.bank_student, before)
+    run(component, (Captured({"s": features[0]["s"] * 3}), features[1]), batch)
+    assert torch.equal(component.log_z, first)
+    untouched = torch.ones(50, dtype=torch.bool)
+    untouched[batch.index] = False
+    assert torch.equal(component.bank_student[untouched], before[untouched])
+
+
+def test_crd_saves_banks_and_z_and_goes_on_where_it_stopped(features, batch):
+    component = build(features)
+    run(component, features, batch)
+    buffer = io.BytesIO()
+    torch.save(component.state_dict(), buffer)
+    buffer.seek(0)
+    loaded = build(features)
+    loaded.load_state_dict(torch.load(buffer, weights_only=True))
+    assert {"bank_student", "bank_teacher", "log_z", "started"} <= set(component.state_dict())
+    twins = [loaded, copy.deepcopy(component), pickle.loads(pickle.dumps(component))]
+    truth = run(component, features, batch, seed=5)
+    assert all(torch.equal(run(twin, features, batch, seed=5), truth) for twin in twins)
+    assert all(torch.equal(twin.bank_teacher, component.bank_teacher) for twin in twins)
+
+
+def test_crd_negatives_are_uniform_over_all_samples(features):
+    component = build(features, negatives=20_000)
+    torch.manual_seed(0)
+    drawn = component.draw(torch.tensor([7, 8]))
+    assert drawn[:, 0].tolist() == [7, 8]
+    counts = torch.bincount(drawn[:, 1:].flatten(), minlength=50).double()
+    assert ((counts - 800).abs() < 5 * math.sqrt(800)).all()
+
+
+def test_crd_negatives_with_labels_are_uniform_over_the_other_classes(features):
+    labels = torch.tensor([0, 1, 2, 1, 1, 0, 2, 2, 2, 1] * 5)
+    component = build(features, negatives=20_000, labels=labels)
+    torch.manual_seed(0)
+    index = torch.tensor([0, 1, 2])
+    for row, anchor in zip(component.draw(index)[:, 1:], index, strict=True):
+        counts = torch.bincount(row, minlength=50).double()
+        allowed = labels != labels[anchor]
+        assert counts[~allowed].sum() == 0
+        mean = 20_000 / allowed.sum()
+        assert ((counts[allowed] - mean).abs() < 5 * mean.sqrt()).all()
+    with pytest.raises(ValueError, match="single class"):
+        build(features, labels=torch.zeros(50, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"shape \[50\], got \[3\]"):
+        build(features, labels=[0, 1, 2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_crd_of_half_precision_features_is_computed_in_float32(features, batch, dtype, autocast):
+    narrow = [Captured({k: v.to(dtype) for k, v in side.items()}) for side in features]
+    exact = [Captured({k: v.double() for k, v in side.items()}) for side in narrow]
+    truth = run(build(features), exact, batch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = run(build(features).float(), narrow, batch)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(truth.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("case", ["zero rows", "duplicates", "one sample"])
+def test_crd_of_awkward_features_is_finite(features, batch, case):
+    component = build(features)
+    s, t = features[0]["s"], features[1]["t"]
+    if case == "zero rows":
+        nn.init.zeros_(component.embed_student.bias)
+        s = s.index_fill(0, torch.tensor([1]), 0)
+    elif case == "duplicates":
+        s, t, batch = s[[0] * 4], t[[0] * 4], Batch(None, index=torch.zeros(4, dtype=torch.long))
+    else:
+        s, t, batch = s[:1], t[:1], Batch(None, index=batch.index[:1])
+    s = s.clone().requires_grad_()
+    loss = run(component, (Captured({"s": s}), Captured({"t": t})), batch)
+    loss.backward()
+    assert math.isfinite(loss.item())
+    assert torch.isfinite(s.grad).all()
+    assert torch.isfinite(component.bank_student).all()
+
+
+def test_crd_compiles_into_one_graph_and_still_updates_its_banks(features, batch):
+    eager, compiled = build(features), build(features)
+    torch.compiler.reset()
+    step = torch.compile(
+        lambda s, t, i: compiled(Captured(s), Captured(t), Batch(None, index=i)), fullgraph=True, backend="aot_eager"
+    )
+    for seed in (1, 2):
+        truth = run(eager, features, batch, seed)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(step(dict(features[0]), dict(features[1]), batch.index), truth)
+    torch.testing.assert_close(compiled.bank_student, eager.bank_student)
+    torch.testing.assert_close(compiled.log_z, eager.log_z)
+
+
+def test_crd_holds_no_gathered_candidates_for_a_cifar_sized_bank(peak_bytes):
+    samples, n, k, dim = 20_000, 8, 4096, 128
+    component = CRD(student="s", teacher="t", samples=samples, negatives=k, dim=dim)
+    features = Captured({"s": torch.randn(n, 64, requires_grad=True)}), Captured({"t": torch.randn(n, 64)})
+    component.setup(*features)
+    component.train()
+    batch = Batch(None, index=torch.arange(n))
+    peak = peak_bytes(lambda: component(*features, batch).backward())
+    banks = 2 * samples * dim * 4
+    scores = 2 * n * samples * 4
+    candidates = 2 * n * k * 4
+    assert peak <= banks + 3 * scores + 20 * candidates
+    assert peak < 2 * n * k * dim * 4  # what gathering would take for the candidates alone
+
+
+def test_crd_names_what_is_wrong_with_its_index_and_options(features):
+    component = build(features)
+    with pytest.raises(ValueError, match=r"samples is 50, but batch\.index holds 50"):
+        component(*features, Batch(None, index=torch.tensor([0, 1, 2, 50])))
+    with pytest.raises(ValueError, match=r"needs batch\.index"):
+        component(*features, Batch(None))
+    with pytest.raises(ValueError, match="negatives must be >= 1"):
+        CRD(student="s", teacher="t", samples=5, negatives=0)
+    with pytest.raises(ValueError, match="momentum in"):
+        CRD(student="s", teacher="t", samples=5, momentum=1.5)
+
+
+def test_crd_run_that_is_resumed_ends_where_the_unbroken_one_ends(tmp_path):
+    data = [Batch(torch.randn(8, 5), torch.randint(3, (8,)), torch.arange(8 * i, 8 * i + 8)) for i in range(3)]
+
+    def scheme():
+        torch.manual_seed(0)
+        nets = [nn.Sequential(nn.Linear(5, w), nn.ReLU(), nn.Linear(w, 3)) for w in (4, 6)]
+        return kdx.Offline(
+            *nets, knowledge={"crd": (0.8, CRD(student="1", teacher="1", samples=24, dim=4, negatives=8))}
+        )
+
+    def fit(folder, resume):
+        one = scheme()
+        kdx.fit(
+            one, data, epochs=3, schedule=None, device="cpu", seed=3, folder=folder, resume=resume, checkpoint_every=4
+        )
+        return one.state_dict()
+
+    whole = fit(tmp_path, resume=False)
+    (tmp_path / "checkpoints" / "step-00000009.pt").unlink()  # as if the run had been killed after its eighth step
+    assert (tmp_path / "checkpoints" / "step-00000008.pt").exists()
+    parts = fit(tmp_path, resume=True)
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
+    assert any(name.endswith("bank_student") for name in whole)
+
+
+def _rank(rank, folder, queue):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    s, t = torch.arange(24.0).view(4, 6).sin(), torch.arange(36.0).view(4, 9).cos()
+    index = torch.tensor([3, 17, 0, 42])
+    rows = slice(2 * rank, 2 * rank + 2)
+    component = build((Captured({"s": s.double()}), Captured({"t": t.double()})))
+    one = Captured({"s": s[rows].double()}), Captured({"t": t[rows].double()})
+    run(component, one, Batch(None, index=index[rows]), seed=rank)
+    queue.put((rank, component.bank_student.numpy(), component.log_z.numpy()))
+    dist.destroy_process_group()
+
+
+def test_crd_on_two_ranks_keeps_one_bank_and_one_z(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=_rank, args=(rank, tmp_path, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = {rank: rest for rank, *rest in (queue.get(timeout=120) for _ in processes)}
+    for process in processes:
+        process.join()
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    s, t = torch.arange(24.0).view(4, 6).sin().double(), torch.arange(36.0).view(4, 9).cos().double()
+    alone = build((Captured({"s": s}), Captured({"t": t})))
+    run(alone, (Captured({"s": s}), Captured({"t": t})), Batch(None, index=torch.tensor([3, 17, 0, 42])))
+    np.testing.assert_allclose(found[0][0], alone.bank_student, rtol=1e-12)
