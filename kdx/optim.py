@@ -102,7 +102,10 @@ def make_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, steps
     target = _find("schedule", name, known)
     if name in _LENGTH and "steps_per_epoch" not in options:
         options.setdefault(_LENGTH[name], steps if every == "step" else epochs)
-    return Scheduler(target(optimizer, **_checked(target, "schedule", name, options)), every)
+    try:
+        return Scheduler(target(optimizer, **_checked(target, "schedule", name, options)), every)
+    except ZeroDivisionError as error:  # OneCycleLR divides by the length of its phases
+        raise ValueError(f"schedule {name} with {options} does not fit {steps} steps; train longer") from error
 
 
 def _named(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

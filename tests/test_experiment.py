@@ -140,7 +140,6 @@ def test_a_weak_teacher_is_a_warning(tmp_path: Path) -> None:
         **SHORT,
         "teacher.train.schedule.max_lr": 1e-9,
         "teacher.train.optimizer.weight_decay": 0.0,
-        "teacher.train.epochs": 1,
         "train.epochs": 1,
     }
     with pytest.warns(WeakTeacherWarning, match="is weaker than the student"):
