@@ -1,0 +1,110 @@
+"""Relational knowledge distillation in plain PyTorch: the definition the other backends are held to.
+
+Differentiable any number of times in both inputs. README.md of this folder has the formulas and the conventions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kdx.ops.pairwise_sq_dist.reference import compute_dtype, sq_dist
+
+_CHUNK = 1 << 24  # angles held at once
+
+
+def unsupported(student: Tensor, teacher: Tensor) -> str | None:
+    """Why this backend cannot run these tensors: it runs all."""
+    return None
+
+
+def _roots(square: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances and inverse distances, both 0 for exact duplicates, with a gradient of 0 there."""
+    duplicate = square < torch.finfo(square.dtype).tiny
+    distance = square.masked_fill(duplicate, 1).sqrt()
+    return distance.masked_fill(duplicate, 0), distance.reciprocal().masked_fill(duplicate, 0)
+
+
+def _over_mean(square: Tensor) -> Tensor:
+    """Distances over the mean of the positive ones; 0 when there are none."""
+    distance, _ = _roots(square)
+    positive = (distance != 0).sum()
+    total = distance.sum()
+    return distance * torch.where(positive == 0, 0, positive / torch.where(positive == 0, 1, total))
+
+
+def distance_loss(student_square: Tensor, teacher_square: Tensor, delta: float) -> Tensor:
+    """RKD-D from squared distances ``[N, N]``: the mean over all pairs of Huber's loss of normalised distances."""
+    pairs = max(1, student_square.numel())
+    total = F.huber_loss(_over_mean(student_square), _over_mean(teacher_square), reduction="sum", delta=delta)
+    return total / pairs
+
+
+def cosines(square: Tensor, inverse: Tensor, rows: slice) -> Tensor:
+    """``A_i[j, k]``, the cosine at point i between j and k, for the points i in ``rows``: ``[n, N, N]``."""
+    s, r = square[rows], inverse[rows]  # [n, N]
+    return 0.5 * (s[:, :, None] + s[:, None, :] - square) * r[:, :, None] * r[:, None, :]
+
+
+def _angle_chunk(
+    student: Tensor, student_inverse: Tensor, teacher: Tensor, teacher_inverse: Tensor, rows: slice, delta: float
+) -> Tensor:
+    s, t = cosines(student, student_inverse, rows), cosines(teacher, teacher_inverse, rows)
+    return F.huber_loss(s, t, reduction="sum", delta=delta)
+
+
+def angle_loss(student_square: Tensor, teacher_square: Tensor, delta: float) -> Tensor:
+    """RKD-A from squared distances ``[N, N]``: the mean over all triples of Huber's loss of cosines.
+
+    By the law of cosines, for some points i at a time; each chunk is recomputed in the backward pass instead of kept.
+    """
+    n = student_square.shape[0]
+    operands = (student_square, _roots(student_square)[1], teacher_square, _roots(teacher_square)[1])
+    step = max(1, _CHUNK // max(1, n * n))
+    if n <= step:
+        return _angle_chunk(*operands, slice(None), delta) / max(1, n**3)
+    total = student_square.new_zeros(())
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        total = total + checkpoint(_angle_chunk, *operands, rows, delta, use_reentrant=False)
+    return total / n**3
+
+
+def loss(
+    student: Tensor,  # [N, D_s]
+    teacher: Tensor,  # [N, D_t]
+    distance_weight: float,
+    angle_weight: float,
+    delta: float,
+) -> Tensor:
+    """``distance_weight * RKD-D + angle_weight * RKD-A``; a loss of weight 0 is not computed."""
+    dtype = compute_dtype(student, teacher)
+    s, t = sq_dist(student.to(dtype), student.to(dtype)), sq_dist(teacher.to(dtype), teacher.to(dtype))
+    total = s.new_zeros(())
+    if distance_weight != 0:
+        total = total + distance_weight * distance_loss(s, t, delta)
+    if angle_weight != 0:
+        total = total + angle_weight * angle_loss(s, t, delta)
+    return total
+
+
+def forward(
+    student: Tensor,  # [N, D_s]
+    teacher: Tensor,  # [N, D_t]
+    distance_weight: float,
+    angle_weight: float,
+    delta: float,
+    student_grad: bool,
+    teacher_grad: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The raw contract of every backend: the loss and the wanted gradients, in float32 (float64 if an input is)."""
+    dtype = compute_dtype(student, teacher)
+    s = student.detach().to(dtype).requires_grad_(student_grad)
+    t = teacher.detach().to(dtype).requires_grad_(teacher_grad)
+    wanted = [x for x, want in ((s, student_grad), (t, teacher_grad)) if want]
+    with torch.enable_grad():
+        value = loss(s, t, distance_weight, angle_weight, delta)
+        found = iter(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True) if wanted else ())
+    return value.detach(), next(found) if student_grad else None, next(found) if teacher_grad else None
