@@ -6,6 +6,7 @@
 
 namespace py = pybind11;
 
+void bind_rkd(py::module_& m);
 void bind_softmax_kl(py::module_& m);
 
 PYBIND11_MODULE(_cpu, m) {
@@ -16,5 +17,6 @@ PYBIND11_MODULE(_cpu, m) {
 #else
   m.attr("openmp") = 0;
 #endif
+  bind_rkd(m);
   bind_softmax_kl(m);
 }

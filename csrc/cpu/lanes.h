@@ -15,6 +15,7 @@
 namespace kdx {
 namespace KDX_ISA {
 
+// (GCC 12 warns about its own unmasked 512-bit intrinsics; the masked ones below become the same instructions.)
 #if defined(__AVX512F__)
 constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
@@ -27,13 +28,13 @@ template <class T>
 struct LanesOf;
 template <>
 struct LanesOf<float> {
-    typedef float type __attribute__((vector_size(kVectorBytes)));
-    typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 };
 template <>
 struct LanesOf<double> {
-    typedef double type __attribute__((vector_size(kVectorBytes)));
-    typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
 };
 template <class T>
 using Lanes = typename LanesOf<T>::type;
@@ -42,45 +43,45 @@ constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
 
 template <class T>
 inline __attribute__((always_inline)) Lanes<T> load(const T* p) {
-    return *reinterpret_cast<const typename LanesOf<T>::unaligned*>(p);
+  return *reinterpret_cast<const typename LanesOf<T>::unaligned*>(p);
 }
 
 template <class T>
 inline __attribute__((always_inline)) void store(T* p, Lanes<T> v) {
-    *reinterpret_cast<typename LanesOf<T>::unaligned*>(p) = v;
+  *reinterpret_cast<typename LanesOf<T>::unaligned*>(p) = v;
 }
 
 template <class T>
 inline __attribute__((always_inline)) Lanes<T> spread(T x) {
-    return x - Lanes<T>{};  // x - 0 is x for every x, so only the broadcast is left
+  return x - Lanes<T>{};  // x - 0 is x for every x, so only the broadcast is left
 }
 
 template <class T>
 inline double sum_lanes(Lanes<T> v) {
-    double total = 0.0;
-    for (int l = 0; l < kLanes<T>; ++l) total += static_cast<double>(v[l]);
-    return total;
+  double total = 0.0;
+  for (int l = 0; l < kLanes<T>; ++l) total += static_cast<double>(v[l]);
+  return total;
 }
 
 inline __attribute__((always_inline)) Lanes<float> square_root(Lanes<float> v) {
 #if defined(__AVX512F__)
-    return reinterpret_cast<Lanes<float>>(_mm512_sqrt_ps(reinterpret_cast<__m512>(v)));
+  return reinterpret_cast<Lanes<float>>(_mm512_maskz_sqrt_ps(0xffff, reinterpret_cast<__m512>(v)));
 #elif defined(__AVX2__)
-    return reinterpret_cast<Lanes<float>>(_mm256_sqrt_ps(reinterpret_cast<__m256>(v)));
+  return reinterpret_cast<Lanes<float>>(_mm256_sqrt_ps(reinterpret_cast<__m256>(v)));
 #else
-    for (int l = 0; l < kLanes<float>; ++l) v[l] = std::sqrt(v[l]);
-    return v;
+  for (int l = 0; l < kLanes<float>; ++l) v[l] = std::sqrt(v[l]);
+  return v;
 #endif
 }
 
 inline __attribute__((always_inline)) Lanes<double> square_root(Lanes<double> v) {
 #if defined(__AVX512F__)
-    return reinterpret_cast<Lanes<double>>(_mm512_sqrt_pd(reinterpret_cast<__m512d>(v)));
+  return reinterpret_cast<Lanes<double>>(_mm512_maskz_sqrt_pd(0xff, reinterpret_cast<__m512d>(v)));
 #elif defined(__AVX2__)
-    return reinterpret_cast<Lanes<double>>(_mm256_sqrt_pd(reinterpret_cast<__m256d>(v)));
+  return reinterpret_cast<Lanes<double>>(_mm256_sqrt_pd(reinterpret_cast<__m256d>(v)));
 #else
-    for (int l = 0; l < kLanes<double>; ++l) v[l] = std::sqrt(v[l]);
-    return v;
+  for (int l = 0; l < kLanes<double>; ++l) v[l] = std::sqrt(v[l]);
+  return v;
 #endif
 }
 
@@ -90,28 +91,28 @@ inline __attribute__((always_inline)) Lanes<double> square_root(Lanes<double> v)
 #if defined(__AVX512F__)
 template <>
 struct Clamp<KDX_ISA::Lanes<float>> {
-    static inline __attribute__((always_inline)) __m512 symmetric(__m512 z, __m512 bound) {
-        return _mm512_max_ps(_mm512_min_ps(z, bound), -bound);
-    }
+  static inline __attribute__((always_inline)) __m512 symmetric(__m512 z, __m512 bound) {
+    return _mm512_maskz_max_ps(0xffff, _mm512_maskz_min_ps(0xffff, z, bound), -bound);
+  }
 };
 template <>
 struct Clamp<KDX_ISA::Lanes<double>> {
-    static inline __attribute__((always_inline)) __m512d symmetric(__m512d z, __m512d bound) {
-        return _mm512_max_pd(_mm512_min_pd(z, bound), -bound);
-    }
+  static inline __attribute__((always_inline)) __m512d symmetric(__m512d z, __m512d bound) {
+    return _mm512_maskz_max_pd(0xff, _mm512_maskz_min_pd(0xff, z, bound), -bound);
+  }
 };
 #elif defined(__AVX2__)
 template <>
 struct Clamp<KDX_ISA::Lanes<float>> {
-    static inline __attribute__((always_inline)) __m256 symmetric(__m256 z, __m256 bound) {
-        return _mm256_max_ps(_mm256_min_ps(z, bound), -bound);
-    }
+  static inline __attribute__((always_inline)) __m256 symmetric(__m256 z, __m256 bound) {
+    return _mm256_max_ps(_mm256_min_ps(z, bound), -bound);
+  }
 };
 template <>
 struct Clamp<KDX_ISA::Lanes<double>> {
-    static inline __attribute__((always_inline)) __m256d symmetric(__m256d z, __m256d bound) {
-        return _mm256_max_pd(_mm256_min_pd(z, bound), -bound);
-    }
+  static inline __attribute__((always_inline)) __m256d symmetric(__m256d z, __m256d bound) {
+    return _mm256_max_pd(_mm256_min_pd(z, bound), -bound);
+  }
 };
 #endif
 

@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 
+#include "cpu/element.h"
 #include "cpu/lanes.h"
 #include "kdx/rkd.h"
 
@@ -25,171 +26,137 @@ constexpr int kTile = kEdge<T> * kEdge<T>;
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct FreeBuffer {
-    void operator()(void* p) const { std::free(p); }
+  void operator()(void* p) const { std::free(p); }
 };
 
 // Uninitialised storage aligned to a cache line; throws std::bad_alloc.
 template <class T>
 class Buffer {
-   public:
-    Buffer() = default;
-    explicit Buffer(int64_t count) {
-        const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 127) / 64 * 64;
-        void* p = std::aligned_alloc(64, bytes);
-        if (p == nullptr) throw std::bad_alloc();
-        data_.reset(static_cast<T*>(p));
-    }
-    T* get() const { return data_.get(); }
-    T& operator[](int64_t i) const { return data_.get()[i]; }
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t count) {
+    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 127) / 64 * 64;
+    void* p = std::aligned_alloc(64, bytes);
+    if (p == nullptr) throw std::bad_alloc();
+    data_.reset(static_cast<T*>(p));
+  }
+  T* get() const { return data_.get(); }
+  T& operator[](int64_t i) const { return data_.get()[i]; }
 
-   private:
-    std::unique_ptr<T, FreeBuffer> data_;
+ private:
+  std::unique_ptr<T, FreeBuffer> data_;
 };
 
-inline float bits_to_float(uint32_t bits) {
-    float f;
-    std::memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
-inline float half_to_float(uint16_t h) {
-    const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
-    const uint32_t rest = h & 0x7fffu;
-    if (rest >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);  // inf, NaN
-    if (rest >= 0x400u) return bits_to_float(sign | ((rest << 13) + 0x38000000u));
-    const float tiny = static_cast<float>(rest) * 5.9604644775390625e-8f;  // subnormal: rest * 2^-24
-    return sign != 0 ? -tiny : tiny;
-}
-
-// How a stored number becomes a T.
-struct ReadFloat32 {
-    using Stored = float;
-    template <class T>
-    static T value(float x) { return static_cast<T>(x); }
-};
-struct ReadFloat64 {
-    using Stored = double;
-    template <class T>
-    static T value(double x) { return static_cast<T>(x); }
-};
-struct ReadBFloat16 {
-    using Stored = uint16_t;
-    template <class T>
-    static T value(uint16_t x) { return static_cast<T>(bits_to_float(static_cast<uint32_t>(x) << 16)); }
-};
-struct ReadFloat16 {
-    using Stored = uint16_t;
-    template <class T>
-    static T value(uint16_t x) { return static_cast<T>(half_to_float(x)); }
-};
-
+// f(pointer to the elements as they are stored).
 template <class F>
-void with_reader(DType dtype, F&& f) {
-    switch (dtype) {
-        case kFloat32: return f(ReadFloat32{});
-        case kFloat64: return f(ReadFloat64{});
-        case kBFloat16: return f(ReadBFloat16{});
-        case kFloat16: return f(ReadFloat16{});
-    }
+void with_elements(const RkdInput& x, F f) {
+  switch (x.dtype) {
+    case kFloat32:
+      return f(static_cast<const float*>(x.data));
+    case kFloat64:
+      return f(static_cast<const double*>(x.data));
+    case kBFloat16:
+      return f(static_cast<const BFloat16*>(x.data));
+    default:
+      return f(static_cast<const Float16*>(x.data));
+  }
 }
 
 // One panel of points transposed to [D][kEdge]; points past N are zero.
 template <class T>
 void pack_columns(const RkdInput& x, int64_t n, int64_t panel, T* out) {
-    constexpr int E = kEdge<T>;
-    with_reader(x.dtype, [&](auto reader) {
-        using Reader = decltype(reader);
-        for (int l = 0; l < E; ++l) {
-            const int64_t i = panel * E + l;
-            if (i >= n) {
-                for (int64_t d = 0; d < x.columns; ++d) out[d * E + l] = T(0);
-                continue;
-            }
-            const auto* row = static_cast<const typename Reader::Stored*>(x.data) + i * x.row_stride;
-            for (int64_t d = 0; d < x.columns; ++d) out[d * E + l] = Reader::template value<T>(row[d * x.column_stride]);
-        }
-    });
+  constexpr int E = kEdge<T>;
+  with_elements(x, [&](const auto* data) {
+    for (int l = 0; l < E; ++l) {
+      const int64_t i = panel * E + l;
+      if (i >= n) {
+        for (int64_t d = 0; d < x.columns; ++d) out[d * E + l] = T(0);
+        continue;
+      }
+      const auto* row = data + i * x.row_stride;
+      for (int64_t d = 0; d < x.columns; ++d) out[d * E + l] = static_cast<T>(widen(row[d * x.column_stride]));
+    }
+  });
 }
 
 template <class T>
 Buffer<T> pack_all_columns(const RkdInput& x, int64_t n, int threads) {
-    const int64_t panels = ceil_div(n, kEdge<T>), size = x.columns * kEdge<T>;
-    Buffer<T> out(panels * size);
+  const int64_t panels = ceil_div(n, kEdge<T>), size = x.columns * kEdge<T>;
+  Buffer<T> out(panels * size);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t p = 0; p < panels; ++p) pack_columns<T>(x, n, p, out.get() + p * size);
-    return out;
+  for (int64_t p = 0; p < panels; ++p) pack_columns<T>(x, n, p, out.get() + p * size);
+  return out;
 }
 
-// Rows packing, minus the mean of each coordinate: the gradient does not change, and a common offset no longer costs digits.
+// Rows packing, minus the mean of each coordinate: the gradient does not change, and a common offset no longer costs
+// digits.
 template <class T>
 Buffer<T> pack_all_rows(const RkdInput& x, int64_t n, int threads) {
-    constexpr int E = kEdge<T>;
-    const int64_t groups = ceil_div(x.columns, E), rows = ceil_div(n, E) * E;
-    Buffer<T> out(groups * rows * E);
+  constexpr int E = kEdge<T>;
+  const int64_t groups = ceil_div(x.columns, E), rows = ceil_div(n, E) * E;
+  Buffer<T> out(groups * rows * E);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t g = 0; g < groups; ++g) {
-        T* to = out.get() + g * rows * E;
-        double mean[E] = {};
-        const int64_t d0 = g * E, width = x.columns - d0 < E ? x.columns - d0 : E;
-        std::memset(to, 0, static_cast<std::size_t>(rows * E) * sizeof(T));
-        with_reader(x.dtype, [&](auto reader) {
-            using Reader = decltype(reader);
-            const auto* data = static_cast<const typename Reader::Stored*>(x.data) + d0 * x.column_stride;
-            for (int64_t i = 0; i < n; ++i) {
-                for (int64_t l = 0; l < width; ++l) {
-                    const T v = Reader::template value<T>(data[i * x.row_stride + l * x.column_stride]);
-                    to[i * E + l] = v;
-                    mean[l] += static_cast<double>(v);
-                }
-            }
-        });
-        for (int l = 0; l < E; ++l) mean[l] /= static_cast<double>(n);
-        for (int64_t i = 0; i < n; ++i) {
-            for (int l = 0; l < E; ++l) to[i * E + l] -= static_cast<T>(mean[l]);
+  for (int64_t g = 0; g < groups; ++g) {
+    T* to = out.get() + g * rows * E;
+    double mean[E] = {};
+    const int64_t d0 = g * E, width = x.columns - d0 < E ? x.columns - d0 : E;
+    std::memset(to, 0, static_cast<std::size_t>(rows * E) * sizeof(T));
+    with_elements(x, [&](const auto* data) {
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t l = 0; l < width; ++l) {
+          const T v = static_cast<T>(widen(data[i * x.row_stride + (d0 + l) * x.column_stride]));
+          to[i * E + l] = v;
+          mean[l] += static_cast<double>(v);
         }
+      }
+    });
+    for (int l = 0; l < E; ++l) mean[l] /= static_cast<double>(n);
+    for (int64_t i = 0; i < n; ++i) {
+      for (int l = 0; l < E; ++l) to[i * E + l] -= static_cast<T>(mean[l]);
     }
-    return out;
+  }
+  return out;
 }
 
 // Squared distances of panel a to panel b by direct differences: out[i][j] over kEdge x kEdge, both panels [D][kEdge].
 template <class T>
 void square_tile(const T* a, const T* b, int64_t depth, T* out) {
-    using V = Lanes<T>;
-    constexpr int E = kEdge<T>, W = kLanes<T>, kRows = 4, kSlab = 128;  // two slabs of 128 coordinates stay in L1
-    for (int64_t d0 = 0; d0 < depth || d0 == 0; d0 += kSlab) {
-        const int64_t d1 = d0 + kSlab < depth ? d0 + kSlab : depth;
-        for (int i = 0; i < E; i += kRows) {
-            V sum[kRows][2];
-            for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = V{};
-            for (int64_t d = d0; d < d1; ++d) {
-                const V b0 = load(b + d * E), b1 = load(b + d * E + W);
+  using V = Lanes<T>;
+  constexpr int E = kEdge<T>, W = kLanes<T>, kRows = 4, kSlab = 128;  // two slabs of 128 coordinates stay in L1
+  for (int64_t d0 = 0; d0 < depth || d0 == 0; d0 += kSlab) {
+    const int64_t d1 = d0 + kSlab < depth ? d0 + kSlab : depth;
+    for (int i = 0; i < E; i += kRows) {
+      V sum[kRows][2];
+      for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = V{};
+      for (int64_t d = d0; d < d1; ++d) {
+        const V b0 = load(b + d * E), b1 = load(b + d * E + W);
 #pragma GCC unroll 4
-                for (int r = 0; r < kRows; ++r) {
-                    const V x = spread(a[d * E + i + r]);
-                    const V u = b0 - x, v = b1 - x;
-                    sum[r][0] += u * u;
-                    sum[r][1] += v * v;
-                }
-            }
-            for (int r = 0; r < kRows; ++r) {
-                T* row = out + (i + r) * E;
-                store(row, d0 == 0 ? sum[r][0] : load(row) + sum[r][0]);
-                store(row + W, d0 == 0 ? sum[r][1] : load(row + W) + sum[r][1]);
-            }
+        for (int r = 0; r < kRows; ++r) {
+          const V x = spread(a[d * E + i + r]);
+          const V u = b0 - x, v = b1 - x;
+          sum[r][0] += u * u;
+          sum[r][1] += v * v;
         }
+      }
+      for (int r = 0; r < kRows; ++r) {
+        T* row = out + (i + r) * E;
+        store(row, d0 == 0 ? sum[r][0] : load(row) + sum[r][0]);
+        store(row + W, d0 == 0 ? sum[r][1] : load(row + W) + sum[r][1]);
+      }
     }
+  }
 }
 
 // Zeroes what a tile holds past the last point.
 template <class T>
 void clear_padding(T* tile, int64_t rows, int64_t columns) {
-    constexpr int E = kEdge<T>;
-    if (rows >= E && columns >= E) return;
-    for (int i = 0; i < E; ++i) {
-        for (int j = 0; j < E; ++j) {
-            if (i >= rows || j >= columns) tile[i * E + j] = T(0);
-        }
+  constexpr int E = kEdge<T>;
+  if (rows >= E && columns >= E) return;
+  for (int i = 0; i < E; ++i) {
+    for (int j = 0; j < E; ++j) {
+      if (i >= rows || j >= columns) tile[i * E + j] = T(0);
     }
+  }
 }
 
 }  // namespace KDX_ISA

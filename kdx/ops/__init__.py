@@ -11,9 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdx.ops._dispatch import Explanation, backends, build_info, explain, register_backend
+    from kdx.ops.pairwise_sq_dist import pairwise_sq_dist
+    from kdx.ops.rkd import rkd, rkd_angle, rkd_distance
     from kdx.ops.softmax_kl import kd_loss, softmax_kl
 
-__all__ = ["Explanation", "backends", "build_info", "explain", "kd_loss", "register_backend", "softmax_kl"]
+__all__ = [
+    "Explanation",
+    "backends",
+    "build_info",
+    "explain",
+    "kd_loss",
+    "pairwise_sq_dist",
+    "register_backend",
+    "rkd",
+    "rkd_angle",
+    "rkd_distance",
+    "softmax_kl",
+]
 
 _LAZY = {
     "Explanation": "kdx.ops._dispatch",
@@ -21,7 +35,11 @@ _LAZY = {
     "build_info": "kdx.ops._dispatch",
     "explain": "kdx.ops._dispatch",
     "kd_loss": "kdx.ops.softmax_kl.api",
+    "pairwise_sq_dist": "kdx.ops.pairwise_sq_dist.api",
     "register_backend": "kdx.ops._dispatch",
+    "rkd": "kdx.ops.rkd.api",
+    "rkd_angle": "kdx.ops.rkd.api",
+    "rkd_distance": "kdx.ops.rkd.api",
     "softmax_kl": "kdx.ops.softmax_kl.api",
 }
 

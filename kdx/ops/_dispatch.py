@@ -27,9 +27,21 @@ _SOFTMAX_KL = {
     "cpu": "kdx.ops.softmax_kl.cpu",
     "reference": "kdx.ops.softmax_kl.reference",
 }
+_RKD = {
+    "triton": "kdx.ops.rkd.triton",
+    "cpu": "kdx.ops.rkd.cpu",
+    "reference": "kdx.ops.rkd.reference",
+}
 _TABLE: dict[str, dict[str, str]] = {
     "softmax_kl": _SOFTMAX_KL,
     "kd_loss": _SOFTMAX_KL,
+    "rkd": _RKD,
+    "rkd_distance": _RKD,
+    "rkd_angle": _RKD,
+    "pairwise_sq_dist": {
+        "cpu": "kdx.ops.pairwise_sq_dist.cpu",
+        "reference": "kdx.ops.pairwise_sq_dist.reference",
+    },
 }
 _BUILTIN = ("cuda", "triton", "cpu", "reference")
 _overrides: dict[str, Any] = {}

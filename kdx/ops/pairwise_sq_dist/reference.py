@@ -25,17 +25,18 @@ def _rows(x: Tensor, y: Tensor) -> Tensor:
 
 
 def sq_dist(x: Tensor, y: Tensor) -> Tensor:
-    """``S[i, j] = |x_i - y_j|^2`` by direct differences, ``[N, D], [M, D] -> [N, M]``; differentiable any number of times.
+    """``S[i, j] = |x_i - y_j|^2`` by direct differences, ``[N, D], [M, D] -> [N, M]``; differentiable any number of
+    times.
 
-    Direct differences keep their digits where a Gram matrix loses them: for points that are close together or far from
-    the origin. Rows are taken in chunks, and a chunk is recomputed in the backward pass instead of kept.
+    Direct differences keep their digits where a Gram matrix loses them: for points that are close together or far
+    from the origin. Rows are taken in chunks, and a chunk is recomputed in the backward pass instead of kept.
     """
     dtype = compute_dtype(x, y)
     x, y = x.to(dtype), y.to(dtype)
     step = max(1, _CHUNK // max(1, y.numel()))
     if x.shape[0] <= step:
         return _rows(x, y)
-    parts = [checkpoint(_rows, rows, y, use_reentrant=False) for rows in x.split(step)]
+    parts = [checkpoint(_rows, rows, y, use_reentrant=False) for rows in torch.split(x, step)]
     return torch.cat(parts)
 
 

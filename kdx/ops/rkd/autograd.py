@@ -1,0 +1,122 @@
+"""The losses as torch sees them: ``kdx::rkd``, and the autograd function around it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from kdx.ops import _dispatch
+from kdx.ops._library import define
+from kdx.ops.pairwise_sq_dist.reference import compute_dtype
+from kdx.ops.rkd import reference
+
+__all__ = ["Options", "loss_of"]
+
+
+class Options(NamedTuple):
+    """Everything about a call that is not a tensor."""
+
+    distance_weight: float
+    angle_weight: float
+    delta: float
+
+
+def _op(
+    student: Tensor,
+    teacher: Tensor,
+    distance_weight: float,
+    angle_weight: float,
+    delta: float,
+    student_grad: bool,
+    teacher_grad: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    _, module = _dispatch.select("rkd", backend, student, teacher)
+    result: tuple[Tensor, Tensor | None, Tensor | None] = module.forward(
+        student, teacher, distance_weight, angle_weight, delta, student_grad, teacher_grad
+    )
+    return result
+
+
+def _op_impl(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    loss, grad_s, grad_t = _op(student, teacher, *arguments)
+    return loss, _or_nothing(grad_s, loss), _or_nothing(grad_t, loss)
+
+
+def _or_nothing(grad: Tensor | None, loss: Tensor) -> Tensor:
+    return loss.new_empty(0) if grad is None else grad
+
+
+def _op_fake(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, student_grad, teacher_grad, _backend = arguments
+    loss = student.new_empty((), dtype=compute_dtype(student, teacher))
+    grads = [loss.new_empty(x.shape if want else 0) for x, want in ((student, student_grad), (teacher, teacher_grad))]
+    return loss, grads[0], grads[1]
+
+
+define(
+    "rkd(Tensor student, Tensor teacher, float distance_weight, float angle_weight, float delta, bool student_grad, "
+    "bool teacher_grad, str backend) -> (Tensor, Tensor, Tensor)",
+    _op_impl,
+    _op_fake,
+)
+
+
+def _run(
+    student: Tensor, teacher: Tensor, options: Options, student_grad: bool, teacher_grad: bool, backend: str
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    plain = all(type(x) in (Tensor, Parameter) for x in (student, teacher))
+    if plain and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+        return _op(student, teacher, *options, student_grad, teacher_grad, backend)
+    loss, grad_s, grad_t = torch.ops.kdx.rkd(student, teacher, *options, student_grad, teacher_grad, backend)
+    return loss, grad_s if student_grad else None, grad_t if teacher_grad else None
+
+
+class _Loss(torch.autograd.Function):
+    """The loss, with the gradients made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        student: Tensor, teacher: Tensor, options: Options, student_grad: bool, teacher_grad: bool, backend: str
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return _run(student, teacher, options, student_grad, teacher_grad, backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        student, teacher, options, _, _, _ = inputs
+        _, *grads = output
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(g for g in grads if g is not None))
+        ctx.save_for_backward(student, teacher, *grads)
+        ctx.options = options
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        student, teacher, *grads = ctx.saved_tensors
+        result: list[Tensor | None] = [None, None]
+        wanted = [i for i in (0, 1) if upstream is not None and ctx.needs_input_grad[i]]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # create_graph: formulas that autograd can follow
+            value = reference.loss(student, teacher, *ctx.options)
+            inputs = [(student, teacher)[i] for i in wanted]
+            found = torch.autograd.grad(value, inputs, upstream, create_graph=True) if wanted else ()
+            for i, grad in zip(wanted, found, strict=True):
+                result[i] = grad
+        else:
+            for i in wanted:
+                result[i] = (grads[i] * upstream).to((student, teacher)[i].dtype)
+        return *result, None, None, None, None
+
+
+def loss_of(student: Tensor, teacher: Tensor, options: Options, backend: str) -> Tensor:
+    """The weighted losses, differentiable with respect to student and teacher."""
+    grads = torch.is_grad_enabled()
+    for_student, for_teacher = grads and student.requires_grad, grads and teacher.requires_grad
+    if not (for_student or for_teacher):
+        return _run(student, teacher, options, False, False, backend)[0]
+    apply: Any = _Loss.apply
+    loss: Tensor = apply(student, teacher, options, for_student, for_teacher, backend)[0]
+    return loss

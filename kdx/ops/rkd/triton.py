@@ -1,0 +1,130 @@
+"""The relational losses in Triton: tile shapes and launches of triton_kernels.py."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdx.ops.rkd import pair_grid, triton_kernels
+from kdx.ops.rkd.pair_grid import Block, Weights
+
+_REDUCE = 1024  # partial sums read at once
+_MAX_PROGRAMS = 512  # of distance_sums; a constant, so that the order of the sums is the same on every device
+
+
+def unsupported(student: Tensor, teacher: Tensor) -> str | None:
+    """Why this backend cannot run these tensors, or None."""
+    if torch.float64 in (student.dtype, teacher.dtype):
+        return "no float64 kernel; the backends cpu and reference compute in float64"
+    return None
+
+
+def forward(
+    student: Tensor,  # [N, D_s]
+    teacher: Tensor,  # [N, D_t]
+    distance_weight: float,
+    angle_weight: float,
+    delta: float,
+    student_grad: bool,
+    teacher_grad: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss and the wanted gradients, in float32."""
+    weights = Weights(student.shape[0], distance_weight, angle_weight, delta)
+    with torch.cuda.device(student.device if student.is_cuda else -1):
+        return pair_grid.run(_Stages(), student, teacher, weights, student_grad, teacher_grad)
+
+
+def _tile(points: int) -> int:
+    """Side of a tile of distances: small ones for few points, so that the device has enough programs."""
+    return 16 if points <= 512 else 32
+
+
+def _cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+class _Stages:
+    """`pair_grid.Stages` by Triton kernels."""
+
+    def measure(
+        self, student: Tensor, teacher: Tensor, block: Block, sums: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        shape, device = (block.ni, block.nj), student.device
+        s, t = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
+        tile = _tile(max(shape))
+        grid = (_cdiv(block.nj, tile), _cdiv(block.ni, tile))
+        part = torch.empty((4, grid[0] * grid[1]), dtype=torch.float32, device=device) if sums else None
+        triton_kernels.measure[grid](
+            *(student, *student.stride(), student.shape[1]),
+            *(teacher, *teacher.stride(), teacher.shape[1]),
+            *(s, t, part, block.i0, block.ni, block.j0, block.nj),
+            SYMMETRIC=block.symmetric,
+            SUMS=sums,
+            TILE=tile,
+            BD=8,
+            num_warps=2 if tile == 16 else 4,
+        )
+        return s, t, part
+
+    def distance_sums(self, s: Tensor, t: Tensor, s_means: Tensor, t_means: Tensor, delta: float) -> Tensor:
+        size, step = s.numel(), 1024
+        programs = min(_MAX_PROGRAMS, max(1, _cdiv(size, step)))
+        per_program = _cdiv(_cdiv(size, programs), step) * step
+        out = torch.empty((2, programs), dtype=torch.float32, device=s.device)
+        triton_kernels.distance_sums[(programs,)](
+            s, t, size, s_means, t_means, s_means.shape[1], out, delta, per_program, BLOCK=step, num_warps=4
+        )
+        return out
+
+    def angle(
+        self, legs_i: tuple[Tensor, Tensor], legs_j: tuple[Tensor, Tensor], block: Block, weights: Weights, grad: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        device = legs_i[0].device
+        ti, tj = (16, 16) if max(block.ni, block.nj) <= 512 else (32, 32)
+        grid = (_cdiv(block.nj, tj), _cdiv(block.ni, ti))
+        v = torch.empty((block.ni, block.nj), dtype=torch.float32, device=device) if grad else None
+        losses = torch.empty(grid[0] * grid[1], dtype=torch.float32, device=device)
+        triton_kernels.angle[grid](
+            *(*legs_i, *legs_j, v, losses, weights.n, block.i0, block.ni, block.j0, block.nj),
+            *(weights.delta, weights.angle / weights.n**3),
+            SYMMETRIC=block.symmetric,
+            GRAD=grad,
+            TI=ti,
+            TJ=tj,
+            num_warps=4,
+        )
+        return v, losses
+
+    def gradient(
+        self,
+        out: Tensor,
+        points: Tensor,
+        distances: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None,
+        angles: tuple[Tensor, Tensor] | None,
+        block: Block,
+        weights: Weights,
+        loss: Tensor | None,
+        accumulate: bool,
+        transposed: bool,
+    ) -> None:
+        s, t, s_means, t_means, sums = distances or (None,) * 5
+        v, losses = angles or (None, None)
+        depth = points.shape[1]
+        ti, bd = (16, 32) if weights.n <= 512 else (32, 64)
+        triton_kernels.gradient[(_cdiv(block.ni, ti), max(1, _cdiv(depth, bd)))](
+            *(s, t, v, *((1, block.ni) if transposed else (block.nj, 1))),
+            *(points, *points.stride(), depth, out, block.i0, block.ni, block.j0, block.nj),
+            *(s_means, t_means, 0 if s_means is None else s_means.shape[1]),
+            *(sums, 0 if sums is None else sums.shape[1]),
+            *(losses, 0 if losses is None else losses.numel(), loss),
+            *(weights.delta, float(weights.n) ** 2, weights.distance, weights.angle / float(weights.n) ** 3),
+            DISTANCE=distances is not None,
+            ANGLE=angles is not None,
+            ACCUMULATE=accumulate,
+            LOSS=loss is not None,
+            TI=ti,
+            TJ=32,
+            BD=bd,
+            BLOCK=_REDUCE,
+            num_warps=4,
+        )
