@@ -119,29 +119,40 @@ Buffer<T> pack_all_rows(const RkdInput& x, int64_t n, int threads) {
 }
 
 // Squared distances of panel a to panel b by direct differences: out[i][j] over kEdge x kEdge, both panels [D][kEdge].
+//
+// Summed in runs of 16 coordinates, then runs of 8 of those, then those: a long sum would cost the digits that the law of
+// cosines needs for points that nearly touch. Two slabs of 128 coordinates stay in L1.
 template <class T>
 void square_tile(const T* a, const T* b, int64_t depth, T* out) {
   using V = Lanes<T>;
-  constexpr int E = kEdge<T>, W = kLanes<T>, kRows = 4, kSlab = 128;  // two slabs of 128 coordinates stay in L1
+  constexpr int E = kEdge<T>, W = kLanes<T>, kRows = 4;
+  constexpr int64_t kRun = 16, kSlab = 128;
   for (int64_t d0 = 0; d0 < depth || d0 == 0; d0 += kSlab) {
     const int64_t d1 = d0 + kSlab < depth ? d0 + kSlab : depth;
     for (int i = 0; i < E; i += kRows) {
-      V sum[kRows][2];
-      for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = V{};
-      for (int64_t d = d0; d < d1; ++d) {
-        const V b0 = load(b + d * E), b1 = load(b + d * E + W);
+      V slab[kRows][2] = {};
+      for (int64_t r0 = d0; r0 < d1; r0 += kRun) {
+        const int64_t r1 = r0 + kRun < d1 ? r0 + kRun : d1;
+        V sum[kRows][2] = {};
+        for (int64_t d = r0; d < r1; ++d) {
+          const V b0 = load(b + d * E), b1 = load(b + d * E + W);
 #pragma GCC unroll 4
+          for (int r = 0; r < kRows; ++r) {
+            const V x = spread(a[d * E + i + r]);
+            const V u = b0 - x, v = b1 - x;
+            sum[r][0] += u * u;
+            sum[r][1] += v * v;
+          }
+        }
         for (int r = 0; r < kRows; ++r) {
-          const V x = spread(a[d * E + i + r]);
-          const V u = b0 - x, v = b1 - x;
-          sum[r][0] += u * u;
-          sum[r][1] += v * v;
+          slab[r][0] += sum[r][0];
+          slab[r][1] += sum[r][1];
         }
       }
       for (int r = 0; r < kRows; ++r) {
         T* row = out + (i + r) * E;
-        store(row, d0 == 0 ? sum[r][0] : load(row) + sum[r][0]);
-        store(row + W, d0 == 0 ? sum[r][1] : load(row + W) + sum[r][1]);
+        store(row, d0 == 0 ? slab[r][0] : load(row) + slab[r][0]);
+        store(row + W, d0 == 0 ? slab[r][1] : load(row + W) + slab[r][1]);
       }
     }
   }

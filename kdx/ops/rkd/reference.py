@@ -90,6 +90,60 @@ def loss(
     return total
 
 
+def _slope(student: Tensor, teacher: Tensor, delta: float) -> Tensor:
+    """Huber's influence function of the difference."""
+    return (student - teacher).clamp(-delta, delta)
+
+
+def _distance_weights(student_square: Tensor, teacher_square: Tensor, delta: float) -> Tensor:
+    """``dL/dS`` of RKD-D for the unordered pairs ``[N, N]``; README.md derives it."""
+    distance, inverse = _roots(student_square)
+    psi = _slope(_over_mean(student_square), _over_mean(teacher_square), delta)
+    count = (distance != 0).sum().clamp(min=1)
+    mean = distance.sum() / count
+    inverse_mean = torch.where(mean == 0, 0, 1 / torch.where(mean == 0, 1, mean))
+    common = (psi * distance).sum() * inverse_mean / count
+    return (psi - common) * inverse * inverse_mean / psi.numel()
+
+
+def _angle_weights(student_square: Tensor, teacher_square: Tensor, delta: float) -> Tensor:
+    """``dL/dS`` of RKD-A for the unordered pairs ``[N, N]``; README.md derives it."""
+    n = student_square.shape[0]
+    r, teacher_r = _roots(student_square)[1], _roots(teacher_square)[1]
+    at_ends, opposite = torch.empty_like(r), torch.zeros_like(r)
+    step = max(1, _CHUNK // (n * n))
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        cosine = cosines(student_square, r, rows)  # [n, N, N]
+        psi = _slope(cosine, cosines(teacher_square, teacher_r, rows), delta)
+        leg = r[rows]  # [n, N]
+        at_ends[rows] = leg * (psi * leg[:, None, :]).sum(-1) - leg**2 * (psi * cosine).sum(-1)
+        opposite += (psi * leg[:, :, None] * leg[:, None, :]).sum(0)
+    return (at_ends + at_ends.T - opposite) * (r != 0) / n**3
+
+
+def gradient(
+    student: Tensor,  # [N, D_s]
+    teacher: Tensor,  # [N, D_t]
+    distance_weight: float,
+    angle_weight: float,
+    delta: float,
+) -> Tensor:
+    """The gradient of `loss` with respect to the student by formulas, ``2 (diag(V 1) - V) X`` with ``V = dL/dS``."""
+    dtype = compute_dtype(student, teacher)
+    x = student.to(dtype)
+    if len(x) < 2:
+        return torch.zeros_like(x)
+    s, t = sq_dist(x, x), sq_dist(teacher.to(dtype), teacher.to(dtype))
+    v = torch.zeros_like(s)
+    if distance_weight != 0:
+        v = v + distance_weight * _distance_weights(s, t, delta)
+    if angle_weight != 0:
+        v = v + angle_weight * _angle_weights(s, t, delta)
+    x = x - x.mean(0)  # the gradient stays, and a common offset costs no digits
+    return 2 * (v.sum(1, keepdim=True) * x - v @ x)
+
+
 def forward(
     student: Tensor,  # [N, D_s]
     teacher: Tensor,  # [N, D_t]
@@ -100,11 +154,10 @@ def forward(
     teacher_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The raw contract of every backend: the loss and the wanted gradients, in float32 (float64 if an input is)."""
-    dtype = compute_dtype(student, teacher)
-    s = student.detach().to(dtype).requires_grad_(student_grad)
-    t = teacher.detach().to(dtype).requires_grad_(teacher_grad)
-    wanted = [x for x, want in ((s, student_grad), (t, teacher_grad)) if want]
-    with torch.enable_grad():
-        value = loss(s, t, distance_weight, angle_weight, delta)
-        found = iter(torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True) if wanted else ())
-    return value.detach(), next(found) if student_grad else None, next(found) if teacher_grad else None
+    weights = (distance_weight, angle_weight, delta)
+    with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
+        return (
+            loss(student, teacher, *weights),
+            gradient(student, teacher, *weights) if student_grad else None,
+            gradient(teacher, student, *weights) if teacher_grad else None,
+        )

@@ -34,8 +34,13 @@ def forward(
         return pair_grid.run(_Stages(), student, teacher, weights, student_grad, teacher_grad)
 
 
-def _tile(points: int) -> int:
-    """Side of a tile of distances: small ones for few points, so that the device has enough programs."""
+def distance_tile(points: int) -> int:
+    """Side of a tile of distances: small for few points, so that the device has enough programs."""
+    return 16 if points <= 512 else 32
+
+
+def angle_tile(points: int) -> int:
+    """Side of a tile of pairs."""
     return 16 if points <= 512 else 32
 
 
@@ -51,7 +56,7 @@ class _Stages:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         shape, device = (block.ni, block.nj), student.device
         s, t = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
-        tile = _tile(max(shape))
+        tile = distance_tile(max(shape))
         grid = (_cdiv(block.nj, tile), _cdiv(block.ni, tile))
         part = torch.empty((4, grid[0] * grid[1]), dtype=torch.float32, device=device) if sums else None
         triton_kernels.measure[grid](
@@ -80,8 +85,8 @@ class _Stages:
         self, legs_i: tuple[Tensor, Tensor], legs_j: tuple[Tensor, Tensor], block: Block, weights: Weights, grad: bool
     ) -> tuple[Tensor | None, Tensor]:
         device = legs_i[0].device
-        ti, tj = (16, 16) if max(block.ni, block.nj) <= 512 else (32, 32)
-        grid = (_cdiv(block.nj, tj), _cdiv(block.ni, ti))
+        tile = angle_tile(max(block.ni, block.nj))
+        grid = (_cdiv(block.nj, tile), _cdiv(block.ni, tile))
         v = torch.empty((block.ni, block.nj), dtype=torch.float32, device=device) if grad else None
         losses = torch.empty(grid[0] * grid[1], dtype=torch.float32, device=device)
         triton_kernels.angle[grid](
@@ -89,8 +94,7 @@ class _Stages:
             *(weights.delta, weights.angle / weights.n**3),
             SYMMETRIC=block.symmetric,
             GRAD=grad,
-            TI=ti,
-            TJ=tj,
+            TILE=tile,
             num_warps=4,
         )
         return v, losses

@@ -179,16 +179,15 @@ def angle(  # noqa: PLR0917  # kernels take pointers, sizes and strides
     scale,
     SYMMETRIC: tl.constexpr,
     GRAD: tl.constexpr,
-    TI: tl.constexpr,
-    TJ: tl.constexpr,
+    TILE: tl.constexpr,
 ):
     """A tile of pairs (i, j) against every k: Huber's loss of the angle at k, and dL/dS_ij. README.md has the maths."""
     pi, pj = tl.program_id(1), tl.program_id(0)
     program = pi * tl.num_programs(0) + pj
-    li, lj = pi * TI + tl.arange(0, TI), pj * TJ + tl.arange(0, TJ)
+    li, lj = pi * TILE + tl.arange(0, TILE), pj * TILE + tl.arange(0, TILE)
     i_in, j_in = li < ni, lj < nj
     skip = SYMMETRIC and pi > pj
-    loss = tl.zeros((TI, TJ), dtype=tl.float32)
+    loss = tl.zeros((TILE, TILE), dtype=tl.float32)
     if not skip:
         inside = i_in[:, None] & j_in[None, :]
         edge = (i0 + li).to(tl.int64)[:, None] * nj + lj[None, :]
@@ -196,9 +195,9 @@ def angle(  # noqa: PLR0917  # kernels take pointers, sizes and strides
         c_t = tl.load(t_j + edge, mask=inside, other=0.0)
         e_s, e_t = _inverse_root(c_s), _inverse_root(c_t)
         h_s, h_t = 0.5 * c_s, 0.5 * c_t
-        p = tl.zeros((TI, TJ), dtype=tl.float32)
-        q = tl.zeros((TI, TJ), dtype=tl.float32)
-        r = tl.zeros((TI, TJ), dtype=tl.float32)
+        p = tl.zeros((TILE, TILE), dtype=tl.float32)
+        q = tl.zeros((TILE, TILE), dtype=tl.float32)
+        r = tl.zeros((TILE, TILE), dtype=tl.float32)
         at_s_i, at_t_i, at_s_j, at_t_j = s_i + li, t_i + li, s_j + lj, t_j + lj
         for _ in range(0, n):
             a_s = tl.load(at_s_i, mask=i_in, other=0.0)
