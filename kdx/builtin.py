@@ -106,6 +106,8 @@ def kdx_knowledge() -> Iterable[Spec]:
             "kdx.knowledge.fsp:FSP",
             "how the channels of one layer go with those of the next",
             "Yim et al. 2017, CVPR 2017",
+        ),
+        Spec(
             "ofd",
             "kdx.knowledge.ofd:OFD",
             "partial distance before the ReLU to a margin ReLU of the teacher",
