@@ -1,7 +1,7 @@
 // What every CUDA file of kdx includes first: the launch, shared memory, and wrappers for the instructions that have no
-// C++ spelling. Compiled by nvcc it maps to CUDA; compiled by g++ with KDX_EMULATE it maps to tests/emulation, which runs
-// the same kernels on the host. Kernels use the plain CUDA names (threadIdx, __syncthreads, __shfl_xor_sync, atomicAdd ...)
-// and, for everything else, the names below.
+// C++ spelling. Compiled by nvcc it maps to CUDA; compiled by g++ with KDX_EMULATE it maps to tests/emulation, which
+// runs the same kernels on the host. Kernels use the plain CUDA names (threadIdx, __syncthreads, __shfl_xor_sync,
+// atomicAdd ...) and, for everything else, the names below.
 #pragma once
 
 #include <cstddef>
@@ -14,11 +14,12 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-// A fixed shared array inside a kernel, and the dynamic shared memory of the launch (128-byte aligned). `__shared__` itself
-// is not used in kdx: the emulation gives each block of a cluster its own memory, which the keyword cannot express there.
+// A fixed shared array inside a kernel, and the dynamic shared memory of the launch (128-byte aligned). `__shared__`
+// itself is not used in kdx: the emulation gives each block of a cluster its own memory, which the keyword cannot
+// express there.
 #define KDX_SHARED(type, name, count) __shared__ type name[count]
-#define KDX_DYNAMIC_SHARED(type, name)                                         \
-  extern __shared__ __align__(128) unsigned char kdx_dynamic_shared[];         \
+#define KDX_DYNAMIC_SHARED(type, name)                                 \
+  extern __shared__ __align__(128) unsigned char kdx_dynamic_shared[]; \
   type* const name = reinterpret_cast<type*>(kdx_dynamic_shared)
 #endif
 
@@ -155,10 +156,11 @@ __device__ __forceinline__ T* map_shared(T* pointer, unsigned rank) {
 #endif
 }
 
-// 16 bytes from global to shared memory without passing through registers; visible to the thread after copy_async_wait()
-// and to the block after a barrier. Both addresses are 16-byte aligned.
+// 16 bytes from global to shared memory without passing through registers; visible to the thread after
+// copy_async_wait() and to the block after a barrier. Both addresses are 16-byte aligned.
 __device__ __forceinline__ void copy_async16(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(shared))), "l"(global)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(shared))),
+               "l"(global)
                : "memory");
 }
 __device__ __forceinline__ void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
@@ -177,7 +179,7 @@ __device__ inline void cluster_sync() {
 }  // namespace kdx::cuda
 
 // Returns the error of a launch from the enclosing launcher.
-#define KDX_LAUNCH(...)                                                          \
-  do {                                                                           \
+#define KDX_LAUNCH(...)                                                             \
+  do {                                                                              \
     if (const char* kdx_error = ::kdx::cuda::launch(__VA_ARGS__)) return kdx_error; \
   } while (0)

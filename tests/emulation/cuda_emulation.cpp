@@ -193,7 +193,8 @@ void start_block(Block& block, dim3 index, unsigned rank, unsigned threads) {
   }
   std::memset(block.arena, kPoison, arena_used);
   std::memset(block.arena + dynamic_bytes, kCanary, kCanaryBytes);
-  for (const auto& [key, region] : regions) std::memset(block.arena + region.offset + region.bytes, kCanary, kCanaryBytes);
+  for (const auto& [key, region] : regions)
+    std::memset(block.arena + region.offset + region.bytes, kCanary, kCanaryBytes);
 }
 
 bool runnable(const Fiber& fiber) { return !fiber.done && !(fiber.wait_on && *fiber.wait_on == fiber.wait_value); }
@@ -204,7 +205,8 @@ void report_deadlock() {
   for (const Fiber& fiber : cluster.fibers) fiber.done ? ++ended : ++waits[fiber.wait_name ? fiber.wait_name : "?"];
   error = "deadlock:";
   for (const auto& [name, count] : waits) error += " " + std::to_string(count) + " threads wait at " + name + ",";
-  error += " " + std::to_string(ended) + " have ended (every thread must reach a barrier, and every lane of its mask a shuffle)";
+  error += " " + std::to_string(ended) +
+           " have ended (every thread must reach a barrier, and every lane of its mask a shuffle)";
 }
 
 void run_cluster(std::mt19937_64& random) {
@@ -242,7 +244,8 @@ const char* invalid(const Shape& s) {
   if (threads == 0 || threads > 1024) return "a block has 1 to 1024 threads";
   if (!s.grid.x || !s.grid.y || !s.grid.z) return "the grid is empty";
   if (s.grid.x > 2147483647u || s.grid.y > 65535 || s.grid.z > 65535) return "the grid is too large";
-  if (s.cluster < 1 || s.cluster > 16 || s.grid.x % unsigned(s.cluster)) return "the cluster size does not fit the grid";
+  if (s.cluster < 1 || s.cluster > 16 || s.grid.x % unsigned(s.cluster))
+    return "the cluster size does not fit the grid";
   if (s.cluster > 1 && the_settings.arch < 90) return "clusters need compute capability 9.0";
   if (s.shared_bytes > arena_limit) return "too much dynamic shared memory";
   return nullptr;
@@ -257,7 +260,8 @@ void fail(const char* format, ...) {
   char text[512];
   va_list arguments;
   va_start(arguments, format);
-  const int used = current ? std::snprintf(text, sizeof text, "block %u thread %u: ", current->block->index.x, current->linear) : 0;
+  const int used =
+      current ? std::snprintf(text, sizeof text, "block %u thread %u: ", current->block->index.x, current->linear) : 0;
   std::vsnprintf(text + used, sizeof text - std::size_t(used), format, arguments);
   va_end(arguments);
   throw std::runtime_error(text);
@@ -291,7 +295,8 @@ const char* run(const Shape& shape, const std::function<void()>& kernel) {
   if (the_settings.order == Order::shuffled) std::shuffle(order.begin(), order.end(), random);
 
   while (stacks.size() < threads * size) {
-    void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* memory =
+        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) return "no memory for the stacks of the threads";
     stacks.push_back(static_cast<char*>(memory));
   }
@@ -428,7 +433,8 @@ void copy_async(void* shared, const void* global, std::size_t bytes) {
   if (reinterpret_cast<std::uintptr_t>(shared) % bytes || reinterpret_cast<std::uintptr_t>(global) % bytes)
     fail("an asynchronous %zu-byte copy is misaligned", bytes);
   const auto offset = static_cast<unsigned char*>(shared) - current->block->arena;
-  if (offset < 0 || std::size_t(offset) + bytes > arena_used) fail("an asynchronous copy to an address outside shared memory");
+  if (offset < 0 || std::size_t(offset) + bytes > arena_used)
+    fail("an asynchronous copy to an address outside shared memory");
   current->copies.push_back({shared, global, bytes});
 }
 

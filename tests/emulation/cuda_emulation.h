@@ -19,8 +19,8 @@
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 
-#define KDX_SHARED(type, name, count)                                                                        \
-  static const char kdx_key_##name = 0;                                                                      \
+#define KDX_SHARED(type, name, count)   \
+  static const char kdx_key_##name = 0; \
   type* const name = static_cast<type*>(::emulation::shared(&kdx_key_##name, sizeof(type) * (count), #name))
 #define KDX_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::emulation::dynamic_shared())
 
@@ -29,13 +29,27 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 using uint3 = dim3;
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(16) double2 { double x, y; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(8) int2 { int x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) int2 {
+  int x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline double2 make_double2(double x, double y) { return {x, y}; }
@@ -157,13 +171,21 @@ T atomicExch(T* address, T value) {
 }
 
 template <typename T>
-T __ldg(const T* p) { return *emulation::aligned(p); }
+T __ldg(const T* p) {
+  return *emulation::aligned(p);
+}
 template <typename T>
-T __ldcs(const T* p) { return *emulation::aligned(p); }
+T __ldcs(const T* p) {
+  return *emulation::aligned(p);
+}
 template <typename T>
-T __ldcg(const T* p) { return *emulation::aligned(p); }
+T __ldcg(const T* p) {
+  return *emulation::aligned(p);
+}
 template <typename T>
-void __stcs(T* p, T value) { *emulation::aligned(p) = value; }
+void __stcs(T* p, T value) {
+  *emulation::aligned(p) = value;
+}
 
 namespace emulation {
 template <typename To, typename From>
@@ -203,11 +225,25 @@ inline long min(long a, long b) { return a < b ? a : b; }
 inline long max(long a, long b) { return a > b ? a : b; }
 
 // 16-bit floats: the bits, and CUDA's names for the conversions kdx uses (round to nearest even, NaN stays NaN).
-struct alignas(2) __nv_bfloat16 { std::uint16_t x; };
-struct alignas(2) __half { std::uint16_t x; };
+struct alignas(2) __nv_bfloat16 {
+  std::uint16_t x;
+};
+struct alignas(2) __half {
+  std::uint16_t x;
+};
 inline float __bfloat162float(__nv_bfloat16 v) { return __uint_as_float(unsigned(v.x) << 16); }
 __nv_bfloat16 __float2bfloat16(float v);
 inline __nv_bfloat16 __float2bfloat16_rn(float v) { return __float2bfloat16(v); }
 float __half2float(__half v);
 __half __float2half(float v);
 inline __half __float2half_rn(float v) { return __float2half(v); }
+struct alignas(4) __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+struct alignas(4) __half2 {
+  __half x, y;
+};
+inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {__float2bfloat16(a), __float2bfloat16(b)}; }
+inline __half2 __floats2half2_rn(float a, float b) { return {__float2half(a), __float2half(b)}; }
+inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {__bfloat162float(v.x), __bfloat162float(v.y)}; }
+inline float2 __half22float2(__half2 v) { return {__half2float(v.x), __half2float(v.y)}; }

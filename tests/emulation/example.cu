@@ -1,5 +1,5 @@
-// Kernels to copy from and to test the emulation with: the first does nothing but move data, each of the others uses one
-// facility of CUDA, and each takes a `mistake` that leaves out what makes it right.
+// Kernels to copy from and to test the emulation with: the first does nothing but move data, each of the others uses
+// one facility of CUDA, and each takes a `mistake` that leaves out what makes it right.
 #include "cuda/device.cuh"
 
 namespace {
@@ -83,19 +83,20 @@ extern "C" const char* example_row_sum(const float* in, float* out, int rows, in
   return nullptr;
 }
 
-extern "C" const char* example_total(const float* in, float* partial, unsigned* ticket, float* out, int rows, int columns,
-                                     void* stream) {
+extern "C" const char* example_total(const float* in, float* partial, unsigned* ticket, float* out, int rows,
+                                     int columns, void* stream) {
   KDX_LAUNCH(total_kernel, {dim3(unsigned(rows)), dim3(32), 0, stream}, in, partial, ticket, out, columns);
   return nullptr;
 }
 
-extern "C" const char* example_cluster(const float* in, float* out, int blocks, int cluster, int mistake, void* stream) {
+extern "C" const char* example_cluster(const float* in, float* out, int blocks, int cluster, int mistake,
+                                       void* stream) {
   KDX_LAUNCH(cluster_kernel, {dim3(unsigned(blocks)), dim3(64), 16, stream, cluster}, in, out, cluster, mistake);
   return nullptr;
 }
 
 extern "C" const char* example_async(const void* in, void* out, int mistake, void* stream) {
-  KDX_LAUNCH(async_kernel, {dim3(1), dim3(64), 64 * 16, stream}, static_cast<const uint4*>(in), static_cast<uint4*>(out),
-             mistake);
+  KDX_LAUNCH(async_kernel, {dim3(1), dim3(64), 64 * 16, stream}, static_cast<const uint4*>(in),
+             static_cast<uint4*>(out), mistake);
   return nullptr;
 }

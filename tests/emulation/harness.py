@@ -23,7 +23,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 ORDERS = {"forward": 0, "reverse": 1, "shuffled": 2}
-FLAGS = ["-std=c++17", "-O2", "-fPIC", "-DKDX_EMULATE", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fno-math-errno"]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-DKDX_EMULATE",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+    "-Wno-unknown-pragmas",
+    "-fno-math-errno",
+]
 
 
 def compiler() -> str | None:

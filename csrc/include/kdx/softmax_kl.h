@@ -46,4 +46,10 @@ struct ScaleGrad {
 const char* softmax_kl_cpu(const SoftmaxKl& call, int threads);
 const char* scale_grad_cpu(const ScaleGrad& call, int threads);
 
+// One launch. workspace: at least softmax_kl_cuda_workspace(call) bytes, zeroed once when allocated and used by one
+// stream at a time; a finished call leaves it ready for the next. stream: a cudaStream_t of the current device.
+int64_t softmax_kl_cuda_workspace(const SoftmaxKl& call);
+const char* softmax_kl_cuda(const SoftmaxKl& call, void* workspace, int64_t workspace_bytes, void* stream);
+const char* scale_grad_cuda(const ScaleGrad& call, void* stream);
+
 }  // namespace kdx

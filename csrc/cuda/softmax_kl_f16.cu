@@ -1,0 +1,5 @@
+#include "cuda/softmax_kl_kernels.cuh"
+
+namespace kdx::cuda {
+KDX_SOFTMAX_KL_TYPED(__half)
+}  // namespace kdx::cuda
