@@ -92,6 +92,8 @@ def pairwise_sq_dist(x: Tensor, y: Tensor | None = None, *, backend: str = "auto
         raise ValueError(f"y: expected points with x's {x.shape[1]} coordinates, got {y.shape[1]}")
     if x.device != y.device:
         raise ValueError(f"y: expected it on {x.device} as x is, got {y.device}")
+    if y is x:
+        y = x.view_as(x)  # dynamo does not trace an autograd function that is given one tensor twice
     apply: Any = _SqDist.apply
     result: Tensor = apply(x, y, backend)
     return result

@@ -117,6 +117,8 @@ def loss_of(student: Tensor, teacher: Tensor, options: Options, backend: str) ->
     for_student, for_teacher = grads and student.requires_grad, grads and teacher.requires_grad
     if not (for_student or for_teacher):
         return _run(student, teacher, options, False, False, backend)[0]
+    if teacher is student:
+        teacher = student.view_as(student)  # dynamo does not trace an autograd function that is given one tensor twice
     apply: Any = _Loss.apply
     loss: Tensor = apply(student, teacher, options, for_student, for_teacher, backend)[0]
     return loss
