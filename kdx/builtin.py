@@ -84,6 +84,18 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Ahn et al. 2019, arXiv:1904.05835",
         ),
         Spec(
+            "rkd",
+            "kdx.knowledge.rkd:RKD",
+            "distances between pairs and angles between triples of samples",
+            "Park et al. 2019, arXiv:1904.05068",
+        ),
+        Spec(
+            "irg",
+            "kdx.knowledge.irg:IRG",
+            "graph of the samples: logits, distances, and both from layer to layer",
+            "Liu et al. 2019, CVPR 2019",
+        ),
+        Spec(
             "sp",
             "kdx.knowledge.sp:SP",
             "which samples activate a layer alike",

@@ -15,7 +15,7 @@ import kdx
 from kdx.capture import Captured
 from kdx.knowledge.whole_batch import whole_batch
 
-COMPONENTS = {"sp": {}, "pkt": {}, "cc": {}, "dist": {}}
+COMPONENTS = {"sp": {}, "pkt": {}, "cc": {}, "dist": {}, "rkd": {}, "irg": {"vertex_weight": 0.0}}
 
 # What each rank runs: its half of the batch through one linear layer, every component's loss, and the gradient of the
 # weight averaged over ranks as data parallelism does.
