@@ -100,7 +100,8 @@ def run_recipe(
     if dry_run:
         typer.echo(checked.yaml(), nl=False)
         return
-    _run(checked, folder or Path("runs") / Path(recipe).stem, _seeds(seeds), resume, force, verbose, as_json)
+    name = Path(recipe).stem
+    _run(checked, name, folder or Path("runs") / name, _seeds(seeds), resume, force, verbose, as_json)
 
 
 def _seeds(text: str | None) -> list[int]:
@@ -110,7 +111,9 @@ def _seeds(text: str | None) -> list[int]:
         raise typer.BadParameter(f"expected numbers, as 0,1,2; got {text!r}", param_hint="--seeds") from None
 
 
-def _run(recipe: Any, folder: Path, seeds: list[int], resume: bool, force: bool, verbose: bool, as_json: bool) -> None:
+def _run(
+    recipe: Any, name: str, folder: Path, seeds: list[int], resume: bool, force: bool, verbose: bool, as_json: bool
+) -> None:
     from rich.console import Console
 
     console = Console(stderr=as_json)
@@ -127,7 +130,7 @@ def _run(recipe: Any, folder: Path, seeds: list[int], resume: bool, force: bool,
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", WeakTeacherWarning)  # the summary holds it, and it is printed below
-                experiment = Experiment(one, target, [ProgressBar(console, verbose=verbose)])
+                experiment = Experiment(one, target, [ProgressBar(console, verbose=verbose)], name=name)
                 summary = experiment.run(resume=resume, force=force)
         except Interrupted as stop:
             arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--force")]

@@ -80,7 +80,9 @@ def run(
     else:
         name = Path(recipe).stem
         checked = load_recipe(recipe, overrides)
-    return Experiment(checked, Path(folder or Path("runs") / name), observers).run(resume=resume, force=force)
+    return Experiment(checked, Path(folder or Path("runs") / name), observers, name=name).run(
+        resume=resume, force=force
+    )
 
 
 class Experiment:
@@ -90,10 +92,14 @@ class Experiment:
         recipe: what to run.
         folder: where it is written.
         observers: see :func:`kdx.fit`.
+        name: what the report calls it; the folder's name by default.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, observers: Sequence[object] = ()) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, observers: Sequence[object] = (), *, name: str | None = None
+    ) -> None:
         self.recipe = recipe
+        self.name = name or folder.name
         self.folder = folder
         self.observers = list(observers)
         self.plugins = registry.default_plugins()
@@ -222,6 +228,7 @@ class Experiment:
             accumulate=train.accumulate,
             clip_grad_norm=train.clip_grad_norm,
             mixed_precision=train.mixed_precision,
+            log_gradients=train.log_gradients,
             device=self.recipe.device,
             folder=self.folder / stage.name,
             resume=True,
@@ -278,7 +285,7 @@ class Experiment:
                 warnings.warn(message, WeakTeacherWarning, stacklevel=4)
                 messages.append(message)
         return {
-            "recipe": self.folder.name,
+            "recipe": self.name,
             "summary": self.recipe.summary,
             "seed": self.recipe.seed,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

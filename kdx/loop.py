@@ -20,6 +20,7 @@ from kdx import rng
 from kdx.batch import Batch
 from kdx.errors import Interrupted, PluginError
 from kdx.evaluation import Metrics, classification
+from kdx.gradients import is_task, term_gradients
 from kdx.losses import Losses
 from kdx.observers import MetricsLog, Observers, TensorBoardLog
 from kdx.optim import OptimizerSpec, ScheduleSpec, make_optimizer, make_schedule
@@ -27,6 +28,7 @@ from kdx.run_state import Finite, Run, State
 from kdx.schemes.base import Scheme
 from kdx.signals import Signals
 from kdx.stream import Stream, windows
+from kdx.weights import Balanced
 
 __all__ = ["fit"]
 
@@ -52,6 +54,7 @@ def fit(
     resume: bool = False,
     checkpoint_every: int | None = None,
     log_every: int = 50,
+    log_gradients: int | None = None,
     observers: Sequence[object] = (),
 ) -> Run:
     """Trains a scheme.
@@ -84,6 +87,9 @@ def fit(
             an unbroken one ends.
         checkpoint_every: steps between checkpoints, beside the one after each epoch.
         log_every: steps between logged losses.
+        log_gradients: steps between measurements of every term's gradient on the students: its norm and its cosine to
+            the task loss's gradient are logged as ``grad/<term>/norm`` and ``grad/<term>/cosine``. Each costs one more
+            backward pass a term. Balanced weights (:class:`kdx.weights.Balanced`) are measured at their own pace.
         observers: objects with methods marked by ``kdx.hookimpl``.
 
     Returns:
@@ -106,6 +112,11 @@ def fit(
         set_seed(seed)
     accelerator = _accelerator(mixed_precision, device)
     epochs, total_steps = _length(train, epochs, steps, accumulate)
+    if compile and (log_gradients or any(isinstance(weight, Balanced) for weight in scheme.weights.values())):
+        raise ValueError(
+            "gradients of single terms cannot be measured with compile=True; leave log_gradients and "
+            "balanced weights, or compile=True, out"
+        )
     run = Run(scheme, None if folder is None else Path(folder), epochs, total_steps, log_every)
 
     scheme.to(accelerator.device)
@@ -132,7 +143,9 @@ def fit(
             watchers.configure(run)
             while run.epoch < run.epochs and run.step < run.total_steps and not run.stopped:
                 for window in windows(stream.epoch(run.epoch), accumulate):
-                    losses = _backward(accelerator, engine, forward, window)
+                    scheme.advance(run.step, run.total_steps)
+                    run.extra = {}
+                    losses = _backward(accelerator, engine, _measured(forward, run, log_gradients), window)
                     if clip_grad_norm is not None:
                         accelerator.clip_grad_norm_(trained, clip_grad_norm)
                     prepared_optimizer.step()
@@ -210,13 +223,36 @@ def _backward(accelerator: Accelerator, engine: Any, forward: Callable[[Batch], 
     for i, batch in enumerate(window):
         with nullcontext() if i == len(window) - 1 else accelerator.no_sync(engine):
             terms = {
-                name: term * (labelled if name.rpartition("/")[2] == "task" else rows)[i]
-                for name, term in forward(batch).terms.items()
+                name: term * (labelled if is_task(name) else rows)[i] for name, term in forward(batch).terms.items()
             }
             accelerator.backward(Losses.of(terms).total)
         for name, term in terms.items():
             sums[name] = sums.get(name, 0) + term.detach()
     return Losses.of(sums)
+
+
+def _measured(forward: Callable[[Batch], Losses], run: Run, log_gradients: int | None) -> Callable[[Batch], Losses]:
+    """``forward`` that also measures each term's gradient, on the first micro-batch of a step in which that is due."""
+    scheme, step = run.scheme, run.step + 1
+    changing = {name: weight for name, weight in scheme.weights.items() if not isinstance(weight, float)}
+    logged = bool(log_gradients) and step % (log_gradients or 1) == 0
+    balanced = any(isinstance(weight, Balanced) and run.step % weight.every == 0 for weight in changing.values())
+    if not logged and not balanced:
+        return forward
+
+    def measure(batch: Batch) -> Losses:
+        losses = forward(batch)
+        if not run.extra:
+            students = [parameter for student in scheme.students.values() for parameter in student.parameters()]
+            found = term_gradients(losses, students)
+            if balanced:
+                scheme.rebalance({name: norm for name, (norm, _) in found.items()})
+            for name, (norm, cosine) in found.items():
+                run.extra |= {f"grad/{name}/norm": norm.item(), f"grad/{name}/cosine": cosine.item()}
+            run.extra |= {f"weight/{name}": float(scheme.weight(name)) for name in changing}
+        return losses
+
+    return measure
 
 
 def _shares(sizes: list[int]) -> list[float]:

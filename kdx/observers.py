@@ -109,9 +109,9 @@ class MetricsLog:
     @hookimpl
     def kdx_step_end(self, run: Run, step: int, losses: Losses) -> None:
         """Writes the losses of a logged step."""
-        if self._file and run.logs(step):
+        if self._file and (run.logs(step) or run.extra):
             row = {"step": step, "epoch": run.epoch, "lr": run.learning_rate, "loss": losses.total.item()}
-            row |= {f"term/{name}": term.item() for name, term in losses.terms.items()}
+            row |= {f"term/{name}": term.item() for name, term in losses.terms.items()} | run.extra
             self._file.write(json.dumps(row) + "\n")
 
     @hookimpl
@@ -157,11 +157,11 @@ class TensorBoardLog:
     @hookimpl
     def kdx_step_end(self, run: Run, step: int, losses: Losses) -> None:
         """Writes the losses of a logged step."""
-        if self._writer and run.logs(step):
-            self._writer.add_scalar("loss", losses.total.item(), step)
-            self._writer.add_scalar("lr", run.learning_rate, step)
-            for name, term in losses.terms.items():
-                self._writer.add_scalar(f"term/{name}", term.item(), step)
+        if self._writer and (run.logs(step) or run.extra):
+            numbers = {"loss": losses.total.item(), "lr": run.learning_rate} | run.extra
+            numbers |= {f"term/{name}": term.item() for name, term in losses.terms.items()}
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, step)
 
     @hookimpl
     def kdx_evaluated(self, run: Run, metrics: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from yaml import YAMLError
 from kdx.errors import RecipeError, UnknownNameError, nearest
 from kdx.options import check_options, problems
 from kdx.registry import Kind, default_plugins
+from kdx.weights import Balanced, Cosine, Warmup
 
 __all__ = ["Recipe", "find_recipe", "load_recipe", "recipe_names"]
 
@@ -40,7 +41,7 @@ class Component(BaseModel):
 class KnowledgeTerm(Component):
     """A knowledge component with its weight in the total loss."""
 
-    weight: float = 1.0
+    weight: Balanced | Warmup | Cosine | float = 1.0
 
 
 class Augment(_Section):
@@ -72,6 +73,7 @@ class Train(_Section):
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
     clip_grad_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="precision of the forward pass")
+    log_gradients: int | None = Field(None, ge=1, description="steps between measured gradients of every term")
 
 
 class Teacher(_Section):

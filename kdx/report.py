@@ -19,7 +19,7 @@ from kdx.observers import MetricsLog, read_metrics
 
 __all__ = ["draw_curves", "seeds_table", "stage_rows", "stages_table", "write_report"]
 
-COLUMNS = ("", "test accuracy", "validation", "parameters", "size", "latency", "training", "gain")
+COLUMNS = ("", "test accuracy", "validation", "parameters", "size", "latency", "training", "gain, points")
 LABELS = {"teacher": "teacher", "alone": "student alone", "distilled": "distilled student"}
 
 
@@ -46,7 +46,7 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
                     f"{stage['bytes'] / 1024:,.0f} KiB",
                     f"{stage['latency_ms']:.2f} ± {stage['latency_spread_ms'] / 2:.2f} ms",
                     f"{stage['seconds']:.0f} s" if "seconds" in stage else "loaded",
-                    f"{gain:+.2f} points" if name == "distilled" and gain is not None else "",
+                    f"{gain:+.2f}" if name == "distilled" and gain is not None else "",
                 ),
             )
         )
@@ -56,11 +56,13 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
 def stages_table(summary: Mapping[str, Any]) -> Table:
     """The table for the terminal."""
     title = f"{summary['recipe']}, seed {summary['seed']}: accuracy on {summary['test_rows']:,} held-out test images"
-    table = Table(*COLUMNS, title=title)
+    narrow = [i for i, column in enumerate(COLUMNS) if column not in ("validation", "training")]
+    table = Table(*(COLUMNS[i] for i in narrow), title=title)
     for column in table.columns[1:]:
         column.justify = "right"
     for row in stage_rows(summary):
-        table.add_row(row.name, *row.cells)
+        cells = (row.name, *row.cells)
+        table.add_row(*(cells[i] for i in narrow))
     return table
 
 

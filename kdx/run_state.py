@@ -41,6 +41,7 @@ class Run:
         best: the row that was selected, if ``select`` was given.
         seconds: training time, over all resumed parts.
         stopped: why it ended early, else None.
+        extra: what was measured in this step beside the losses, as ``grad/kd/norm`` and ``weight/kd``.
     """
 
     scheme: Scheme
@@ -55,6 +56,7 @@ class Run:
     best: dict[str, Any] | None = None
     seconds: float = 0.0
     stopped: str | None = None
+    extra: dict[str, float] = field(default_factory=dict)
 
     def logs(self, step: int) -> bool:
         """Whether the losses of this step are logged."""

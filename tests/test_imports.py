@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 
 # Every module or package of kdx, lowest layer first; a module imports only from lower layers or from its own package.
 LAYERS = [
-    {"errors", "hookspecs"},
+    {"errors", "hookspecs", "weights"},
     {"builtin", "batch", "rng", "signals", "optim", "options"},
     {"ops", "capture", "losses", "registry"},
-    {"adapters", "checkpoint", "matching"},
+    {"adapters", "checkpoint", "gradients", "matching"},
     {"knowledge", "teachers"},
     {"schemes"},
     {"stream", "evaluation", "observers", "cost", "datasets", "models", "layers"},

@@ -15,6 +15,7 @@ from kdx.capture import Captured
 from kdx.errors import CaptureError
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Losses, cross_entropy
+from kdx.weights import Balanced, Weight
 
 __all__ = ["KnowledgeTerms", "Scheme", "Task", "TaskFn"]
 
@@ -24,8 +25,8 @@ TaskFn = Callable[[Tensor, Any], Tensor]
 Task = TaskFn | tuple[float, TaskFn] | None
 """The task loss with its weight; a function alone weighs 1, None means no task loss."""
 
-KnowledgeTerms = Mapping[str, Knowledge | tuple[float, Knowledge]]
-"""Term name -> component, or weight and component."""
+KnowledgeTerms = Mapping[str, Knowledge | tuple[Weight, Knowledge]]
+"""Term name -> component, or weight and component; a weight is a number or a schedule of :mod:`kdx.weights`."""
 
 
 class Scheme(nn.Module, ABC):
@@ -43,7 +44,7 @@ class Scheme(nn.Module, ABC):
     def __init__(self, *, task: Task = cross_entropy, knowledge: KnowledgeTerms | None = None) -> None:
         super().__init__()
         self.task_weight, self.task = _task(task)
-        self.weights: dict[str, float] = {}
+        self.weights: dict[str, Weight] = {}
         self.knowledge = nn.ModuleDict()
         for name, term in (knowledge or {}).items():
             weight, component = term if isinstance(term, tuple) else (1.0, term)
@@ -54,7 +55,11 @@ class Scheme(nn.Module, ABC):
                 )
             if name == "task" or "/" in name or "." in name:
                 raise ValueError(f"knowledge name {name!r} is not allowed: not 'task', and no '/' or '.' in it")
-            self.weights[name] = float(weight)
+            self.weights[name] = weight = float(weight) if isinstance(weight, int | float) else weight
+            if not isinstance(weight, float):
+                # a tensor, so that a compiled scheme is not traced anew for every value
+                start = weight.start if isinstance(weight, Balanced) else weight.at(0, 1)
+                self.register_buffer(f"_weight_{name}", torch.tensor(start), persistent=isinstance(weight, Balanced))
             self.knowledge[name] = component
 
     @property
@@ -87,6 +92,42 @@ class Scheme(nn.Module, ABC):
         """Whether every learnable part exists, so that :meth:`setup` has nothing to build."""
         return all(part.ready for part in self.modules() if isinstance(part, Knowledge))
 
+    def weight(self, name: str) -> float | Tensor:
+        """The weight of a knowledge term now: a number, or a 0-dim tensor if it changes during training."""
+        weight = self.weights[name]
+        if isinstance(weight, float):
+            return weight
+        # a copy, since the buffer may move before this step's graph has run backward
+        return self.get_buffer(f"_weight_{name}").clone()
+
+    def advance(self, step: int, total: int) -> None:
+        """Sets scheduled weights for optimizer step ``step`` (from 0) of ``total``; :func:`kdx.fit` calls it."""
+        for name, weight in self.weights.items():
+            if not isinstance(weight, float | Balanced):
+                self.get_buffer(f"_weight_{name}").fill_(weight.at(step, total))
+
+    def rebalance(self, norms: Mapping[str, Tensor]) -> None:
+        """Moves balanced weights towards their ratio.
+
+        Args:
+            norms: term name -> norm of the gradient of the weighted term, as this scheme named it in its losses.
+        """
+        for name, weight in self.weights.items():
+            if isinstance(weight, Balanced):
+                terms = [term for term in norms if term.rpartition("/")[2] == name]
+                tasks = [
+                    norms[term.removesuffix(name) + "task"]
+                    for term in terms
+                    if term.removesuffix(name) + "task" in norms
+                ]
+                if not tasks:
+                    raise ValueError(f"the weight of {name!r} is balanced against the task loss, but there is none")
+                now = self.get_buffer(f"_weight_{name}")
+                pull = torch.stack([norms[term] for term in terms]).mean()
+                wanted = now * weight.ratio * torch.stack(tasks).mean() / pull
+                moved = weight.momentum * now + (1 - weight.momentum) * wanted
+                now.copy_(torch.where(moved.isfinite() & (moved > 0), moved, now))
+
     def task_term(self, captured: Captured, batch: Batch) -> Tensor | None:
         """The weighted task loss, or None without one or without targets to compare with."""
         if self.task is None or self.task_weight == 0:
@@ -101,13 +142,13 @@ class Scheme(nn.Module, ABC):
         """The weighted term of every component; a weight of 0 switches a term off."""
         terms = {}
         for name, component in components.items():
-            if (weight := self.weights[name]) != 0:
+            if self.weights[name] != 0:
                 if component.needs_index and batch.index is None:
                     raise ValueError(
                         f"knowledge {name!r} keeps a store per sample and needs batch.index; let the data set yield "
                         "kdx.Batch(inputs, targets, index)"
                     )
-                terms[name] = weight * component(student, teacher, batch)
+                terms[name] = self.weight(name) * component(student, teacher, batch)
         return terms
 
 

@@ -1,0 +1,55 @@
+"""How strongly each term of a loss pulls, and in which direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from kdx.losses import Losses
+
+__all__ = ["is_task", "term_gradients"]
+
+
+def term_gradients(losses: Losses, parameters: Iterable[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Norm of every term's gradient and its cosine to the task loss's gradient.
+
+    The graph is kept, so that ``losses.total.backward()`` can follow.
+
+    Args:
+        losses: of one batch, with their graph.
+        parameters: the student's parameters; one that a term does not reach counts as zero.
+
+    Returns:
+        Term name -> (norm, cosine), 0-dim fp32 tensors on the device. The cosine is NaN without a task loss or when one
+        of the gradients is zero. With several students a term is compared with the task loss of its own student.
+    """
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    found = {name: _flat(term, wanted) for name, term in losses.terms.items() if term.requires_grad}
+    norms = {name: gradient.norm() for name, gradient in found.items()}
+    result = {}
+    for name, gradient in found.items():
+        task = name.rpartition("/")[0] + "/task" if "/" in name else "task"
+        cosine = (
+            torch.dot(gradient, found[task]) / (norms[name] * norms[task])
+            if task in found
+            else torch.full_like(norms[name], torch.nan)
+        )
+        result[name] = norms[name], cosine
+    return result
+
+
+def is_task(term: str) -> bool:
+    """Whether a term is a task loss, ``task`` or ``<student>/task``."""
+    return term.rpartition("/")[2] == "task"
+
+
+def _flat(term: Tensor, parameters: list[Tensor]) -> Tensor:
+    gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+    return torch.cat(
+        [
+            (torch.zeros_like(parameter) if gradient is None else gradient).float().flatten()
+            for gradient, parameter in zip(gradients, parameters, strict=True)
+        ]
+    )

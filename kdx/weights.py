@@ -1,0 +1,83 @@
+"""Weights of loss terms that change during training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Balanced", "Cosine", "Warmup", "Weight"]
+
+
+@dataclass(frozen=True, slots=True)
+class Warmup:
+    """Linear from ``start`` to ``to`` over the first ``steps`` optimizer steps, constant afterwards.
+
+    Args:
+        to: the weight that is reached.
+        steps: optimizer steps until then, >= 1.
+        start: the weight at step 0.
+        kind: how a recipe tells the schedules apart.
+    """
+
+    to: float
+    steps: int
+    start: float = 0.0
+    kind: Literal["warmup"] = "warmup"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be >= 1, got {self.steps}")
+
+    def at(self, step: int, total: int) -> float:  # schedules share one signature
+        """The weight of optimizer step ``step`` (from 0)."""
+        return self.start + (self.to - self.start) * min(step / self.steps, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cosine:
+    """Half a cosine from ``start`` at step 0 to ``to`` at the end of the run.
+
+    Args:
+        start: the weight at step 0.
+        to: the weight at the last step.
+        kind: how a recipe tells the schedules apart.
+    """
+
+    start: float
+    to: float = 0.0
+    kind: Literal["cosine"] = "cosine"
+
+    def at(self, step: int, total: int) -> float:
+        """The weight of optimizer step ``step`` (from 0) of ``total``."""
+        return self.to + (self.start - self.to) * (1 + math.cos(math.pi * step / max(total - 1, 1))) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Balanced:
+    """Set so that the term's gradient on the student is ``ratio`` times that of the task loss.
+
+    Measured every ``every`` optimizer steps by :func:`kdx.fit` and smoothed; the weight in force is logged as
+    ``weight/<term>`` and is part of the checkpoint. Before the first measurement it is ``start``.
+
+    Args:
+        ratio: wanted norm of the weighted term's gradient over that of the weighted task loss, > 0.
+        every: optimizer steps between measurements; each costs one more backward pass a term.
+        momentum: share of the old weight that a measurement keeps, in [0, 1).
+        start: the weight until the first measurement.
+        kind: how a recipe tells the schedules apart.
+    """
+
+    ratio: float = 1.0
+    every: int = 50
+    momentum: float = 0.9
+    start: float = 1.0
+    kind: Literal["balanced"] = "balanced"
+
+    def __post_init__(self) -> None:
+        if not (self.ratio > 0 and self.every >= 1 and 0 <= self.momentum < 1 and self.start > 0):
+            raise ValueError(f"expected ratio > 0, every >= 1, momentum in [0, 1) and start > 0, got {self}")
+
+
+Weight = float | Warmup | Cosine | Balanced
+"""The weight of a term: a number, or one of the schedules of this module."""
