@@ -53,7 +53,7 @@ class CC(Relation):
     needs equal widths and depends on the order of the batch. No ``T^2``. Gradients reach both sides; the paper's form
     does not change when a feature is rotated, nor with the length of any sample's feature.
 
-    Memory: at most ten ``N x N`` matrices in float32 beside the features and their unit vectors, backward included.
+    Memory: at most eleven ``N x N`` matrices in float32 beside the features and their unit vectors, backward included.
 
     Args:
         gamma: of the kernel, > 0.

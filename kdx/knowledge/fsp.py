@@ -85,7 +85,7 @@ class FSP(Knowledge):
     Student layers need the channels of their partners, not their size: where channels differ, a 1x1 convolution is
     learned with the student. The paper has students of the teacher's widths, takes the first and last layer of each
     stage (one component per stage), and trains in two stages, this loss alone first, then the task alone; beside the
-    task it is a common variant. Memory: ``N A B`` numbers per flow.
+    task, with weight 50, it is a common variant. Memory: ``N A B`` numbers per flow.
 
     Args:
         student: taps of two layers or more, from shallow to deep; maps, tokens on a grid, vectors or logits.

@@ -66,11 +66,11 @@ def test_rotation_and_the_length_of_any_row_change_nothing(random):
     torch.testing.assert_close(cc(s @ rotation * (random(6, 1, seed=4).abs() + 0.1), t), cc(s, t))
 
 
-def test_peak_memory_is_that_of_ten_matrices_of_the_batch(peak_bytes):
+def test_peak_memory_is_that_of_eleven_matrices_of_the_batch(peak_bytes):
     n, width = 256, 1024
     s, t = torch.randn(n, width, requires_grad=True), torch.randn(n, width)
     features = 4 * n * width
-    assert peak_bytes(lambda: cc(s, t).backward()) <= 10 * 4 * n * n + 6 * features
+    assert peak_bytes(lambda: cc(s, t).backward()) <= 11 * 4 * n * n + 6 * features
 
 
 @pytest.mark.parametrize("variant", ["paper", "code"])
