@@ -15,7 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-__all__ = ["bottleneck", "channels", "match", "match_maps", "project", "regressor", "to_map", "to_vector", "trained"]
+__all__ = [
+    "bottleneck",
+    "channels",
+    "full",
+    "match",
+    "match_maps",
+    "project",
+    "regressor",
+    "to_map",
+    "to_vector",
+    "trained",
+]
 
 EXTRA_TOKENS = (0, 1, 2, 5)
 """Tokens a vision transformer may put before its grid: none, class, class and distillation, class and 4 registers."""
@@ -86,6 +97,11 @@ def to_vector(feature: Tensor) -> Tensor:
     return feature
 
 
+def full(feature: Tensor) -> Tensor:
+    """The feature in float32, float64 as it is: pooling in half precision costs more digits than a loss has."""
+    return feature.to(torch.promote_types(feature.dtype, torch.float32))
+
+
 def channels(feature: Tensor) -> int:
     """Channels of a map, or width of tokens and vectors."""
     return feature.shape[1] if feature.dim() == 4 else feature.shape[-1]
@@ -124,7 +140,7 @@ def regressor(student: Tensor, teacher: Tensor, hidden: int) -> nn.Module:
     return trained(nn.Sequential(*layers), student)
 
 
-def bottleneck(inputs: int, hidden: int, outputs: int, *, end: bool) -> nn.Module:
+def bottleneck(inputs: int, hidden: int, outputs: int, *, end: bool, kernel: int = 3) -> nn.Module:
     """1x1, 3x3 and 1x1 convolution of maps with BatchNorm and ReLU between them.
 
     Args:
@@ -132,12 +148,13 @@ def bottleneck(inputs: int, hidden: int, outputs: int, *, end: bool) -> nn.Modul
         hidden: channels of the 3x3 convolution.
         outputs: channels that go out.
         end: BatchNorm and ReLU after the last convolution as well.
+        kernel: side of the middle convolution, odd; 1 for maps of one pixel.
     """
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, hidden, 1, bias=False),
         BatchNorm(hidden),
         nn.ReLU(),
-        nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
+        nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2, bias=False),
         BatchNorm(hidden),
         nn.ReLU(),
         nn.Conv2d(hidden, outputs, 1, bias=False),

@@ -143,6 +143,12 @@ def kdx_knowledge() -> Iterable[Spec]:
             "every layer pair, weighted by learned attention over teacher layers",
             "Chen et al. 2021, arXiv:2012.03236",
         ),
+        Spec(
+            "simkd",
+            "kdx.knowledge.simkd:SimKD",
+            "match the teacher's last feature, for its reused classifier",
+            "Chen et al. 2022, arXiv:2203.14001",
+        ),
     ]
 
 
@@ -156,6 +162,18 @@ def kdx_schemes() -> Iterable[Spec]:
             "kdx.schemes.offline:Offline",
             "a trained, frozen teacher teaches a student",
             "Hinton et al. 2015, arXiv:1503.02531",
+        ),
+        Spec(
+            "hint-stage",
+            "kdx.schemes.hint_stage:HintStage",
+            "first stage of FitNets: train a student up to its guided layer",
+            "Romero et al. 2015, arXiv:1412.6550",
+        ),
+        Spec(
+            "simkd",
+            "kdx.schemes.simkd:SimKD",
+            "the student gets the teacher's classifier and learns its input",
+            "Chen et al. 2022, arXiv:2203.14001",
         ),
         Spec(
             "mutual",

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.adapters import to_vector, trained
+from kdx.adapters import full, to_vector, trained
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
+from kdx.knowledge.whole_batch import whole_batch
 
 __all__ = ["CRD", "crd"]
 
@@ -157,8 +158,8 @@ class CRD(Knowledge):
         self._check(index)
         s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
         with torch.autocast(s.device.type, enabled=False):
-            s = F.normalize(self.embed_student(_vector(s)))
-            t = F.normalize(self.embed_teacher(_vector(t)))
+            s = F.normalize(self.embed_student(to_vector(full(s))))
+            t = F.normalize(self.embed_teacher(to_vector(full(t))))
             candidates = self.draw(index)
             scores = [
                 _scores(s, self.bank_teacher, candidates) / self.temperature,
@@ -194,7 +195,7 @@ class CRD(Knowledge):
 
     @torch.no_grad()
     def _remember(self, index: Tensor, student: Tensor, teacher: Tensor) -> None:
-        index, student, teacher = _of_all_ranks(index), _of_all_ranks(student), _of_all_ranks(teacher)
+        index, student, teacher = whole_batch(index), whole_batch(student), whole_batch(teacher)
         for bank, new in ((self.bank_student, student), (self.bank_teacher, teacher)):
             mixed = self.momentum * bank[index] + (1 - self.momentum) * new.to(bank.dtype)
             bank.index_copy_(0, index, F.normalize(mixed))
@@ -235,16 +236,3 @@ def _scores(anchor: Tensor, bank: Tensor, candidates: Tensor) -> Tensor:
     if len(bank) <= DENSE * candidates.shape[1]:
         return (anchor @ bank.clone().T).gather(1, candidates)
     return torch.bmm(bank[candidates], anchor[:, :, None]).squeeze(2)
-
-
-def _vector(feature: Tensor) -> Tensor:
-    return to_vector(feature).to(torch.promote_types(feature.dtype, torch.float32))
-
-
-def _of_all_ranks(value: Tensor) -> Tensor:
-    """The rows of every rank, in the order of the ranks; as many on each."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return value
-    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, value.contiguous())
-    return torch.cat(parts)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.adapters import BatchNorm, channels, match_maps, trained
+from kdx.adapters import BatchNorm, channels, full, match_maps, trained
 from kdx.knowledge.operands import check_same_shape, in_full_precision
 from kdx.knowledge.paired import PairedLayers
 from kdx.matching import Strategy
@@ -149,5 +149,5 @@ class _Connector(nn.Module):
 
 
 def _mean_negative(feature: Tensor) -> Tensor:
-    flat = feature.detach().to(torch.promote_types(feature.dtype, torch.float32)).transpose(0, 1).flatten(1)  # [C, NHW]
+    flat = full(feature.detach()).transpose(0, 1).flatten(1)  # [C, NHW]
     return flat.clamp(max=0).sum(1) / (flat < 0).sum(1).clamp(min=1)

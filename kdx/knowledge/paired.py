@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from kdx.adapters import full
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
@@ -90,7 +91,7 @@ class PairedLayers(Knowledge):
             )
         pairs = self.pairs or pair_by_depth(self.pairing, len(s), len(t), seed=self.seed)
         with torch.autocast(s[0].device.type, enabled=False):
-            return torch.stack([self.compare(n, _full(s[i]), _full(t[j])) for n, (i, j) in enumerate(pairs)]).sum()
+            return torch.stack([self.compare(n, full(s[i]), full(t[j])) for n, (i, j) in enumerate(pairs)]).sum()
 
     @override
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -105,7 +106,3 @@ class PairedLayers(Knowledge):
             )
         else:
             self.pairs = pairs
-
-
-def _full(feature: Tensor) -> Tensor:
-    return feature.to(torch.promote_types(feature.dtype, torch.float32))

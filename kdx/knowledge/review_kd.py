@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.adapters import BatchNorm, to_map, trained
+from kdx.adapters import BatchNorm, full, to_map, trained
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
@@ -161,4 +161,4 @@ def _resize(feature: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _full_maps(features: list[Tensor]) -> list[Tensor]:
-    return [to_map(feature).to(torch.promote_types(feature.dtype, torch.float32)) for feature in features]
+    return [to_map(full(feature)) for feature in features]

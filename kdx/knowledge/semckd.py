@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.adapters import bottleneck, channels, match_maps, trained
+from kdx.adapters import bottleneck, channels, full, match_maps, trained
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
@@ -112,7 +112,8 @@ class SemCKD(Knowledge):
     def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
         if not self.ready:
             raise RuntimeError("SemCKD has no attention yet; call scheme.setup(batch) before the optimizer is built")
-        s, t = _full(student.select(self.student_taps)), _full(teacher.select(self.teacher_taps))
+        s = [full(feature) for feature in student.select(self.student_taps)]
+        t = [full(feature) for feature in teacher.select(self.teacher_taps)]
         with torch.autocast(s[0].device.type, enabled=False):
             errors = []
             for adapter, (i, j) in zip(self.adapters, pair_by_depth("attention", len(s), len(t)), strict=True):
@@ -137,7 +138,3 @@ def _rows(feature: Tensor) -> Tensor:
     flat = feature.flatten(1)
     rows = F.normalize(flat @ flat.T)
     return (rows * math.sqrt(len(rows)))[:, :, None]
-
-
-def _full(features: list[Tensor]) -> list[Tensor]:
-    return [feature.to(torch.promote_types(feature.dtype, torch.float32)) for feature in features]
