@@ -12,10 +12,38 @@
 
 namespace kdx {
 
+// (expm1(r) - r) / r^2 for |r| <= kTail, which is ln2 / 2: with it differences of nearly equal exponentials keep their digits.
+constexpr double kTail = 0.3465;
+
+KDX_HD float expm1_tail(float r) {
+  float p = 0.001392625083f;
+  p = p * r + 0.008363232884f;
+  p = p * r + 0.04166655421f;
+  p = p * r + 0.1666657667f;
+  return p * r + 0.5f;
+}
+
+KDX_HD double expm1_tail(double r) {
+  double p = 1.6086677666787361503e-10;
+  p = p * r + 2.0918212319133978201e-9;
+  p = p * r + 2.5052070957960000000e-8;
+  p = p * r + 2.7557263077309411451e-7;
+  p = p * r + 2.7557319247344509509e-6;
+  p = p * r + 0.000024801587336630946966;
+  p = p * r + 0.00019841269841263251867;
+  p = p * r + 0.0013888888888879003084;
+  p = p * r + 0.0083333333333333340131;
+  p = p * r + 0.041666666666666676865;
+  p = p * r + 0.16666666666666666667;
+  return p * r + 0.5;
+}
+
 #if defined(__CUDA_ARCH__)
 
 KDX_HD float exp_(float x) { return ::expf(x); }
 KDX_HD double exp_(double x) { return ::exp(x); }
+KDX_HD float exp_nonpositive(float x) { return ::expf(x); }
+KDX_HD double exp_nonpositive(double x) { return ::exp(x); }
 KDX_HD float expm1_(float x) { return ::expm1f(x); }
 KDX_HD double expm1_(double x) { return ::expm1(x); }
 KDX_HD float log1p_(float x) { return ::log1pf(x); }
@@ -63,12 +91,7 @@ KDX_HD ReducedF reduce_exp(float x) {
   const float shifted = x * 1.44269504f + magic;
   const float n = shifted - magic;
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // the first product is exact
-  float p = 0.001392625083f;
-  p = p * r + 0.008363232884f;
-  p = p * r + 0.04166655421f;
-  p = p * r + 0.1666657667f;
-  p = p * r + 0.5f;
-  return {n, bits(shifted) - bits(magic), r + r * r * p};
+  return {n, bits(shifted) - bits(magic), r + r * r * expm1_tail(r)};
 }
 
 KDX_HD ReducedD reduce_exp(double x) {
@@ -76,19 +99,7 @@ KDX_HD ReducedD reduce_exp(double x) {
   const double shifted = x * 1.4426950408889634074 + magic;
   const double n = shifted - magic;
   const double r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
-  double p = 1.6086677666787361503e-10;
-  p = p * r + 2.0918212319133978201e-9;
-  p = p * r + 2.5052070957960000000e-8;
-  p = p * r + 2.7557263077309411451e-7;
-  p = p * r + 2.7557319247344509509e-6;
-  p = p * r + 0.000024801587336630946966;
-  p = p * r + 0.00019841269841263251867;
-  p = p * r + 0.0013888888888879003084;
-  p = p * r + 0.0083333333333333340131;
-  p = p * r + 0.041666666666666676865;
-  p = p * r + 0.16666666666666666667;
-  p = p * r + 0.5;
-  return {n, bits(shifted) - bits(magic), r + r * r * p};
+  return {n, bits(shifted) - bits(magic), r + r * r * expm1_tail(r)};
 }
 
 KDX_HD float exp_(float x) {
@@ -107,6 +118,25 @@ KDX_HD double exp_(double x) {
   const int64_t half = k.i >> 1;
   const double y = k.expm1_r + 1.0;
   return y * from_bits((half + 1023) << 52) * from_bits((k.i - half + 1023) << 52);
+}
+
+// exp of x <= 0, cheaper: 0 from 2^-126.5 (2^-1022.5) down, whose probability nothing can tell from none.
+KDX_HD float exp_nonpositive(float x) {
+  x = x < -88.0f ? -88.0f : x;
+  const float magic = 12582912.0f + 127.0f;  // as in reduce_exp, with the exponent's bias in it
+  const float shifted = x * 1.44269504f + magic;
+  const float n = shifted - magic;
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  return ((r + r * r * expm1_tail(r)) + 1.0f) * from_bits(int32_t(uint32_t(bits(shifted)) << 23));
+}
+
+KDX_HD double exp_nonpositive(double x) {
+  x = x < -709.0 ? -709.0 : x;
+  const double magic = 6755399441055744.0 + 1023.0;
+  const double shifted = x * 1.4426950408889634074 + magic;
+  const double n = shifted - magic;
+  const double r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  return ((r + r * r * expm1_tail(r)) + 1.0) * from_bits(int64_t(uint64_t(bits(shifted)) << 52));
 }
 
 // Saturates to inf at the last argument whose 2^n is finite, 88.3 (709.4), a hair before the true overflow.

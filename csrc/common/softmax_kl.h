@@ -27,7 +27,7 @@ KDX_HD RowStats<T> empty_stats() {
 // covers two empty parts (-inf and -inf).
 template <class T>
 KDX_HD T rescale(T from, T to, T inv_t) {
-  return from == to ? T(1) : exp_((from - to) * inv_t);
+  return from == to ? T(1) : exp_nonpositive((from - to) * inv_t);
 }
 
 // Associative; `empty_stats` is neutral.
@@ -61,53 +61,51 @@ KDX_HD T log_partition_ratio(const RowStats<T>& r, T centre, T inv_t) {
   return (r.m_t - r.m_s) * inv_t + log_(r.l_t / r.l_s);
 }
 
-// One class of one row: probabilities, d = log p - log q and p - q.
+// One class of one row.
 template <class T>
 struct Class {
-  T q, p;  // student, teacher
-  T d;     // log p - log q
-  T a;     // expm1(-|d|)
-  T p_less_q;
+  T q, p;      // probability of the student, of the teacher
+  T d;         // log p - log q
+  T p_less_q;  // p - q
+  T tail;      // (expm1(d) - d) / d^2, where near
+  bool near;   // |d| is small: p - q is taken as q expm1(d), because as a difference it would lose its digits
 };
 
 template <class T>
 KDX_HD Class<T> class_of(T q, T p, T d) {
-  const T a = expm1_(-abs_(d));
-  return {q, p, d, a, d > T(0) ? -p * a : q * a};
+  const bool near = abs_(d) < T(kTail);
+  const T tail = expm1_tail(d);
+  return {q, p, d, near ? q * (d + d * d * tail) : p - q, tail, near};
 }
 
-// p (expm1(w) - w), given p expm1(w): non-negative, and precise also where expm1(w) is almost w.
+// The class's share of a loss; every one is non-negative by itself, and sum p = sum q = 1 cancels what was added for that.
+// Gradients with respect to the student's logit: forward -p_less_q / T; reverse q (-d - loss) / T.
 template <class T>
-KDX_HD T excess(T p, T w, T p_expm1_w) {
-  T series = T(1.0 / 40320);
-  series = series * w + T(1.0 / 5040);
-  series = series * w + T(1.0 / 720);
-  series = series * w + T(1.0 / 120);
-  series = series * w + T(1.0 / 24);
-  series = series * w + T(1.0 / 6);
-  series = series * w + T(0.5);
-  const T direct = p == T(0) ? p_expm1_w : p_expm1_w - p * w;
-  const T bound = sizeof(T) == 4 ? T(0.25) : T(0.02);
-  return abs_(w) < bound ? p * (w * w) * series : direct;
-}
-
-// The class's share of the loss, and the number h such that the gradient with respect to its student logit is
-// forward: -h / T,   reverse and JSD: q (h - sum of `slope`) / T, where `slope` is returned by reference.
-template <class T>
-KDX_HD T forward_term(const Class<T>& k) {
-  return excess(k.p, -k.d, -k.p_less_q);
+KDX_HD T forward_term(const Class<T>& k) {  // p d - (p - q)
+  const T far = k.p == T(0) ? -k.p_less_q : k.p * k.d - k.p_less_q;
+  return k.near ? k.q * (k.d * k.d) * (T(1) + (k.d - T(1)) * k.tail) : far;
 }
 
 template <class T>
-KDX_HD T reverse_term(const Class<T>& k) {
-  return excess(k.q, k.d, k.p_less_q);
+KDX_HD T reverse_term(const Class<T>& k) {  // (p - q) - q d
+  const T far = k.q == T(0) ? k.p_less_q : k.p_less_q - k.q * k.d;
+  return k.near ? k.q * (k.d * k.d) * k.tail : far;
 }
 
-// h = -u = log(q / m), where m = beta p + (1 - beta) q; sum q h = KL(q || m), of which *part is this class's share.
+// x (expm1(w) - w), given x expm1(w), for a probability x; w may be infinite where x is 0.
+template <class T>
+KDX_HD T excess(T x, T w, T x_expm1_w) {
+  const T far = x == T(0) ? x_expm1_w : x_expm1_w - x * w;
+  return abs_(w) < T(kTail) ? x * (w * w) * expm1_tail(w) : far;
+}
+
+// With the mixture m = beta p + (1 - beta) q: *h = log(q / m), and *part is this class's share of KL(q || m) = sum q h, so that
+// the gradient with respect to the student's logit is (1 - beta) q (h - sum of parts) / T (0 where q is 0).
 template <class T>
 KDX_HD T jsd_term(const Class<T>& k, T beta, T* h, T* part) {
   const bool up = k.d > T(0);
-  const T c = log1p_((up ? T(1) - beta : beta) * k.a);
+  const T a = expm1_(up ? -k.d : k.d);
+  const T c = log1p_((up ? T(1) - beta : beta) * a);
   const T u = up ? k.d + c : c;  // log(m / q)
   const T w = up ? c : c - k.d;  // log(m / p)
   *h = -u;

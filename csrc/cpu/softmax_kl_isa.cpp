@@ -34,16 +34,16 @@ T max_of(const T* x, int64_t n) {
   return m;
 }
 
-// e[j] = exp((x[j] - m) * inv_t); returns the sum.
+// e[j] = exp(x[j] - m); returns the sum.
 template <class T>
-double exponentials(const T* x, T m, T inv_t, T* e, int64_t n) {
+double exponentials(const T* __restrict x, T m, T* __restrict e, int64_t n) {
   double total = 0;
   for (int64_t c = 0; c < n; c += kChunk) {
     const int64_t end = c + kChunk < n ? c + kChunk : n;
     T sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = c; j < end; ++j) {
-      e[j] = exp_((x[j] - m) * inv_t);
+      e[j] = exp_nonpositive(x[j] - m);
       sum += e[j];
     }
     total += double(sum);
@@ -51,15 +51,27 @@ double exponentials(const T* x, T m, T inv_t, T* e, int64_t n) {
   return total;
 }
 
+// The row's statistics, in double; e_s, e_t: exp((x - m) / T) of student and teacher.
 template <class T>
-double centred_dot(const Row<T>& r, T centre) {
-  double total = 0;
+RowStats<double> statistics(const Row<T>& r, T m_s, T centre) {
+  const T *__restrict s = r.s, *__restrict t = r.t;
+  T *__restrict e_s = r.q, *__restrict e_t = r.p;
+  const T inv_t = r.inv_t, m_t = max_of(t, r.C);
+  // exp((t - s) / T - centre) = e_t / e_s * ratio: far from 1 it may be taken from the exponentials at hand.
+  const T ratio = T(std::exp((double(m_t) - double(m_s)) * double(inv_t) - double(centre)));
+  RowStats<double> total = {double(m_s), 0, double(m_t), 0, 0};
   for (int64_t c = 0; c < r.C; c += kChunk) {
     const int64_t end = c + kChunk < r.C ? c + kChunk : r.C;
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = c; j < end; ++j) sum += r.q[j] * expm1_(log_ratio(r.s[j], r.t[j], r.inv_t) - centre);
-    total += double(sum);
+    T l_s = 0, l_t = 0, dot = 0;
+#pragma omp simd reduction(+ : l_s, l_t, dot)
+    for (int64_t j = c; j < end; ++j) {
+      const T a = exp_nonpositive((s[j] - m_s) * inv_t), b = exp_nonpositive((t[j] - m_t) * inv_t);
+      const T y = log_ratio(s[j], t[j], inv_t) - centre;
+      e_s[j] = a, e_t[j] = b;
+      l_s += a, l_t += b;
+      dot += abs_(y) < T(kTail) ? a * (y + y * y * expm1_tail(y)) : b * ratio - a;
+    }
+    total.l_s += double(l_s), total.l_t += double(l_t), total.dot += double(dot);
   }
   return total;
 }
@@ -67,25 +79,28 @@ double centred_dot(const Row<T>& r, T centre) {
 // Terms of the loss; writes the forward gradient, or h for the sweep that follows. *slope: sum of q h.
 template <class T, int kDivergence, bool kGrad>
 double terms(const Row<T>& r, T inv_ls, T inv_lt, T log_ratio_of_sums, T scale, double* slope) {
+  const T *__restrict s = r.s, *__restrict t = r.t, *__restrict e_s = r.q, *__restrict e_t = r.p;
+  T *__restrict g = r.g, *__restrict h = r.h;
+  const T inv_t = r.inv_t, beta = r.beta;
   double total = 0, slopes = 0;
   for (int64_t c = 0; c < r.C; c += kChunk) {
     const int64_t end = c + kChunk < r.C ? c + kChunk : r.C;
     T sum = 0, slope_sum = 0;
 #pragma omp simd reduction(+ : sum, slope_sum)
     for (int64_t j = c; j < end; ++j) {
-      const T d = log_ratio(r.s[j], r.t[j], r.inv_t) - log_ratio_of_sums;
-      const Class<T> k = class_of(r.q[j] * inv_ls, r.p[j] * inv_lt, d);
+      const T d = log_ratio(s[j], t[j], inv_t) - log_ratio_of_sums;
+      const Class<T> k = class_of(e_s[j] * inv_ls, e_t[j] * inv_lt, d);
       if (kDivergence == kForward) {
         sum += forward_term(k);
-        if (kGrad) r.g[j] = -k.p_less_q * scale;
+        if (kGrad) g[j] = -k.p_less_q * scale;
       } else if (kDivergence == kReverse) {
         sum += reverse_term(k);
-        if (kGrad) r.h[j] = -d;
+        if (kGrad) h[j] = -d;
       } else {
-        T h, part;
-        sum += jsd_term(k, r.beta, &h, &part);
+        T log_ratio_to_mixture, part;
+        sum += jsd_term(k, beta, &log_ratio_to_mixture, &part);
         slope_sum += part;
-        if (kGrad) r.h[j] = h;
+        if (kGrad) h[j] = log_ratio_to_mixture;
       }
     }
     total += double(sum);
@@ -98,23 +113,20 @@ double terms(const Row<T>& r, T inv_ls, T inv_lt, T log_ratio_of_sums, T scale, 
 // g = scale * q (h - slope), and 0 for a class the student does not have (h is infinite there).
 template <class T>
 void centred_gradient(const Row<T>& r, T inv_ls, T slope, T scale) {
+  const T *__restrict e_s = r.q, *__restrict h = r.h;
+  T* __restrict g = r.g;
+  const int64_t n = r.C;
 #pragma omp simd
-  for (int64_t j = 0; j < r.C; ++j) {
-    const T q = r.q[j] * inv_ls;
-    const T g = q * (r.h[j] - slope) * scale;
-    r.g[j] = q == T(0) ? T(0) : g;
+  for (int64_t j = 0; j < n; ++j) {
+    const T q = e_s[j] * inv_ls, centred = q * (h[j] - slope) * scale;
+    g[j] = q == T(0) ? T(0) : centred;
   }
 }
 
 template <class T, int kDivergence>
 double kl_of_row(const Row<T>& r, T m_s) {
-  const T m_t = max_of(r.t, r.C);
-  RowStats<double> stats;
-  stats.m_s = m_s, stats.m_t = m_t;
-  stats.l_s = exponentials(r.s, m_s, r.inv_t, r.q, r.C);
-  stats.l_t = exponentials(r.t, m_t, r.inv_t, r.p, r.C);
   const T centre = centre_of(r.s[0], r.t[0], r.inv_t);
-  stats.dot = centred_dot(r, centre);
+  const RowStats<double> stats = statistics(r, m_s, centre);
   const T ratio = T(log_partition_ratio<double>(stats, centre, r.inv_t));
   const T inv_ls = T(1 / stats.l_s), inv_lt = T(1 / stats.l_t);
   double slope;
@@ -128,7 +140,7 @@ double kl_of_row(const Row<T>& r, T m_s) {
 
 template <class T>
 double cross_entropy_of_row(const Row<T>& r, T m_s) {
-  const double sum = exponentials(r.s, m_s, T(1), r.q, r.C);
+  const double sum = exponentials(r.s, m_s, r.q, r.C);
   if (r.g) {
     const T scale = T(r.ce / sum);
 #pragma omp simd
