@@ -1,12 +1,12 @@
 """Compiles kdx_ext through ninja; all metadata lives in pyproject.toml.
 
-KDX_BUILD=auto (default)  the CPU module where a C++ compiler is, and the CUDA module where nvcc and a GPU are, for that GPU
+KDX_BUILD=auto (default)  the CPU module where a C++ compiler is, the CUDA module where nvcc and a GPU are, for that GPU
           cpu | cuda      that module (cuda: both), or an error that says what is missing
           none            pure Python
 KDX_CUDA_ARCHS            architectures of the CUDA module, for example "80 90a 100" (the default)
 
-What was built, or why not, is written to kdx_ext/build_info.json, which `kdx.ops.build_info()` reads. Nothing here needs
-torch: the kernels take addresses.
+What was built, or why not, is written to kdx_ext/build_info.json, which `kdx.ops.build_info()` reads. Nothing here
+needs torch: the kernels take addresses.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Missing(RuntimeError):
 
 
 def run(*command: str) -> str:
+    """Standard output of a command, or `Missing` with what it said."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise Missing(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()[-400:]}")
@@ -81,6 +82,7 @@ def find_cxx() -> tuple[str, list[str]]:
 
 
 def find_ninja() -> str:
+    """Path of the ninja executable."""
     try:
         import ninja  # the wheel brings the executable with it
     except ImportError:
@@ -92,6 +94,7 @@ def find_ninja() -> str:
 
 
 def find_nvcc() -> str:
+    """Path of nvcc, under CUDA_HOME where that is set."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     found = shutil.which("nvcc", path=f"{home}/bin" if home else None)
     if found is None:
@@ -111,6 +114,7 @@ def gpu_archs() -> list[str]:
 
 
 def asked_archs() -> list[str]:
+    """KDX_CUDA_ARCHS as a list; empty where it is not set."""
     given = os.environ.get("KDX_CUDA_ARCHS", "")
     archs = [arch.removeprefix("sm_") for arch in re.split(r"[\s,;]+", given.strip()) if arch]
     for arch in archs:
@@ -162,11 +166,14 @@ class Ninja:
         self.lines = ["ninja_required_version = 1.5"]
 
     def rule(self, name: str, command: str, depfile: bool = False) -> None:
+        """How one kind of file is made."""
         self.lines += [f"rule {name}", f"  command = {command}", f"  description = {name} $out"]
         if depfile:
             self.lines += ["  depfile = $out.d", "  deps = gcc"]
 
     def build(self, out: Path, rule: str, inputs: list[Path], flags: list[str] | None = None) -> Path:
+        """One file to make; returns it."""
+
         def path(p: Path) -> str:
             return str(p).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
@@ -177,6 +184,7 @@ class Ninja:
 
 
 def ninja_file(temp: Path, targets: dict[str, Path]) -> str:
+    """The text of build.ninja: one object per source (and instruction set), one link per module."""
     import pybind11
 
     n = Ninja()
@@ -218,6 +226,7 @@ def ninja_file(temp: Path, targets: dict[str, Path]) -> str:
 
 
 def write_info(folder: Path) -> None:
+    """Leave a note of what was built and why the rest was not."""
     folder.mkdir(parents=True, exist_ok=True)
     shown = {key: PLAN[key] for key in ("mode", "cpu", "cuda", "compiler", "nvcc_version", "archs") if key in PLAN}
     Path(folder, "build_info.json").write_text(json.dumps(shown, indent=2) + "\n")
@@ -226,11 +235,11 @@ def write_info(folder: Path) -> None:
 class BuildExt(build_ext):
     """Writes one ninja file for all modules and runs it."""
 
-    def run(self) -> None:
+    def run(self) -> None:  # noqa: D102  # setuptools' own
         super().run()
         write_info(ROOT / "kdx_ext" if self.inplace else Path(self.build_lib, "kdx_ext"))
 
-    def build_extensions(self) -> None:
+    def build_extensions(self) -> None:  # noqa: D102  # setuptools' own
         temp = Path(self.build_temp).resolve()
         temp.mkdir(parents=True, exist_ok=True)
         targets = {ext.name: Path(self.get_ext_fullpath(ext.name)).resolve() for ext in self.extensions}
@@ -248,7 +257,7 @@ class BuildExt(build_ext):
 class BuildPy(build_py):
     """Notes in the package why there is no native module."""
 
-    def run(self) -> None:
+    def run(self) -> None:  # noqa: D102  # setuptools' own
         super().run()
         write_info(ROOT / "kdx_ext" if self.editable_mode else Path(self.build_lib, "kdx_ext"))
 

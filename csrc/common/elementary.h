@@ -12,7 +12,8 @@
 
 namespace kdx {
 
-// (expm1(r) - r) / r^2 for |r| <= kTail, which is ln2 / 2: with it differences of nearly equal exponentials keep their digits.
+// (expm1(r) - r) / r^2 for |r| <= kTail, which is ln2 / 2: with it differences of nearly equal exponentials keep their
+// digits.
 constexpr double kTail = 0.3465;
 
 KDX_HD float expm1_tail(float r) {

@@ -78,8 +78,8 @@ KDX_HD Class<T> class_of(T q, T p, T d) {
   return {q, p, d, near ? q * (d + d * d * tail) : p - q, tail, near};
 }
 
-// The class's share of a loss; every one is non-negative by itself, and sum p = sum q = 1 cancels what was added for that.
-// Gradients with respect to the student's logit: forward -p_less_q / T; reverse q (-d - loss) / T.
+// The class's share of a loss; every one is non-negative by itself, and sum p = sum q = 1 cancels what was added for
+// that. Gradients with respect to the student's logit: forward -p_less_q / T; reverse q (-d - loss) / T.
 template <class T>
 KDX_HD T forward_term(const Class<T>& k) {  // p d - (p - q)
   const T far = k.p == T(0) ? -k.p_less_q : k.p * k.d - k.p_less_q;
@@ -99,8 +99,8 @@ KDX_HD T excess(T x, T w, T x_expm1_w) {
   return abs_(w) < T(kTail) ? x * (w * w) * expm1_tail(w) : far;
 }
 
-// With the mixture m = beta p + (1 - beta) q: *h = log(q / m), and *part is this class's share of KL(q || m) = sum q h, so that
-// the gradient with respect to the student's logit is (1 - beta) q (h - sum of parts) / T (0 where q is 0).
+// With the mixture m = beta p + (1 - beta) q: *h = log(q / m), and *part is this class's share of KL(q || m) = sum q h,
+// so that the gradient with respect to the student's logit is (1 - beta) q (h - sum of parts) / T (0 where q is 0).
 template <class T>
 KDX_HD T jsd_term(const Class<T>& k, T beta, T* h, T* part) {
   const bool up = k.d > T(0);

@@ -54,8 +54,8 @@ double exponentials(const T* __restrict x, T m, T* __restrict e, int64_t n) {
 // The row's statistics, in double; e_s, e_t: exp((x - m) / T) of student and teacher.
 template <class T>
 RowStats<double> statistics(const Row<T>& r, T m_s, T centre) {
-  const T *__restrict s = r.s, *__restrict t = r.t;
-  T *__restrict e_s = r.q, *__restrict e_t = r.p;
+  const T* __restrict s = r.s, * __restrict t = r.t;
+  T* __restrict e_s = r.q, * __restrict e_t = r.p;
   const T inv_t = r.inv_t, m_t = max_of(t, r.C);
   // exp((t - s) / T - centre) = e_t / e_s * ratio: far from 1 it may be taken from the exponentials at hand.
   const T ratio = T(std::exp((double(m_t) - double(m_s)) * double(inv_t) - double(centre)));
@@ -79,8 +79,8 @@ RowStats<double> statistics(const Row<T>& r, T m_s, T centre) {
 // Terms of the loss; writes the forward gradient, or h for the sweep that follows. *slope: sum of q h.
 template <class T, int kDivergence, bool kGrad>
 double terms(const Row<T>& r, T inv_ls, T inv_lt, T log_ratio_of_sums, T scale, double* slope) {
-  const T *__restrict s = r.s, *__restrict t = r.t, *__restrict e_s = r.q, *__restrict e_t = r.p;
-  T *__restrict g = r.g, *__restrict h = r.h;
+  const T* __restrict s = r.s, * __restrict t = r.t, * __restrict e_s = r.q, * __restrict e_t = r.p;
+  T* __restrict g = r.g, * __restrict h = r.h;
   const T inv_t = r.inv_t, beta = r.beta;
   double total = 0, slopes = 0;
   for (int64_t c = 0; c < r.C; c += kChunk) {
@@ -113,7 +113,7 @@ double terms(const Row<T>& r, T inv_ls, T inv_lt, T log_ratio_of_sums, T scale, 
 // g = scale * q (h - slope), and 0 for a class the student does not have (h is infinite there).
 template <class T>
 void centred_gradient(const Row<T>& r, T inv_ls, T slope, T scale) {
-  const T *__restrict e_s = r.q, *__restrict h = r.h;
+  const T* __restrict e_s = r.q, * __restrict h = r.h;
   T* __restrict g = r.g;
   const int64_t n = r.C;
 #pragma omp simd

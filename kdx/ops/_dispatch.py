@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kdx.errors import BackendError, UnknownNameError, nearest
+from kdx.errors import BackendError, UnknownNameError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +46,8 @@ _TABLE: dict[str, dict[str, str]] = {
 }
 _BUILTIN = ("cuda", "triton", "cpu", "reference")
 _overrides: dict[str, Any] = {}
+# Choices made before, because a small kernel takes less time than choosing it.
+_chosen: dict[tuple[Any, ...], tuple[str, ModuleType]] = {}
 
 
 def register_backend(op: str, name: str, target: str) -> None:
@@ -54,8 +56,8 @@ def register_backend(op: str, name: str, target: str) -> None:
     Args:
         op: the op's name, for example ``"softmax_kl"``.
         name: the new backend's name; it must be free. ``auto`` asks backends added here before the built-in ones.
-        target: the module that implements it, defining ``unsupported(*tensors) -> str | None`` and the op's ``forward``
-            (``kdx/ops/<op>/README.md`` gives its arguments). It is imported on first use.
+        target: the module that implements it, defining ``unsupported(*tensors) -> str | None`` and the op's
+            ``forward`` (``kdx/ops/<op>/README.md`` gives its arguments). It is imported on first use.
 
     Raises:
         UnknownNameError: there is no such op.
@@ -67,11 +69,12 @@ def register_backend(op: str, name: str, target: str) -> None:
         raise ValueError(f"name: op {op!r} already has a backend {name!r}; choose another name")
     _TABLE[op] = {name: target, **row}
     _module.cache_clear()
+    _chosen.clear()
 
 
 def _row(op: str) -> dict[str, str]:
     if op not in _TABLE:
-        raise UnknownNameError(f"op: there is no op {op!r}; {nearest(op, _TABLE)}")
+        raise UnknownNameError(f"op: there is no op {op!r}; known are: {', '.join(sorted(_TABLE))}")
     return _TABLE[op]
 
 
@@ -82,7 +85,7 @@ def _module(op: str, name: str) -> ModuleType:
 
 @cache
 def build_info() -> dict[str, Any]:
-    """What the build of ``kdx_ext`` did: ``mode``, the reason (or None) for ``cpu`` and ``cuda``, compilers and archs."""
+    """What the build of ``kdx_ext`` did: ``mode``, why ``cpu`` and ``cuda`` are missing (or None), compilers, archs."""
     spec = find_spec("kdx_ext")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         file = Path(folder, "build_info.json")
@@ -102,7 +105,7 @@ def _compiled(kind: str) -> tuple[ModuleType | None, str]:
 
 
 def native(kind: str) -> Any:
-    """The compiled module ``kdx_ext._cpu`` or ``kdx_ext._cuda``; raises `BackendError` with the reason where it is not."""
+    """The compiled module ``kdx_ext._cpu`` or ``kdx_ext._cuda``; raises `BackendError` where there is none."""
     if kind in _overrides:
         return _overrides[kind]
     module, reason = _compiled(kind)
@@ -115,10 +118,12 @@ def native(kind: str) -> Any:
 def override_native(kind: str, module: Any) -> Iterator[None]:
     """Let ``module`` stand in for ``kdx_ext._<kind>``; with it the backend ``cuda`` takes CPU tensors. For tests."""
     _overrides[kind] = module
+    _chosen.clear()
     try:
         yield
     finally:
         del _overrides[kind]
+        _chosen.clear()
 
 
 def _not_built(kind: str) -> str | None:
@@ -200,6 +205,15 @@ def select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
         BackendError: the named backend cannot run here.
 
     """
+    if (found := _chosen.get((op, backend, tensors[0].device.type, tensors[0].dtype))) is not None:
+        return found
+    found = _select(op, backend, *tensors)
+    if found[0] in ("cpu", "reference"):  # the others' reasons may change with the environment or the device's index
+        _chosen[op, backend, tensors[0].device.type, tensors[0].dtype] = found
+    return found
+
+
+def _select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
     if backend == "auto":
         for name in _TABLE[op]:
             if _why_not(op, name, tensors, auto=True) is None:
@@ -207,7 +221,7 @@ def select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
         raise BackendError(f"backend: none can run {op} here: {explain(op, *tensors)}")
     known = {"auto", *_BUILTIN, *_row(op)}
     if backend not in known:
-        raise UnknownNameError(f"backend: there is none named {backend!r}; {nearest(backend, known)}")
+        raise UnknownNameError(f"backend: there is none named {backend!r}; known are: {', '.join(sorted(known))}")
     reason = _why_not(op, backend, tensors, auto=False)
     if reason is not None:
         raise BackendError(f"backend={backend!r} cannot run {op} here: {reason}")
@@ -215,7 +229,7 @@ def select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
 
 
 class Explanation(str):
-    """What ``backend="auto"`` does, as text; ``backend`` is the choice, ``reasons`` says why each other one is not it."""
+    """What ``backend="auto"`` does, as text; ``backend`` is the choice, ``reasons`` says why the others are not it."""
 
     op: str
     backend: str
@@ -252,7 +266,7 @@ def explain(op: str, *tensors: Tensor) -> Explanation:
 
 
 def backends() -> dict[str, str | None]:
-    """Each backend and why it cannot be used on this machine; None where it can. Needs no tensors; used by ``kdx env``."""
+    """Each backend and why it cannot be used on this machine, or None where it can; ``kdx env`` shows it."""
     import torch
 
     gpu = None if torch.cuda.is_available() else "torch sees no CUDA device"

@@ -11,8 +11,8 @@ __all__ = ["as_rows", "from_rows"]
 def as_rows(x: Tensor, dim: int) -> Tensor:
     """View ``x`` as ``[O, C, I]`` where C is its dimension ``dim`` (not negative).
 
-    A view for every 1-, 2- and 3-D tensor however it lies in memory; beyond that where the other dimensions can be merged,
-    otherwise a copy.
+    A view for every 1-, 2- and 3-D tensor however it lies in memory; beyond that where the other dimensions can be
+    merged, otherwise a copy.
     """
     if dim == x.dim() - 1:
         if x.dim() == 1:

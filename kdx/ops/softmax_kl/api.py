@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdx.errors import nearest
 from kdx.ops.softmax_kl import reference
-from kdx.ops.softmax_kl.autograd import BY_ENTRIES, BY_NOTHING, BY_ROWS, Options, loss_of
+from kdx.ops.softmax_kl.autograd import BY_ENTRIES, BY_NOTHING, BY_ROWS, Options, Rows, loss_of
 
 __all__ = ["kd_loss", "softmax_kl"]
 
@@ -31,10 +31,10 @@ def softmax_kl(
 ) -> Tensor:
     """Divergence between the tempered softmaxes of two tensors of logits, times T^2.
 
-    With ``q = softmax(student / T)`` and ``p = softmax(teacher / T)`` over ``dim``: ``"forward"`` is KL(p || q), the loss of
-    Hinton et al. 2015 (https://arxiv.org/abs/1503.02531); ``"reverse"`` is KL(q || p); ``"jsd"`` is
-    ``beta KL(p || m) + (1 - beta) KL(q || m)`` with ``m = beta p + (1 - beta) q``. Gradients reach both tensors where they
-    ask for one; ``weight`` and ``mask`` get none. Half-precision logits are accumulated in float32.
+    With ``q = softmax(student / T)`` and ``p = softmax(teacher / T)`` over ``dim``: ``"forward"`` is KL(p || q), the
+    loss of Hinton et al. 2015 (https://arxiv.org/abs/1503.02531); ``"reverse"`` is KL(q || p); ``"jsd"`` is
+    ``beta KL(p || m) + (1 - beta) KL(q || m)`` with ``m = beta p + (1 - beta) q``. Gradients reach both tensors where
+    they ask for one; ``weight`` and ``mask`` get none. Half-precision logits are accumulated in float32.
 
     Args:
         student: logits ``[..., C, ...]``, any strides, float32, float64, bfloat16 or float16.
@@ -45,16 +45,16 @@ def softmax_kl(
         weight: float per row (the shape of ``student`` without ``dim``), multiplies the row's loss.
         mask: bool per row; rows where it is False count for nothing and are not looked at.
         scale_by_t2: multiply by T^2, so that gradients keep their size when T changes.
-        reduction: ``"none"`` (one loss per row), ``"sum"``, ``"batchmean"`` (sum / rows that count) or ``"mean"`` (sum / rows
-            that count / C), the last two as `torch.nn.functional.kl_div` has them for ``[N, C]``.
+        reduction: ``"none"`` (one loss per row), ``"sum"``, ``"batchmean"`` (sum / rows that count) or ``"mean"``
+            (sum / rows that count / C), the last two as `torch.nn.functional.kl_div` has them for ``[N, C]``.
         dim: the dimension of the classes.
         backend: ``"auto"``, or the name of one that has to run it.
 
     Returns:
-        A number, or with ``"none"`` the rows' losses (the shape of ``student`` without ``dim``), in float32 (float64 for
-        float64 logits). 0 with zero gradients when no row counts. A logit of -inf is a class of probability 0; where the
-        student has -inf and the teacher does not, forward KL is inf with a finite gradient. A row of nothing but -inf, or
-        with an inf or NaN, gives NaN.
+        A number, or with ``"none"`` the rows' losses (the shape of ``student`` without ``dim``), in float32 (float64
+        for float64 logits). 0 with zero gradients when no row counts. A logit of -inf is a class of probability 0;
+        where the student has -inf and the teacher does not, forward KL is inf with a finite gradient. A row of nothing
+        but -inf, or with an inf or NaN, gives NaN.
 
     Raises:
         ValueError: shapes, devices or values that do not fit; the message names the argument.
@@ -78,7 +78,7 @@ def softmax_kl(
     options = Options(
         float(temperature), _DIVERGENCES[divergence], float(beta), scale, 0.0, divide, reduction != "none", backend
     )
-    loss = loss_of(student, teacher, kl_rows, None, None, options, dim)
+    loss = loss_of(student, teacher, Rows(kl_rows, None, None), options, dim)
     return loss if options.reduce else loss.reshape(_row_shape(student, dim))
 
 
@@ -95,11 +95,11 @@ def kd_loss(
     dim: int = -1,
     backend: str = "auto",
 ) -> Tensor:
-    """The distillation loss ``alpha T^2 KL(teacher || student) + (1 - alpha) CE(student, labels)``, one pass over the logits.
+    """The distillation loss ``alpha T^2 KL(teacher || student) + (1 - alpha) CE(student, labels)`` in one op.
 
     The KL is taken at temperature T, the cross-entropy at 1 (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
-    Each term is averaged over its own rows: the KL over the rows of ``mask``, the cross-entropy over those of them that have
-    a label. Gradients reach student and teacher where they ask for one.
+    Each term is averaged over its own rows: the KL over the rows of ``mask``, the cross-entropy over those of them that
+    have a label. Gradients reach student and teacher where they ask for one.
 
     Args:
         student: logits ``[..., C, ...]``, any strides, float32, float64, bfloat16 or float16.
@@ -109,7 +109,7 @@ def kd_loss(
         alpha: share of the KL, in [0, 1].
         ignore_index: label of rows that have none; they take part in the KL only.
         mask: bool per row; rows where it is False count for nothing and are not looked at.
-        reduction: ``"none"`` (one loss per row), ``"sum"``, or ``"batchmean"``, which ``"mean"`` is another name of here.
+        reduction: ``"none"`` (one loss per row), ``"sum"``, or ``"batchmean"`` (here ``"mean"`` means the same).
         dim: the dimension of the classes.
         backend: ``"auto"``, or the name of one that has to run it.
 
@@ -117,8 +117,8 @@ def kd_loss(
         A number, or with ``"none"`` the rows' losses, in float32 (float64 for float64 logits); see `softmax_kl`.
 
     Raises:
-        ValueError: shapes, devices or values that do not fit, or a label that is no class (on a GPU and in a compiled graph
-            such a row gives NaN instead, because reading the labels would stop the stream).
+        ValueError: shapes, devices or values that do not fit, or a label that is no class (on a GPU and in a compiled
+            graph such a row gives NaN instead, because reading the labels would stop the stream).
         TypeError: logits that are not floating point, labels that are not int64, a mask that is not bool.
         BackendError: the named backend cannot run here.
 
@@ -146,7 +146,8 @@ def kd_loss(
     options = Options(
         temperature, reference.FORWARD, 0.5, alpha * temperature**2, 1.0 - alpha, divide, reduction != "none", backend
     )
-    loss = loss_of(student, teacher, kl_rows, labels.reshape(-1).contiguous(), ce_rows, options, dim)
+    rows = Rows(kl_rows, labels.reshape(-1).contiguous(), ce_rows)
+    loss = loss_of(student, teacher, rows, options, dim)
     return loss if options.reduce else loss.reshape(_row_shape(student, dim))
 
 

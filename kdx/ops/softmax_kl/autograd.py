@@ -1,4 +1,4 @@
-"""The op as torch sees it: ``kdx::softmax_kl`` and ``kdx::scale_grad``, and the autograd function around them."""
+"""The op as torch sees it: ``kdx::softmax_kl`` and ``kdx::scale_grad``, and the autograd functions around them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ from kdx.ops._library import define
 from kdx.ops._rows import as_rows, from_rows
 from kdx.ops.softmax_kl import reference
 
-__all__ = ["BY_ENTRIES", "BY_NOTHING", "BY_ROWS", "Options", "loss_of"]
+__all__ = ["BY_ENTRIES", "BY_NOTHING", "BY_ROWS", "Options", "Rows", "loss_of"]
 
-# What a sum over rows is divided by: nothing, the rows, or rows times classes. The division happens where the op runs, so
-# that a traced graph is good for every batch size.
+# What a sum over rows is divided by: nothing, the rows, or rows times classes. The division happens where the op runs,
+# so that a traced graph is good for every batch size.
 BY_NOTHING, BY_ROWS, BY_ENTRIES = 0, 1, 2
-_SWAPPED = {reference.FORWARD: reference.REVERSE, reference.REVERSE: reference.FORWARD, reference.JSD: reference.JSD}
+_SWAPPED = {
+    reference.FORWARD: reference.REVERSE,
+    reference.REVERSE: reference.FORWARD,
+    reference.JSD: reference.JSD,
+}
 
 
 class Options(NamedTuple):
@@ -37,50 +41,46 @@ class Options(NamedTuple):
         """The call whose student gradient is this call's teacher gradient."""
         return self._replace(divergence=_SWAPPED[self.divergence], beta=1.0 - self.beta, ce_scale=0.0)
 
-    def per_row(self) -> Options:
-        """The same rows, not summed."""
-        return self._replace(reduce=False)
+    def divided(self, rows: int, classes: int) -> Options:
+        """The same call with the division carried out."""
+        if self.divide == BY_NOTHING:
+            return self
+        by = max(rows * (classes if self.divide == BY_ENTRIES else 1), 1)
+        return self._replace(kl_scale=self.kl_scale / by, divide=BY_NOTHING)
 
 
-def _divided(kl_scale: float, divide: int, student: Tensor) -> float:
-    O, C, I = student.shape  # noqa: E741
-    if divide == BY_NOTHING:
-        return kl_scale
-    return kl_scale / max(O * I * (C if divide == BY_ENTRIES else 1), 1)
+class Rows(NamedTuple):
+    """Tensors with one number per row, ``[R]``: coefficients of the two terms, and labels."""
+
+    kl: Tensor | None
+    labels: Tensor | None
+    ce: Tensor | None
+
+    def swapped(self) -> Rows:
+        """What the teacher's gradient sees of them: the cross-entropy does not depend on it."""
+        return Rows(self.kl, None, None)
 
 
-def _op(
-    student: Tensor,
-    teacher: Tensor,
-    kl_rows: Tensor | None,
-    labels: Tensor | None,
-    ce_rows: Tensor | None,
-    temperature: float,
-    divergence: int,
-    beta: float,
-    kl_scale: float,
-    ce_scale: float,
-    divide: int,
-    reduce: bool,
-    backend: str,
-    grad: bool,
-) -> tuple[Tensor, Tensor | None]:
+def _call(student: Tensor, teacher: Tensor, rows: Rows, options: Options, grad: bool) -> tuple[Tensor, Tensor | None]:
+    """Run a backend on ``[O, C, I]``."""
+    O, C, I = student.shape  # noqa: E741  # the names of the contract
+    temperature, divergence, beta, kl_scale, ce_scale, _, reduce, backend = options.divided(O * I, C)
     _, module = _dispatch.select("softmax_kl", backend, student, teacher)
-    scale = _divided(kl_scale, divide, student)
     result: tuple[Tensor, Tensor | None] = module.forward(
-        student, teacher, kl_rows, labels, ce_rows, temperature, divergence, beta, scale, ce_scale, reduce, grad
+        student, teacher, *rows, temperature, divergence, beta, kl_scale, ce_scale, reduce, grad
     )
     return result
 
 
-def _op_impl(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    loss, grad = _op(student, *arguments)
-    return loss, student.new_empty(0) if grad is None else grad
+def _softmax_kl(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *options, grad = arguments[3:]
+    loss, gradient = _call(student, teacher, Rows(*arguments[:3]), Options(*options), grad)
+    return loss, student.new_empty(0) if gradient is None else gradient
 
 
-def _op_fake(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    *_, reduce, _backend, grad = arguments
-    shape = () if reduce else (student.shape[0], student.shape[2])
+def _softmax_kl_fake(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *options, grad = arguments[3:]
+    shape = () if Options(*options).reduce else (student.shape[0], student.shape[2])
     loss = student.new_empty(shape, dtype=reference.accumulator(student.dtype))
     return loss, torch.empty_like(student) if grad else student.new_empty(0)
 
@@ -95,8 +95,8 @@ define(
     "softmax_kl(Tensor student, Tensor teacher, Tensor? kl_rows, Tensor? labels, Tensor? ce_rows, float temperature, "
     "int divergence, float beta, float kl_scale, float ce_scale, int divide, bool reduce, str backend, bool grad) "
     "-> (Tensor, Tensor)",
-    _op_impl,
-    _op_fake,
+    _softmax_kl,
+    _softmax_kl_fake,
 )
 define(
     "scale_grad(Tensor grad, Tensor upstream, str backend) -> Tensor",
@@ -106,32 +106,108 @@ define(
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether the backend may be called directly, without the dispatcher (which costs more than a small kernel)."""
+    """Whether a backend may be called on it directly: the dispatcher costs more than a small kernel."""
     return type(x) in (Tensor, Parameter) and not torch.compiler.is_compiling() and not _transformed()
 
 
 def _transformed() -> bool:
-    return torch._C._are_functorch_transforms_active()
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def _run(
-    student: Tensor,
-    teacher: Tensor,
-    kl_rows: Tensor | None,
-    labels: Tensor | None,
-    ce_rows: Tensor | None,
-    options: Options,
-    grad: bool,
+    student: Tensor, teacher: Tensor, rows: Rows, options: Options, dim: int, grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """One call on rows ``[O, C, I]``."""
-    if _plain(student) and _plain(teacher):
-        return _op(student, teacher, kl_rows, labels, ce_rows, *options, grad)
-    loss, gradient = torch.ops.kdx.softmax_kl(student, teacher, kl_rows, labels, ce_rows, *options, grad)
-    return loss, gradient if grad else None
+    """One call on tensors of any shape; the gradient has the student's."""
+    s, t = as_rows(student, dim), as_rows(teacher, dim)
+    if _plain(s) and _plain(t):
+        loss, gradient = _call(s, t, rows, options, grad)
+    else:
+        loss, gradient = torch.ops.kdx.softmax_kl(s, t, *rows, *options, grad)
+    return loss, from_rows(gradient, student.shape, dim) if grad and gradient is not None else None
+
+
+def _by_formula(student: Tensor, teacher: Tensor, rows: Rows, options: Options, dim: int, upstream: Tensor) -> Tensor:
+    """The gradient with respect to the student in plain PyTorch, which autograd can follow."""
+    s, t = as_rows(student, dim), as_rows(teacher, dim)
+    O, C, I = s.shape  # noqa: E741
+    temperature, divergence, beta, kl_scale, ce_scale, *_ = options.divided(O * I, C)
+    gradient = reference.gradient(s, t, *rows, temperature, divergence, beta, kl_scale, ce_scale)
+    gradient = gradient * (upstream if options.reduce else upstream.unsqueeze(1))
+    return from_rows(gradient.to(student.dtype), student.shape, dim)
+
+
+def _scaled(grad: Tensor, upstream: Tensor, backend: str) -> Tensor:
+    """``grad * upstream``; the upstream is read where it lies, and ``grad`` is left alone for a second backward."""
+    if not _plain(grad):
+        result: Tensor = torch.ops.kdx.scale_grad(grad, upstream, backend)
+        return result
+    if upstream.device.type == "cpu" and upstream.item() == 1.0:
+        return grad
+    return _scale_grad(grad, upstream, backend)
 
 
 class _Loss(torch.autograd.Function):
-    """Loss rows ``[O, I]`` or their sum, with the gradients made in the forward pass where rows are summed."""
+    """Row losses ``[O, I]`` or their sum; where rows are summed, gradients are made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        kl_rows: Tensor | None,
+        labels: Tensor | None,
+        ce_rows: Tensor | None,
+        options: Options,
+        dim: int,
+    ) -> Tensor:
+        rows = Rows(kl_rows, labels, ce_rows)
+        # Rows that are not summed have one upstream gradient each: their backward runs the op again.
+        for_student, for_teacher = (options.reduce and needed for needed in ctx.needs_input_grad[:2])
+        loss, grad_s = _run(student, teacher, rows, options, dim, for_student)
+        grad_t = None
+        if for_teacher:
+            _, grad_t = _run(teacher, student, rows.swapped(), options.swapped(), dim, True)
+        ctx.save_for_backward(student, teacher, kl_rows, labels, ce_rows, grad_s, grad_t)
+        ctx.options, ctx.dim = options, dim
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, kl_rows, labels, ce_rows, grad_s, grad_t = ctx.saved_tensors
+        options, dim, rows = ctx.options, ctx.dim, Rows(kl_rows, labels, ce_rows)
+        for_student = for_teacher = None
+        if ctx.needs_input_grad[0]:
+            for_student = _backward(student, teacher, rows, options, dim, grad_s, upstream)
+        if ctx.needs_input_grad[1]:
+            swapped = options.swapped()
+            for_teacher = _backward(teacher, student, rows.swapped(), swapped, dim, grad_t, upstream)
+        return for_student, for_teacher, None, None, None, None, None
+
+
+def _backward(
+    student: Tensor,
+    teacher: Tensor,
+    rows: Rows,
+    options: Options,
+    dim: int,
+    grad: Tensor | None,
+    upstream: Tensor,
+) -> Tensor:
+    """Gradient with respect to the student; ``grad``, where there is one, is that gradient for an upstream of 1."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+        return _by_formula(student, teacher, rows, options, dim, upstream)
+    if grad is not None:
+        return _scaled(grad, upstream, options.backend)
+    each = upstream.reshape(-1)
+    kl = each.contiguous() if rows.kl is None else rows.kl * each
+    ce = None if rows.ce is None else rows.ce * each
+    _, result = _run(student, teacher, Rows(kl, rows.labels, ce), options._replace(reduce=True), dim, True)
+    assert result is not None
+    return result
+
+
+class _TransformedLoss(torch.autograd.Function):
+    """The same under torch.func transforms: vmap folds its dimension into the rows, gradients are the formulas'."""
 
     @staticmethod
     def forward(
@@ -142,101 +218,53 @@ class _Loss(torch.autograd.Function):
         ce_rows: Tensor | None,
         options: Options,
         dim: int,
-        student_grad: bool,
-        teacher_grad: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        s, t = as_rows(student, dim), as_rows(teacher, dim)
-        now = options.reduce  # rows that are not summed have one upstream gradient each: their backward recomputes
-        loss, grad_s = _run(s, t, kl_rows, labels, ce_rows, options, student_grad and now)
-        grad_t = _run(t, s, kl_rows, None, None, options.swapped(), True)[1] if teacher_grad and now else None
-        return (
-            loss,
-            None if grad_s is None else from_rows(grad_s, student.shape, dim),
-            None if grad_t is None else from_rows(grad_t, teacher.shape, dim),
-        )
+    ) -> Tensor:
+        return _run(student, teacher, Rows(kl_rows, labels, ce_rows), options, dim, False)[0]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        student, teacher, kl_rows, labels, ce_rows, options, dim, _, _ = inputs
-        _, grad_s, grad_t = output
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(g for g in (grad_s, grad_t) if g is not None))
-        ctx.save_for_backward(student, teacher, kl_rows, labels, ce_rows, grad_s, grad_t)
-        ctx.options, ctx.dim = options, dim
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.options, ctx.dim = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        student, teacher, kl_rows, labels, ce_rows, grad_s, grad_t = ctx.saved_tensors
-        options, dim = ctx.options, ctx.dim
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, *row_tensors = ctx.saved_tensors
+        options, dim, rows = ctx.options, ctx.dim, Rows(*row_tensors)
         for_student = for_teacher = None
-        if upstream is not None:
-            if ctx.needs_input_grad[0]:
-                rows = (student, teacher, kl_rows, labels, ce_rows)
-                for_student = _backward(rows, options, dim, grad_s, upstream)
-            if ctx.needs_input_grad[1]:
-                rows = (teacher, student, kl_rows, None, None)
-                for_teacher = _backward(rows, options.swapped(), dim, grad_t, upstream)
-        return for_student, for_teacher, None, None, None, None, None, None, None
+        if ctx.needs_input_grad[0]:
+            for_student = _by_formula(student, teacher, rows, options, dim, upstream)
+        if ctx.needs_input_grad[1]:
+            for_teacher = _by_formula(teacher, student, rows.swapped(), options.swapped(), dim, upstream)
+        return for_student, for_teacher, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        *tensors, options, dim = inputs
+        B = info.batch_size
+
+        def leading(x: Tensor | None, at: int | None) -> Tensor | None:
+            if x is None:
+                return None
+            return x.unsqueeze(0).expand(B, *x.shape) if at is None else x.movedim(at, 0)
+
+        student, teacher, *row_tensors = (leading(x, at) for x, at in zip(tensors, in_dims[:5], strict=True))
+        assert student is not None
+        assert teacher is not None
+        classes = student.shape[dim + 1]
+        one = options.divided(student[0].numel() // classes, classes)
+        rows = Rows(*(None if x is None else x.reshape(-1).contiguous() for x in row_tensors))
+        losses = loss_of(student, teacher, rows, one._replace(reduce=False), dim + 1)
+        if options.reduce:
+            return losses.reshape(B, -1).sum(1), 0
+        return losses.reshape(B, *as_rows(student[0], dim).shape[::2]), 0
 
 
-def _backward(
-    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None],
-    options: Options,
-    dim: int,
-    grad: Tensor | None,
-    upstream: Tensor,
-) -> Tensor:
-    """Gradient with respect to the first tensor; ``grad``, where there is one, is that gradient for an upstream of 1."""
-    student, teacher, kl_rows, labels, ce_rows = tensors
-    again = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # create_graph: formulas autograd can follow
-    if again or (grad is None and options.reduce):
-        s, t = as_rows(student, dim), as_rows(teacher, dim)
-        scale = _divided(options.kl_scale, options.divide, s)
-        formula = reference.gradient(
-            s,
-            t,
-            kl_rows,
-            labels,
-            ce_rows,
-            options.temperature,
-            options.divergence,
-            options.beta,
-            scale,
-            options.ce_scale,
-        )
-        rows = formula * (upstream if options.reduce else upstream.unsqueeze(1))
-        return from_rows(rows.to(student.dtype), student.shape, dim)
-    if options.reduce:
-        assert grad is not None
-        if _plain(grad):
-            if upstream.device.type == "cpu" and upstream.item() == 1.0:
-                return grad
-            return _scale_grad(grad, upstream, options.backend)
-        scaled: Tensor = torch.ops.kdx.scale_grad(grad, upstream, options.backend)
-        return scaled
-    s, t = as_rows(student, dim), as_rows(teacher, dim)
-    u = upstream.reshape(-1)
-    kl_rows = u.contiguous() if kl_rows is None else kl_rows * u
-    ce_rows = None if ce_rows is None else ce_rows * u
-    result = _run(s, t, kl_rows, labels, ce_rows, options._replace(reduce=True), True)[1]
-    assert result is not None
-    return from_rows(result, student.shape, dim)
-
-
-def loss_of(
-    student: Tensor,
-    teacher: Tensor,
-    kl_rows: Tensor | None,
-    labels: Tensor | None,
-    ce_rows: Tensor | None,
-    options: Options,
-    dim: int,
-) -> Tensor:
+def loss_of(student: Tensor, teacher: Tensor, rows: Rows, options: Options, dim: int) -> Tensor:
     """Row losses ``[O, I]`` or their sum, differentiable with respect to student and teacher."""
-    grads = torch.is_grad_enabled()
-    for_student, for_teacher = grads and student.requires_grad, grads and teacher.requires_grad
-    if not (for_student or for_teacher or _transformed()):
-        return _run(as_rows(student, dim), as_rows(teacher, dim), kl_rows, labels, ce_rows, options, False)[0]
-    apply: Any = _Loss.apply
-    loss: Tensor = apply(student, teacher, kl_rows, labels, ce_rows, options, dim, for_student, for_teacher)[0]
+    function: Any = _Loss
+    if _transformed():
+        function = _TransformedLoss
+    elif not (torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)):
+        return _run(student, teacher, rows, options, dim, False)[0]
+    loss: Tensor = function.apply(student, teacher, *rows, options, dim)
     return loss

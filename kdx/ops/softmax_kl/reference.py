@@ -44,8 +44,8 @@ def _classes(student: Tensor, teacher: Tensor, temperature: float) -> Classes:
     l_s, l_t = e_s.sum(1, keepdim=True), e_t.sum(1, keepdim=True)
     q, p = e_s / l_s, e_t / l_t
     ratio = torch.where(absent, 0.0, t - s) / temperature
-    # L_t - L_s. Around the offset c of one class it is c + log1p(sum q expm1(ratio - c)), which keeps its relative precision
-    # when the two rows nearly agree; when they do not, the plain difference of the two log-sum-exps is the better one.
+    # L_t - L_s. Around the offset c of one class it is c + log1p(sum q expm1(ratio - c)), which keeps its relative
+    # precision when the two rows nearly agree; when they do not, the difference of the log-sum-exps is the better one.
     c = ratio.detach()[:, :1]
     c = torch.where(torch.isfinite(c), c, 0.0)
     x = (q * torch.expm1(ratio - c)).sum(1, keepdim=True)
@@ -67,7 +67,7 @@ def _excess(p: Tensor, w: Tensor, p_expm1_w: Tensor) -> Tensor:
 
 
 def _jsd_ratios(k: Classes, beta: float) -> tuple[Tensor, Tensor]:
-    """``log(m / q)`` and ``log(m / p)`` of the mixture ``m = beta p + (1 - beta) q``, never through the log of a probability."""
+    """``log(m / q)`` and ``log(m / p)`` of ``m = beta p + (1 - beta) q``, without the log of a probability."""
     up = k.d > 0
     a = torch.where(up, torch.expm1(-k.d.clamp(min=0)), torch.expm1(k.d.clamp(max=0)))
     c = torch.log1p(torch.where(up, (1 - beta) * a, beta * a))
@@ -108,7 +108,7 @@ def _row_coefficient(rows: Tensor | None, scale: float, student: Tensor) -> Tens
 
 
 def _labels(labels: Tensor, ce: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels ``[O, 1, I]`` that can be used as an index, and the coefficient, NaN where a label that counts is no class."""
+    """Labels ``[O, 1, I]`` safe to index with, and the coefficient: NaN where a label that counts is no class."""
     O, C, I = student.shape  # noqa: E741
     y = labels.reshape(O, 1, I)
     outside = (y < 0) | (y >= C)

@@ -1,0 +1,74 @@
+"""Who runs an op: auto, names, reasons, and backends added from outside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+import kdx
+from kdx.errors import UnknownNameError
+from kdx.ops import _dispatch
+
+X = torch.zeros(2, 3)
+
+
+def test_importing_kdx_ops_imports_no_torch():
+    code = "import sys, kdx, kdx.ops; dir(kdx.ops); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_explain_names_the_choice_and_every_other_backends_reason():
+    plan = kdx.ops.explain("softmax_kl", X, X)
+    assert plan.backend == ("cpu" if kdx.ops.backends()["cpu"] is None else "reference")
+    assert set(plan.reasons) == {"cuda", "triton", "cpu", "reference"} - {plan.backend}
+    assert all(plan.reasons.values())
+    assert plan.splitlines()[0] == f"softmax_kl: {plan.backend}"
+    assert _dispatch.select("softmax_kl", "auto", X, X)[0] == plan.backend
+
+
+def test_explain_of_an_unknown_op_lists_the_known():
+    with pytest.raises(UnknownNameError, match=r"there is no op 'softmax_k'; known are: kd_loss, .*softmax_kl"):
+        kdx.ops.explain("softmax_k", X)
+    with pytest.raises(ValueError, match="tensors: "):
+        kdx.ops.explain("softmax_kl")
+
+
+def test_backends_says_what_can_be_used_here():
+    usable = kdx.ops.backends()
+    assert list(usable) == ["cuda", "triton", "cpu", "reference"]
+    assert usable["reference"] is None
+    assert all(reason is None or reason for reason in usable.values())
+    info = kdx.ops.build_info()
+    assert (usable["cpu"] is None) == (info["cpu"] is None)
+
+
+@pytest.fixture
+def table(monkeypatch):
+    monkeypatch.setattr(_dispatch, "_TABLE", {op: dict(row) for op, row in _dispatch._TABLE.items()})
+    yield
+    _dispatch._module.cache_clear()
+    _dispatch._chosen.clear()
+
+
+def test_a_backend_added_from_outside_is_asked_first_and_explained(table, monkeypatch):
+    module = types.ModuleType("mine")
+    module.unsupported = lambda student, teacher: None if student.dtype == torch.float64 else "float64 only"
+    module.forward = lambda *arguments: (torch.tensor(42.0), None)
+    monkeypatch.setitem(sys.modules, "mine", module)
+    kdx.ops.register_backend("softmax_kl", "mine", "mine")
+    assert kdx.ops.softmax_kl(X.double(), X.double()).item() == 42
+    assert kdx.ops.softmax_kl(X, X).item() == 0
+    assert kdx.ops.explain("softmax_kl", X, X).reasons["mine"] == "float64 only"
+    assert kdx.ops.explain("softmax_kl", X.double(), X.double()).backend == "mine"
+    with pytest.raises(kdx.errors.BackendError, match="backend='mine' cannot run softmax_kl here: float64 only"):
+        kdx.ops.softmax_kl(X, X, backend="mine")
+    with pytest.raises(ValueError, match="already has a backend 'mine'"):
+        kdx.ops.register_backend("softmax_kl", "mine", "mine")
+    with pytest.raises(ValueError, match="already has a backend 'cuda'"):
+        kdx.ops.register_backend("softmax_kl", "cuda", "mine")
+    with pytest.raises(UnknownNameError, match="no op 'nothing'"):
+        kdx.ops.register_backend("nothing", "mine", "mine")

@@ -1,0 +1,124 @@
+"""float32 against float64 where teacher and student are close, spread out or far apart: the budget of every backend."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdx.ops import kd_loss, softmax_kl
+from kdx.ops.softmax_kl import reference
+
+N, C = 64, 1000
+LOSS = {0.1: 1e-5, 3.0: 1e-5, 30.0: 1e-5}
+GRADIENT = {0.1: 2e-6, 3.0: 2e-6, 30.0: 2e-5}
+
+
+def near_pair(std: float, gap: float, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    student = std * torch.randn(N, C, generator=generator, dtype=torch.float64)
+    teacher = student + gap * torch.randn(N, C, generator=generator, dtype=torch.float64)
+    return student.to(dtype), teacher.to(dtype)
+
+
+@cache  # the same for every backend
+def truth(std, gap, temperature, divergence, dtype=torch.float32):
+    """Batch loss and gradient in float64. The reference in float64 is itself held to 1e-9 of a naive form below."""
+    student, teacher = near_pair(std, gap, dtype)
+    s = student.double().requires_grad_()
+    loss = softmax_kl(s, teacher.double(), temperature=temperature, divergence=divergence, backend="reference")
+    return loss.detach(), torch.autograd.grad(loss, s)[0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("gap", [1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize("std", [0.1, 3.0, 30.0])
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+def test_float32_stays_within_the_budget(backend, divergence, std, gap, temperature):
+    student, teacher = near_pair(std, gap)
+    student.requires_grad_()
+    want, want_grad = truth(std, gap, temperature, divergence)
+    loss = softmax_kl(student, teacher, temperature=temperature, divergence=divergence, backend=backend)
+    (grad,) = torch.autograd.grad(loss, student)
+    assert abs(loss.item() - want.item()) <= LOSS[std] * want.item()
+    assert (grad - want_grad).norm() <= GRADIENT[std] * want_grad.norm()
+
+
+@pytest.mark.parametrize("gap", [1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+def test_no_row_is_ever_negative_and_everything_is_finite_at_a_spread_of_300(backend, divergence, gap):
+    for std in (0.1, 3.0, 30.0, 300.0):
+        student, teacher = near_pair(std, gap)
+        student.requires_grad_()
+        rows = softmax_kl(student, teacher, divergence=divergence, reduction="none", backend=backend)
+        (grad,) = torch.autograd.grad(rows.sum(), student)
+        assert rows.min() >= 0
+        assert rows.isfinite().all()
+        assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+def test_rows_that_have_nothing_in_common_stay_finite(backend, divergence):
+    generator = torch.Generator().manual_seed(1)
+    student = (300 * torch.randn(8, 100, generator=generator)).requires_grad_()
+    teacher = 300 * torch.randn(8, 100, generator=generator)
+    rows = softmax_kl(student, teacher, divergence=divergence, reduction="none", backend=backend)
+    (grad,) = torch.autograd.grad(rows.sum(), student)
+    s = student.detach().double().requires_grad_()
+    want = softmax_kl(s, teacher.double(), divergence=divergence, reduction="none", backend="reference")
+    assert torch.allclose(rows.double(), want, rtol=1e-5, atol=0)
+    assert (grad - torch.autograd.grad(want.sum(), s)[0]).abs().max() <= 2e-5 * max(1.0, want.max().item())
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("gap", [1.0, 1e-2])
+def test_the_reference_in_float64_agrees_with_log_probabilities(divergence, gap):
+    student, teacher = near_pair(3.0, gap, torch.float64)
+    log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    if divergence == "reverse":
+        log_q, log_p = log_p, log_q
+    if divergence == "jsd":
+        log_m = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=torch.float64))
+        want = (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1).mean() / 2
+    else:
+        want = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+    loss = softmax_kl(student, teacher, divergence=divergence, backend="reference")
+    assert abs(loss.item() - want.item()) <= 1e-9 * want.item()
+
+
+def test_bfloat16_logits_are_not_rounded_again(backend):
+    """A peer that rounds probabilities to bfloat16 is off by percents; here only the gradient's own rounding shows."""
+    student, teacher = near_pair(3.0, 0.1, torch.bfloat16)
+    student.requires_grad_()
+    want, want_grad = truth(3.0, 0.1, 2.0, "forward", torch.bfloat16)
+    loss = softmax_kl(student, teacher, temperature=2.0, backend=backend)
+    (grad,) = torch.autograd.grad(loss, student)
+    assert abs(loss.item() - want.item()) <= 1e-5 * want.item()
+    assert (grad - want_grad).norm() <= 2.0**-8 * want_grad.norm()
+
+
+def test_scaling_by_the_upstream_gradient_rounds_once(backend):
+    student, teacher = near_pair(3.0, 1.0, torch.bfloat16)
+    student.requires_grad_()
+    upstream = 1 + 2.0**-10  # bfloat16 would round it to 1
+    grads = [
+        torch.autograd.grad(softmax_kl(student, teacher, reduction="sum", backend=backend) * u, student)[0].double()
+        for u in (1.0, upstream)
+    ]
+    want = (grads[0] * upstream).to(torch.bfloat16).double()
+    assert torch.equal(grads[1], want)
+
+
+def test_cross_entropy_in_kd_loss_keeps_its_digits(backend):
+    student, teacher = near_pair(3.0, 1e-2)
+    labels = torch.arange(N)
+    student.requires_grad_()
+    loss = kd_loss(student, teacher, labels, temperature=4.0, alpha=0.5, backend=backend)
+    (grad,) = torch.autograd.grad(loss, student)
+    s = student.detach().double().requires_grad_()
+    call = (teacher.double()[..., None], None, labels, torch.full((N,), 1 / N, dtype=torch.float64), 4.0)
+    want = reference.losses(s[..., None], *call, reference.FORWARD, 0.5, 8.0 / N, 0.5).sum()
+    assert abs(loss.item() - want.item()) <= 1e-6 * want.item()
+    assert (grad - torch.autograd.grad(want, s)[0]).norm() <= 2e-6 * grad.norm()
