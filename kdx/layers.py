@@ -230,10 +230,10 @@ def _outer(layers: list[Layer], limit: int) -> list[Layer]:
     return layers
 
 
-def _text(value: tuple[int, ...] | int | float) -> str:
+def _text(value: object) -> str:
     if isinstance(value, tuple):
         return "x".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else f"{value:.0%}"
+    return f"{value:.0%}" if isinstance(value, float) else f"{value:,}"
 
 
 def _columns(header: list[str], rows: list[list[str]]) -> str:

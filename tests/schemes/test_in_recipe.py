@@ -1,0 +1,54 @@
+"""Schemes of single methods in the Fashion-MNIST recipe, two epochs of a small student."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import kdx
+from kdx.models import ConvNet
+from kdx.recipe import check_recipe, load_recipe
+
+SCHEMES = {
+    "simkd": {
+        "student_layer": "avgpool:input",
+        "teacher_layer": "avgpool:input",
+        "classifier": "fc",
+        "student_classifier": "fc",
+    },
+    "hint-stage": {"student_layer": "stage1", "teacher_layer": "stage2"},
+}
+SHORT = {
+    "data.validation": 4744,  # leaves 256 training images
+    "data.labelled": 120,
+    "teacher.model.width": 4,
+    "student.model.width": 2,
+    "control": False,
+    "train.epochs": 2,
+    "threads": 1,
+}
+
+
+@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+@pytest.mark.parametrize("name", SCHEMES)
+def test_it_trains_a_student_for_two_epochs(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("kdx.experiment.write_report", lambda folder, summary: None)
+    torch.manual_seed(1)
+    save_file(ConvNet(width=4).state_dict(), tmp_path / "teacher.safetensors")
+    shipped = load_recipe("fashion-offline", SHORT | {"teacher.weights": str(tmp_path / "teacher.safetensors")})
+    changes = {"scheme": {"name": name, **SCHEMES[name]}, "knowledge": {}}
+    kdx.run(check_recipe(shipped.dump() | changes), folder=tmp_path / "run")
+    folder = tmp_path / "run" / "distilled"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    term = {"simkd": "term/simkd", "hint-stage": "term/hint"}[name]
+    logged = [line[term] for line in lines if term in line]
+    assert logged
+    assert all(math.isfinite(value) for value in logged)
+    exported = load_file(folder / "student.safetensors")
+    roots = {key.split(".")[0] for key in exported}
+    assert roots == ({"body", "projector", "classifier"} if name == "simkd" else {"stage1", "stage2", "fc"})
