@@ -1,0 +1,81 @@
+"""Every component in the Fashion-MNIST recipe, two epochs of a small student: it runs, is logged, leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import kdx
+from kdx.models import ConvNet
+from kdx.recipe import check_recipe, load_recipe
+
+LAYERS = {"student": ["stage1", "stage2"], "teacher": ["stage1", "stage2"]}
+EMBEDDING = {"student": "avgpool", "teacher": "avgpool"}
+OPTIONS = {
+    "soft-targets": {},
+    "logits": {"weight": 0.1},
+    "hard-targets": {},
+    "dkd": {"beta": 2.0},
+    "logit-standardisation": {},
+    "dist": {},
+    "reverse-kl": {},
+    "jsd": {},
+    "rkd": EMBEDDING,
+    "sp": LAYERS | {"weight": 100.0},
+    "pkt": EMBEDDING | {"weight": 1e3},
+    "cc": EMBEDDING,
+    "irg": LAYERS | {"transform": "edge"},
+    "fsp": LAYERS,
+    "hint": LAYERS,
+    "attention-transfer": LAYERS | {"weight": 100.0},
+    "nst": LAYERS,
+    "vid": LAYERS | {"weight": 0.1},
+    "ofd": LAYERS | {"weight": 1e-3},
+    "review-kd": LAYERS,
+    "crd": EMBEDDING | {"samples": 5000, "negatives": 64},
+    "semckd": LAYERS,
+}
+"""Component -> its options in the recipe; the weight is 1 where none is given."""
+
+SHORT = {
+    "data.validation": 4744,  # leaves 256 training images
+    "data.labelled": 120,
+    "teacher.model.width": 4,
+    "student.model.width": 2,
+    "control": False,
+    "train.epochs": 2,
+    "train.schedule.max_lr": 0.02,
+    "threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A teacher's weights; untrained, since nothing here depends on what it knows."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_file(ConvNet(width=4).state_dict(), path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_it_trains_a_student_for_two_epochs(name: str, weights: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "kdx.experiment.write_report", lambda folder, summary: None
+    )  # a third of the time, tested apart
+    shipped = load_recipe("fashion-offline", SHORT | {"teacher.weights": str(weights)})
+    recipe = check_recipe(shipped.dump() | {"knowledge": {"kd": {"name": name, **OPTIONS[name]}}})
+    kdx.run(recipe, folder=tmp_path / "run")
+    folder = tmp_path / "run" / "distilled"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["term/kd"] for line in lines if "term/kd" in line]
+    assert logged
+    assert all(math.isfinite(value) for value in logged)
+    exported = load_file(folder / "student.safetensors")
+    assert exported.keys() == ConvNet(width=2, stages=2, grid=7).state_dict().keys()
