@@ -33,9 +33,7 @@ def edges(feature: Tensor, *, variant: Variant = "paper") -> Tensor:
     Returns:
         ``[N, N]`` in [0, 1], in float32 (float64 for float64 features).
     """
-    points = _vector(feature)
-    # A view as the second operand: torch.compile traces no autograd function that gets one tensor twice.
-    return _over_largest(pairwise_sq_dist(points, points.view_as(points)), variant)
+    return _over_largest(pairwise_sq_dist(_vector(feature)), variant)
 
 
 def transformation(shallow: Tensor, deep: Tensor, *, variant: Variant = "paper") -> Tensor:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import kdx
 from kdx.models import ConvNet
 from kdx.recipe import check_recipe, load_recipe
+from kdx.registry import Plugins
 
 LAYERS = {"student": ["stage1", "stage2"], "teacher": ["stage1", "stage2"]}
 EMBEDDING = {"student": "avgpool", "teacher": "avgpool"}
@@ -79,3 +80,9 @@ def test_it_trains_a_student_for_two_epochs(name: str, weights: Path, tmp_path: 
     assert all(math.isfinite(value) for value in logged)
     exported = load_file(folder / "student.safetensors")
     assert exported.keys() == ConvNet(width=2, stages=2, grid=7).state_dict().keys()
+
+
+def test_no_component_is_left_out() -> None:
+    alone = {"simkd"}  # needs a scheme of its own, see tests/schemes
+    own = Plugins(entries=(), blocked=(), trace=False)
+    assert OPTIONS.keys() | alone == own.components("knowledge").keys()
