@@ -26,13 +26,13 @@ __all__ = [
     "unbiased_cka",
 ]
 
-Strategy = Literal["explicit", "uniform", "relative", "cka", "attention", "reverse", "random"]
+Strategy = Literal["explicit", "uniform", "relative", "cka", "cka-unbiased", "rsa", "attention", "reverse", "random"]
 """How student layers find teacher layers; both lists run from shallow to deep.
 
 - ``explicit``: the first with the first and so on; as many of each.
 - ``uniform``: evenly spaced teacher layers, ending at the deepest one.
 - ``relative``: the teacher layer at the same relative depth, first with first and last with last.
-- ``cka``: the teacher layer of the highest linear CKA on one batch.
+- ``cka``, ``cka-unbiased``, ``rsa``: the most similar teacher layer on one batch, by that one of :data:`SIMILARITIES`.
 - ``attention``: every pair, weighted by attention that is learned (SemCKD 2021); ``semckd`` does this.
 - ``reverse``: ``relative`` upside down, a control that should do worse.
 - ``random``: a teacher layer drawn once by ``seed`` for each student layer, the other control.
@@ -43,24 +43,21 @@ Pairs = list[tuple[int, int]]
 """Pairs of (index of the student layer, index of the teacher layer)."""
 
 
-def pair_layers(
-    strategy: Strategy, student: Sequence[Tensor], teacher: Sequence[Tensor], *, similarity: str = "cka", seed: int = 0
-) -> Pairs:
+def pair_layers(strategy: Strategy, student: Sequence[Tensor], teacher: Sequence[Tensor], *, seed: int = 0) -> Pairs:
     """Pairs every student layer with a teacher layer.
 
     Args:
         strategy: see :data:`Strategy`.
         student: one feature ``[N, ...]`` per layer, from shallow to deep.
         teacher: the same of the teacher, for the same batch.
-        similarity: for ``cka``, a name in :data:`SIMILARITIES`.
         seed: for ``random``.
 
     Raises:
-        UnknownNameError: no such strategy or similarity.
+        UnknownNameError: no such strategy.
         ValueError: no layers, or different numbers of layers for ``explicit``.
     """
-    if strategy == "cka":
-        return pair_by_similarity(similarity_matrix(student, teacher, similarity=similarity))
+    if strategy in SIMILARITIES:
+        return pair_by_similarity(similarity_matrix(student, teacher, similarity=strategy))
     return pair_by_depth(strategy, len(student), len(teacher), seed=seed)
 
 
@@ -75,7 +72,7 @@ def pair_by_depth(
     """Pairs layers by their place alone.
 
     Args:
-        strategy: any but ``cka``.
+        strategy: any but those of :data:`SIMILARITIES`.
         students: number of student layers.
         teachers: number of teacher layers.
         seed: for ``random``.
@@ -96,8 +93,8 @@ def pair_by_depth(
         raise ValueError(
             f"there are {students} student and {teachers} teacher layers to pair; tap at least one of each"
         )
-    if strategy == "cka":
-        raise ValueError("strategy 'cka' needs features, not only places; call pair_layers")
+    if strategy in SIMILARITIES:
+        raise ValueError(f"strategy {strategy!r} needs features, not only places; call pair_layers")
     if strategy == "explicit":
         if students != teachers:
             raise ValueError(

@@ -77,7 +77,9 @@ def test_cka_finds_the_layer_a_student_layer_was_made_from(draw):
     rotation = torch.linalg.qr(draw(6, 6, seed=9))[0]
     student = [5 * layers[2] @ rotation + 1, layers[0].flip(1) + 0.1 * draw(32, 6, seed=7)]
     for similarity in SIMILARITIES:
-        assert pair_layers("cka", student, layers, similarity=similarity) == [(0, 2), (1, 0)]
+        assert pair_layers(similarity, student, layers) == [(0, 2), (1, 0)]
+        with pytest.raises(ValueError, match="needs features"):
+            pair_by_depth(similarity, 2, 4)
 
 
 def test_of_equally_similar_layers_the_deeper_is_taken():

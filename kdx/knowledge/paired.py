@@ -13,7 +13,7 @@ from kdx.adapters import full
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
-from kdx.matching import Pairs, Strategy, pair_by_depth, pair_layers
+from kdx.matching import SIMILARITIES, Pairs, Strategy, pair_by_depth, pair_layers
 
 __all__ = ["PairedLayers"]
 
@@ -26,8 +26,8 @@ class PairedLayers(Knowledge):
     Args:
         student: taps of student layers, from shallow to deep; globs are welcome.
         teacher: taps of teacher layers.
-        pairing: who learns from whom, see :data:`kdx.matching.Strategy`. ``cka`` looks at the batch of ``setup``; its
-            pairs are saved with the component.
+        pairing: who learns from whom, see :data:`kdx.matching.Strategy`. Those by similarity look at the batch of
+            ``setup``; their pairs are saved with the component.
         seed: for ``pairing="random"``.
     """
 
@@ -46,9 +46,9 @@ class PairedLayers(Knowledge):
         if pairing == "attention":
             raise ValueError(
                 "pairing 'attention' learns a weight for every pair of layers: that is the knowledge 'semckd'; this "
-                "component takes explicit, uniform, relative, cka, reverse or random"
+                "component takes the others"
             )
-        if pairing != "cka":
+        if pairing not in SIMILARITIES:
             pair_by_depth(pairing, 1, 1)  # a misspelt strategy fails here
         self.pairing: Strategy = pairing
         self.seed = seed
@@ -57,7 +57,7 @@ class PairedLayers(Knowledge):
     @property
     @override
     def ready(self) -> bool:
-        return self.pairs is not None or not (self.builds or self.pairing == "cka")
+        return self.pairs is not None or not (self.builds or self.pairing in SIMILARITIES)
 
     @override
     def setup(self, student: Captured, teacher: Captured) -> None:
@@ -65,7 +65,7 @@ class PairedLayers(Knowledge):
             return
         s, t = student.select(self.student_taps), teacher.select(self.teacher_taps)
         self.pairs = pair_layers(self.pairing, s, t, seed=self.seed)
-        if self.pairing == "cka":
+        if self.pairing in SIMILARITIES:
             self.register_buffer("chosen", torch.tensor(self.pairs))
         self.build([(s[i], t[j]) for i, j in self.pairs])
 
