@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -12,6 +15,8 @@ from kdx.knowledge.base import Knowledge
 from kdx.knowledge.centring import centred
 from kdx.knowledge.operands import Variant, check_choice
 from kdx.knowledge.soft_targets import SoftTargets
+from kdx.options import check_options
+from kdx.registry import default_plugins
 
 __all__ = ["LogitStandardisation", "standardise"]
 
@@ -46,7 +51,8 @@ class LogitStandardisation(Knowledge):
 
     Args:
         temperature: T > 0 of the soft targets; 2 if not given. Not together with ``around``.
-        around: the loss to wrap, a component on logits such as ``DKD(temperature=2.0)``.
+        around: the loss to wrap, a component on logits such as ``DKD(temperature=2.0)``; in a recipe its name and
+            options, ``{name: dkd, temperature: 2.0}``.
         variant: ``"code"`` or ``"paper"``, see above.
         student: tap of the student's logits ``[N, C]``. Not together with ``around``, which has its own.
         teacher: tap of the teacher's logits, the same shape.
@@ -67,11 +73,13 @@ class LogitStandardisation(Knowledge):
         self,
         temperature: float | None = None,
         *,
-        around: Knowledge | None = None,
+        around: Knowledge | Mapping[str, Any] | None = None,
         variant: Variant = "code",
         student: str = LOGITS,
         teacher: str = LOGITS,
     ) -> None:
+        if isinstance(around, Mapping):
+            around = _component(around)
         if around is None:
             around = SoftTargets(2.0 if temperature is None else temperature, student=student, teacher=teacher)
         elif temperature is not None or (student, teacher) != (LOGITS, LOGITS):
@@ -110,3 +118,14 @@ class LogitStandardisation(Knowledge):
     @override
     def extra_repr(self) -> str:
         return f"variant={self.variant!r}"
+
+
+def _component(described: Mapping[str, Any]) -> Knowledge:
+    """The component that a recipe describes by name and options."""
+    options = dict(described)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ValueError(f"around: expected a component or {{name: ..., and its options}}, got {dict(described)}")
+    target = default_plugins().load("knowledge", name)
+    component: Knowledge = target(**check_options(f"around ({name})", target, options))
+    return component

@@ -22,7 +22,7 @@ OPTIONS = {
     "logits": {"weight": 0.1},
     "hard-targets": {},
     "dkd": {"beta": 2.0},
-    "logit-standardisation": {},
+    "logit-standardisation": {"around": {"name": "soft-targets", "temperature": 2.0}},
     "dist": {},
     "reverse-kl": {},
     "jsd": {},

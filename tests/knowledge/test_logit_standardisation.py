@@ -9,6 +9,7 @@ from torch.autograd import gradcheck
 
 from kdx.batch import Batch
 from kdx.capture import Captured
+from kdx.errors import RecipeError, UnknownNameError
 from kdx.knowledge.dkd import DKD, dkd
 from kdx.knowledge.logit_standardisation import LogitStandardisation, standardise
 from kdx.knowledge.sp import SP
@@ -71,6 +72,20 @@ def test_it_wraps_other_losses_of_logits(random):
         torch.from_numpy(oracle(s.numpy(), "code")), torch.from_numpy(oracle(t.numpy(), "code")), y, temperature=2.0
     )
     torch.testing.assert_close(got, expected)
+
+
+def test_a_recipe_names_the_loss_to_wrap(random):
+    batch = Batch(None, torch.arange(6) % 5)
+    s, t = Captured({"logits": random(6, 5, seed=1)}), Captured({"logits": random(6, 5, seed=2)})
+    described = LogitStandardisation(around={"name": "dkd", "temperature": 2.0, "beta": 2})
+    assert isinstance(described.around, DKD)
+    assert described(s, t, batch) == LogitStandardisation(around=DKD(2.0, beta=2.0))(s, t, batch)
+    with pytest.raises(RecipeError, match=r"around \(dkd\): unknown option 'temprature'; did you mean 'temperature'"):
+        LogitStandardisation(around={"name": "dkd", "temprature": 2.0})
+    with pytest.raises(UnknownNameError, match="no knowledge named 'dkdd'; did you mean 'dkd'"):
+        LogitStandardisation(around={"name": "dkdd"})
+    with pytest.raises(ValueError, match=r"expected a component or \{name"):
+        LogitStandardisation(around={"temperature": 2.0})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
