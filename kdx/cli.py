@@ -241,7 +241,7 @@ def show_environment(as_json: Json = False) -> None:
     import torch
 
     from kdx import ops
-    from kdx.experiment import package_version
+    from kdx.environment import package_version
 
     report: dict[str, Any] = {
         "kdx": __version__,

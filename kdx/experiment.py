@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
-import os
-import platform
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader
 
 from kdx import evaluation, registry
 from kdx.assistants.base import ModelRef, Stage
-from kdx.batch import IGNORE, Batch
-from kdx.checkpoint import atomic_write, load_weights
+from kdx.batch import Batch
+from kdx.checkpoint import atomic_write, export_weights, load_weights
 from kdx.cost import measure_cost
-from kdx.datasets.augment import ShiftFlip
-from kdx.datasets.splits import few_labels, train_validation_split
-from kdx.datasets.view import View
+from kdx.environment import environment
 from kdx.errors import RecipeError, RunExistsError
+from kdx.experiment_data import ExperimentData
 from kdx.loop import fit
-from kdx.losses import cross_entropy
 from kdx.recipe import Component, Recipe, Train, check_recipe, load_recipe
 from kdx.report import write_report
 from kdx.run_state import Run
 from kdx.schemes.base import Scheme
 from kdx.schemes.supervised import Supervised
+from kdx.tasks import task_kind
 
 __all__ = ["Experiment", "WeakTeacherWarning", "run"]
 
@@ -103,6 +98,12 @@ class Experiment:
         self.folder = folder
         self.observers = list(observers)
         self.plugins = registry.default_plugins()
+        self.task = task_kind(recipe.task.name, margin=recipe.task.margin)
+
+    @functools.cached_property
+    def data(self) -> ExperimentData:
+        """The rows, read when they are first needed."""
+        return ExperimentData(self.recipe)
 
     def run(self, *, resume: bool = False, force: bool = False) -> dict[str, Any]:
         """Runs what is left to run and returns the summary."""
@@ -112,7 +113,6 @@ class Experiment:
         threads = torch.get_num_threads()
         torch.set_num_threads(self.recipe.threads or threads)
         try:
-            self._load_data()
             results = {stage.name: self._stage(stage) for stage in self.stages()}
             summary = self._summary(results)
         finally:
@@ -122,14 +122,13 @@ class Experiment:
         return summary
 
     def stages(self) -> list[Stage]:
-        """The plan: the teacher if there is one, the student alone, the student distilled."""
+        """The plan: the teacher if there is one, the controls, the student distilled."""
         recipe = self.recipe
         student = _ref(recipe.student.model)
         stages = []
         if recipe.teacher:
             stages.append(Stage("teacher", "teacher", _ref(recipe.teacher.model)))
-        if recipe.control:
-            stages.append(Stage("alone", "control", student))
+        stages += [Stage(name, name, student) for name in recipe.controls]
         stages.append(Stage("distilled", "distilled", student, ("teacher",) if recipe.teacher else ()))
         return stages
 
@@ -158,39 +157,8 @@ class Experiment:
             _write_json(folder / ENVIRONMENT, environment(self.recipe.seed))
             atomic_write(folder / RECIPE, lambda path: path.write_text(self.recipe.yaml()))
 
-    def _load_data(self) -> None:
-        data, seed = self.recipe.data, self.recipe.seed
-        make = {
-            split: self.plugins.make("dataset", data.dataset.name, split=split, **data.dataset.options)
-            for split in ("train", "test")
-        }
-        whole = make["train"]
-        self.shape = {"num_classes": whole.num_classes, "input_shape": whole.input_shape}
-        rows, held_out = train_validation_split(whole.targets, data.validation, seed)
-        targets = whole.targets[rows]
-        student_targets = targets if data.labelled is None else few_labels(targets, data.labelled, seed)
-        augment = ShiftFlip(data.augment.shift, data.augment.flip, seed=seed) if data.augment else None
-        self.train_rows = len(rows)
-        self.sets = {
-            "all": View(whole, rows, targets, transform=augment),
-            "few": View(whole, rows, student_targets, transform=augment),
-            "validation": View(whole, held_out),
-            "test": View(make["test"]),
-        }
-        labelled = (student_targets != IGNORE).nonzero().squeeze(1)
-        self.sets["labelled"] = View(whole, rows[labelled], targets[labelled], transform=augment)
-
-    def _train_loader(self, name: str, train: Train) -> DataLoader[Batch]:
-        """Epochs of equal length on every set, so that all arms take the same number of steps."""
-        dataset = self.sets[name]
-        sampler = RandomSampler(dataset, num_samples=self.train_rows)
-        return DataLoader(dataset, train.batch_size, sampler=sampler, num_workers=self.recipe.data.workers)
-
-    def _eval_loader(self, name: str) -> DataLoader[Batch]:
-        return DataLoader(self.sets[name], batch_size=500)
-
     def _model(self, ref: ModelRef) -> nn.Module:
-        model: nn.Module = self.plugins.make("model", ref.name, **ref.options, **self.shape)
+        model: nn.Module = self.plugins.make("model", ref.name, **ref.options, **self.data.shape)
         return model
 
     def _stage(self, stage: Stage) -> dict[str, Any]:
@@ -205,12 +173,15 @@ class Experiment:
         if stage.role == "teacher" and self.recipe.teacher and self.recipe.teacher.weights:
             load_weights(student, self.recipe.teacher.weights)
             result: dict[str, Any] = {"loaded": str(self.recipe.teacher.weights)}
+        elif stage.role == "untrained":
+            export_weights(student, folder / f"{name}.safetensors")
+            result = {}
         else:
             done = self._fit(stage, scheme, train, loader)
             result = {"seconds": done.seconds, "steps": done.step, "epoch": (done.best or {}).get("epoch")}
-        result["validation"] = evaluation.evaluate(student, self._eval_loader("validation"))
-        result["test"] = evaluation.evaluate(student, self._eval_loader("test"))
-        example = self.sets["test"][0].inputs.unsqueeze(0)
+        for split, rows in (("validation", self.data.validation), ("test", self.data.test)):
+            result[split] = evaluation.evaluate(student, self.data.evaluation(rows), metrics=self.task.metrics)
+        example = self.data.test[0].inputs.unsqueeze(0)
         result |= measure_cost(student, example).as_dict()
         result |= {"model": stage.model.name, "weights": f"{stage.name}/{name}.safetensors"}
         _write_json(folder / RESULT, result)
@@ -221,8 +192,9 @@ class Experiment:
             scheme,
             loader,
             epochs=train.epochs,
-            evaluate=self._eval_loader("validation"),
-            select="accuracy",
+            evaluate=self.data.evaluation(self.data.validation),
+            metrics=self.task.metrics,
+            select=self.task.metric,
             optimizer=_named(train.optimizer),
             schedule=_named(train.schedule) if train.schedule else None,
             accumulate=train.accumulate,
@@ -237,17 +209,16 @@ class Experiment:
 
     def _scheme(self, stage: Stage) -> tuple[Scheme, Train, DataLoader[Batch]]:
         recipe = self.recipe
-        if stage.role == "teacher":
-            assert recipe.teacher is not None
-            train = recipe.teacher.train
-            return Supervised(self._model(stage.model)), train, self._train_loader("all", train)
-        if stage.role == "control":
-            return Supervised(self._model(stage.model)), recipe.train, self._train_loader("labelled", recipe.train)
+        if stage.role != "distilled":
+            rows = self.data.all if stage.role == "teacher" else self.data.labelled
+            train = recipe.teacher.train if recipe.teacher and stage.role == "teacher" else recipe.train
+            scheme: Scheme = Supervised(self._model(stage.model), task=self.task.loss)
+            return scheme, train, self.data.training(rows, train.batch_size)
         target = self.plugins.load("scheme", recipe.scheme.name)
         wants = inspect.signature(target).parameters
         options = recipe.scheme.options
         parts: dict[str, Any] = {
-            "task": (recipe.task_weight, cross_entropy),
+            "task": (recipe.task.weight, self.task.loss),
             "knowledge": {
                 name: (term.weight, self.plugins.make("knowledge", term.name, **term.options))
                 for name, term in recipe.knowledge.items()
@@ -257,8 +228,8 @@ class Experiment:
             "teacher": lambda: self._trained(stage.teachers[0]),
         }
         given = {name: part() if callable(part) else part for name, part in parts.items() if name in wants}
-        scheme: Scheme = target(**given, **options)
-        return scheme, recipe.train, self._train_loader("few", recipe.train)
+        scheme = target(**given, **options)
+        return scheme, recipe.train, self.data.training(self.data.few, recipe.train.batch_size)
 
     def _trained(self, stage: str) -> nn.Module:
         """The model of a finished stage."""
@@ -270,13 +241,11 @@ class Experiment:
         return model
 
     def _summary(self, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        messages = []
-        accuracy = {name: 100 * result["test"]["accuracy"] for name, result in results.items()}
+        metric, messages = self.task.metric, []
+        test = {name: 100 * result["test"][metric] for name, result in results.items()}
         if "teacher" in results:
-            student = max(
-                (100 * results[name]["validation"]["accuracy"] for name in results if name != "teacher"), default=0.0
-            )
-            teacher = 100 * results["teacher"]["validation"]["accuracy"]
+            validation = {name: 100 * result["validation"][metric] for name, result in results.items()}
+            teacher, student = validation.pop("teacher"), max(validation.values())
             if teacher < student:
                 message = (
                     f"the teacher ({teacher:.1f} % on validation) is weaker than the student ({student:.1f} %); train "
@@ -289,39 +258,13 @@ class Experiment:
             "summary": self.recipe.summary,
             "seed": self.recipe.seed,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "test_rows": len(self.sets["test"]),
+            "metric": metric,
+            "metric_label": self.task.label,
+            "test_rows": len(self.data.test),  # type: ignore[arg-type]  # map-style
             "stages": dict(results),
-            "gain": accuracy["distilled"] - accuracy["alone"] if "alone" in accuracy else None,
+            "gain": test["distilled"] - test["alone"] if "alone" in test else None,
             "warnings": messages,
         }
-
-
-def environment(seed: int) -> dict[str, Any]:
-    """What a result depends on beside the recipe: versions, device, seed, commit, command."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, check=False
-    )
-    packages = ("kdx", "torch", "accelerate", "numpy", "torchmetrics", "pluggy", "triton")
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "seed": seed,
-        "git_commit": commit.stdout.strip() or None,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_threads": torch.get_num_threads(),
-        "cpu_cores": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "versions": {name: package_version(name) for name in packages},
-    }
-
-
-def package_version(package: str) -> str | None:
-    """Version of an installed distribution, or None."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _ref(component: Component) -> ModelRef:

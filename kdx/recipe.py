@@ -57,6 +57,9 @@ class Data(_Section):
     dataset: Component = Field(description="a data set; it is built with split='train' and split='test'")
     validation: int = Field(500, ge=1, description="training rows held out to select the epoch")
     labelled: int | None = Field(None, ge=1, description="rows whose label the student sees; the others are unlabelled")
+    novel_classes: list[int] = Field(
+        [], description="classes that are never trained on; the test rows are then all rows of these classes"
+    )
     augment: Augment | None = Field(None, description="augmentation of the training rows")
     workers: int = Field(0, ge=0, description="loader processes")
 
@@ -90,6 +93,21 @@ class Student(_Section):
     model: Component = Field(description="a model")
 
 
+class Task(_Section):
+    """What the models are for. The same loss trains the teacher and the student alone, there with weight 1."""
+
+    name: Literal["cross-entropy", "triplet"] = Field("cross-entropy", description="the loss on the labels")
+    weight: float = Field(1.0, ge=0, description="its weight beside the knowledge; 0 distils without labels")
+    margin: float = Field(0.2, gt=0, description="of the triplet loss, in squared distance of unit vectors")
+    embedding: int | None = Field(None, ge=1, description="width of the models' output, for the triplet loss")
+
+    @model_validator(mode="after")
+    def _embedding_for_triplets(self) -> Task:
+        if (self.name == "triplet") != (self.embedding is not None):
+            raise ValueError("embedding is given with the triplet loss and only with it")
+        return self
+
+
 class Recipe(_Section):
     """One experiment."""
 
@@ -101,10 +119,12 @@ class Recipe(_Section):
     teacher: Teacher | None = Field(None, description="the teacher, if the scheme has one")
     student: Student = Field(description="the student")
     scheme: Component = Field(Component(name="offline"), description="who teaches whom")
-    task_weight: float = Field(1.0, ge=0, description="weight of the cross-entropy on the labelled rows")
+    task: Task = Field(Task(), description="what the student is for")
     knowledge: dict[str, KnowledgeTerm] = Field({}, description="what is transferred, by name of the term")
     train: Train = Field(Train(), description="how the student is trained, alone and distilled")
-    control: bool = Field(True, description="also train the student on its labels alone, for comparison")
+    controls: list[Literal["alone", "untrained"]] = Field(
+        ["alone"], description="the student trained on its labels alone, or not at all, for comparison"
+    )
 
     @model_validator(mode="before")
     @classmethod

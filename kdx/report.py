@@ -19,8 +19,13 @@ from kdx.observers import MetricsLog, read_metrics
 
 __all__ = ["draw_curves", "seeds_table", "stage_rows", "stages_table", "write_report"]
 
-COLUMNS = ("", "test accuracy", "validation", "parameters", "size", "latency", "training", "gain, points")
-LABELS = {"teacher": "teacher", "alone": "student alone", "distilled": "distilled student"}
+COLUMNS = ("", "test", "validation", "parameters", "size", "latency", "training", "gain, points")
+LABELS = {
+    "teacher": "teacher",
+    "alone": "student alone",
+    "untrained": "student untrained",
+    "distilled": "distilled student",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +45,12 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
             Row(
                 LABELS.get(name, name),
                 (
-                    f"{100 * stage['test']['accuracy']:.2f} %",
-                    f"{100 * stage['validation']['accuracy']:.2f} %",
+                    f"{100 * stage['test'][summary['metric']]:.2f} %",
+                    f"{100 * stage['validation'][summary['metric']]:.2f} %",
                     f"{stage['parameters']:,}",
                     f"{stage['bytes'] / 1024:,.0f} KiB",
                     f"{stage['latency_ms']:.2f} ± {stage['latency_spread_ms'] / 2:.2f} ms",
-                    f"{stage['seconds']:.0f} s" if "seconds" in stage else "loaded",
+                    f"{stage['seconds']:.0f} s" if "seconds" in stage else "loaded" if "loaded" in stage else "none",
                     f"{gain:+.2f}" if name == "distilled" and gain is not None else "",
                 ),
             )
@@ -55,7 +60,9 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
 
 def stages_table(summary: Mapping[str, Any]) -> Table:
     """The table for the terminal."""
-    title = f"{summary['recipe']}, seed {summary['seed']}: accuracy on {summary['test_rows']:,} held-out test images"
+    title = (
+        f"{summary['recipe']}, seed {summary['seed']}: {summary['metric_label']} on {summary['test_rows']:,} test rows"
+    )
     narrow = [i for i, column in enumerate(COLUMNS) if column not in ("validation", "training")]
     table = Table(*(COLUMNS[i] for i in narrow), title=title)
     for column in table.columns[1:]:
@@ -68,9 +75,14 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
 
 def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """Mean and standard deviation over seeds, and the paired gains."""
-    table = Table("", *(f"seed {item['seed']}" for item in summaries), "mean ± std", title="test accuracy, %")
+    table = Table(
+        "",
+        *(f"seed {item['seed']}" for item in summaries),
+        "mean ± std",
+        title=f"{summaries[0]['metric_label']} on test, %",
+    )
     for name in summaries[0]["stages"]:
-        values = [100 * item["stages"][name]["test"]["accuracy"] for item in summaries]
+        values = [100 * item["stages"][name]["test"][item["metric"]] for item in summaries]
         table.add_row(LABELS.get(name, name), *(f"{value:.2f}" for value in values), _spread(values))
     gains = [item["gain"] for item in summaries if item["gain"] is not None]
     if len(gains) == len(summaries):
@@ -79,27 +91,28 @@ def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Figure:
-    """Validation accuracy and training loss of every stage against epochs."""
+    """Validation metric and training loss of every stage against epochs."""
     figure = Figure(figsize=(10, 4), layout="constrained")
-    accuracy, loss = figure.subplots(1, 2)
+    quality, loss = figure.subplots(1, 2)
+    metric, label_of_metric = f"/{summary['metric']}", summary["metric_label"]
     for name in summary["stages"]:
         rows = read_metrics(folder / name / MetricsLog.name)
         evaluated = [
-            (row["epoch"], next(v for k, v in row.items() if k.endswith("/accuracy")))
+            (row["epoch"], next(v for k, v in row.items() if k.endswith(metric)))
             for row in rows
-            if any(k.endswith("/accuracy") for k in row)
+            if any(k.endswith(metric) for k in row)
         ]
         logged = [(row["step"], row["loss"]) for row in rows if "loss" in row]
         label = LABELS.get(name, name)
         if evaluated:
-            accuracy.plot(
+            quality.plot(
                 *zip(*((epoch, 100 * value) for epoch, value in evaluated), strict=True), marker=".", label=label
             )
         if logged:
             loss.plot(*zip(*logged, strict=True), label=label)
-    accuracy.set(xlabel="epoch", ylabel="accuracy on validation, %", title="validation accuracy")
+    quality.set(xlabel="epoch", ylabel=f"{label_of_metric} on validation, %", title=f"validation {label_of_metric}")
     loss.set(xlabel="optimizer step", ylabel="training loss", title="training loss (each stage's own)", yscale="log")
-    for axes in (accuracy, loss):
+    for axes in (quality, loss):
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()

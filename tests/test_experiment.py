@@ -77,13 +77,14 @@ def test_the_summary_is_what_the_exported_models_do_on_the_test_set(finished: Pa
     assert list(summary["stages"]) == ["teacher", "alone", "distilled"]
     recipe = load_recipe(finished / "recipe.yaml")
     experiment = Experiment(recipe, finished)
-    experiment._load_data()
     for name, stage in summary["stages"].items():
         model = kdx.make(
             "model", "convnet", **({"width": 4} if name == "teacher" else {"width": 2, "stages": 2, "grid": 7})
         )
         model.load_state_dict(load_file(finished / stage["weights"]))
-        assert evaluate(model, experiment._eval_loader("test"))["accuracy"] == pytest.approx(stage["test"]["accuracy"])
+        assert evaluate(model, experiment.data.evaluation(experiment.data.test))["accuracy"] == pytest.approx(
+            stage["test"]["accuracy"]
+        )
         assert stage["parameters"] == sum(p.numel() for p in model.parameters())
         assert stage["latency_ms"] > 0
     accuracy = {name: stage["test"]["accuracy"] for name, stage in summary["stages"].items()}
@@ -93,13 +94,13 @@ def test_the_summary_is_what_the_exported_models_do_on_the_test_set(finished: Pa
 
 def test_no_test_image_is_seen_before_the_end_and_the_splits_are_disjoint(finished: Path) -> None:
     experiment = Experiment(load_recipe(finished / "recipe.yaml"), finished)
-    experiment._load_data()
-    rows = {name: set(view.indices.tolist()) for name, view in experiment.sets.items() if name != "test"}
+    data = experiment.data
+    rows = {name: set(getattr(data, name).indices.tolist()) for name in ("all", "few", "labelled", "validation")}
     assert not rows["validation"] & rows["all"]
     assert rows["labelled"] < rows["all"]
     assert rows["few"] == rows["all"]
-    assert (experiment.sets["few"].targets >= 0).sum() == len(rows["labelled"]) == 100
-    assert experiment.sets["test"].dataset is not experiment.sets["all"].dataset
+    assert (data.few.targets >= 0).sum() == len(rows["labelled"]) == 100
+    assert data.test.dataset is not data.all.dataset
 
 
 def test_a_run_is_never_overwritten(finished: Path, tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ student: {model: {name: convnet, width: 2}}
 scheme: {name: mutual}
 knowledge: {kd: {name: soft-targets, temperature: 1.0}}
 train: {epochs: 1}
-control: false
+controls: []
 """
     )
     summary = kdx.run(path, folder=tmp_path / "run")

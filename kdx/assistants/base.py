@@ -24,14 +24,14 @@ class Stage:
 
     Args:
         name: unique in the plan; also the name of its folder.
-        role: ``"teacher"`` trains on the labels, ``"control"`` trains the student on the labels alone,
-            ``"distilled"`` trains under the recipe's scheme.
+        role: ``"teacher"`` trains on all labels, ``"alone"`` on the student's labels, ``"untrained"`` not at all,
+            ``"distilled"`` under the recipe's scheme.
         model: what is trained.
         teachers: names of earlier stages whose models teach here; the first is the largest.
     """
 
     name: str
-    role: Literal["teacher", "control", "distilled"]
+    role: Literal["teacher", "alone", "untrained", "distilled"]
     model: ModelRef
     teachers: tuple[str, ...] = ()
 
