@@ -233,6 +233,56 @@ def show_component(name: Annotated[str, typer.Argument(help="Name of a component
             typer.echo(f"  {option['name']}: {option['type']}, {default}\n      {option['doc']}")
 
 
+@app.command("inspect", epilog="Example:  kdx inspect convnet:width=24 convnet:width=8,stages=2 --figure cka.png")
+def inspect_models(
+    teacher: Annotated[str, typer.Argument(help="A model by name, with options as NAME:key=value,key=value.")],
+    student: Annotated[str, typer.Argument(help="Another one.")],
+    data: Annotated[str, typer.Option(help="The data set to compare them on.")] = "fashion-mnist",
+    samples: Annotated[int, typer.Option(min=4, help="How many samples of it.")] = 512,
+    teacher_weights: Annotated[Path | None, typer.Option(help="Safetensors of the teacher; else untrained.")] = None,
+    student_weights: Annotated[Path | None, typer.Option(help="Safetensors of the student; else untrained.")] = None,
+    figure: Annotated[Path, typer.Option(help="Where to draw the similarities of all layers.")] = Path("cka.png"),
+    as_json: Json = False,
+) -> None:
+    """List the layers of two models, how alike they are, and which to pair."""
+    from torch.utils.data import DataLoader, Subset
+
+    import kdx
+    from kdx.checkpoint import load_weights
+    from kdx.layers import compare_layers
+
+    rows = kdx.make("dataset", data, split="train")
+    shape = {"num_classes": rows.num_classes, "input_shape": rows.input_shape}
+    models = []
+    for text, weights in ((teacher, teacher_weights), (student, student_weights)):
+        name, options = _model(text)
+        models.append(kdx.make("model", name, **options, **shape))
+        if weights is not None:
+            load_weights(models[-1], weights)
+    loader = DataLoader(Subset(rows, range(min(samples, len(rows)))), batch_size=128, drop_last=samples >= 128)
+    comparison = compare_layers(*models, loader)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    comparison.draw(figure)
+    if as_json:
+        _print_json(comparison.as_dict() | {"figure": str(figure)})
+        return
+    typer.echo(f"{comparison.table()}\n\nsimilarities of all layers: {figure}")
+
+
+def _model(text: str) -> tuple[str, dict[str, Any]]:
+    """``convnet:width=8,stages=2`` as a name and checked options."""
+    from omegaconf import OmegaConf
+
+    from kdx.options import check_options
+    from kdx.registry import default_plugins
+
+    name, _, rest = text.partition(":")
+    if wrong := [part for part in rest.split(",") if rest and "=" not in part]:
+        raise typer.BadParameter(f"expected NAME:key=value,key=value; got {wrong[0]!r} in {text!r}")
+    options: Any = OmegaConf.to_container(OmegaConf.from_dotlist(rest.split(","))) if rest else {}
+    return name, check_options(f"model {name}", default_plugins().load("model", name), options)
+
+
 @app.command("env", epilog="Example:  kdx env --json")
 def show_environment(as_json: Json = False) -> None:
     """Show versions, GPUs and the kernel backends: which can be used here, and why the others cannot."""

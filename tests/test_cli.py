@@ -26,7 +26,7 @@ def ok(*arguments: str) -> str:
 
 def test_help_has_examples_everywhere() -> None:
     assert "kdx run fashion-offline" in ok("--help")
-    for command in ("run", "plugins", "list", "show", "env"):
+    for command in ("run", "plugins", "list", "show", "inspect", "env"):
         assert "xample" in ok(command, "--help")
     assert ok("--version").startswith("kdx 0.")
 
@@ -81,6 +81,21 @@ def test_env_gives_a_reason_for_every_backend_that_is_not_usable() -> None:
     text = ok("env")
     for name, reason in report["backends"].items():
         assert f"{name:12} " + ("usable" if reason is None else f"not usable: {reason}") in text
+
+
+def test_inspect_lists_layers_proposes_pairs_and_draws(tmp_path: Path) -> None:
+    figure = tmp_path / "cka.png"
+    arguments = ["inspect", "convnet:width=4", "convnet:width=2,stages=2", "--samples", "64", "--figure", str(figure)]
+    report = json.loads(ok(*arguments, "--json"))
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert [layer["name"] for layer in report["student"]][-1] == "fc"
+    assert report["pairs"]["relative"][-1] == ["fc", "fc"]
+    text = ok(*arguments)
+    assert "by CKA" in text
+    assert "stage4" in text
+    with pytest.raises(KdxError, match="model convnet: unknown option 'witdh'; did you mean 'width'"):
+        runner.invoke(app, ["inspect", "convnet:witdh=4", "convnet"], catch_exceptions=False)
+    assert runner.invoke(app, ["inspect", "convnet:4", "convnet"]).exit_code == 2
 
 
 def test_recipes_are_listed_and_resolved_without_running() -> None:
