@@ -16,6 +16,13 @@ struct Clamp {
   }
 };
 
+#if defined(__CUDACC__)
+template <>
+struct Clamp<float> {
+  KDX_HD float symmetric(float z, float bound) { return fmaxf(fminf(z, bound), -bound); }
+};
+#endif
+
 // Huber's influence function; where it swallows a NaN, the loss term still carries it.
 template <class T>
 KDX_HD T huber_slope(T z, T delta) {
