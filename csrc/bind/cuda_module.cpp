@@ -4,6 +4,7 @@
 
 namespace py = pybind11;
 
+void bind_rkd(py::module_& m);
 void bind_softmax_kl(py::module_& m);
 
 PYBIND11_MODULE(_cuda, m) {
@@ -12,5 +13,6 @@ PYBIND11_MODULE(_cuda, m) {
 #else
   m.attr("emulated") = false;
 #endif
+  bind_rkd(m);
   bind_softmax_kl(m);
 }

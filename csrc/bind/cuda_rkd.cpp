@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
+#include <tuple>
 
 #include "kdx/rkd.h"
 
@@ -32,8 +33,8 @@ kdx::RkdBlock block(const Block& b) {
 
 void measure(const Points& student, const Points& teacher, const Block& at, uintptr_t s, uintptr_t t, uintptr_t sums,
              uintptr_t stream) {
-  check(kdx::rkd_measure_cuda(
-      {points(student), points(teacher), block(at), address(s), address(t), address(sums)}, address<void>(stream)));
+  check(kdx::rkd_measure_cuda({points(student), points(teacher), block(at), address(s), address(t), address(sums)},
+                              address<void>(stream)));
 }
 
 void distance(uintptr_t s, uintptr_t t, int64_t size, uintptr_t s_means, uintptr_t t_means, int64_t counts, float delta,
@@ -54,28 +55,18 @@ void gradient(const Points& x, const Block& at, uintptr_t s, uintptr_t t, uintpt
               int64_t column_stride, uintptr_t s_means, uintptr_t t_means, int64_t counts, uintptr_t sums,
               int64_t sum_count, uintptr_t losses, int64_t loss_count, float delta, float pairs, float distance_weight,
               float scale, uintptr_t out, bool accumulate, uintptr_t loss, uintptr_t stream) {
-  check(kdx::rkd_gradient_cuda({points(x),
-                                block(at),
-                                address(s),
-                                address(t),
-                                address(v),
-                                row_stride,
-                                column_stride,
-                                address(s_means),
-                                address(t_means),
-                                counts,
-                                address(sums),
-                                sum_count,
-                                address(losses),
-                                loss_count,
-                                delta,
-                                pairs,
-                                distance_weight,
-                                scale,
-                                address(out),
-                                accumulate,
+  check(kdx::rkd_gradient_cuda({points(x),        block(at),  address(s),    address(t),
+                                address(v),       row_stride, column_stride, address(s_means),
+                                address(t_means), counts,     address(sums), sum_count,
+                                address(losses),  loss_count, delta,         pairs,
+                                distance_weight,  scale,      address(out),  accumulate,
                                 address(loss)},
                                address<void>(stream)));
+}
+
+void pairwise_sq_dist(const Points& x, int64_t rows, const Points& y, int64_t other, uintptr_t out, uintptr_t stream) {
+  check(kdx::pairwise_sq_dist_cuda({points(x), points(y), rows, other, kdx::kFloat32, address<void>(out)},
+                                   address<void>(stream)));
 }
 
 }  // namespace
@@ -88,4 +79,5 @@ void bind_rkd(py::module_& m) {
   m.def("rkd_distance", &distance);
   m.def("rkd_angle", &angle);
   m.def("rkd_gradient", &gradient);
+  m.def("pairwise_sq_dist", &pairwise_sq_dist);
 }

@@ -1,6 +1,6 @@
-// RKD-A: a thread owns pairs (i, j) and walks over every k with the sums of P, Q, R and the loss in registers, so there are
-// no atomics and no N^3 memory. The legs of 32 points k are staged in shared memory, packed (S/2, r) of student and teacher,
-// so that one 16-byte load brings a leg and no inverse root is taken in the loop.
+// RKD-A: a thread owns pairs (i, j) and walks over every k with the sums of P, Q, R and the loss in registers, so there
+// are no atomics and no N^3 memory. The legs of 32 points k are staged in shared memory, packed (S/2, r) of student and
+// teacher, so that one 16-byte load brings a leg and no inverse root is taken in the loop.
 #include "cuda/rkd_tile.cuh"
 
 namespace kdx::cuda {
@@ -31,8 +31,8 @@ __device__ __forceinline__ void stage(const float* __restrict__ s, const float* 
 template <int kMicro, bool kGrad>
 __global__ void __launch_bounds__(kThreads, kMicro == 1 ? 4 : 2) rkd_angle_kernel(RkdAngle call) {
   constexpr int kTile = kSide * kMicro, kUnroll = kMicro == 1 ? 4 : 1;
-  KDX_SHARED(Legs, legs_i, kSlab* kTile);
-  KDX_SHARED(Legs, legs_j, kSlab* kTile);
+  KDX_SHARED(Legs, legs_i, kSlab * kTile);
+  KDX_SHARED(Legs, legs_j, kSlab * kTile);
   KDX_SHARED(float, scratch, kThreads / 32);
   const RkdBlock& block = call.block;
   const bool above = block.symmetric && blockIdx.y < blockIdx.x, below = block.symmetric && blockIdx.y > blockIdx.x;

@@ -1,5 +1,5 @@
-// Rows of 2 (diag(V 1) - V) X: a tile of rows and coordinates per block, V made on the way from the squared distances, and
-// the loss from the partial sums of the stages before.
+// Rows of 2 (diag(V 1) - V) X: a tile of rows and coordinates per block, V made on the way from the squared distances,
+// and the loss from the partial sums of the stages before.
 #include "cuda/rkd_tile.cuh"
 
 namespace kdx::cuda {
@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(kThreads) rkd_gradient_kernel(RkdGradient call
         }
       }
       weight[jl * (kTile + 4) + il] = v;
-      // Distances do not change when all points move: with the first point as the origin a common offset costs no digits.
+      // Distances do not change when all points move: with the first point as the origin a common offset costs no
+      // digits.
       const int d = d0 + e % kTile;
       const std::int64_t k = j0 + e / kTile;
       const bool inside = k < block.nj && d < call.points.columns;

@@ -1,5 +1,5 @@
-// Squared distances of a block of the pair grid by direct differences, student and teacher in one launch; and the sums of
-// the distance loss over them.
+// Squared distances of a block of the pair grid by direct differences, student and teacher in one launch; and the sums
+// of the distance loss over them.
 #include "cuda/rkd_tile.cuh"
 
 namespace kdx::cuda {
@@ -11,8 +11,8 @@ namespace {
 constexpr int kSide = 16, kSlab = 32, kThreads = kSide * kSide;
 
 template <int kMicro>
-__device__ void square_tile(const RkdInput& x, std::int64_t i0, std::int64_t i_end, std::int64_t j0, std::int64_t j_end,
-                            float (*a)[kSide * kMicro + 1], float (*b)[kSide * kMicro + 1],
+__device__ void square_tile(const RkdInput& x, const RkdInput& y, std::int64_t i0, std::int64_t i_end, std::int64_t j0,
+                            std::int64_t j_end, float (*a)[kSide * kMicro + 1], float (*b)[kSide * kMicro + 1],
                             float (&sum)[kMicro][kMicro]) {
   constexpr int kTile = kSide * kMicro;
   const int row = int(threadIdx.x) / kSide, column = int(threadIdx.x) % kSide;
@@ -24,7 +24,7 @@ __device__ void square_tile(const RkdInput& x, std::int64_t i0, std::int64_t i_e
       const int point = e / kSlab, d = d0 + e % kSlab;
       const bool inside = d < x.columns;
       a[e % kSlab][point] = inside && i0 + point < i_end ? read(x, i0 + point, d) : 0.0f;
-      b[e % kSlab][point] = inside && j0 + point < j_end ? read(x, j0 + point, d) : 0.0f;
+      b[e % kSlab][point] = inside && j0 + point < j_end ? read(y, j0 + point, d) : 0.0f;
     }
     __syncthreads();
     // A slab is summed by itself and then added: long sums cost the digits that points close together need.
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) rkd_measure_kernel(RkdMeasure call) 
   constexpr int kTile = kSide * kMicro;
   KDX_SHARED(float, memory, 2 * kSlab * (kTile + 1));
   KDX_SHARED(float, scratch, kThreads / 32);
-  auto* a = reinterpret_cast<float(*)[kTile + 1]>(memory);
+  auto* a = reinterpret_cast<float (*)[kTile + 1]>(memory);
   auto* b = a + kSlab;
   const RkdBlock& block = call.block;
   const bool above = block.symmetric && blockIdx.y < blockIdx.x, below = block.symmetric && blockIdx.y > blockIdx.x;
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads) rkd_measure_kernel(RkdMeasure call) 
     float total = 0.0f, count = 0.0f;
     if (!below) {
       float sum[kMicro][kMicro];
-      square_tile<kMicro>(x, block.i0 + li, block.i0 + block.ni, block.j0 + lj, block.j0 + block.nj, a, b, sum);
+      square_tile<kMicro>(x, x, block.i0 + li, block.i0 + block.ni, block.j0 + lj, block.j0 + block.nj, a, b, sum);
       for (int r = 0; r < kMicro; ++r) {
         for (int c = 0; c < kMicro; ++c) {
           const std::int64_t i = li + row + kSide * r, j = lj + column + kSide * c;
@@ -88,6 +88,22 @@ __global__ void __launch_bounds__(kThreads) rkd_measure_kernel(RkdMeasure call) 
         call.sums[(2 * side) * programs + program] = above ? 2.0f * total : total;
         call.sums[(2 * side + 1) * programs + program] = above ? 2.0f * count : count;
       }
+    }
+  }
+}
+
+template <int kMicro>
+__global__ void __launch_bounds__(kThreads) pairwise_sq_dist_kernel(PairwiseSqDist call) {
+  constexpr int kTile = kSide * kMicro;
+  KDX_SHARED(float, memory, 2 * kSlab * (kTile + 1));
+  auto* a = reinterpret_cast<float (*)[kTile + 1]>(memory);
+  const std::int64_t li = std::int64_t(blockIdx.y) * kTile, lj = std::int64_t(blockIdx.x) * kTile;
+  float sum[kMicro][kMicro];
+  square_tile<kMicro>(call.x, call.y, li, call.rows, lj, call.other, a, a + kSlab, sum);
+  for (int r = 0; r < kMicro; ++r) {
+    for (int c = 0; c < kMicro; ++c) {
+      const std::int64_t i = li + int(threadIdx.x) / kSide + kSide * r, j = lj + int(threadIdx.x) % kSide + kSide * c;
+      if (i < call.rows && j < call.other) static_cast<float*>(call.out)[i * call.other + j] = sum[r][c];
     }
   }
 }
@@ -150,6 +166,17 @@ std::int64_t rkd_distance_programs(std::int64_t size) {
 const char* rkd_distance_cuda(const RkdDistance& call, void* stream) {
   const dim3 grid(unsigned(rkd_distance_programs(call.size)));
   KDX_LAUNCH(cuda::rkd_distance_kernel, {grid, dim3(cuda::kSumThreads), 0, stream, 1}, call);
+  return nullptr;
+}
+
+const char* pairwise_sq_dist_cuda(const PairwiseSqDist& call, void* stream) {
+  if (call.rows == 0 || call.other == 0) return nullptr;
+  const bool few = call.rows <= 512 && call.other <= 512;
+  const std::int64_t tile = few ? 16 : 64;
+  const dim3 grid(unsigned(cuda::ceil_div(call.other, tile)), unsigned(cuda::ceil_div(call.rows, tile)));
+  if (grid.y > 65535u) return "pairwise_sq_dist: x has too many points";
+  const auto kernel = few ? cuda::pairwise_sq_dist_kernel<1> : cuda::pairwise_sq_dist_kernel<4>;
+  KDX_LAUNCH(kernel, {grid, dim3(cuda::kThreads), 0, stream, 1}, call);
   return nullptr;
 }
 

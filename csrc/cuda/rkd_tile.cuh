@@ -22,8 +22,8 @@ __device__ __forceinline__ float rsqrt_approx(float x) {
 #endif
 }
 
-// 1 / sqrt, 0 for duplicates. The step of Newton's method brings the approximation to the last digit without the slow path
-// that a correctly rounded root and a division have.
+// 1 / sqrt, 0 for duplicates. The step of Newton's method brings the approximation to the last digit without the slow
+// path that a correctly rounded root and a division have.
 __device__ __forceinline__ float inverse_root(float square) {
   const float y = rsqrt_approx(square);
   const float refined = fmaf(0.5f * y, fmaf(-square * y, y, 1.0f), y);

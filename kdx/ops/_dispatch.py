@@ -29,6 +29,7 @@ _SOFTMAX_KL = {
     "reference": "kdx.ops.softmax_kl.reference",
 }
 _RKD = {
+    "cuda": "kdx.ops.rkd.cuda",
     "triton": "kdx.ops.rkd.triton",
     "cpu": "kdx.ops.rkd.cpu",
     "reference": "kdx.ops.rkd.reference",
@@ -40,6 +41,8 @@ _TABLE: dict[str, dict[str, str]] = {
     "rkd_distance": _RKD,
     "rkd_angle": _RKD,
     "pairwise_sq_dist": {
+        "cuda": "kdx.ops.pairwise_sq_dist.cuda",
+        "triton": "kdx.ops.pairwise_sq_dist.triton",
         "cpu": "kdx.ops.pairwise_sq_dist.cpu",
         "reference": "kdx.ops.pairwise_sq_dist.reference",
     },

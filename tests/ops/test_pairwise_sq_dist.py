@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from kdx.ops import pairwise_sq_dist
+from tests.emulation.fixtures import emulated_cuda, emulated_cuda_module  # noqa: F401  # fixtures
 
 
 @pytest.fixture
-def backend(backend_name, require):
+def backend(request, backend_name, require):
+    if backend_name == "cuda":
+        request.getfixturevalue("emulated_cuda")
     require("pairwise_sq_dist", backend_name)
     return backend_name
 

@@ -11,6 +11,7 @@ import torch
 from kdx.errors import BackendError
 from kdx.ops import _dispatch, pairwise_sq_dist, rkd, rkd_angle, rkd_distance
 from kdx.ops.rkd import reference
+from tests.emulation.fixtures import emulated_cuda, emulated_cuda_module  # noqa: F401  # fixtures
 
 # Relative error of loss and gradient (by norm) in float32 on well separated points, for every backend.
 BUDGET = {torch.float32: (2e-6, 4e-6), torch.float64: (1e-13, 1e-12)}
@@ -75,7 +76,9 @@ def close(value, expected, bound, floor=1e-12):
 
 
 @pytest.fixture
-def backend(backend_name, require):
+def backend(request, backend_name, require):
+    if backend_name == "cuda":
+        request.getfixturevalue("emulated_cuda")
     require("rkd", backend_name)
     return backend_name
 
@@ -196,9 +199,8 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_cosines_keep_the_digits_that_direct_differences_have(backend_name, require, kind):
+def test_cosines_keep_the_digits_that_direct_differences_have(backend, kind):
     """A Gram matrix in float32 errs by 0.75, 0.03 and 0.65 on the second to fourth kind."""
-    require("pairwise_sq_dist", backend_name)
     x = KINDS[kind](points(64, 32))
 
     def cosines(square):
@@ -206,7 +208,7 @@ def test_cosines_keep_the_digits_that_direct_differences_have(backend_name, requ
 
     exact = cosines(reference.sq_dist(x.double(), x.double()))
     direct = (cosines((x[:, None] - x[None]).square().sum(-1)) - exact).abs().max()
-    error = (cosines(pairwise_sq_dist(x, backend=backend_name)) - exact).abs().max()
+    error = (cosines(pairwise_sq_dist(x, backend=backend)) - exact).abs().max()
     assert direct <= 5e-4
     assert error <= 1.5 * direct
 
@@ -248,6 +250,16 @@ def test_nan_and_inf_points_give_nan(backend, wide_tiles):
         student[3, 1] = bad
         assert torch.isnan(rkd_distance(student, points(9, 3, seed=1), backend=backend))
         assert torch.isnan(rkd_angle(student, points(9, 3, seed=1), backend=backend))
+
+
+def test_order_of_threads_and_blocks_of_the_cuda_kernels_does_not_matter(emulated_cuda):  # noqa: F811
+    student, teacher = points(70, 5), points(70, 7, seed=1)
+    module = import_module("kdx.ops.rkd.cuda")
+    runs = []
+    for order in ("forward", "reverse", "shuffled"):
+        with emulated_cuda.settings(order=order, seed=3):
+            runs.append(module.forward(student, teacher, 25.0, 50.0, 1.0, True, True))
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
 
 
 def test_results_are_the_same_bits_every_time_and_for_every_number_of_threads(backend, wide_tiles):
@@ -341,12 +353,11 @@ def test_reference_gradients_agree_with_finite_differences_twice(monkeypatch):
             close(a.numpy(), b.numpy(), 1e-13)
 
 
-def test_second_derivatives_of_every_backend_are_those_of_the_reference(backend_name, require):
-    require("rkd", backend_name)
+def test_second_derivatives_of_every_backend_are_those_of_the_reference(backend):
     wanted = []
-    for backend in ("reference", backend_name):
+    for name in ("reference", backend):
         s = points(7, 3).requires_grad_()
-        loss = rkd(s, points(7, 4, seed=1), backend=backend)
+        loss = rkd(s, points(7, 4, seed=1), backend=name)
         grad = torch.autograd.grad(loss, s, create_graph=True)[0]
         wanted.append(torch.autograd.grad((grad**2).sum(), s)[0])
     close(wanted[1].numpy(), wanted[0].double().numpy(), 1e-5)
@@ -402,7 +413,9 @@ def test_bad_input_names_the_argument():
 
 
 @pytest.mark.parametrize("name", ["triton", "cuda"])
-def test_a_backend_without_float64_says_so(name, require):
+def test_a_backend_without_float64_says_so(request, name, require):
+    if name == "cuda":
+        request.getfixturevalue("emulated_cuda")
     require("rkd", name)
     with pytest.raises(BackendError, match="no float64 kernel; the backends cpu and reference"):
         rkd(points(4, 3).double(), points(4, 3), backend=name)

@@ -49,9 +49,9 @@ const char* pairwise_sq_dist_cpu(const PairwiseSqDist& op, int threads);
 
 // The stages on a GPU; kdx/ops/rkd/pair_grid.py calls them one after the other. All numbers but the inputs are float32.
 //
-// A stage works on a block of the pair grid, rows i0 .. i0 + ni and columns j0 .. j0 + nj. It is symmetric when rows and
-// columns are the same points: then only the tiles on and above the diagonal are computed, the others are mirrored, and a
-// tile above the diagonal counts twice in every sum.
+// A stage works on a block of the pair grid, rows i0 .. i0 + ni and columns j0 .. j0 + nj. It is symmetric when rows
+// and columns are the same points: then only the tiles on and above the diagonal are computed, the others are mirrored,
+// and a tile above the diagonal counts twice in every sum.
 struct RkdBlock {
   int64_t points;  // N
   int64_t i0, ni, j0, nj;
@@ -123,5 +123,6 @@ const char* rkd_measure_cuda(const RkdMeasure& call, void* stream);
 const char* rkd_distance_cuda(const RkdDistance& call, void* stream);
 const char* rkd_angle_cuda(const RkdAngle& call, void* stream);
 const char* rkd_gradient_cuda(const RkdGradient& call, void* stream);
+const char* pairwise_sq_dist_cuda(const PairwiseSqDist& call, void* stream);
 
 }  // namespace kdx

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss and the wanted gradients, in float32."""
     weights = Weights(student.shape[0], distance_weight, angle_weight, delta)
-    with torch.cuda.device(student.device if student.is_cuda else -1):
+    with torch.cuda.device(student.device) if student.is_cuda else nullcontext():
         return pair_grid.run(_Stages(), student, teacher, weights, student_grad, teacher_grad)
 
 

@@ -39,19 +39,19 @@ def _sum(tile):
 
 
 @triton.jit
-def _square_tile(x, stride_n, stride_d, i, j, i_end, j_end, depth, BD: tl.constexpr):
-    """``|x_i - x_j|^2`` for the points ``i`` and ``j`` by direct differences; 0 where one is past its end."""
+def _square_tile(x, x_n, x_d, y, y_n, y_d, i, j, i_end, j_end, depth, BD: tl.constexpr):
+    """``|x_i - y_j|^2`` for the points ``i`` and ``j`` by direct differences; 0 where one is past its end."""
     total = tl.zeros((i.shape[0], j.shape[0]), dtype=tl.float32)
     for d0 in range(0, depth, BD):
         d = d0 + tl.arange(0, BD)
         d_in = d < depth
         a = tl.load(
-            x + i.to(tl.int64)[:, None] * stride_n + d[None, :] * stride_d,
+            x + i.to(tl.int64)[:, None] * x_n + d[None, :] * x_d,
             mask=(i < i_end)[:, None] & d_in[None, :],
             other=0.0,
         ).to(tl.float32)
         b = tl.load(
-            x + j.to(tl.int64)[:, None] * stride_n + d[None, :] * stride_d,
+            y + j.to(tl.int64)[:, None] * y_n + d[None, :] * y_d,
             mask=(j < j_end)[:, None] & d_in[None, :],
             other=0.0,
         ).to(tl.float32)
@@ -98,9 +98,14 @@ def measure(  # noqa: PLR0917  # kernels take pointers, sizes and strides
     skip = SYMMETRIC and pi > pj
     if not skip:
         mirror = SYMMETRIC and pi < pj
-        s = _square_tile(student, s_stride_n, s_stride_d, i0 + li, j0 + lj, i0 + ni, j0 + nj, s_depth, BD)
+        i, j, i_end, j_end = i0 + li, j0 + lj, i0 + ni, j0 + nj
+        s = _square_tile(
+            student, s_stride_n, s_stride_d, student, s_stride_n, s_stride_d, i, j, i_end, j_end, s_depth, BD
+        )
         _store_square(s_square, s, li, lj, ni, nj, mirror)
-        t = _square_tile(teacher, t_stride_n, t_stride_d, i0 + li, j0 + lj, i0 + ni, j0 + nj, t_depth, BD)
+        t = _square_tile(
+            teacher, t_stride_n, t_stride_d, teacher, t_stride_n, t_stride_d, i, j, i_end, j_end, t_depth, BD
+        )
         _store_square(t_square, t, li, lj, ni, nj, mirror)
         if SUMS:
             times = tl.where(mirror, 2.0, 1.0)
@@ -111,6 +116,26 @@ def measure(  # noqa: PLR0917  # kernels take pointers, sizes and strides
     elif SUMS:
         for row in tl.static_range(4):
             tl.store(sums + row * programs + program, 0.0)
+
+
+@triton.jit
+def square_distances(
+    x,  # [N, D]
+    x_n,
+    x_d,
+    y,  # [M, D]
+    y_n,
+    y_d,
+    depth,
+    out,  # [N, M]
+    n,
+    m,
+    TILE: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """Squared distances of two sets of points."""
+    i, j = tl.program_id(1) * TILE + tl.arange(0, TILE), tl.program_id(0) * TILE + tl.arange(0, TILE)
+    _store_square(out, _square_tile(x, x_n, x_d, y, y_n, y_d, i, j, n, m, depth, BD), i, j, n, m, False)
 
 
 @triton.jit
