@@ -27,32 +27,36 @@ __device__ void square_tile(const RkdInput& x, const RkdInput& y, std::int64_t i
       b[e % kSlab][point] = inside && j0 + point < j_end ? read(y, j0 + point, d) : 0.0f;
     }
     __syncthreads();
-    // A slab is summed by itself and then added: long sums cost the digits that points close together need.
-    float slab[kMicro][kMicro] = {};
-#pragma unroll 8
-    for (int d = 0; d < kSlab; ++d) {
-      float u[kMicro], v[kMicro];
+    // Runs of 8 are summed by themselves and then added: a long sum would cost the digits that the law of cosines needs
+    // for points that nearly touch.
+#pragma unroll 1
+    for (int run = 0; run < kSlab; run += 8) {
+      float part[kMicro][kMicro] = {};
 #pragma unroll
-      for (int r = 0; r < kMicro; ++r) {
-        u[r] = a[d][row + kSide * r];
-        v[r] = b[d][column + kSide * r];
-      }
+      for (int d = run; d < run + 8; ++d) {
+        float u[kMicro], v[kMicro];
 #pragma unroll
-      for (int r = 0; r < kMicro; ++r) {
+        for (int r = 0; r < kMicro; ++r) {
+          u[r] = a[d][row + kSide * r];
+          v[r] = b[d][column + kSide * r];
+        }
 #pragma unroll
-        for (int c = 0; c < kMicro; ++c) {
-          const float difference = u[r] - v[c];
-          slab[r][c] = fmaf(difference, difference, slab[r][c]);
+        for (int r = 0; r < kMicro; ++r) {
+#pragma unroll
+          for (int c = 0; c < kMicro; ++c) {
+            const float difference = u[r] - v[c];
+            part[r][c] = fmaf(difference, difference, part[r][c]);
+          }
         }
       }
+      for (int r = 0; r < kMicro; ++r)
+        for (int c = 0; c < kMicro; ++c) sum[r][c] += part[r][c];
     }
-    for (int r = 0; r < kMicro; ++r)
-      for (int c = 0; c < kMicro; ++c) sum[r][c] += slab[r][c];
   }
 }
 
 template <int kMicro>
-__global__ void __launch_bounds__(kThreads) rkd_measure_kernel(RkdMeasure call) {
+__global__ void __launch_bounds__(kThreads, kMicro == 1 ? 4 : 2) rkd_measure_kernel(RkdMeasure call) {
   constexpr int kTile = kSide * kMicro;
   KDX_SHARED(float, memory, 2 * kSlab * (kTile + 1));
   KDX_SHARED(float, scratch, kThreads / 32);
@@ -93,7 +97,7 @@ __global__ void __launch_bounds__(kThreads) rkd_measure_kernel(RkdMeasure call) 
 }
 
 template <int kMicro>
-__global__ void __launch_bounds__(kThreads) pairwise_sq_dist_kernel(PairwiseSqDist call) {
+__global__ void __launch_bounds__(kThreads, kMicro == 1 ? 4 : 2) pairwise_sq_dist_kernel(PairwiseSqDist call) {
   constexpr int kTile = kSide * kMicro;
   KDX_SHARED(float, memory, 2 * kSlab * (kTile + 1));
   auto* a = reinterpret_cast<float (*)[kTile + 1]>(memory);

@@ -121,7 +121,7 @@ def test_loss_and_both_gradients_match_the_authors_definition(backend, weights, 
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 def test_more_points_than_one_tile_of_any_backend(backend, weights, wide_tiles):
     n = 257 if backend != "reference" or weights[1] == 0 else 130
-    student = points(n, 3).requires_grad_()
+    student = points(n, 8).requires_grad_()
     teacher = points(n, 20, seed=1)
     loss = rkd(student, teacher, distance_weight=weights[0], angle_weight=weights[1], backend=backend)
     expected, gradient = oracle(student, teacher, *weights)

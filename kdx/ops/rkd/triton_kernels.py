@@ -15,12 +15,15 @@ import triton
 import triton.language as tl
 
 # Below the smallest normal number a squared distance counts as that of exact duplicates (comparisons keep NaN).
-SMALLEST = tl.constexpr(1.17549435e-38)
+SMALLEST = tl.constexpr(2.0**-126)
 
 
 @triton.jit
 def _inverse_root(s):
-    return tl.where(s < SMALLEST, 0.0, 1.0 / tl.sqrt_rn(tl.where(s < SMALLEST, 1.0, s)))
+    # A step of Newton's method brings the approximation to the last digit without the slow paths of a rounded root and a
+    # division, which would be most of the angle kernel.
+    y = tl.rsqrt(tl.where(s < SMALLEST, 1.0, s))
+    return tl.where(s < SMALLEST, 0.0, y + 0.5 * y * (1.0 - s * y * y))
 
 
 @triton.jit
@@ -30,7 +33,7 @@ def _root(s):
 
 @triton.jit
 def _clamp(z, delta):
-    return tl.minimum(tl.maximum(z, -delta, tl.PropagateNan.ALL), delta, tl.PropagateNan.ALL)
+    return tl.minimum(tl.maximum(z, -delta), delta)  # may swallow a NaN; the loss term still carries it
 
 
 @triton.jit
@@ -42,21 +45,18 @@ def _sum(tile):
 def _square_tile(x, x_n, x_d, y, y_n, y_d, i, j, i_end, j_end, depth, BD: tl.constexpr):
     """``|x_i - y_j|^2`` for the points ``i`` and ``j`` by direct differences; 0 where one is past its end."""
     total = tl.zeros((i.shape[0], j.shape[0]), dtype=tl.float32)
+    at_x, at_y = x + i.to(tl.int64) * x_n, y + j.to(tl.int64) * y_n
+    # Runs of BD coordinates are summed by themselves and then added: a long sum would cost the digits that the law of
+    # cosines needs for points that nearly touch.
     for d0 in range(0, depth, BD):
-        d = d0 + tl.arange(0, BD)
-        d_in = d < depth
-        a = tl.load(
-            x + i.to(tl.int64)[:, None] * x_n + d[None, :] * x_d,
-            mask=(i < i_end)[:, None] & d_in[None, :],
-            other=0.0,
-        ).to(tl.float32)
-        b = tl.load(
-            y + j.to(tl.int64)[:, None] * y_n + d[None, :] * y_d,
-            mask=(j < j_end)[:, None] & d_in[None, :],
-            other=0.0,
-        ).to(tl.float32)
-        difference = a[:, None, :] - b[None, :, :]
-        total += tl.sum(difference * difference, axis=2)
+        run = tl.zeros((i.shape[0], j.shape[0]), dtype=tl.float32)
+        for d in tl.static_range(BD):
+            d_in = d0 + d < depth
+            a = tl.load(at_x + (d0 + d) * x_d, mask=(i < i_end) & d_in, other=0.0).to(tl.float32)
+            b = tl.load(at_y + (d0 + d) * y_d, mask=(j < j_end) & d_in, other=0.0).to(tl.float32)
+            difference = a[:, None] - b[None, :]
+            run += difference * difference
+        total += run
     return tl.where((i < i_end)[:, None] & (j < j_end)[None, :], total, 0.0)
 
 
