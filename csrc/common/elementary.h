@@ -1,7 +1,7 @@
 // exp, expm1 and log1p for float and double.
 //
 // On the device these are CUDA's. On the host they are branch-free polynomials, so that a plain loop over them
-// vectorises on every instruction set; errors are below 1.5 ulp (tests/native/test_elementary.py measures them). The
+// vectorises on every instruction set; errors are below 2 ulp (tests/native/test_elementary.py measures them). The
 // polynomials are Chebyshev interpolants on the reduced interval. NaN stays NaN, exp(-inf) = 0, expm1(-inf) = -1.
 #pragma once
 

@@ -120,8 +120,8 @@ Buffer<T> pack_all_rows(const RkdInput& x, int64_t n, int threads) {
 
 // Squared distances of panel a to panel b by direct differences: out[i][j] over kEdge x kEdge, both panels [D][kEdge].
 //
-// Summed in runs of 16 coordinates, then runs of 8 of those, then those: a long sum would cost the digits that the law of
-// cosines needs for points that nearly touch. Two slabs of 128 coordinates stay in L1.
+// Summed in runs of 16 coordinates, then runs of 8 of those, then those: a long sum would cost the digits that the law
+// of cosines needs for points that nearly touch. Two slabs of 128 coordinates stay in L1.
 template <class T>
 void square_tile(const T* a, const T* b, int64_t depth, T* out) {
   using V = Lanes<T>;
