@@ -80,8 +80,9 @@ def least_bytes(case: Case, backward: bool) -> int:
 
 
 def tolerance(case: Case, provider: str) -> tuple[float, float]:
-    """Kdx keeps its budget. The usual formula loses digits near convergence, up to all of the loss's; that is no mistake
-    of the peer's code, and its errors stand in the row.
+    """Kdx is held to its budget. The usual formula loses digits near convergence, the loss's down to the last.
+
+    That is no mistake in the peer's code; its errors stand in the row.
     """
     rounding = 0.0 if case.dtype == torch.float32 else 4e-3  # of a gradient in bfloat16
     if provider.startswith("kdx"):
