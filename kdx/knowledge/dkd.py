@@ -79,14 +79,15 @@ class DKD(Knowledge):
     other than the label. Soft targets are ``TCKD + (1 - p_t,y) NCKD`` exactly; NCKD is 0 with two classes. Gradients
     reach both sides and stay finite at any gap between logits. Needs integer targets.
 
-    The authors raise the weight of this term linearly from 0 over the first 20 epochs; use a weight schedule for that.
-    Beside it the cross-entropy keeps its full weight 1. Their code and paper agree; the code takes the logarithm of a
-    softmax, which has no gradient where it underflows.
+    The authors raise the weight of this term linearly from 0 over the first 20 epochs on CIFAR-100 (one epoch on
+    ImageNet); :class:`kdx.weights.Warmup` as the term's weight does that. Beside it the cross-entropy keeps its full
+    weight 1. Their code and paper agree; the code takes the logarithm of a softmax, which has no gradient where it
+    underflows.
 
     Args:
         temperature: T > 0; 4 on CIFAR-100, 1 on ImageNet.
-        alpha: weight of TCKD, 1 in all of the authors' settings.
-        beta: weight of NCKD; 8 on most CIFAR-100 pairs, 0.5 to 2 where the teacher is less sure, 0.5 on ImageNet.
+        alpha: weight of TCKD, 1 in the authors' settings.
+        beta: weight of NCKD; the authors' settings go from 2 to 8 on CIFAR-100 and take 0.5 on ImageNet.
         student: tap of the student's logits ``[N, C]``.
         teacher: tap of the teacher's logits, the same shape.
         backend: kernel backend of :func:`kdx.ops.softmax_kl`.
