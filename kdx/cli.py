@@ -212,6 +212,7 @@ def show_component(name: Annotated[str, typer.Argument(help="Name of a component
     if not kinds:
         known = {each for kind in KINDS for each in plugins.components(kind)}
         raise UnknownNameError(f"there is no component named {name!r}; {nearest(name, known)}")
+    shown = []
     for kind in kinds:
         component = plugins.get(kind, name)
         target = plugins.load(kind, name)
@@ -222,7 +223,7 @@ def show_component(name: Annotated[str, typer.Argument(help="Name of a component
             for option in options_of(target)
         ]
         if as_json:
-            _print_json({"kind": kind, **dataclasses.asdict(component.spec), "doc": doc, "options": options})
+            shown.append({"kind": kind, **dataclasses.asdict(component.spec), "doc": doc, "options": options})
             continue
         typer.echo(f"{kind} {name}  ({component.plugin}, {component.spec.target})\n\n{doc.split('Args:')[0].strip()}\n")
         if component.spec.paper:
@@ -231,6 +232,8 @@ def show_component(name: Annotated[str, typer.Argument(help="Name of a component
         for option in options:
             default = "required" if option["required"] else f"default {option['default']!r}"
             typer.echo(f"  {option['name']}: {option['type']}, {default}\n      {option['doc']}")
+    if as_json:
+        _print_json(shown)
 
 
 @app.command("inspect", epilog="Example:  kdx inspect convnet:width=24 convnet:width=8,stages=2 --figure cka.png")
@@ -260,7 +263,7 @@ def inspect_models(
         if weights is not None:
             load_weights(models[-1], weights)
     loader = DataLoader(Subset(rows, range(min(samples, len(rows)))), batch_size=128, drop_last=samples >= 128)
-    comparison = compare_layers(*models, loader)
+    comparison = compare_layers(models[0], models[1], loader)
     figure.parent.mkdir(parents=True, exist_ok=True)
     comparison.draw(figure)
     if as_json:

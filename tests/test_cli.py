@@ -47,7 +47,7 @@ def test_show_prints_options_with_types_defaults_and_docs() -> None:
     assert "temperature: float, default 4.0" in shown
     assert "T > 0" in shown
     assert "arXiv:1503.02531" in shown
-    options = {row["name"]: row for row in json.loads(ok("show", "soft-targets", "--json"))["options"]}
+    options = {row["name"]: row for row in json.loads(ok("show", "soft-targets", "--json"))[0]["options"]}
     assert options["temperature"] == {
         "name": "temperature",
         "type": "float",
@@ -60,10 +60,10 @@ def test_show_prints_options_with_types_defaults_and_docs() -> None:
 
 
 def test_every_component_shows_documented_options() -> None:
-    for row in json.loads(ok("list", "--json")):
-        shown = json.loads(ok("show", row["name"], "--json"))
-        undocumented = [option["name"] for option in shown["options"] if not option["doc"]]
-        assert not undocumented, (row["name"], undocumented)
+    for name in {row["name"] for row in json.loads(ok("list", "--json"))}:
+        for shown in json.loads(ok("show", name, "--json")):
+            undocumented = [option["name"] for option in shown["options"] if not option["doc"]]
+            assert not undocumented, (shown["kind"], name, undocumented)
 
 
 def test_plugins_are_listed_with_what_they_provide() -> None:

@@ -207,3 +207,27 @@ controls: []
     assert list(summary["stages"]) == ["distilled"]
     assert summary["gain"] is None
     assert (tmp_path / "run" / "distilled" / "peer1.safetensors").exists()
+
+
+def test_metric_learning_on_novel_classes(tmp_path: Path) -> None:
+    short = {"teacher.train.epochs": 2, "train.epochs": 2, "teacher.model.width": 4, "data.validation": 400}
+    experiment = Experiment(load_recipe("digits-rkd", short), tmp_path / "run")
+    data, novel = experiment.data, {5, 6, 7, 8, 9}
+    seen = {item.targets for view in (data.all, data.validation) for item in view}
+    test = {item.targets for item in data.test}
+    assert (seen, test) == ({0, 1, 2, 3, 4}, novel)
+    assert len(data.test) == sum(
+        int((kdx.make("dataset", "digits", split=s).targets >= 5).sum()) for s in ("train", "test")
+    )
+    summary = experiment.run()
+    assert list(summary["stages"]) == ["teacher", "alone", "untrained", "distilled"]
+    assert summary["metric"] == "recall_at_1"
+    assert "term/task" not in (tmp_path / "run" / "distilled" / "metrics.jsonl").read_text()  # no labels
+    weights = load_file(tmp_path / "run" / "untrained" / "student.safetensors")
+    torch.manual_seed(0)
+    fresh = kdx.make("model", "convnet", width=8, stages=2, num_classes=32, input_shape=(1, 8, 8))
+    assert all(value.equal(weights[name]) for name, value in fresh.state_dict().items())
+    with pytest.raises(RecipeError, match=r"novel_classes: the data set has classes 0 \.\. 9, got 12"):
+        _ = Experiment(load_recipe("digits-rkd", {"data.novel_classes": [12]}), tmp_path / "other").data
+    with pytest.raises(RecipeError, match="embedding is given with the triplet loss and only with it"):
+        load_recipe("digits-rkd", {"task.name": "cross-entropy"})

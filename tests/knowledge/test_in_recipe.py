@@ -48,7 +48,7 @@ SHORT = {
     "data.labelled": 120,
     "teacher.model.width": 4,
     "student.model.width": 2,
-    "control": False,
+    "controls": [],
     "train.epochs": 2,
     "train.schedule.max_lr": 0.02,
     "threads": 1,

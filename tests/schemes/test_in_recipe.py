@@ -28,7 +28,7 @@ SHORT = {
     "data.labelled": 120,
     "teacher.model.width": 4,
     "student.model.width": 2,
-    "control": False,
+    "controls": [],
     "train.epochs": 2,
     "threads": 1,
 }
