@@ -7,12 +7,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <cstring>
+#include <utility>
 
 #include "cpu/element.h"
 #include "cpu/lanes.h"
+#include "cpu/scratch.h"
 #include "kdx/rkd.h"
 
 namespace kdx {
@@ -25,26 +25,27 @@ constexpr int kTile = kEdge<T> * kEdge<T>;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-struct FreeBuffer {
-  void operator()(void* p) const { std::free(p); }
-};
-
 // Uninitialised storage aligned to a cache line; throws std::bad_alloc.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t count) {
-    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 127) / 64 * 64;
-    void* p = std::aligned_alloc(64, bytes);
-    if (p == nullptr) throw std::bad_alloc();
-    data_.reset(static_cast<T*>(p));
+  explicit Buffer(int64_t count)
+      : data_(static_cast<T*>(scratch_take(static_cast<std::size_t>(count) * sizeof(T), &size_))) {}
+  Buffer(Buffer&& other) noexcept : size_(other.size_), data_(other.data_) { other.data_ = nullptr; }
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
   }
-  T* get() const { return data_.get(); }
-  T& operator[](int64_t i) const { return data_.get()[i]; }
+  ~Buffer() {
+    if (data_ != nullptr) scratch_return(data_, size_);
+  }
+  T* get() const { return data_; }
 
  private:
-  std::unique_ptr<T, FreeBuffer> data_;
+  std::size_t size_ = 0;  // declared first: it is set while data_ is being made
+  T* data_ = nullptr;
 };
 
 // f(pointer to the elements as they are stored).
