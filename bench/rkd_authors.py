@@ -1,7 +1,7 @@
 """The relational losses as their authors' formulas read in eager PyTorch: the peer of the RKD benchmarks.
 
-Distances from ``|x|^2 + |y|^2 - 2 x y`` clamped at 1e-12, angles from normalised differences ``[N, N, D]`` and their products
-``[N, N, N]`` (Park et al. 2019, https://arxiv.org/abs/1904.05068). The teacher's part runs without a graph.
+Distances from ``|x|^2 + |y|^2 - 2 x y`` clamped at 1e-12, angles from normalised differences ``[N, N, D]`` and their
+products ``[N, N, N]`` (Park et al. 2019, https://arxiv.org/abs/1904.05068). The teacher's part runs without a graph.
 """
 
 from __future__ import annotations
@@ -39,5 +39,5 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def angle_bytes(n: int, d: int) -> int:
-    """What rkd_angle allocates at its peak with a gradient: legs and cosines of both sides, and the gradients of both."""
+    """Peak memory of rkd_angle with its gradient: legs and cosines of both sides, and their gradients."""
     return 4 * (4 * n * n * d + 5 * n**3)

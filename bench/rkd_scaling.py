@@ -1,7 +1,7 @@
 """Time and memory of the relational losses against N: ``python -m bench.rkd_scaling [--plot]``.
 
-Every measurement is a process of its own on one thread, so that its peak memory is its own: the rise of the largest resident set
-over what the process held before the call. Eager is left out where it would need more than 4 GB.
+Every measurement is a process of its own on one thread, so that its peak memory is its own: the rise of the largest
+resident set over what the process held before the call. Eager is left out where it would need more than 4 GB.
 """
 
 from __future__ import annotations

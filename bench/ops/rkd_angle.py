@@ -1,4 +1,4 @@
-"""rkd_angle: the angle-wise relational loss of N points with D = 512 against its authors' formula in eager PyTorch."""
+"""rkd_angle: the angle-wise loss of N points, D = 512, against its authors' formula in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _too_large(inputs: Inputs) -> str | None:
 
 
 def least_bytes(case: Case, backward: bool) -> int:
-    """Both inputs read once, the gradient written once. The work is arithmetic, not memory, so shares of a copy say little."""
+    """Both inputs read once, the gradient written once; but the work is arithmetic, so shares of a copy say little."""
     return case.options["N"] * DEPTH * 4 * (3 if backward else 2)
 
 

@@ -1,4 +1,4 @@
-"""rkd_distance: the distance-wise relational loss of N points with D = 512 against its authors' formula in eager PyTorch."""
+"""rkd_distance: the distance-wise loss of N points, D = 512, against its authors' formula in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def providers(device: str) -> list[Provider]:
 
 
 def least_bytes(case: Case, backward: bool) -> int:
-    """Both inputs read once, the gradient written once. The work is arithmetic, not memory, so shares of a copy say little."""
+    """Both inputs read once, the gradient written once; but the work is arithmetic, so shares of a copy say little."""
     return case.options["N"] * DEPTH * 4 * (3 if backward else 2)
 
 

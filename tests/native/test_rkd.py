@@ -86,7 +86,8 @@ def add(name, kernel, signature, constants, aligned, warps):
     rows[name] = dict(registers=built.registers, spill=built.spill_bytes, loop=max(loops))
 k = triton_kernels
 for tile, warps in ((16, 4), (32, 4)):
-    add(f"angle {tile}", k.angle, angle, dict(SYMMETRIC=True, GRAD=True, TILE=tile), ("s_i", "t_i", "s_j", "t_j"), warps)
+    add(f"angle {tile}", k.angle, angle, dict(SYMMETRIC=True, GRAD=True, TILE=tile), ("s_i", "t_i", "s_j", "t_j"),
+        warps)
 for tile, warps in ((16, 2), (32, 4)):
     add(f"measure {tile}", k.measure, measure,
         dict(s_stride_d=1, t_stride_d=1, SYMMETRIC=True, SUMS=True, TILE=tile, BD=8), ("student", "teacher"), warps)

@@ -20,8 +20,8 @@ SMALLEST = tl.constexpr(2.0**-126)
 
 @triton.jit
 def _inverse_root(s):
-    # A step of Newton's method brings the approximation to the last digit without the slow paths of a rounded root and a
-    # division, which would be most of the angle kernel.
+    # A step of Newton's method brings the approximation to the last digit without the slow paths of a rounded root and
+    # a division, which would be most of the angle kernel.
     y = tl.rsqrt(tl.where(s < SMALLEST, 1.0, s))
     return tl.where(s < SMALLEST, 0.0, y + 0.5 * y * (1.0 - s * y * y))
 
