@@ -208,7 +208,8 @@ def ninja_file(temp: Path, targets: dict[str, Path]) -> str:
                 named = [f"-DKDX_ISA={isa}", *flags] if isa else []
                 objects.append(n.build(temp / f"cpu_{source.stem}{isa}.o", "cxx", [source], define + named))
         for source in sorted(ROOT.glob("csrc/bind/cpu_*.cpp")):
-            flags = [*python, f"'-DKDX_COMPILER=\"{compiler}\"'"]
+            # Glue: -O1, because instantiating pybind11's templates takes longer than compiling the kernels.
+            flags = ["-O1", *python, f"'-DKDX_COMPILER=\"{compiler}\"'"]
             objects.append(n.build(temp / f"bind_{source.stem}.o", "cxx", [source], flags))
         n.build(targets["kdx_ext._cpu"], "link", objects)
     if "kdx_ext._cuda" in targets:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from kdx.ops import _dispatch
 from kdx.ops._library import define
@@ -41,12 +40,11 @@ class Options(NamedTuple):
         """The call whose student gradient is this call's teacher gradient."""
         return self._replace(divergence=_SWAPPED[self.divergence], beta=1.0 - self.beta, ce_scale=0.0)
 
-    def divided(self, rows: int, classes: int) -> Options:
-        """The same call with the division carried out."""
+    def divided_scale(self, rows: int, classes: int) -> float:
+        """``kl_scale`` with the division carried out."""
         if self.divide == BY_NOTHING:
-            return self
-        by = max(rows * (classes if self.divide == BY_ENTRIES else 1), 1)
-        return self._replace(kl_scale=self.kl_scale / by, divide=BY_NOTHING)
+            return self.kl_scale
+        return self.kl_scale / max(rows * (classes if self.divide == BY_ENTRIES else 1), 1)
 
 
 class Rows(NamedTuple):
@@ -64,10 +62,11 @@ class Rows(NamedTuple):
 def _call(student: Tensor, teacher: Tensor, rows: Rows, options: Options, grad: bool) -> tuple[Tensor, Tensor | None]:
     """Run a backend on ``[O, C, I]``."""
     O, C, I = student.shape  # noqa: E741  # the names of the contract
-    temperature, divergence, beta, kl_scale, ce_scale, _, reduce, backend = options.divided(O * I, C)
+    temperature, divergence, beta, _, ce_scale, _, reduce, backend = options
     _, module = _dispatch.select("softmax_kl", backend, student, teacher)
+    scale = options.divided_scale(O * I, C)
     result: tuple[Tensor, Tensor | None] = module.forward(
-        student, teacher, *rows, temperature, divergence, beta, kl_scale, ce_scale, reduce, grad
+        student, teacher, *rows, temperature, divergence, beta, scale, ce_scale, reduce, grad
     )
     return result
 
@@ -107,7 +106,7 @@ define(
 
 def _plain(x: Tensor) -> bool:
     """Whether a backend may be called on it directly: the dispatcher costs more than a small kernel."""
-    return type(x) in (Tensor, Parameter) and not torch.compiler.is_compiling() and not _transformed()
+    return type(x) is Tensor and not torch.compiler.is_compiling() and not _transformed()
 
 
 def _transformed() -> bool:
@@ -119,7 +118,7 @@ def _run(
 ) -> tuple[Tensor, Tensor | None]:
     """One call on tensors of any shape; the gradient has the student's."""
     s, t = as_rows(student, dim), as_rows(teacher, dim)
-    if _plain(s) and _plain(t):
+    if _plain(s) and type(t) is Tensor:
         loss, gradient = _call(s, t, rows, options, grad)
     else:
         loss, gradient = torch.ops.kdx.softmax_kl(s, t, *rows, *options, grad)
@@ -130,8 +129,9 @@ def _by_formula(student: Tensor, teacher: Tensor, rows: Rows, options: Options, 
     """The gradient with respect to the student in plain PyTorch, which autograd can follow."""
     s, t = as_rows(student, dim), as_rows(teacher, dim)
     O, C, I = s.shape  # noqa: E741
-    temperature, divergence, beta, kl_scale, ce_scale, *_ = options.divided(O * I, C)
-    gradient = reference.gradient(s, t, *rows, temperature, divergence, beta, kl_scale, ce_scale)
+    temperature, divergence, beta, _, ce_scale, *_ = options
+    scale = options.divided_scale(O * I, C)
+    gradient = reference.gradient(s, t, *rows, temperature, divergence, beta, scale, ce_scale)
     gradient = gradient * (upstream if options.reduce else upstream.unsqueeze(1))
     return from_rows(gradient.to(student.dtype), student.shape, dim)
 
@@ -251,9 +251,10 @@ class _TransformedLoss(torch.autograd.Function):
         assert student is not None
         assert teacher is not None
         classes = student.shape[dim + 1]
-        one = options.divided(student[0].numel() // classes, classes)
+        scale = options.divided_scale(student[0].numel() // classes, classes)
+        one = options._replace(kl_scale=scale, divide=BY_NOTHING, reduce=False)
         rows = Rows(*(None if x is None else x.reshape(-1).contiguous() for x in row_tensors))
-        losses = loss_of(student, teacher, rows, one._replace(reduce=False), dim + 1)
+        losses = loss_of(student, teacher, rows, one, dim + 1)
         if options.reduce:
             return losses.reshape(B, -1).sum(1), 0
         return losses.reshape(B, *as_rows(student[0], dim).shape[::2]), 0
