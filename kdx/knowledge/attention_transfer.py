@@ -48,10 +48,10 @@ class AttentionTransfer(PairedLayers):
     """Distance of normalised spatial attention maps, summed over pairs of layers.
 
     Loss: with ``q = vec(mean_c F^2) / ||.||_2`` the mean of ``(q_s - q_t)^2`` over batch and pixels
-    (``variant="code"``, weight 1000 in the common CIFAR-100 recipe) or ``1/2 ||q_s - q_t||_2`` averaged over the batch
-    (``variant="paper"``), summed over pairs. No ``T^2``. Gradients reach the student. It does not change with the order
-    of the channels or a positive factor of a map. Maps of different size are average-pooled to the smaller; tokens are
-    laid on their grid. Nothing is learned.
+    (``variant="code"``, weight 1000 in the common CIFAR-100 recipe, whose maps have 8x8 to 32x32 pixels; take much less
+    for smaller maps) or ``1/2 ||q_s - q_t||_2`` averaged over the batch (``variant="paper"``), summed over pairs. No
+    ``T^2``. Gradients reach the student. It does not change with the order of the channels or a positive factor of a
+    map. Maps of different size are average-pooled to the smaller; tokens are laid on their grid. Nothing is learned.
 
     Args:
         student: taps of maps ``[N, C, H, W]``, from shallow to deep.

@@ -183,7 +183,9 @@ class CRD(Knowledge):
 
     def _log_z(self, scores: Tensor) -> Tensor:
         """Both constants ``[2]``: those of the first training batch, the mean over its ranks."""
-        now = scores.flatten(1).logsumexp(1) - math.log(scores[0].numel() / self.samples)
+        flat = scores.flatten(1)
+        top = flat.amax(1, keepdim=True)
+        now = (top + (flat - top).exp().mean(1, keepdim=True).log()).squeeze(1) + math.log(self.samples)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(now)
             now = now / dist.get_world_size()

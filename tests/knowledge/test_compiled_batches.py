@@ -19,6 +19,7 @@ OPTIONS = {
     "pkt": LAYERS,
     "irg": LAYERS | {"transform": "edge"},
     "fsp": LAYERS,
+    "semckd": {"student": "map", "teacher": "map"},
 }
 
 

@@ -204,16 +204,24 @@ def test_crd_of_awkward_features_is_finite(features, batch, case):
     assert torch.isfinite(component.bank_student).all()
 
 
-def test_crd_compiles_into_one_graph_and_still_updates_its_banks(features, batch):
+def test_crd_compiles_into_one_graph_for_any_batch_size_and_still_updates_its_banks(features, batch):
     eager, compiled = build(features), build(features)
+    graphs = []
+
+    def backend(graph, _example):
+        graphs.append(graph)
+        return graph
+
     torch.compiler.reset()
     step = torch.compile(
-        lambda s, t, i: compiled(Captured(s), Captured(t), Batch(None, index=i)), fullgraph=True, backend="aot_eager"
+        lambda s, t, i: compiled(Captured(s), Captured(t), Batch(None, index=i)), fullgraph=True, backend=backend
     )
-    for seed in (1, 2):
-        truth = run(eager, features, batch, seed)
-        torch.manual_seed(seed)
-        torch.testing.assert_close(step(dict(features[0]), dict(features[1]), batch.index), truth)
+    for rows in (4, 4, 3, 2):
+        now = [Captured({k: v[:rows] for k, v in side.items()}) for side in features]
+        truth = run(eager, now, Batch(None, index=batch.index[:rows]), seed=rows)
+        torch.manual_seed(rows)
+        torch.testing.assert_close(step(dict(now[0]), dict(now[1]), batch.index[:rows]), truth)
+    assert len(graphs) == 2  # one for the first size, one for every other
     torch.testing.assert_close(compiled.bank_student, eager.bank_student)
     torch.testing.assert_close(compiled.log_z, eager.log_z)
 
