@@ -250,8 +250,9 @@ def test_nan_and_inf_points_give_nan(backend, wide_tiles):
     for bad in (float("nan"), float("inf")):
         student = points(9, 4)
         student[3, 1] = bad
-        assert torch.isnan(rkd_distance(student, points(9, 3, seed=1), backend=backend))
-        assert torch.isnan(rkd_angle(student, points(9, 3, seed=1), backend=backend))
+        with np.errstate(all="ignore"):  # Triton's interpreter computes in numpy, which warns
+            assert torch.isnan(rkd_distance(student, points(9, 3, seed=1), backend=backend))
+            assert torch.isnan(rkd_angle(student, points(9, 3, seed=1), backend=backend))
 
 
 def test_order_of_threads_and_blocks_of_the_cuda_kernels_does_not_matter(emulated_cuda):  # noqa: F811
