@@ -11,6 +11,12 @@ from kdx.ops import _dispatch
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tests of small tensors spend their time waking threads; those about threads set their own number."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def require():
     """``require(op, backend)`` skips the test with the reason where that backend cannot run CPU tensors here."""
