@@ -32,6 +32,7 @@ from kdx.run_state import Run
 from kdx.schemes.base import Scheme
 from kdx.schemes.supervised import Supervised
 from kdx.tasks import task_kind
+from kdx.teachers import Frozen
 
 __all__ = ["Experiment", "WeakTeacherWarning", "run"]
 
@@ -216,7 +217,7 @@ class Experiment:
             return scheme, train, self.data.training(rows, train.batch_size)
         target = self.plugins.load("scheme", recipe.scheme.name)
         wants = inspect.signature(target).parameters
-        options = recipe.scheme.options
+        batch_statistics = recipe.teacher is not None and recipe.teacher.batch_statistics
         parts: dict[str, Any] = {
             "task": (recipe.task.weight, self.task.loss),
             "knowledge": {
@@ -225,10 +226,10 @@ class Experiment:
             },
             "student": lambda: self._model(stage.model),
             "peers": lambda: [self._model(stage.model) for _ in range(2)],
-            "teacher": lambda: self._trained(stage.teachers[0]),
+            "teacher": lambda: Frozen(self._trained(stage.teachers[0]), train_mode=batch_statistics),
         }
         given = {name: part() if callable(part) else part for name, part in parts.items() if name in wants}
-        scheme = target(**given, **options)
+        scheme = target(**given, **recipe.scheme.options)
         return scheme, recipe.train, self.data.training(self.data.few, recipe.train.batch_size)
 
     def _trained(self, stage: str) -> nn.Module:

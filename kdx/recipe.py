@@ -85,6 +85,9 @@ class Teacher(_Section):
     model: Component = Field(description="a model")
     train: Train = Field(Train(), description="how it is trained if no weights are given")
     weights: Path | None = Field(None, description="safetensors to load instead of training")
+    batch_statistics: bool = Field(
+        False, description="normalise by the batch while teaching, as OFD wants it; its running statistics stay"
+    )
 
 
 class Student(_Section):
