@@ -12,6 +12,8 @@ namespace kdx {
 namespace KDX_ISA {
 namespace {
 
+constexpr int64_t kLanes = 8;     // of a vector of floats with AVX2
+constexpr int64_t kShort = 128;   // columns below which a row is filled up to whole vectors
 constexpr int64_t kChunk = 1024;  // columns that are summed in the working precision; chunks are summed in double
 
 template <class T>
@@ -180,10 +182,12 @@ inline const double* as_acc(const double* x) { return x; }
 // `count` rows from (o, i) on as [count][stride] in the accumulation type; the tensor's own memory where it already is
 // that.
 template <class In>
-const Acc<In>* load(const View& v, int64_t o, int64_t i, int64_t count, int64_t C, int64_t stride, Acc<In>* room) {
+const Acc<In>* load(const View& v, int64_t o, int64_t i, int64_t count, int64_t C, int64_t stride, bool in_place,
+                    Acc<In>* room) {
   const In* x = static_cast<const In*>(v.data) + o * v.so + i * v.si;
   if (v.sc == 1 && count == 1) {
-    if (const Acc<In>* same = as_acc(x)) return same;
+    const Acc<In>* same = as_acc(x);
+    if (same && in_place) return same;
 #pragma omp simd
     for (int64_t j = 0; j < C; ++j) room[j] = widen(x[j]);
     return room;
@@ -214,17 +218,24 @@ void rows(const SoftmaxKl& call, int64_t begin, int64_t end, Acc<In>* scratch, d
   T *room_s = scratch, *room_t = room_s + block * stride, *room_g = room_t + block * stride;
   Row<T> row;
   row.q = room_g + block * stride, row.p = row.q + stride, row.h = row.p + stride;
-  row.C = C, row.inv_t = T(1 / call.temperature), row.beta = T(call.beta);
+  row.inv_t = T(1 / call.temperature), row.beta = T(call.beta);
+  // Short rows are filled up to whole vectors with classes that neither side has, which changes nothing and spares the
+  // scalar remainders that would take most of the time.
+  const bool fill = C < kShort && C % kLanes != 0;
+  row.C = fill ? (C + kLanes - 1) / kLanes * kLanes : C;
+  for (int64_t k = 0; k < block; ++k) {
+    for (int64_t j = C; j < row.C; ++j) room_s[k * stride + j] = room_t[k * stride + j] = T(-INFINITY);
+  }
   const T* kl_rows = static_cast<const T*>(call.kl_rows);
   const T* ce_rows = static_cast<const T*>(call.ce_rows);
   const View& grad = call.grad;
-  const bool in_place = grad.data && grad.sc == 1 && block == 1 && as_acc(static_cast<const In*>(grad.data));
+  const bool in_place = !fill && grad.data && grad.sc == 1 && block == 1 && as_acc(static_cast<const In*>(grad.data));
   for (int64_t r = begin; r < end;) {
     const int64_t o = r / call.I, i = r % call.I;
     int64_t count = block < end - r ? block : end - r;
     count = count < call.I - i ? count : call.I - i;
-    const T* s = load<In>(call.student, o, i, count, C, stride, room_s);
-    const T* t = load<In>(call.teacher, o, i, count, C, stride, room_t);
+    const T* s = load<In>(call.student, o, i, count, C, stride, !fill, room_s);
+    const T* t = load<In>(call.teacher, o, i, count, C, stride, !fill, room_t);
     T* g = room_g;
     if (in_place) g = reinterpret_cast<T*>(static_cast<In*>(grad.data) + o * grad.so + i * grad.si);
     for (int64_t k = 0; k < count; ++k, ++r) {
