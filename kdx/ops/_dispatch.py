@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # op -> backend -> module that defines `unsupported` and `forward`, in the order in which "auto" asks them.
 _SOFTMAX_KL = {
     "cuda": "kdx.ops.softmax_kl.cuda",
+    "triton": "kdx.ops.softmax_kl.triton",
     "cpu": "kdx.ops.softmax_kl.cpu",
     "reference": "kdx.ops.softmax_kl.reference",
 }

@@ -22,9 +22,8 @@ def emulated_cuda_module() -> Any:
 @pytest.fixture
 def emulated_cuda(emulated_cuda_module: Any) -> Iterator[harness.Emulation]:
     """Inside a test, backend "cuda" runs CPU tensors in the emulation; the value sets its order and architecture."""
-    from kdx.ops import _dispatch
-    from kdx.ops.softmax_kl import cuda
+    from kdx.ops import _dispatch, _workspace
 
-    cuda._workspaces.clear()
+    _workspace._zeroed.clear()
     with _dispatch.override_native("cuda", emulated_cuda_module):
         yield harness.Emulation(emulated_cuda_module.__file__)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from kdx.errors import BackendError
 from kdx.ops import _dispatch
+from tests.emulation.fixtures import emulated_cuda, emulated_cuda_module
+
+__all__ = ["emulated_cuda", "emulated_cuda_module"]
+
+# Read when a kernel is defined, so before any test imports one: the tests run Triton kernels in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
@@ -33,7 +42,9 @@ def require():
 
 @pytest.fixture(params=BACKENDS)
 def backend_name(request: pytest.FixtureRequest) -> str:
-    """Each backend's name, whether or not it can run."""
+    """Each backend's name, whether or not it can run; without a GPU "cuda" runs in the host emulation."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        request.getfixturevalue("emulated_cuda")
     return str(request.param)
 
 

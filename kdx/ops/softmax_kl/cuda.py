@@ -7,35 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdx.ops import _workspace
 from kdx.ops._dispatch import native
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/include/kdx/dtype.h
-
-# Per device and stream: a counter and the blocks' shares of the loss. A finished launch leaves the counter at zero.
-_workspaces: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def unsupported(student: Tensor, teacher: Tensor) -> str | None:
     """Why this backend cannot run these tensors, or None."""
     return None if student.dtype in DTYPES else f"no {student.dtype} kernel"
-
-
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-
-
-def workspace(device: torch.device, count: int) -> Tensor:
-    """At least ``count`` zeroed bytes for the launches of the current stream of ``device``.
-
-    A CUDA graph gets its own, zeroed whenever it is replayed: it may be replayed on several streams at once.
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.uint8, device=device)
-    key = (device, _stream(device))
-    found = _workspaces.get(key)
-    if found is None or found.numel() < count:
-        found = _workspaces[key] = torch.zeros(max(2 * count, 4096), dtype=torch.uint8, device=device)
-    return found
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, like: Tensor) -> int:
@@ -101,12 +81,12 @@ def forward(
         reduce,
     )
     with torch.cuda.device_of(student):  # type: ignore[no-untyped-call]  # torch has no annotation here
-        space = workspace(student.device, call.workspace_bytes()) if reduce else None
+        space = _workspace.zeroed(student.device, call.workspace_bytes()) if reduce else None
         module.softmax_kl(
             call,
             0 if space is None else space.data_ptr(),
             0 if space is None else space.numel(),
-            _stream(student.device),
+            _workspace.stream(student.device),
         )
     return loss, out
 
@@ -131,6 +111,6 @@ def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
                 out.data_ptr(),
                 grad.numel(),
                 DTYPES[grad.dtype],
-                _stream(grad.device),
+                _workspace.stream(grad.device),
             )
     return out
