@@ -86,4 +86,55 @@ struct Element<__half> {
   }
 };
 
+// The maximum of many 16-byte chunks, NaN left out; two classes an instruction where they have 16 bits.
+template <typename T>
+struct PackMaximum {
+  using A = typename Element<T>::Acc;
+  A highest = -A(INFINITY);
+  __device__ __forceinline__ void see(uint4 raw) {
+    A x[Element<T>::kPack];
+    Element<T>::unpack(raw, x);
+#pragma unroll
+    for (int v = 0; v < Element<T>::kPack; ++v) highest = highest > x[v] || x[v] != x[v] ? highest : x[v];
+  }
+  __device__ __forceinline__ A value() const { return highest; }
+};
+
+template <>
+struct PackMaximum<float> {
+  float highest = -INFINITY;
+  __device__ __forceinline__ void see(uint4 raw) {
+    highest = fmaxf(highest, fmaxf(fmaxf(__uint_as_float(raw.x), __uint_as_float(raw.y)),
+                                   fmaxf(__uint_as_float(raw.z), __uint_as_float(raw.w))));
+  }
+  __device__ __forceinline__ float value() const { return highest; }
+};
+
+template <typename Pair>
+__device__ __forceinline__ Pair pair_maximum(Pair highest, uint4 raw) {
+  Pair pairs[4];
+  memcpy(pairs, &raw, sizeof raw);
+  return __hmax2(highest, __hmax2(__hmax2(pairs[0], pairs[1]), __hmax2(pairs[2], pairs[3])));
+}
+
+template <>
+struct PackMaximum<__nv_bfloat16> {
+  __nv_bfloat162 highest = __floats2bfloat162_rn(-INFINITY, -INFINITY);
+  __device__ __forceinline__ void see(uint4 raw) { highest = pair_maximum(highest, raw); }
+  __device__ __forceinline__ float value() const {
+    const float2 both = __bfloat1622float2(highest);
+    return fmaxf(both.x, both.y);
+  }
+};
+
+template <>
+struct PackMaximum<__half> {
+  __half2 highest = __floats2half2_rn(-INFINITY, -INFINITY);
+  __device__ __forceinline__ void see(uint4 raw) { highest = pair_maximum(highest, raw); }
+  __device__ __forceinline__ float value() const {
+    const float2 both = __half22float2(highest);
+    return fmaxf(both.x, both.y);
+  }
+};
+
 }  // namespace kdx::cuda

@@ -250,6 +250,7 @@ __device__ typename Element<T>::Acc solve_row(const Row<T>& row, RowTerms<typena
                                               typename Element<T>::Acc beta) {
   using A = typename Element<T>::Acc;
   constexpr int kPack = Element<T>::kPack;
+  constexpr bool kNarrow = sizeof(T) == 2;
   const int first = team.index(), step = team.size(), end = row.chunks;
   const bool ce = terms.ce != A(0);
   const bool labelled = terms.label >= 0 && terms.label < row.C;  // never an address before this
@@ -263,7 +264,7 @@ __device__ typename Element<T>::Acc solve_row(const Row<T>& row, RowTerms<typena
   const auto count = [&](const A(&s)[kPack], const A(&t)[kPack]) {
     const A m_s = finite_maximum(mine.m_s), m_t = finite_maximum(mine.m_t), offset = m_t - m_s;
 #pragma unroll
-    for (int v = 0; v < kPack; ++v) add(mine, s[v], t[v], m_s, m_t, offset, k);
+    for (int v = 0; v < kPack; ++v) add<A, kNarrow>(mine, s[v], t[v], m_s, m_t, offset, k);
     if (ce) {
 #pragma unroll
       for (int v = 0; v < kPack; ++v) mine.l_1 += Math<A>::exponential((s[v] - m_s) * k.natural);
@@ -271,11 +272,10 @@ __device__ typename Element<T>::Acc solve_row(const Row<T>& row, RowTerms<typena
   };
   store.fill(row, first, step, end);
   if constexpr (Store::kResident) {
-    store.each(row, first, step, end, [&](int, const uint4& raw_s, const uint4& raw_t) {
-      A s[kPack], t[kPack];
-      Element<T>::unpack(raw_s, s), Element<T>::unpack(raw_t, t);
-      raise(s, t, mine.m_s, mine.m_t);
-    });
+    PackMaximum<T> highest_s, highest_t;
+    store.each(row, first, step, end,
+               [&](int, const uint4& raw_s, const uint4& raw_t) { highest_s.see(raw_s), highest_t.see(raw_t); });
+    mine.m_s = highest_s.value(), mine.m_t = highest_t.value();
     store.each(row, first, step, end, [&](int, const uint4& raw_s, const uint4& raw_t) {
       A s[kPack], t[kPack];
       Element<T>::unpack(raw_s, s), Element<T>::unpack(raw_t, t);
@@ -291,7 +291,7 @@ __device__ typename Element<T>::Acc solve_row(const Row<T>& row, RowTerms<typena
       count(s, t);
     });
   }
-  const Solved<A> solved = solve(team.merge(mine, k, ce), ce);
+  const Solved<A> solved = solve<A, kNarrow>(team.merge(mine, k, ce), ce);
 
   A share = A(0), part = A(0);
   const bool wanted = row.grad.first != nullptr;
@@ -312,7 +312,7 @@ __device__ typename Element<T>::Acc solve_row(const Row<T>& row, RowTerms<typena
     Element<T>::unpack(raw_s, s), Element<T>::unpack(raw_t, t);
 #pragma unroll
     for (int v = 0; v < kPack; ++v) {
-      const Term<A> x = term<A, kDivergence>(s[v], t[v], solved, k, beta);
+      const Term<A> x = term<A, kDivergence, kNarrow>(s[v], t[v], solved, k, beta);
       share += x.share;
       if constexpr (kDivergence == kForward) {
         g[v] = to_grad * x.difference;
@@ -333,7 +333,7 @@ __device__ typename Element<T>::Acc solve_row(const Row<T>& row, RowTerms<typena
         Element<T>::unpack(raw_s, s), Element<T>::unpack(raw_t, t);
 #pragma unroll
         for (int v = 0; v < kPack; ++v) {
-          const Term<A> x = term<A, kDivergence>(s[v], t[v], solved, k, beta);
+          const Term<A> x = term<A, kDivergence, kNarrow>(s[v], t[v], solved, k, beta);
           g[v] = to_grad * x.q * ((x.q == A(0) ? A(0) : x.slope) - total);
         }
         finish(chunk, s, g);

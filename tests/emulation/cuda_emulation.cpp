@@ -460,7 +460,7 @@ float exp2_approx(float x) {
   x = flush(x);
   const double exact = std::exp2(double(x));
   if (!std::isfinite(exact) || exact == 0.0 || x == 0.0f) return float(exact);
-  return flush(disturb(exact, exact * 0x1p-22, x));
+  return flush(disturb(exact, 1.5 * std::ldexp(1.0, std::ilogb(exact) - 23), x));  // 2 ulp with the rounding
 }
 
 float log2_approx(float x) {

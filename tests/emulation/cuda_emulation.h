@@ -247,3 +247,12 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {__float2
 inline __half2 __floats2half2_rn(float a, float b) { return {__float2half(a), __float2half(b)}; }
 inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {__bfloat162float(v.x), __bfloat162float(v.y)}; }
 inline float2 __half22float2(__half2 v) { return {__half2float(v.x), __half2float(v.y)}; }
+// The larger of each half; a NaN loses, two give NaN, as fmaxf has it.
+inline __nv_bfloat162 __hmax2(__nv_bfloat162 a, __nv_bfloat162 b) {
+  const float2 p = __bfloat1622float2(a), q = __bfloat1622float2(b);
+  return __floats2bfloat162_rn(std::fmax(p.x, q.x), std::fmax(p.y, q.y));
+}
+inline __half2 __hmax2(__half2 a, __half2 b) {
+  const float2 p = __half22float2(a), q = __half22float2(b);
+  return __floats2half2_rn(std::fmax(p.x, q.x), std::fmax(p.y, q.y));
+}

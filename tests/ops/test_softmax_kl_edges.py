@@ -116,8 +116,9 @@ def test_tokens_shifted_by_one_are_read_in_place(backend):
     call = {"temperature": 2.0, "reduction": "none"}
     loss, grad = run(student[:, :-1], teacher[:, 1:], backend, **call)
     want, want_grad = run(student[:, :-1].contiguous(), teacher[:, 1:].contiguous(), backend, **call)
-    assert torch.equal(loss, want)
-    assert torch.equal(grad, want_grad)
+    # Not bit for bit: a kernel that cuts rows at 16-byte addresses adds up a shifted row in other groups.
+    assert torch.allclose(loss, want, rtol=1e-6, atol=0)
+    assert (grad - want_grad).norm() <= 2e-6 * want_grad.norm()
 
 
 def test_an_expanded_teacher_is_read_with_stride_zero(backend):

@@ -6,9 +6,9 @@ maxima of the raw logits, sums of exponentials under them, ``gap = sum exp((t - 
 cancellation, and the sum at temperature 1.
 """
 
-# Triton kernels take many positional arguments, are annotated by what the compiler wants, and spell out comparisons that
-# Python could shorten.
-# ruff: noqa: PLR0917, PLR1714, PLR0124, D103
+# Triton kernels take many positional arguments, are annotated by what the compiler wants, and spell out comparisons
+# that Python could shorten.
+# ruff: noqa: PLR0915, PLR0917, PLR1714, PLR0124, SIM109
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc, no-any-return"
 
 from __future__ import annotations
