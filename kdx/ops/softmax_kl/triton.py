@@ -78,6 +78,11 @@ def _on(device: torch.device) -> Iterator[None]:
             yield
 
 
+def _written(like: Tensor) -> torch.dtype:
+    """The dtype a kernel writes: that of ``like``, but the interpreter cuts fp32 to bf16 where the hardware rounds."""
+    return torch.float32 if like.device.type == "cpu" else like.dtype
+
+
 class _Side(NamedTuple):
     """Strides of one tensor, those between rows in units of ``pack`` classes; ``unit``: classes are neighbours."""
 
@@ -133,9 +138,11 @@ def forward(
                 f"{name}: expected {O * I} contiguous numbers on {student.device}, got {tuple(rows.shape)}"
             )
     device = student.device
-    out = torch.empty_like(student) if grad else None
+    out = torch.empty_like(student, dtype=_written(student)) if grad else None
     if O * I == 0:
-        return torch.zeros(() if reduce else (O, I), dtype=torch.float32, device=device), out
+        return torch.zeros(
+            () if reduce else (O, I), dtype=torch.float32, device=device
+        ), None if out is None else out.to(student.dtype)
     shape = shape_for(C)
     pack = _pack(C, [x for x in (student, teacher, out) if x is not None])
     flat = I == 1  # then the rows lie along O alone
@@ -175,7 +182,7 @@ def forward(
             )  # fmt: skip
         else:
             _split(tensors, (inner, programs, C // pack), -(-C // shape.block), strides, factors, shape, flags)
-    return loss, out
+    return loss, None if out is None else out.to(student.dtype)
 
 
 def _scratch(device: torch.device, programs: int, reduce: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -223,12 +230,12 @@ def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
             f"upstream: expected one torch.float32 on {grad.device}, "
             f"got {tuple(upstream.shape)} {upstream.dtype} on {upstream.device}"
         )
-    out = torch.empty_like(grad)
+    out = torch.empty_like(grad, dtype=_written(grad))
     if grad.stride() != out.stride():  # empty_like is dense; grad was not
         grad = grad.contiguous()
-        out = torch.empty_like(grad)
+        out = torch.empty_like(grad, dtype=_written(grad))
     n = grad.numel()
     if n:
         with _on(grad.device):
             kernels.scale_kernel[(-(-n // _SCALE_BLOCK),)](grad, upstream, out, n, BLOCK=_SCALE_BLOCK, num_warps=8)
-    return out
+    return out.to(grad.dtype)
