@@ -11,8 +11,8 @@
 //                                                              neighbours touch (dim=1 of NCHW): accesses are coalesced
 //                                                              over rows
 //
-// Bounds checked by tests/native/test_cuda_gates.py: no spills; registers at most 128 (lanes, block, thread), 80
-// (cluster).
+// Bounds checked by tests/native/test_cuda_gates.py: no spills; registers at most 168 (lanes, thread), 128
+// (block), 80 (cluster).
 #pragma once
 
 #include "cuda/softmax_kl_row.cuh"
@@ -105,7 +105,7 @@ __device__ void deliver(const Call<T>& call, std::int64_t r, typename Element<T>
 }
 
 template <typename T, int kDivergence, typename Store, int kLanes>
-__global__ void __launch_bounds__(kThreads) lanes_kernel(const Call<T> call) {
+__global__ void __launch_bounds__(kThreads, 3) lanes_kernel(const Call<T> call) {
   using A = typename Element<T>::Acc;
   const LaneTeam<A, kLanes> team;
   const std::int64_t r = std::int64_t(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes;

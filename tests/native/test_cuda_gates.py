@@ -15,7 +15,7 @@ if gates.nvcc() is None:
 SOURCES = gates.ROOT / "csrc" / "cuda"
 # One element type stands for the others here; building the CUDA module compiles them all.
 GATED = [("softmax_kl_bf16.cu", arch) for arch in gates.GENCODE] + [("scale_grad.cu", 90)]
-REGISTERS = {"lanes_kernel": 128, "block_kernel": 128, "cluster_kernel": 80, "scale": 40}
+REGISTERS = {"lanes_kernel": 168, "block_kernel": 128, "cluster_kernel": 80, "scale": 40}
 # Instructions for each bf16 class in the sweeps of the cluster kernel as compiled, forward KL; they include the partial
 # chunks at the ends of a row and the cross-entropy, which most chunks jump over.
 SWEEPS = {"maxima": 3, "sums": 29, "loss and gradient": 66}

@@ -49,6 +49,8 @@ BOUNDS[torch.float16] = (1e-6, 6e-4)
 @pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_loss_and_both_gradients_match_the_formula(backend, divergence, dtype):
+    if backend == "triton" and dtype == torch.float64:
+        pytest.skip("the Triton kernels compute in float32")
     # float16 gradients are scaled up as a loss scaler would, since its subnormals have fewer digits.
     factor = 1e3 if dtype == torch.float16 else 1.7
     student, teacher = leaves(*pair(33, 100, dtype=dtype))
@@ -226,7 +228,7 @@ def test_a_constant_added_to_a_row_costs_no_more_than_the_rounding_of_the_logits
 
 
 def test_at_high_temperature_the_gradient_is_centred_logit_matching(backend):
-    student, teacher = leaves(*pair(4, 50, dtype=torch.float64))
+    student, teacher = leaves(*pair(4, 50, dtype=torch.float32 if backend == "triton" else torch.float64))
     loss = softmax_kl(student, teacher, temperature=1e4, reduction="sum", backend=backend)
     (grad,) = torch.autograd.grad(loss, student)
     gap = (student - teacher).detach()
