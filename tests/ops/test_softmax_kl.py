@@ -169,7 +169,8 @@ def test_the_classes_may_be_any_dimension(backend, shape, dim):
     s, t = leaves(student.double(), teacher.double())
     want = 4 * rows * row_losses(s.movedim(dim, -1), t.movedim(dim, -1), 2.0)
     assert loss.shape == want.shape
-    assert close(loss, want, 1e-5)  # single rows: the hardware exponential is 2 ulp off
+    # single rows: a GPU's exponential is 2 ulp off, and the budget of the op is 1e-5
+    assert close(loss, want, 1e-6 if backend in ("reference", "cpu") else 1e-5)
     grads = torch.autograd.grad((loss * rows).sum(), (student, teacher))
     for grad, grad_want in zip(grads, torch.autograd.grad((want * rows).sum(), (s, t)), strict=True):
         assert close(grad, grad_want, 2e-6)
