@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdx.batch import Batch
+
+# Without a GPU the tests run Triton kernels in its interpreter. Triton reads this when it is imported, which any library
+# may do, so it is set before pytest imports the first test.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def small_net(width: int = 4, classes: int = 3) -> nn.Sequential:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
@@ -12,10 +10,6 @@ from kdx.ops import _dispatch
 from tests.emulation.fixtures import emulated_cuda, emulated_cuda_module
 
 __all__ = ["emulated_cuda", "emulated_cuda_module"]
-
-# Read when a kernel is defined, so before any test imports one: the tests run Triton kernels in its interpreter.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
