@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdx.batch import Batch
 
-# Without a GPU the tests run Triton kernels in its interpreter. Triton reads this when it is imported, which any library
-# may do, so it is set before pytest imports the first test.
+# Without a GPU the tests run Triton kernels in its interpreter. Triton reads this when it is imported, which any
+# library may do, so it is set before pytest imports the first test.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
