@@ -23,7 +23,7 @@ demo: $(READY)
 
 test: $(READY)
 	@echo "== running every test; those that need a GPU skip without one"
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
