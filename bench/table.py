@@ -89,7 +89,8 @@ def plot(op: str, rows: list[Row]) -> list[str]:
         # The least bytes of a case follow from its rate; at the speed of a copy they take this long.
         limit = {float(r["x"]): float(r["median_ms"]) * float(r["share_of_copy"]) for r in here}
         axes.plot(*zip(*sorted(limit.items()), strict=True), color="black", linestyle="--", label="copy limit")
-        axes.set(xscale="log", yscale="log", xlabel="classes C", ylabel="forward + backward, ms")
+        size = "points N" if op.startswith("rkd") else "classes C"
+        axes.set(xscale="log", yscale="log", xlabel=size, ylabel="forward + backward, ms")
         axes.set_title(f"{op}, {here[0]['dtype']}, {here[0]['device']}", fontsize=10)
         axes.legend()
         axes.grid(alpha=0.3, which="both")
