@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -117,7 +118,7 @@ def _run(
     from rich.console import Console
 
     console = Console(stderr=as_json)
-    with console.status("loading torch") if console.is_terminal else _nothing():
+    with console.status("loading torch") if console.is_terminal else nullcontext():
         from kdx.experiment import Experiment, WeakTeacherWarning
         from kdx.progress import ProgressBar
         from kdx.recipe import check_recipe
@@ -144,12 +145,6 @@ def _run(
         console.print(seeds_table(summaries))
     if as_json:
         _print_json(summaries if seeds else summaries[0])
-
-
-def _nothing() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
 
 
 @app.command("plugins", epilog="Example:  kdx plugins --json")

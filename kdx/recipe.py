@@ -218,9 +218,7 @@ def check_recipe(values: Any, where: str = "recipe") -> Recipe:
         raise RecipeError(f"{where}: " + "\n".join(lines)) from error
     try:
         _check_components(recipe)
-    except UnknownNameError as error:
-        raise RecipeError(f"{where}: {error}") from error
-    except RecipeError as error:
+    except (UnknownNameError, RecipeError) as error:
         raise RecipeError(f"{where}: {error}") from error
     return recipe
 
