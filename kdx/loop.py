@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -142,9 +142,7 @@ def fit(
         with Signals() as signals:
             watchers.configure(run)
             while run.epoch < run.epochs and run.step < run.total_steps and not run.stopped:
-                for window in windows(stream.epoch(run.epoch), accumulate):
-                    scheme.advance(run.step, run.total_steps)
-                    run.extra = {}
+                for window in _epoch(run, stream, accumulate):
                     losses = _backward(accelerator, engine, _measured(forward, run, log_gradients), window)
                     if clip_grad_norm is not None:
                         accelerator.clip_grad_norm_(trained, clip_grad_norm)
@@ -153,6 +151,7 @@ def fit(
                     if scheduler and not accelerator.optimizer_step_was_skipped:
                         scheduler.step("step")
                     run.step += 1
+                    scheme.step_end(run.step, run.total_steps)
                     run.learning_rate = raw_optimizer.param_groups[0]["lr"]
                     run.seconds = time.perf_counter() - start
                     finite.add(losses, run.step, check=run.logs(run.step))
@@ -209,6 +208,16 @@ def _length(train: Iterable[Any], epochs: int | None, steps: int | None, accumul
     if epochs is None:
         epochs = math.ceil(steps / per_epoch) if steps else 1
     return epochs, min(steps or epochs * per_epoch, epochs * per_epoch)
+
+
+def _epoch(run: Run, stream: Stream, accumulate: int) -> Iterator[list[Batch]]:
+    """The windows of one epoch, or of what is left of it; the scheme is told of the epoch and of every step first."""
+    if not stream.resumes:
+        run.scheme.epoch_start(run.epoch, run.epochs)
+    for window in windows(stream.epoch(run.epoch), accumulate):
+        run.scheme.advance(run.step, run.total_steps)
+        run.extra = {}
+        yield window
 
 
 def _backward(accelerator: Accelerator, engine: Any, forward: Callable[[Batch], Losses], window: list[Batch]) -> Losses:

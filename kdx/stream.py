@@ -39,6 +39,11 @@ class Stream:
         self._consumed = 0
         self._replay = 0
 
+    @property
+    def resumes(self) -> bool:
+        """Whether the next epoch is one that was begun before and goes on."""
+        return self._replay > 0
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch; after :meth:`load_state_dict` those that the interrupted epoch still owed."""
         for owner in _epoch_owners(self.loader):

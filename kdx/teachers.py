@@ -39,6 +39,12 @@ class Teacher(nn.Module, ABC):
     def forward(self, batch: Batch) -> Captured:
         """What the teacher says about a batch."""
 
+    def epoch_start(self, epoch: int, epochs: int) -> None:  # most teachers do not follow the student
+        """An epoch (from 0) begins. What a teacher changes here belongs in its parameters or buffers."""
+
+    def step_end(self, step: int, total: int) -> None:
+        """Optimizer step ``step`` (from 1) of ``total`` has moved the student."""
+
 
 class Frozen(Teacher):
     """A model that only teaches: evaluation mode, no gradient, nothing about it changes.

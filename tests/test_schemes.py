@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,7 +15,9 @@ from torch import nn
 
 import kdx
 from kdx.batch import Batch
-from kdx.errors import CaptureError
+from kdx.capture import Captured
+from kdx.errors import CaptureError, Interrupted
+from kdx.hookspecs import hookimpl
 from kdx.losses import cross_entropy
 from kdx.teachers import Frozen
 
@@ -236,3 +241,46 @@ def test_the_scheme_compiles_into_one_graph(net, batch) -> None:
     scheme.eval()
     expected = scheme(batch).total
     torch.testing.assert_close(torch.compile(scheme, backend="aot_eager", fullgraph=True)(batch).total, expected)
+
+
+class Follower(kdx.Teacher):
+    """Writes down when it is told of epochs and steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[str, int, int]] = []
+
+    def tap(self, names) -> None:
+        pass
+
+    def forward(self, batch):
+        return Captured({"logits": torch.zeros(batch.rows, 3)})
+
+    def epoch_start(self, epoch, epochs) -> None:
+        self.told.append(("epoch", epoch, epochs))
+
+    def step_end(self, step, total) -> None:
+        self.told.append(("step", step, total))
+
+
+@pytest.mark.parametrize("stop", [None, 3, 6], ids=["unbroken", "stopped amid an epoch", "stopped at its last step"])
+def test_a_teacher_is_told_of_every_epoch_and_step_once(net, loader, tmp_path, stop) -> None:
+    class Stop:
+        @hookimpl
+        def kdx_step_end(self, step) -> None:
+            if step == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def run(**options) -> list[tuple[str, int, int]]:
+        torch.manual_seed(0)
+        teacher = Follower()
+        scheme = kdx.Offline(net(), teacher, knowledge={"kd": kdx.SoftTargets()})
+        with nullcontext() if stop is None or "resume" in options else pytest.raises(Interrupted):
+            kdx.fit(scheme, loader, epochs=2, folder=tmp_path, device="cpu", **options)
+        return teacher.told
+
+    told = run(observers=[Stop()])
+    if stop is not None:
+        told += run(resume=True)
+    steps = [("step", step, 12) for step in range(1, 13)]
+    assert told == [("epoch", 0, 2), *steps[:6], ("epoch", 1, 2), *steps[6:]]

@@ -15,6 +15,7 @@ from kdx.capture import Captured
 from kdx.errors import CaptureError
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Losses, cross_entropy
+from kdx.teachers import Teacher
 from kdx.weights import Balanced, Weight
 
 __all__ = ["KnowledgeTerms", "Scheme", "Task", "TaskFn"]
@@ -105,6 +106,18 @@ class Scheme(nn.Module, ABC):
         for name, weight in self.weights.items():
             if not isinstance(weight, float | Balanced):
                 self.get_buffer(f"_weight_{name}").fill_(weight.at(step, total))
+
+    def epoch_start(self, epoch: int, epochs: int) -> None:
+        """An epoch (from 0, of ``epochs``) begins; :func:`kdx.fit` calls it, though not when it resumes amid one."""
+        for part in self.modules():
+            if isinstance(part, Teacher):
+                part.epoch_start(epoch, epochs)
+
+    def step_end(self, step: int, total: int) -> None:
+        """Optimizer step ``step`` (from 1) of ``total`` has moved the students; :func:`kdx.fit` calls it."""
+        for part in self.modules():
+            if isinstance(part, Teacher):
+                part.step_end(step, total)
 
     def rebalance(self, norms: Mapping[str, Tensor]) -> None:
         """Moves balanced weights towards their ratio.
