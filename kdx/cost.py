@@ -1,4 +1,4 @@
-"""What a model costs: parameters, size on disk, latency."""
+"""What a model costs: parameters, operations, size on disk, latency."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdx.flops import count_flops
 from kdx.schemes.base import evaluating
 
 __all__ = ["Cost", "measure_cost"]
@@ -21,12 +22,14 @@ class Cost:
 
     Args:
         parameters: number of parameters.
+        flops: operations of one sample, a multiplication and an addition as two; see :func:`kdx.flops.counting_flops`.
         bytes: of all parameters and buffers.
         latency_ms: median time of one forward pass of the example, in milliseconds.
         latency_spread_ms: distance between its 20th and 80th percentile.
     """
 
     parameters: int
+    flops: int
     bytes: int
     latency_ms: float
     latency_spread_ms: float
@@ -68,6 +71,7 @@ def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 100, threa
     tensors = [*model.parameters(), *model.buffers()]
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        flops=count_flops(model, example),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         latency_ms=statistics.median(times),
         latency_spread_ms=fifths[3] - fifths[0],

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kdx.batch import Batch
 from kdx.capture import Taps, call, clean_name, unwrap
+from kdx.flops import counting_flops
 from kdx.matching import MinibatchCKA, Pairs, pair_by_depth, pair_by_similarity
 from kdx.schemes.base import evaluating
 
@@ -32,8 +33,8 @@ class Layer:
         order: its place in the forward pass, from 0, by when it is done.
         shape: of its output for one sample.
         parameters: number of parameters, those of inner modules included.
-        flops: floating point operations for one sample, inner modules included; a multiplication and an addition
-            count as two. Matrix products and convolutions are counted.
+        flops: floating point operations for one sample, inner modules included, as :func:`kdx.flops.counting_flops`
+            counts them.
         depth: share of the model's operations that are done when this layer is, in [0, 1].
     """
 
@@ -126,10 +127,9 @@ def list_layers(model: nn.Module, inputs: Any) -> list[Layer]:
     """
     plain = unwrap(model)
     rows = Batch(inputs).rows
-    counter = FlopCounterMode(display=False)
     found: list[tuple[str, nn.Module, Tensor, int]] = []
 
-    def record(name: str, module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
+    def record(counter: FlopCounterMode, name: str, module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _inputs: Any, value: Any) -> None:
             if isinstance(value, tuple | list):
                 value = next((part for part in value if isinstance(part, Tensor)), None)
@@ -140,13 +140,13 @@ def list_layers(model: nn.Module, inputs: Any) -> list[Layer]:
         return hook
 
     named = [(clean_name(name), module) for name, module in plain.named_modules() if name]
-    handles = [module.register_forward_hook(record(name, module)) for name, module in named]
-    try:
-        with evaluating(model), torch.no_grad(), counter:
+    with evaluating(model), torch.no_grad(), counting_flops() as counter:
+        handles = [module.register_forward_hook(record(counter, name, module)) for name, module in named]
+        try:
             call(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+        finally:
+            for handle in handles:
+                handle.remove()
     total = counter.get_total_flops()
     by_module = counter.get_flop_counts()
     root = type(plain).__name__

@@ -20,6 +20,7 @@ LAYERS = [
     {"adapters", "checkpoint", "gradients", "matching"},
     {"knowledge", "teachers"},
     {"schemes"},
+    {"flops"},
     {"stream", "evaluation", "observers", "cost", "datasets", "models", "layers"},
     {"run_state"},
     {"loop"},

@@ -87,14 +87,15 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.stride = stride
-        self.new_channels = width - channels
+        before = (width - channels) // 2
+        # pads the last three dimensions, channels among them; a module, so that a narrower student can change it
+        self.pad = nn.ZeroPad3d((0, 0, 0, 0, before, width - channels - before)) if width > channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, channels, h, w]`` to ``[N, width, h / stride, w / stride]``, rounded up."""
         shortcut = x[:, :, :: self.stride, :: self.stride]
-        if self.new_channels:
-            before = self.new_channels // 2
-            shortcut = F.pad(shortcut, (0, 0, 0, 0, before, self.new_channels - before))
+        if self.pad is not None:
+            shortcut = self.pad(shortcut)
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(out + shortcut)
 
