@@ -27,7 +27,7 @@ from kdx.optim import OptimizerSpec, ScheduleSpec, make_optimizer, make_schedule
 from kdx.run_state import Finite, Run, State
 from kdx.schemes.base import Scheme
 from kdx.signals import Signals
-from kdx.stream import Stream, windows
+from kdx.stream import Stream, dataset_size, windows
 from kdx.weights import Balanced
 
 __all__ = ["fit"]
@@ -122,9 +122,8 @@ def fit(
     scheme.to(accelerator.device)
     if accelerator.num_processes > 1:
         train = accelerator.prepare(train)
-    if not scheme.ready:
-        with rng.isolated():
-            scheme.setup(Batch.of(next(iter(train))).to(accelerator.device))
+    with rng.isolated():
+        _set_up(scheme, train, accelerator.device)
     trained = [parameter for parameter in scheme.parameters() if parameter.requires_grad]
     raw_optimizer = make_optimizer(optimizer, trained)
     scheduler = make_schedule(schedule, raw_optimizer, steps=total_steps, epochs=epochs)
@@ -189,6 +188,13 @@ def _accelerator(mixed_precision: str, device: str) -> Accelerator:
     # Accelerate keeps one state per process and refuses another precision or device; runs here follow one another
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
+
+
+def _set_up(scheme: Scheme, train: Iterable[Any], device: torch.device) -> None:
+    if (samples := dataset_size(train)) is not None:
+        scheme.dataset_size(samples)
+    if not scheme.ready:
+        scheme.setup(Batch.of(next(iter(train))).to(device))
 
 
 def _length(train: Iterable[Any], epochs: int | None, steps: int | None, accumulate: int) -> tuple[int, int]:

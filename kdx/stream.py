@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from kdx import rng
 from kdx.batch import Batch
 
-__all__ = ["Stream", "windows"]
+__all__ = ["Stream", "dataset_size", "windows"]
 
 
 class Stream:
@@ -110,6 +111,20 @@ def _own_generators(loader: Any) -> list[torch.Generator]:
 def _epoch_owners(loader: Any) -> list[Any]:
     parts = [*_parts(loader), getattr(loader, "dataset", None)]
     return [part for part in parts if callable(getattr(part, "set_epoch", None))]
+
+
+def dataset_size(loader: Iterable[Any]) -> int | None:
+    """How many samples ``batch.index`` can name: the length of the data set that a loader goes through.
+
+    Views and subsets keep the row numbers of the whole, so the data set inside them (their ``dataset``) counts.
+
+    Returns:
+        The number, or None where the loader has no data set, or one without a length.
+    """
+    data = getattr(loader, "dataset", None)
+    while isinstance(inner := getattr(data, "dataset", None), Dataset):
+        data = inner
+    return len(data) if isinstance(data, Sized) else None
 
 
 def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

@@ -14,17 +14,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 import kdx
 from kdx import rng
 from kdx.batch import Batch
 from kdx.checkpoint import atomic_write, latest_checkpoint, load_checkpoint, load_weights
+from kdx.datasets import View
 from kdx.errors import CheckpointError, Interrupted, KdxError, PluginError, RunExistsError, UnknownNameError
 from kdx.evaluation import evaluate
 from kdx.hookspecs import hookimpl
 from kdx.observers import read_metrics
-from kdx.stream import Stream, windows
+from kdx.stream import Stream, dataset_size, windows
 
 
 class Noisy(Dataset):
@@ -203,6 +204,14 @@ def test_the_data_do_not_depend_on_what_training_draws(images) -> None:
         return found
 
     assert all(a.equal(b) for a, b in zip(inputs(1), inputs(9), strict=True))
+
+
+def test_the_size_of_a_data_set_counts_what_its_indices_can_name(images) -> None:
+    whole = TensorDataset(*images)
+    assert dataset_size(DataLoader(whole, 16)) == 96
+    assert dataset_size(DataLoader(Subset(View(whole, torch.arange(9)), [1, 2]), 2)) == 96
+    assert dataset_size([images]) is None
+    assert dataset_size(DataLoader(type("Endless", (IterableDataset,), {"__iter__": lambda _: iter([0])})())) is None
 
 
 def test_windows_group_batches_and_keep_the_rest() -> None:

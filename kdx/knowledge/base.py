@@ -40,6 +40,9 @@ class Knowledge(nn.Module, ABC):
         """Whether every learnable part exists; parts built from shapes appear in :meth:`setup`."""
         return True
 
+    def dataset_size(self, samples: int) -> None:  # most components keep nothing per sample
+        """``batch.index`` will lie in ``0 .. samples - 1``; comes before :meth:`setup`."""
+
     def setup(self, student: Captured, teacher: Captured) -> None:  # most components have nothing to build
         """Builds the parts whose shape depends on the models, from one captured batch of each."""
 

@@ -68,7 +68,8 @@ class CRD(Knowledge):
     Args:
         student: tap of ``[N, D]``, usually what enters the classifier; maps and tokens are pooled.
         teacher: tap of the teacher's.
-        samples: number of samples of the training set; ``batch.index`` counts them.
+        samples: number of samples of the training set; ``batch.index`` counts them. None: the training loader's data
+            set says (:func:`kdx.fit`), or ``labels``.
         dim: length of the embeddings.
         negatives: negatives per anchor, drawn anew for each, with replacement.
         temperature: divides the cosine.
@@ -100,7 +101,7 @@ class CRD(Knowledge):
         *,
         student: str,
         teacher: str,
-        samples: int,
+        samples: int | None = None,
         dim: int = 128,
         negatives: int = 16384,
         temperature: float = 0.07,
@@ -109,21 +110,18 @@ class CRD(Knowledge):
     ) -> None:
         super().__init__(student=student, teacher=teacher)
         for name, value in (("samples", samples), ("dim", dim), ("negatives", negatives)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         if not temperature > 0 or not 0 <= momentum <= 1:
             raise ValueError(f"temperature must be > 0 and momentum in [0, 1], got {temperature} and {momentum}")
-        self.samples, self.negatives = samples, negatives
+        self.samples = len(labels) if samples is None and labels is not None else samples
+        self.dim, self.negatives = dim, negatives
         self.temperature, self.momentum = float(temperature), float(momentum)
-        bound = math.sqrt(3 / dim)  # uniform rows of about unit length
-        self.register_buffer("bank_student", torch.empty(samples, dim).uniform_(-bound, bound))
-        self.register_buffer("bank_teacher", torch.empty(samples, dim).uniform_(-bound, bound))
         self.register_buffer("log_z", torch.zeros(2))  # student as the anchor, teacher as the anchor
         self.register_buffer("started", torch.tensor(False))
-        self.others = None if labels is None else _OtherClasses(torch.as_tensor(labels), samples)
+        self.others = None if labels is None else _OtherClasses(torch.as_tensor(labels), samples or len(labels))
         self.embed_student: nn.Module | None = None
         self.embed_teacher: nn.Module | None = None
-        self.dim = dim
 
     @property
     @override
@@ -131,17 +129,32 @@ class CRD(Knowledge):
         return self.embed_student is not None
 
     @override
+    def dataset_size(self, samples: int) -> None:
+        if self.samples is None:
+            self.samples = samples
+
+    @override
     def setup(self, student: Captured, teacher: Captured) -> None:
-        if self.embed_student is None:
-            s, t = to_vector(student[self.student_taps[0]]), to_vector(teacher[self.teacher_taps[0]])
-            self.embed_student = trained(nn.Linear(s.shape[1], self.dim), s)
-            self.embed_teacher = trained(nn.Linear(t.shape[1], self.dim), s)
+        if self.embed_student is not None:
+            return
+        if self.samples is None:
+            raise ValueError(
+                "samples: CRD keeps a row per training sample and no data set told how many there are; give "
+                "samples=len(dataset), or train on a loader whose dataset has a length"
+            )
+        s, t = to_vector(student[self.student_taps[0]]), to_vector(teacher[self.teacher_taps[0]])
+        bound = math.sqrt(3 / self.dim)  # uniform rows of about unit length
+        for name in ("bank_student", "bank_teacher"):
+            bank = torch.empty(self.samples, self.dim, device=s.device).uniform_(-bound, bound)
+            self.register_buffer(name, bank)
+        self.embed_student = trained(nn.Linear(s.shape[1], self.dim), s)
+        self.embed_teacher = trained(nn.Linear(t.shape[1], self.dim), s)
 
     def draw(self, index: Tensor) -> Tensor:
         """Samples ``[N, 1 + negatives]`` to score: each anchor's own first, then its negatives."""
         shape = (len(index), self.negatives)
         if self.others is None:
-            noise = torch.randint(self.samples, shape, device=index.device)
+            noise = torch.randint(len(self.bank_teacher), shape, device=index.device)
         else:
             noise = self.others(index, torch.rand(shape, device=index.device, dtype=torch.float64))
         return torch.cat([index[:, None], noise], 1)
@@ -156,6 +169,7 @@ class CRD(Knowledge):
                 "CRD keeps a bank per sample and needs batch.index; yield kdx.Batch(inputs, targets, index)"
             )
         self._check(index)
+        samples = len(self.bank_teacher)
         s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
         with torch.autocast(s.device.type, enabled=False):
             s = F.normalize(self.embed_student(to_vector(full(s))))
@@ -166,8 +180,8 @@ class CRD(Knowledge):
                 _scores(t, self.bank_student, candidates) / self.temperature,
             ]
             log_z = self._log_z(torch.stack([side.detach() for side in scores]))
-            loss = crd(scores[0], log_z=log_z[0], samples=self.samples)
-            loss = loss + crd(scores[1], log_z=log_z[1], samples=self.samples)
+            loss = crd(scores[0], log_z=log_z[0], samples=samples)
+            loss = loss + crd(scores[1], log_z=log_z[1], samples=samples)
         if self.training:
             self._remember(index, s.detach(), t.detach())
         return loss
@@ -176,16 +190,16 @@ class CRD(Knowledge):
         # on a GPU reading the largest index would stop the stream; there the gather itself fails
         if index.device.type != "cpu" or torch.compiler.is_compiling():
             return
-        if (largest := int(index.max())) >= self.samples:
+        if (largest := int(index.max())) >= len(self.bank_teacher):
             raise ValueError(
-                f"samples is {self.samples}, but batch.index holds {largest}; give the training set's length"
+                f"samples is {len(self.bank_teacher)}, but batch.index holds {largest}; give the training set's length"
             )
 
     def _log_z(self, scores: Tensor) -> Tensor:
         """Both constants ``[2]``: those of the first training batch, the mean over its ranks."""
         flat = scores.flatten(1)
         top = flat.amax(1, keepdim=True)
-        now = (top + (flat - top).exp().mean(1, keepdim=True).log()).squeeze(1) + math.log(self.samples)
+        now = (top + (flat - top).exp().mean(1, keepdim=True).log()).squeeze(1) + math.log(len(self.bank_teacher))
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(now)
             now = now / dist.get_world_size()

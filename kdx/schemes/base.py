@@ -81,6 +81,19 @@ class Scheme(nn.Module, ABC):
     def forward(self, batch: Batch | Any) -> Losses:
         """The losses of one batch (a :class:`kdx.Batch`, or what ``Batch.of`` reads)."""
 
+    def dataset_size(self, samples: int) -> None:
+        """Tells the parts that keep something per sample how many samples there are; comes before :meth:`setup`.
+
+        :func:`kdx.fit` calls it where the loader says (see :func:`kdx.stream.dataset_size`). The base forwards it to
+        every knowledge component.
+
+        Args:
+            samples: ``batch.index`` of the training data lies in ``0 .. samples - 1``.
+        """
+        for part in self.modules():
+            if isinstance(part, Knowledge):
+                part.dataset_size(samples)
+
     def setup(self, batch: Batch | Any) -> None:
         """Builds what depends on the models' shapes (adapters), from one batch. Changes no model.
 

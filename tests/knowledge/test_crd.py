@@ -13,10 +13,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import kdx
 from kdx.batch import Batch
 from kdx.capture import Captured
+from kdx.datasets import View
 from kdx.knowledge import crd as module
 from kdx.knowledge.crd import CRD, crd
 
@@ -251,6 +253,26 @@ def test_crd_names_what_is_wrong_with_its_index_and_options(features):
         CRD(student="s", teacher="t", samples=5, negatives=0)
     with pytest.raises(ValueError, match="momentum in"):
         CRD(student="s", teacher="t", samples=5, momentum=1.5)
+
+
+def test_crd_learns_the_number_of_samples_from_the_training_loader(features, batch, images):
+    def scheme(**options):
+        component = CRD(student="1", teacher="1", dim=4, negatives=8, **options)
+        nets = [nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 3)) for width in (4, 6)]
+        return kdx.Offline(*nets, knowledge={"crd": component}), component
+
+    told, component = scheme()
+    part = View(TensorDataset(*images), torch.arange(50, 90))  # few rows, with the numbers of the whole set
+    kdx.fit(told, DataLoader(part, 8), device="cpu")
+    assert component.bank_student.shape == component.bank_teacher.shape == (96, 4)
+    written, component = scheme(samples=200)
+    kdx.fit(written, DataLoader(part, 8), device="cpu")
+    assert component.bank_student.shape == (200, 4)
+    with pytest.raises(ValueError, match=r"samples: .* give samples=len\(dataset\)"):
+        kdx.fit(scheme()[0], [Batch(images[0][:8], images[1][:8], torch.arange(8))], device="cpu")
+    by_labels = CRD(student="s", teacher="t", negatives=4, labels=[0, 1] * 25)
+    by_labels.setup(*features)
+    assert len(by_labels.bank_teacher) == 50
 
 
 def test_crd_run_that_is_resumed_ends_where_the_unbroken_one_ends(tmp_path):

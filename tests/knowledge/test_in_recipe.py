@@ -38,7 +38,7 @@ OPTIONS = {
     "vid": LAYERS | {"weight": 0.1},
     "ofd": LAYERS | {"weight": 1e-3},
     "review-kd": LAYERS,
-    "crd": EMBEDDING | {"samples": 5000, "negatives": 64},
+    "crd": EMBEDDING | {"negatives": 64},
     "semckd": LAYERS,
 }
 """Component -> its options in the recipe; the weight is 1 where none is given."""
