@@ -187,7 +187,14 @@ def kdx_schemes() -> Iterable[Spec]:
 @hookimpl
 def kdx_assistants() -> Iterable[Spec]:
     """Teacher assistants of kdx."""
-    return []
+    return [
+        Spec(
+            "hint-then-distil",
+            "kdx.assistants.hint_then_distil:HintThenDistil",
+            "FitNets: train up to a guided layer, then distil from there",
+            "Romero et al. 2015, arXiv:1412.6550",
+        ),
+    ]
 
 
 @hookimpl

@@ -119,7 +119,8 @@ def _run(
 
     console = Console(stderr=as_json)
     with console.status("loading torch") if console.is_terminal else nullcontext():
-        from kdx.experiment import Experiment, WeakTeacherWarning
+        from kdx.assistants.gap import GapWarning, WeakTeacherWarning
+        from kdx.experiment import Experiment
         from kdx.progress import ProgressBar
         from kdx.recipe import check_recipe
         from kdx.report import seeds_table, stages_table
@@ -128,10 +129,24 @@ def _run(
     for seed in seeds or [recipe.seed]:
         target = folder / f"seed-{seed}" if seeds else folder
         one = check_recipe({**recipe.dump(), "seed": seed})
+        told: list[str] = []
+
+        def tell(message: str, told: list[str] = told) -> None:
+            told.append(message)
+            console.print(_escape(message), soft_wrap=True, highlight=False)
+
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", WeakTeacherWarning)  # the summary holds it, and it is printed below
-                experiment = Experiment(one, target, [ProgressBar(console, verbose=verbose)], name=name)
+                for category in (WeakTeacherWarning, GapWarning):
+                    warnings.simplefilter("ignore", category)  # tell prints it
+                experiment = Experiment(
+                    one,
+                    target,
+                    [ProgressBar(console, verbose=verbose)],
+                    name=name,
+                    teachers=folder.parent / ".teachers",
+                    tell=tell,
+                )
                 summary = experiment.run(resume=resume, force=force)
         except Interrupted as stop:
             arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--force")]
@@ -139,7 +154,8 @@ def _run(
         summaries.append(summary)
         console.print(stages_table(summary))
         for message in summary["warnings"]:
-            console.print(f"[yellow]warning:[/] {_escape(message)}")
+            if f"warning: {message}" not in told:
+                console.print(f"[yellow]warning:[/] {_escape(message)}")
         console.print(f"report: {target / 'report.html'}", soft_wrap=True, highlight=False)
     if seeds:
         console.print(seeds_table(summaries))

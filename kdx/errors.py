@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "Interrupted",
     "KdxError",
+    "PlanError",
     "PluginError",
     "PluginWarning",
     "RecipeError",
@@ -34,6 +35,10 @@ class CaptureError(KdxError, ValueError):
 
 class CheckpointError(KdxError, RuntimeError):
     """A checkpoint cannot be read, or belongs to something else."""
+
+
+class PlanError(KdxError, ValueError):
+    """The stages of an experiment do not make a plan, or a stage cannot have the model it asks for."""
 
 
 class PluginError(KdxError, RuntimeError):

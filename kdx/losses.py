@@ -38,7 +38,7 @@ class Losses(NamedTuple):
         return Losses(self.total.detach(), {name: term.detach() for name, term in self.terms.items()})
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy over the labelled rows; 0 with zero gradient when no row has a label.
 
     :func:`torch.nn.functional.cross_entropy` gives NaN there, which few-label batches reach by chance.
@@ -46,6 +46,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     Args:
         logits: ``[N, C]``, any float dtype.
         targets: ``[N]`` int64; ``-100`` marks a row without a label.
+        label_smoothing: share of a label's mass that is spread over all classes, as in torch.
 
     Returns:
         A scalar.
@@ -57,5 +58,5 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         >>> cross_entropy(torch.zeros(2, 10), torch.tensor([-100, -100])).item()
         0.0
     """
-    total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)
     return total / (targets != IGNORE).sum().clamp(min=1)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,7 +18,7 @@ from kdx.options import check_options, problems
 from kdx.registry import Kind, default_plugins
 from kdx.weights import Balanced, Cosine, Warmup
 
-__all__ = ["Recipe", "find_recipe", "load_recipe", "recipe_names"]
+__all__ = ["Recipe", "check_component", "check_recipe", "find_recipe", "load_recipe", "recipe_names"]
 
 
 class _Section(BaseModel):
@@ -88,12 +88,18 @@ class Teacher(_Section):
     batch_statistics: bool = Field(
         False, description="normalise by the batch while teaching, as OFD wants it; its running statistics stay"
     )
+    reuse: bool = Field(
+        True,
+        description="take the weights of a teacher trained before from .teachers beside the run's folder, if its "
+        "model, data, training and seed are these, and leave them there for others",
+    )
 
 
 class Student(_Section):
     """The student."""
 
     model: Component = Field(description="a model")
+    weights: Path | None = Field(None, description="safetensors that it starts from, alone and distilled")
 
 
 class Task(_Section):
@@ -120,13 +126,20 @@ class Recipe(_Section):
     threads: int | None = Field(None, ge=1, description="CPU threads; None leaves torch's choice")
     data: Data = Field(description="the data")
     teacher: Teacher | None = Field(None, description="the teacher, if the scheme has one")
+    teachers: dict[str, Teacher] = Field({}, description="further teachers by name, if the scheme has several")
     student: Student = Field(description="the student")
+    peers: Annotated[int, Field(ge=2)] | Annotated[list[Component], Field(min_length=1)] | None = Field(
+        None, description="how many peers there are, all as the student (2), or the models of the other peers"
+    )
     scheme: Component = Field(Component(name="offline"), description="who teaches whom")
+    assistant: Component | None = Field(None, description="plans stages between the teacher and the student")
     task: Task = Field(Task(), description="what the student is for")
     knowledge: dict[str, KnowledgeTerm] = Field({}, description="what is transferred, by name of the term")
     train: Train = Field(Train(), description="how the student is trained, alone and distilled")
-    controls: list[Literal["alone", "untrained"]] = Field(
-        ["alone"], description="the student trained on its labels alone, or not at all, for comparison"
+    controls: list[Literal["alone", "label-smoothing", "untrained", "direct"]] = Field(
+        ["alone"],
+        description="for comparison: the student trained on its labels alone, the same with labels smoothed by 0.1, "
+        "not trained at all, or taught by the teacher without the assistant",
     )
 
     @model_validator(mode="before")
@@ -135,6 +148,21 @@ class Recipe(_Section):
         if isinstance(value, Mapping):
             return {key: item for key, item in value.items() if not (key == "knowledge" and item is None)}
         return value
+
+    @model_validator(mode="after")
+    def _sound(self) -> Recipe:
+        if "label-smoothing" in self.controls and self.task.name != "cross-entropy":
+            raise ValueError(f"controls: label-smoothing needs the task cross-entropy, not {self.task.name}")
+        if "direct" in self.controls and self.assistant is None:
+            raise ValueError("controls: direct compares with an assistant, and there is none")
+        if taken := sorted({"teacher", "distilled", *self.controls} & self.teachers.keys()):
+            raise ValueError(f"teachers: the name {taken[0]!r} is taken; give the teacher another one")
+        return self
+
+    @property
+    def all_teachers(self) -> dict[str, Teacher]:
+        """Name -> section, the one of section ``teacher`` first."""
+        return ({"teacher": self.teacher} if self.teacher else {}) | self.teachers
 
     def dump(self) -> dict[str, Any]:
         """The resolved recipe as plain values."""
@@ -234,21 +262,39 @@ SUPPLIED = {
 
 
 def _check_components(recipe: Recipe) -> None:
-    _check("data.dataset", "dataset", recipe.data.dataset)
-    _check("student.model", "model", recipe.student.model)
-    if recipe.teacher:
-        _check("teacher.model", "model", recipe.teacher.model)
-    scheme = _check("scheme", "scheme", recipe.scheme)
-    wants = inspect.signature(scheme).parameters
+    check_component("data.dataset", "dataset", recipe.data.dataset)
+    check_component("student.model", "model", recipe.student.model)
+    for name, section in recipe.all_teachers.items():
+        path = "teacher" if section is recipe.teacher else f"teachers.{name}"
+        check_component(f"{path}.model", "model", section.model)
+    for place, peer in enumerate(recipe.peers if isinstance(recipe.peers, list) else []):
+        check_component(f"peers.{place}", "model", peer)
+    wants = inspect.signature(check_component("scheme", "scheme", recipe.scheme)).parameters
+    scheme = f"scheme {recipe.scheme.name!r}"
     if "teacher" in wants and recipe.teacher is None:
-        raise RecipeError(f"scheme {recipe.scheme.name!r} needs a teacher: give the section teacher with its model")
-    if "teacher" not in wants and recipe.teacher is not None:
-        raise RecipeError(f"scheme {recipe.scheme.name!r} takes no teacher: remove the section teacher")
+        raise RecipeError(f"{scheme} needs a teacher: give the section teacher with its model")
+    if "teachers" in wants and not recipe.all_teachers:
+        raise RecipeError(f"{scheme} needs teachers: give the section teachers, a model for each name")
+    if "teacher" not in wants and "teachers" not in wants and recipe.teacher is not None and not recipe.assistant:
+        raise RecipeError(f"{scheme} takes no teacher: remove the section teacher")
+    if "teachers" not in wants and recipe.teachers and not recipe.assistant:
+        raise RecipeError(f"{scheme} takes no more than one teacher: remove the section teachers")
+    if "peers" not in wants and recipe.peers is not None:
+        raise RecipeError(f"{scheme} has no peers: remove peers")
     for name, term in recipe.knowledge.items():
-        _check(f"knowledge.{name}", "knowledge", term)
+        check_component(f"knowledge.{name}", "knowledge", term)
+    if recipe.assistant:
+        check_component("assistant", "assistant", recipe.assistant)
+        if recipe.teacher is None:
+            raise RecipeError("assistant: it stands between a teacher and a student; give the section teacher")
 
 
-def _check(path: str, kind: Kind, component: Component) -> Any:
+def check_component(path: str, kind: Kind, component: Component) -> Any:
+    """Loads a component that a recipe (or a stage) names and checks its options.
+
+    Raises:
+        RecipeError: there is none of this name, or an option is wrong; ``path`` says where.
+    """
     try:
         target = default_plugins().load(kind, component.name)
     except UnknownNameError as error:

@@ -19,11 +19,13 @@ from kdx.observers import MetricsLog, read_metrics
 
 __all__ = ["draw_curves", "seeds_table", "stage_rows", "stages_table", "write_report"]
 
-COLUMNS = ("", "test", "validation", "parameters", "size", "latency", "training", "gain, points")
+COLUMNS = ("", "taught by", "test", "validation", "parameters", "size", "latency", "training", "gain, points")
 LABELS = {
     "teacher": "teacher",
     "alone": "student alone",
+    "label-smoothing": "student alone, smoothed labels",
     "untrained": "student untrained",
+    "direct": "student of the teacher alone",
     "distilled": "distilled student",
 }
 
@@ -45,12 +47,13 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
             Row(
                 LABELS.get(name, name),
                 (
+                    ", ".join(stage.get("teachers", ())),
                     f"{100 * stage['test'][summary['metric']]:.2f} %",
                     f"{100 * stage['validation'][summary['metric']]:.2f} %",
                     f"{stage['parameters']:,}",
                     f"{stage['bytes'] / 1024:,.0f} KiB",
                     f"{stage['latency_ms']:.2f} ± {stage['latency_spread_ms'] / 2:.2f} ms",
-                    f"{stage['seconds']:.0f} s" if "seconds" in stage else "loaded" if "loaded" in stage else "none",
+                    _training(stage),
                     f"{gain:+.2f}" if name == "distilled" and gain is not None else "",
                 ),
             )
@@ -63,7 +66,11 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     title = (
         f"{summary['recipe']}, seed {summary['seed']}: {summary['metric_label']} on {summary['test_rows']:,} test rows"
     )
-    narrow = [i for i, column in enumerate(COLUMNS) if column not in ("validation", "training")]
+    chain = any(
+        len(stage.get("teachers", ())) > 1 or stage.get("role") == "assistant" for stage in summary["stages"].values()
+    )
+    left_out = {"validation", "training"} | (set() if chain else {"taught by"})
+    narrow = [i for i, column in enumerate(COLUMNS) if column not in left_out]
     table = Table(*(COLUMNS[i] for i in narrow), title=title)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -140,6 +147,12 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
     path = folder / "report.html"
     atomic_write(path, lambda temporary: temporary.write_text(page))
     return path
+
+
+def _training(stage: Mapping[str, Any]) -> str:
+    if "seconds" in stage:
+        return f"{stage['seconds']:.0f} s"
+    return next((how for how in ("loaded", "reused") if how in stage), "none")
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -37,10 +37,11 @@ class TaskKind:
     label: str
 
 
-def task_kind(name: str, *, margin: float = 0.2) -> TaskKind:
+def task_kind(name: str, *, margin: float = 0.2, label_smoothing: float = 0.0) -> TaskKind:
     """The task ``"cross-entropy"`` (outputs are logits) or ``"triplet"`` (outputs are embeddings)."""
     if name == "cross-entropy":
-        return TaskKind(cross_entropy, classification, "accuracy", "accuracy")
+        loss = functools.partial(cross_entropy, label_smoothing=label_smoothing) if label_smoothing else cross_entropy
+        return TaskKind(loss, classification, "accuracy", "accuracy")
     if name == "triplet":
         return TaskKind(functools.partial(triplet, margin=margin), retrieval, "recall_at_1", "Recall@1")
     raise ValueError(f"task must be 'cross-entropy' or 'triplet', got {name!r}")

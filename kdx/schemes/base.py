@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,9 @@ class Scheme(nn.Module, ABC):
             is cross-entropy, 0 for a batch without labels.
         knowledge: name -> ``(weight, component)`` or component alone (weight 1).
     """
+
+    trains_teacher: ClassVar[bool] = False
+    """Whether the teacher is trained along; an experiment then hands over a new model and no stage trains it first."""
 
     def __init__(self, *, task: Task = cross_entropy, knowledge: KnowledgeTerms | None = None) -> None:
         super().__init__()

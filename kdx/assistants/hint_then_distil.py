@@ -1,0 +1,45 @@
+"""FitNets in two stages: the student up to its guided layer, then all of it under the recipe's scheme."""
+
+from __future__ import annotations
+
+from typing_extensions import override
+
+from kdx.assistants.base import Assistant, ModelRef, Stage
+
+__all__ = ["HintThenDistil"]
+
+
+class HintThenDistil(Assistant):
+    """Stage ``hint`` trains the student's first layers on the teacher's; stage ``distilled`` goes on from its weights.
+
+    Stage 1 is :class:`kdx.schemes.hint_stage.HintStage`: no labels, nothing after the guided layer changes, and the
+    weights of its last epoch are kept, since accuracy says nothing before the classifier is trained. Stage 2 is the
+    recipe's scheme and knowledge on the same student.
+
+    Args:
+        student_layer: tap of the student's guided layer; FitNets takes the middle one.
+        teacher_layer: tap of the teacher's hint layer.
+        epochs: of stage 1; None takes as many as the recipe trains the student. (The paper trains until validation
+            stops improving.)
+
+    Paper: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, https://arxiv.org/abs/1412.6550.
+
+    Example:
+        >>> plan = HintThenDistil("stage1", "stage2").plan(ModelRef("resnet"), ModelRef("convnet"))
+        >>> [(stage.name, stage.teachers, stage.start) for stage in plan]
+        [('hint', ('teacher',), None), ('distilled', ('teacher',), 'hint')]
+    """
+
+    def __init__(self, student_layer: str, teacher_layer: str, *, epochs: int | None = None) -> None:
+        self.student_layer = student_layer
+        self.teacher_layer = teacher_layer
+        self.epochs = epochs
+
+    @override
+    def plan(self, teacher: ModelRef, student: ModelRef) -> list[Stage]:
+        scheme = {"name": "hint-stage", "student_layer": self.student_layer, "teacher_layer": self.teacher_layer}
+        train = {} if self.epochs is None else {"epochs": self.epochs}
+        return [
+            Stage("hint", "assistant", student, ("teacher",), scheme=scheme, train=train, select=False),
+            Stage("distilled", "distilled", student, ("teacher",), start="hint"),
+        ]

@@ -1,0 +1,87 @@
+"""The plan of an experiment: which stages a recipe means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from kdx.assistants.base import ModelRef, Stage, in_order
+from kdx.errors import PlanError, RecipeError
+from kdx.options import problems
+from kdx.recipe import Component, KnowledgeTerm, Recipe, Train, check_component
+from kdx.registry import default_plugins
+
+__all__ = ["plan", "ref_of", "train_of"]
+
+
+def plan(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe, each after those it needs: teachers, controls, then the student's.
+
+    Teachers that the scheme trains along have no stage. An assistant plans what comes after the controls; it always
+    gets the student alone, which says how wide the gap is that it has to bridge.
+
+    Raises:
+        PlanError: the assistant's stages do not fit together.
+        RecipeError: a stage names a scheme, a knowledge component or an option that there is not.
+    """
+    student = ref_of(recipe.student.model)
+    taught_along = default_plugins().load("scheme", recipe.scheme.name).trains_teacher
+    teachers = {} if taught_along else recipe.all_teachers
+    stages = [Stage(name, "teacher", ref_of(section.model)) for name, section in teachers.items()]
+    if recipe.assistant and "alone" not in recipe.controls:
+        stages.append(Stage("alone", "alone", student))
+    for control in recipe.controls:
+        if control == "direct":
+            stages.append(Stage("direct", "distilled", student, tuple(teachers)))
+        else:
+            stages.append(Stage(control, control, student))
+    if recipe.assistant is None or recipe.teacher is None:
+        stages.append(Stage("distilled", "distilled", student, tuple(teachers)))
+        return in_order(stages)
+    assistant = default_plugins().make("assistant", recipe.assistant.name, **recipe.assistant.options)
+    planned = assistant.plan(ref_of(recipe.teacher.model), student)
+    if not planned or planned[-1].name != "distilled":
+        raise PlanError(
+            f"assistant {recipe.assistant.name!r}: the last stage of a plan trains the student and is named "
+            f"'distilled', got {planned[-1].name if planned else 'no stage'!r}"
+        )
+    for stage in planned:
+        _check(stage, recipe)
+    return in_order([*stages, *planned])
+
+
+def ref_of(component: Component) -> ModelRef:
+    """A model as a recipe names it."""
+    return ModelRef(component.name, component.options)
+
+
+def train_of(stage: Stage, recipe: Recipe) -> Train:
+    """How a stage is trained: as its teacher's section says or as the student is, with what the stage overrides.
+
+    Raises:
+        RecipeError: the stage overrides a key that there is not, or with a wrong value.
+    """
+    section = recipe.all_teachers.get(stage.name) if stage.role == "teacher" else None
+    train = section.train if section else recipe.train
+    if not stage.train:
+        return train
+    try:
+        return Train.model_validate(train.model_dump() | dict(stage.train))
+    except ValidationError as error:
+        raise RecipeError("; ".join(f"stage {stage.name}: train.{line}" for line in problems(error))) from error
+
+
+def _check(stage: Stage, recipe: Recipe) -> None:
+    train_of(stage, recipe)
+    if isinstance(stage.model, ModelRef):
+        check_component(f"stage {stage.name}: model", "model", _component(stage.model.name, stage.model.options))
+    if stage.scheme is not None:
+        check_component(f"stage {stage.name}: scheme", "scheme", Component.model_validate(stage.scheme))
+    for name, term in (stage.knowledge or {}).items():
+        check_component(f"stage {stage.name}: knowledge.{name}", "knowledge", KnowledgeTerm.model_validate(term))
+
+
+def _component(name: str, options: Mapping[str, Any]) -> Component:
+    return Component.model_validate({"name": name, **options})
