@@ -181,6 +181,18 @@ def kdx_schemes() -> Iterable[Spec]:
             "peers teach each other, simultaneous updates",
             "Zhang et al. 2018, arXiv:1706.00384",
         ),
+        Spec(
+            "byot",
+            "kdx.schemes.self_byot:BYOT",
+            "self: the deepest stage teaches branches on the shallower ones",
+            "Zhang et al. 2019, arXiv:1905.08094",
+        ),
+        Spec(
+            "sad",
+            "kdx.schemes.self_attention:SAD",
+            "self: each stage mimics the attention map of the next deeper one",
+            "Hou et al. 2019, arXiv:1908.00821",
+        ),
     ]
 
 
