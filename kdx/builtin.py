@@ -193,6 +193,12 @@ def kdx_schemes() -> Iterable[Spec]:
             "self: each stage mimics the attention map of the next deeper one",
             "Hou et al. 2019, arXiv:1908.00821",
         ),
+        Spec(
+            "ps-kd",
+            "kdx.schemes.self_progressive:PSKD",
+            "self: each sample's prediction of the last epoch softens its target",
+            "Kim et al. 2021, arXiv:2006.12000",
+        ),
     ]
 
 
