@@ -199,6 +199,12 @@ def kdx_schemes() -> Iterable[Spec]:
             "self: each sample's prediction of the last epoch softens its target",
             "Kim et al. 2021, arXiv:2006.12000",
         ),
+        Spec(
+            "cs-kd",
+            "kdx.schemes.self_classwise:CSKD",
+            "self: another sample of the class teaches a sample's prediction",
+            "Yun et al. 2020, arXiv:2003.13964",
+        ),
     ]
 
 

@@ -15,6 +15,7 @@ from kdx.datasets.view import View
 from kdx.errors import RecipeError
 from kdx.recipe import Data, Recipe
 from kdx.registry import default_plugins
+from kdx.schemes.base import Scheme
 
 __all__ = ["ExperimentData"]
 
@@ -63,8 +64,15 @@ class ExperimentData:
                 [View(made[split], _is_in(made[split].targets, novel).nonzero().squeeze(1)) for split in made]
             )
 
-    def training(self, dataset: View, batch_size: int) -> DataLoader[Batch]:
-        """A loader whose epoch has as many rows whatever the set, so that all arms take the same number of steps."""
+    def training(self, dataset: View, batch_size: int, scheme: Scheme | None = None) -> DataLoader[Batch]:
+        """A loader whose epoch has as many rows whatever the set, so that all arms take the same number of steps.
+
+        A scheme that wants its batches put together in its own way is asked how (:meth:`kdx.Scheme.batches`).
+        """
+        if scheme is not None and dataset.targets is not None:
+            batches = scheme.batches(dataset.targets, batch_size, len(self.all))
+            if batches is not None:
+                return DataLoader(dataset, batch_sampler=batches, num_workers=self.workers)
         sampler = RandomSampler(dataset, num_samples=len(self.all))
         return DataLoader(dataset, batch_size, sampler=sampler, num_workers=self.workers)
 

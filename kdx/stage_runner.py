@@ -248,7 +248,7 @@ class StageRunner:
         rows = stage.rows or {"teacher": "all", "assistant": "few", "distilled": "few"}.get(stage.role, "labelled")
         return fit(
             scheme,
-            self.data.training(getattr(self.data, rows), train.batch_size),
+            self.data.training(getattr(self.data, rows), train.batch_size, scheme),
             epochs=train.epochs,
             evaluate=self.data.evaluation(self.data.validation),
             metrics=self.task.metrics,

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # Every module or package of kdx, lowest layer first; a module imports only from lower layers or from its own package.
 LAYERS = [
     {"errors", "hookspecs", "weights"},
-    {"builtin", "batch", "rng", "signals", "optim", "options"},
+    {"builtin", "batch", "rng", "samplers", "signals", "optim", "options"},
     {"ops", "capture", "losses", "registry"},
     {"adapters", "checkpoint", "gradients", "matching"},
     {"knowledge", "teachers"},

@@ -7,11 +7,13 @@ from kdx.datasets.images import ImageSet
 from kdx.datasets.noise import symmetric_noise
 from kdx.datasets.splits import few_labels, train_validation_split
 from kdx.datasets.view import View
+from kdx.samplers import SameClassPairs
 
 __all__ = [
     "Digits",
     "FashionMnist",
     "ImageSet",
+    "SameClassPairs",
     "ShiftFlip",
     "View",
     "few_labels",

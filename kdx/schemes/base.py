@@ -97,6 +97,19 @@ class Scheme(nn.Module, ABC):
             if isinstance(part, Knowledge):
                 part.dataset_size(samples)
 
+    def batches(self, targets: Tensor, batch_size: int, num_samples: int) -> Iterable[list[int]] | None:
+        """How the training rows are put into batches, None for shuffled ones; an experiment asks.
+
+        Args:
+            targets: class of every row, ``-100`` without a label.
+            batch_size: as the recipe has it.
+            num_samples: rows in an epoch of any other scheme, so that all take the same number of steps.
+
+        Returns:
+            A ``batch_sampler`` for :class:`torch.utils.data.DataLoader`.
+        """
+        return None
+
     def setup(self, batch: Batch | Any) -> None:
         """Builds what depends on the models' shapes (adapters), from one batch. Changes no model.
 

@@ -1,0 +1,72 @@
+"""Batches in which every sample has a partner of its own class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from typing_extensions import override
+
+__all__ = ["SameClassPairs"]
+
+
+class SameClassPairs(Sampler[list[int]]):
+    """A batch sampler: ``batch_size`` anchors, then for each of them another row of its class, in the same order.
+
+    Anchors go through all rows in a new random order each epoch; a partner is drawn uniformly from the other rows of
+    the class (the row itself, where it is the only one). Rows without a label (negative) are left out. Everything is
+    drawn from torch's global generator, as by torch's own samplers, so that :func:`kdx.fit` resumes exactly.
+
+    Args:
+        targets: class of every row ``[M]``, int64.
+        batch_size: anchors per batch; a batch has twice as many rows. The last one may be smaller.
+        num_samples: anchors per epoch; None: as many as there are rows with a label. With more, the rows are gone
+            through again.
+
+    Raises:
+        ValueError: no row has a label, or a size is below 1.
+
+    Example:
+        >>> sampler = SameClassPairs([0, 1, 0, 1, 0, 1], batch_size=3)
+        >>> targets = torch.tensor([0, 1, 0, 1, 0, 1])
+        >>> [targets[batch[:3]].equal(targets[batch[3:]]) for batch in sampler]
+        [True, True]
+    """
+
+    def __init__(self, targets: Tensor | Sequence[int], batch_size: int, *, num_samples: int | None = None) -> None:
+        for name, value in (("batch_size", batch_size), ("num_samples", num_samples)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        self.targets = torch.as_tensor(targets)
+        self.batch_size = batch_size
+        self.rows = (self.targets >= 0).nonzero().squeeze(1)
+        if not len(self.rows):
+            raise ValueError("targets has no row with a label, so there are no pairs of one class")
+        self.num_samples = num_samples or len(self.rows)
+        labels = self.targets[self.rows]
+        count = torch.bincount(labels)
+        self._sorted = self.rows[labels.argsort(stable=True)]  # rows of one class in a run
+        self._count = count
+        self._start = count.cumsum(0) - count
+        self._place = torch.empty_like(self.targets)  # of each row in its run
+        self._place[self._sorted] = torch.arange(len(self.rows)) - self._start[self.targets[self._sorted]]
+
+    def __len__(self) -> int:
+        return math.ceil(self.num_samples / self.batch_size)
+
+    @override
+    def __iter__(self) -> Iterator[list[int]]:
+        rounds = math.ceil(self.num_samples / len(self.rows))
+        order = torch.cat([torch.randperm(len(self.rows)) for _ in range(rounds)])[: self.num_samples]
+        for start in range(0, self.num_samples, self.batch_size):
+            anchors = self.rows[order[start : start + self.batch_size]]
+            yield [*anchors.tolist(), *self._partners(anchors).tolist()]
+
+    def _partners(self, anchors: Tensor) -> Tensor:
+        own = self.targets[anchors]
+        count = self._count[own]
+        steps = 1 + (torch.rand(len(anchors), dtype=torch.float64) * (count - 1)).long()  # 1 .. count - 1, or count = 1
+        return self._sorted[self._start[own] + (self._place[anchors] + steps) % count]

@@ -1,0 +1,146 @@
+"""What every self-distillation scheme owes: it trains, resumes exactly, exports the student alone, shares nothing."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, TensorDataset
+
+import kdx
+from kdx.datasets import SameClassPairs, View
+from kdx.errors import Interrupted
+from kdx.hookspecs import hookimpl
+from kdx.models import ConvNet
+
+# name -> options, and the layer that a component in place of the default knowledge reads
+SCHEMES: dict[str, tuple[dict[str, Any], str]] = {
+    "byot": ({}, "feature"),
+    "sad": ({"start_epoch": 1}, "feature"),
+    "ps-kd": ({}, "stage2"),
+    "cs-kd": ({}, "stage2"),
+}
+every_scheme = pytest.mark.parametrize("name", SCHEMES)
+
+
+def student() -> ConvNet:
+    return ConvNet(width=4, stages=3, num_classes=3, input_shape=(1, 8, 8))
+
+
+def make(name: str, *, knowledge: bool = False, seed: int = 0) -> kdx.Scheme:
+    torch.manual_seed(seed)
+    options, layer = SCHEMES[name]
+    terms = {"own": (0.5, kdx.Hint(student=layer, teacher=layer))} if knowledge else None
+    return kdx.make("scheme", name, student(), knowledge=terms, **options)
+
+
+def loader(name: str, images) -> DataLoader:
+    view = View(TensorDataset(*images))
+    if name == "cs-kd":
+        return DataLoader(view, batch_sampler=SameClassPairs(images[1], 16))
+    return DataLoader(view, 16, shuffle=True)
+
+
+class StopAt:
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @hookimpl
+    def kdx_step_end(self, step) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@every_scheme
+@pytest.mark.parametrize("knowledge", [False, True], ids=["default", "own knowledge"])
+def test_a_run_stopped_anywhere_ends_bitwise_where_the_unbroken_one_ends(name, knowledge, images, tmp_path) -> None:
+    def run(folder: Path, **options) -> tuple[kdx.Scheme, Any]:
+        scheme = make(name, knowledge=knowledge)
+        data = loader(name, images)
+        done = kdx.fit(scheme, data, epochs=3, evaluate=data, seed=5, device="cpu", folder=folder, **options)
+        return scheme, done
+
+    unbroken, whole = run(tmp_path / "unbroken")
+    for stop in (3, 9, 12):  # amid the first and the second epoch, and at the end of the second
+        torch.manual_seed(stop)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "broken", resume=True, observers=[StopAt(stop)])
+    torch.manual_seed(99)
+    resumed, rest = run(tmp_path / "broken", resume=True)
+    assert rest.history == whole.history
+    assert unbroken.state_dict().keys() == resumed.state_dict().keys()
+    for key, value in unbroken.state_dict().items():
+        assert resumed.state_dict()[key].equal(value), key
+
+
+@every_scheme
+def test_twenty_steps_lower_the_loss(name, images) -> None:
+    scheme = make(name)
+    data = loader(name, images)
+
+    def task() -> float:
+        with torch.no_grad():
+            return sum(scheme(batch).terms["task"].item() for batch in data)
+
+    scheme.dataset_size(len(images[0]))
+    scheme.setup(next(iter(data)))
+    scheme.eval()
+    before = task()
+    kdx.fit(scheme, data, steps=20, optimizer={"name": "AdamW", "lr": 0.01}, schedule=None, device="cpu")
+    scheme.eval()
+    scheme.epoch_start(0, 1)
+    after = task()
+    assert after < 0.8 * before
+
+
+@every_scheme
+def test_the_exported_student_is_the_plain_model_and_answers_alike(name, images, tmp_path) -> None:
+    scheme = make(name)
+    kdx.fit(scheme, loader(name, images), epochs=2, device="cpu", folder=tmp_path)
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {"student.safetensors"}
+    plain = student()
+    plain.load_state_dict(load_file(tmp_path / "student.safetensors"))  # strict: the same names
+    inside = scheme.students["student"].eval()
+    assert plain.eval()(images[0]).equal(inside(images[0]))
+
+
+@every_scheme
+def test_two_instances_share_no_state_and_copies_pickle(name, images) -> None:
+    data = loader(name, images)
+    first, second = make(name), make(name)
+    kdx.fit(first, data, epochs=1, device="cpu")
+    untouched = make(name)
+    for key, value in second.state_dict().items():
+        assert value.equal(untouched.state_dict()[key]), key
+    batch = next(iter(data))
+    first.eval()
+    for other in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert other(batch).total.equal(first(batch).total)
+        other.train()
+        other(batch)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.add_(1.0)
+        assert not torch.isclose(other.eval()(batch).total, first(batch).total)
+    mine = {value.data_ptr() for value in first.state_dict().values()}
+    assert not mine & {value.data_ptr() for value in other.state_dict().values()}
+
+
+@every_scheme
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:torch")
+def test_the_scheme_compiles(name, images) -> None:
+    scheme = make(name)
+    scheme.dataset_size(len(images[0]))
+    batch = next(iter(loader(name, images)))
+    scheme.setup(batch)
+    scheme.eval()
+    expected = scheme(batch).total
+    compiled = torch.compile(scheme, backend="aot_eager", fullgraph=True)(batch).total
+    torch.testing.assert_close(compiled, expected)
