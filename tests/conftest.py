@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kdx.batch import Batch
+from kdx.datasets.fashion import FILES
 
 # Without a GPU the tests run Triton kernels in its interpreter. Triton reads this when it is imported, which any
 # library may do, so it is set before pytest imports the first test.
@@ -52,6 +57,22 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
     targets = torch.arange(96) % 3
     inputs = torch.randn(96, 1, 8, 8, generator=generator) + targets[:, None, None, None]
     return inputs, targets
+
+
+@pytest.fixture(scope="session")
+def fashion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fashion-MNIST as its four files, with 316 training and 60 test images: evaluating all takes longer than training.
+
+    For recipes as ``data.dataset={"name": "fashion-mnist", "root": str(fashion_folder)}``.
+    """
+    folder = tmp_path_factory.mktemp("fashion-mnist")
+    with resources.files("kdx").joinpath("data", "fashion_mnist.npz").open("rb") as file, np.load(file) as embedded:
+        for split, rows in (("train", 316), ("test", 60)):
+            for name, kind in zip(FILES[split], ("images", "labels"), strict=True):
+                values = embedded[f"{split}_{kind}"][:rows]
+                header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+                (folder / name).write_bytes(gzip.compress(header + values.tobytes()))
+    return folder
 
 
 @pytest.fixture

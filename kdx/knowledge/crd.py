@@ -15,6 +15,7 @@ from kdx.adapters import full, to_vector, trained
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
+from kdx.knowledge.relation import unit_rows
 from kdx.knowledge.whole_batch import whole_batch
 
 __all__ = ["CRD", "crd"]
@@ -172,8 +173,8 @@ class CRD(Knowledge):
         samples = len(self.bank_teacher)
         s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
         with torch.autocast(s.device.type, enabled=False):
-            s = F.normalize(self.embed_student(to_vector(full(s))))
-            t = F.normalize(self.embed_teacher(to_vector(full(t))))
+            s = unit_rows(self.embed_student(to_vector(full(s))))
+            t = unit_rows(self.embed_teacher(to_vector(full(t))))
             candidates = self.draw(index)
             scores = [
                 _scores(s, self.bank_teacher, candidates) / self.temperature,

@@ -13,6 +13,7 @@ from kdx.adapters import bottleneck, channels, full, match_maps, trained
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
+from kdx.knowledge.relation import unit_rows
 from kdx.matching import pair_by_depth
 
 __all__ = ["SemCKD", "semckd"]
@@ -136,5 +137,5 @@ def _entry_network(width: int) -> nn.Module:
 def _rows(feature: Tensor) -> Tensor:
     """Similarities of every sample to the batch ``[N, N, 1]``, rows of length sqrt(N): entries keep their size."""
     flat = feature.flatten(1)
-    rows = F.normalize(flat @ flat.T)
+    rows = unit_rows(flat @ flat.T)  # a dead sample has a row of zeros, with a gradient that stays small
     return (rows * math.sqrt(len(rows)))[:, :, None]

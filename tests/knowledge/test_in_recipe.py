@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import kdx
+from kdx.matching import pair_by_depth
 from kdx.models import ConvNet
 from kdx.recipe import check_recipe, load_recipe
 from kdx.registry import Plugins
@@ -44,7 +47,7 @@ OPTIONS = {
 """Component -> its options in the recipe; the weight is 1 where none is given."""
 
 SHORT = {
-    "data.validation": 4744,  # leaves 256 training images
+    "data.validation": 60,  # leaves 256 training images
     "data.labelled": 120,
     "teacher.model.width": 4,
     "student.model.width": 2,
@@ -64,22 +67,71 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
-@pytest.mark.parametrize("name", OPTIONS)
-def test_it_trains_a_student_for_two_epochs(name: str, weights: Path, tmp_path: Path, monkeypatch) -> None:
+@pytest.fixture
+def train(fashion_folder: Path, weights: Path, tmp_path: Path, monkeypatch) -> Callable[..., Path]:
+    """``train(term, **changes)`` -> the folder of the distilled student of a run with this knowledge."""
     monkeypatch.setattr(
         "kdx.experiment.write_report", lambda folder, summary: None
     )  # a third of the time, tested apart
-    shipped = load_recipe("fashion-offline", SHORT | {"teacher.weights": str(weights)})
-    recipe = check_recipe(shipped.dump() | {"knowledge": {"kd": {"name": name, **OPTIONS[name]}}})
-    kdx.run(recipe, folder=tmp_path / "run")
-    folder = tmp_path / "run" / "distilled"
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    logged = [line["term/kd"] for line in lines if "term/kd" in line]
-    assert logged
-    assert all(math.isfinite(value) for value in logged)
+    paths = {"teacher.weights": str(weights), "data.dataset": {"name": "fashion-mnist", "root": str(fashion_folder)}}
+
+    def run(term: dict[str, Any], observers: Sequence[object] = (), **changes: object) -> Path:
+        shipped = load_recipe("fashion-offline", SHORT | paths | changes)
+        recipe = check_recipe(shipped.dump() | {"knowledge": {"kd": term}})
+        kdx.run(recipe, folder=tmp_path / "run", observers=observers)
+        folder = tmp_path / "run" / "distilled"
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        logged = [line["term/kd"] for line in lines if "term/kd" in line]
+        assert logged
+        assert all(math.isfinite(value) for value in logged)
+        return folder
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_it_trains_a_student_for_two_epochs(name: str, train: Callable[..., Path]) -> None:
+    folder = train({"name": name, **OPTIONS[name]})
     exported = load_file(folder / "student.safetensors")
     assert exported.keys() == ConvNet(width=2, stages=2, grid=7).state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("explicit", [(0, 0), (1, 1)]),
+        ("uniform", [(0, 1), (1, 3)]),
+        ("relative", [(0, 0), (1, 3)]),
+        ("reverse", [(0, 3), (1, 0)]),
+        ("random", pair_by_depth("random", 2, 4, seed=7)),
+        ("cka", None),
+        ("cka-unbiased", None),
+        ("rsa", None),
+        ("attention", [(student, teacher) for student in range(2) for teacher in range(4)]),
+    ],
+)
+def test_a_recipe_chooses_how_layers_are_paired(
+    strategy: str, expected: list[tuple[int, int]] | None, train: Callable[..., Path]
+) -> None:
+    class Look:
+        @kdx.hookimpl
+        def kdx_run_end(self, run) -> None:
+            self.component = run.scheme.components["kd"]
+
+    stages = {"student": ["stage*"], "teacher": ["stage1", "stage2"] if strategy == "explicit" else ["stage*"]}
+    term = {"name": "hint", "pairing": strategy, "seed": 7} if strategy != "attention" else {"name": "semckd"}
+    look = Look()
+    train(term | stages, [look], **{"train.epochs": 1})
+    if strategy == "attention":
+        assert len(look.component.adapters) == len(expected)
+    elif expected is None:
+        assert [student for student, _ in look.component.pairs] == [0, 1]
+        assert {teacher for _, teacher in look.component.pairs} <= {0, 1, 2, 3}
+        assert look.component.chosen.tolist() == [list(pair) for pair in look.component.pairs]
+    else:
+        assert look.component.pairs == expected
 
 
 def test_no_component_is_left_out() -> None:

@@ -1,4 +1,4 @@
-"""Losses between samples on two ranks are those of one process on the whole batch, gradients included."""
+"""Losses between samples on two ranks are those of one process on the whole batch; so are the steps of a training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,26 @@ from kdx.capture import Captured
 from kdx.knowledge.whole_batch import whole_batch
 
 COMPONENTS = {"sp": {}, "pkt": {}, "cc": {}, "dist": {}, "rkd": {}, "irg": {"vertex_weight": 0.0}}
+
+# A training of three steps; on one process with batches twice as large.
+TRAIN = """
+import torch, kdx
+from torch.utils.data import DataLoader, TensorDataset
+
+def train(batch_size):
+    torch.manual_seed(0)
+    student, teacher = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    knowledge = {"kd": kdx.SoftTargets(2.0), "sp": (10.0, kdx.make("knowledge", "sp"))}
+    data = TensorDataset(torch.randn(24, 5), torch.arange(24) % 3)
+    kdx.fit(
+        kdx.Offline(student, teacher, knowledge=knowledge),
+        DataLoader(data, batch_size),
+        optimizer={"name": "SGD", "lr": 0.5},
+        schedule=None,
+        device="cpu",
+    )
+    return student.weight.flatten().tolist()
+"""
 
 # What each rank runs: its half of the batch through one linear layer, every component's loss, and the gradient of the
 # weight averaged over ranks as data parallelism does.
@@ -38,6 +59,7 @@ for name, options in components.items():
     (gradient,) = torch.autograd.grad(loss, weight)
     dist.all_reduce(gradient)
     found[name] = [loss.item(), (gradient / 2).flatten().tolist()]
+found["fit"] = train(4)
 dist.barrier()
 dist.destroy_process_group()
 print(json.dumps(found))
@@ -49,11 +71,12 @@ def on_two_ranks(tmp_path_factory):
     """Component -> loss and averaged gradient, as each of two processes found them."""
     store = tmp_path_factory.mktemp("ranks") / "store"
     root = str(Path(kdx.__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    launched = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}  # what torchrun sets
+    environment = os.environ | launched | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(store), json.dumps(COMPONENTS)],
-            env=environment,
+            [sys.executable, "-c", TRAIN + RANK, str(rank), str(store), json.dumps(COMPONENTS)],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -84,6 +107,14 @@ def test_two_ranks_take_the_step_of_one_process_on_the_whole_batch(on_two_ranks,
     for rank in on_two_ranks:
         assert rank[name][0] == pytest.approx(loss.item(), rel=1e-10)
         torch.testing.assert_close(torch.tensor(rank[name][1], dtype=torch.float64), gradient.flatten())
+
+
+def test_a_training_on_two_ranks_goes_through_the_wrapper_that_synchronises_gradients(on_two_ranks):
+    alone: dict[str, Any] = {}
+    exec(TRAIN, alone)
+    expected = alone["train"](8)
+    for rank in on_two_ranks:
+        assert rank["fit"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_one_process_has_the_whole_batch_itself():

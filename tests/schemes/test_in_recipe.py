@@ -24,7 +24,7 @@ SCHEMES = {
     "hint-stage": {"student_layer": "stage1", "teacher_layer": "stage2"},
 }
 SHORT = {
-    "data.validation": 4744,  # leaves 256 training images
+    "data.validation": 60,  # leaves 256 training images
     "data.labelled": 120,
     "teacher.model.width": 4,
     "student.model.width": 2,
@@ -36,11 +36,15 @@ SHORT = {
 
 @pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
 @pytest.mark.parametrize("name", SCHEMES)
-def test_it_trains_a_student_for_two_epochs(name: str, tmp_path: Path, monkeypatch) -> None:
+def test_it_trains_a_student_for_two_epochs(name: str, fashion_folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("kdx.experiment.write_report", lambda folder, summary: None)
     torch.manual_seed(1)
     save_file(ConvNet(width=4).state_dict(), tmp_path / "teacher.safetensors")
-    shipped = load_recipe("fashion-offline", SHORT | {"teacher.weights": str(tmp_path / "teacher.safetensors")})
+    paths = {
+        "teacher.weights": str(tmp_path / "teacher.safetensors"),
+        "data.dataset": {"name": "fashion-mnist", "root": str(fashion_folder)},
+    }
+    shipped = load_recipe("fashion-offline", SHORT | paths)
     changes = {"scheme": {"name": name, **SCHEMES[name]}, "knowledge": {}}
     kdx.run(check_recipe(shipped.dump() | changes), folder=tmp_path / "run")
     folder = tmp_path / "run" / "distilled"
