@@ -218,6 +218,12 @@ def kdx_assistants() -> Iterable[Spec]:
             "FitNets: train up to a guided layer, then distil from there",
             "Romero et al. 2015, arXiv:1412.6550",
         ),
+        Spec(
+            "born-again",
+            "kdx.assistants.born_again:BornAgain",
+            "self: generations of one model, each taught by the one before",
+            "Furlanello et al. 2018, arXiv:1805.04770",
+        ),
     ]
 
 

@@ -37,11 +37,11 @@ def plan(recipe: Recipe) -> list[Stage]:
             stages.append(Stage("direct", "distilled", student, tuple(teachers)))
         else:
             stages.append(Stage(control, control, student))
-    if recipe.assistant is None or recipe.teacher is None:
+    if recipe.assistant is None:
         stages.append(Stage("distilled", "distilled", student, tuple(teachers)))
         return in_order(stages)
     assistant = default_plugins().make("assistant", recipe.assistant.name, **recipe.assistant.options)
-    planned = assistant.plan(ref_of(recipe.teacher.model), student)
+    planned = assistant.plan(ref_of(recipe.teacher.model) if recipe.teacher else student, student)
     if not planned or planned[-1].name != "distilled":
         raise PlanError(
             f"assistant {recipe.assistant.name!r}: the last stage of a plan trains the student and is named "

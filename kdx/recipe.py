@@ -271,7 +271,8 @@ def _check_components(recipe: Recipe) -> None:
         check_component(f"peers.{place}", "model", peer)
     wants = inspect.signature(check_component("scheme", "scheme", recipe.scheme)).parameters
     scheme = f"scheme {recipe.scheme.name!r}"
-    if "teacher" in wants and recipe.teacher is None:
+    assistant = check_component("assistant", "assistant", recipe.assistant) if recipe.assistant else None
+    if "teacher" in wants and recipe.teacher is None and (assistant is None or assistant.has_teacher):
         raise RecipeError(f"{scheme} needs a teacher: give the section teacher with its model")
     if "teachers" in wants and not recipe.all_teachers:
         raise RecipeError(f"{scheme} needs teachers: give the section teachers, a model for each name")
@@ -283,10 +284,16 @@ def _check_components(recipe: Recipe) -> None:
         raise RecipeError(f"{scheme} has no peers: remove peers")
     for name, term in recipe.knowledge.items():
         check_component(f"knowledge.{name}", "knowledge", term)
-    if recipe.assistant:
-        check_component("assistant", "assistant", recipe.assistant)
-        if recipe.teacher is None:
-            raise RecipeError("assistant: it stands between a teacher and a student; give the section teacher")
+    if recipe.assistant is None or assistant is None:
+        return
+    if assistant.has_teacher and recipe.teacher is None:
+        raise RecipeError("assistant: it stands between a teacher and a student; give the section teacher")
+    if not assistant.has_teacher and recipe.all_teachers:
+        raise RecipeError(
+            f"assistant {recipe.assistant.name!r} begins with the student alone: remove the section teacher"
+        )
+    if not assistant.has_teacher and "direct" in recipe.controls:
+        raise RecipeError("controls: direct is the student of the teacher alone, and there is no teacher; remove it")
 
 
 def check_component(path: str, kind: Kind, component: Component) -> Any:

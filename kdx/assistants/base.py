@@ -149,9 +149,12 @@ class Assistant(ABC):
 
     Attributes:
         links: how many times knowledge is handed on between the teacher and the student; 1 is plain distillation.
+        has_teacher: whether the recipe has a section ``teacher``. Without one a plan is given the student's model as
+            the teacher, and its stages begin with the stage ``"alone"``.
     """
 
     links: int = 1
+    has_teacher: bool = True
 
     @abstractmethod
     def plan(self, teacher: ModelRef, student: ModelRef) -> list[Stage]:

@@ -1,0 +1,46 @@
+"""Born-again networks: generations of one model, each taught by the one before."""
+
+from __future__ import annotations
+
+from typing_extensions import override
+
+from kdx.assistants.base import Assistant, ModelRef, Stage
+
+__all__ = ["BornAgain"]
+
+
+class BornAgain(Assistant):
+    """Generations of the student, each trained from scratch under the recipe's scheme and taught by the one before.
+
+    Generation 0 is the student trained on its labels alone (stage ``alone``); ``generation1`` .. follow, and the last
+    one is ``distilled``. Each starts from weights of its own (its number is added to the recipe's seed). The paper
+    trains on the labels and on the teacher's probabilities with equal weights at temperature 1: scheme ``offline`` with
+    knowledge ``soft-targets``, ``temperature: 1.0`` and a task weight of 1. The recipe has no section ``teacher``.
+
+    Args:
+        generations: how many follow generation 0, >= 1. In the paper most of the gain comes with the first two.
+
+    Paper: Furlanello et al., Born Again Neural Networks, ICML 2018, https://arxiv.org/abs/1805.04770.
+
+    Example:
+        >>> net = ModelRef("resnet")
+        >>> [(stage.name, stage.teachers, stage.seed) for stage in BornAgain(generations=2).plan(net, net)]
+        [('generation1', ('alone',), 1), ('distilled', ('generation1',), 2)]
+    """
+
+    has_teacher = False
+
+    def __init__(self, *, generations: int = 2) -> None:
+        if generations < 1:
+            raise ValueError(f"generations must be >= 1, got {generations}")
+        self.generations = generations
+        self.links = generations
+
+    @override
+    def plan(self, teacher: ModelRef, student: ModelRef) -> list[Stage]:
+        names = ["alone", *(f"generation{k}" for k in range(1, self.generations)), "distilled"]
+        roles = ["assistant"] * (self.generations - 1) + ["distilled"]
+        return [
+            Stage(name, role, student, (names[k],), seed=k + 1)  # type: ignore[arg-type]  # both are roles
+            for k, (name, role) in enumerate(zip(names[1:], roles, strict=True))
+        ]
