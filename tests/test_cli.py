@@ -110,6 +110,6 @@ def test_errors_are_one_message_and_a_status_not_a_traceback(tmp_path: Path) -> 
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("kdx: there is no recipe 'fashion-ofline'; did you mean 'fashion-offline'?")
+    assert done.stderr.startswith("kdx: there is no recipe 'fashion-ofline'; did you mean 'fashion-offline'")
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
