@@ -256,6 +256,7 @@ def inspect_models(
     teacher_weights: Annotated[Path | None, typer.Option(help="Safetensors of the teacher; else untrained.")] = None,
     student_weights: Annotated[Path | None, typer.Option(help="Safetensors of the student; else untrained.")] = None,
     figure: Annotated[Path, typer.Option(help="Where to draw the similarities of all layers.")] = Path("cka.png"),
+    max_layers: Annotated[int, typer.Option(min=1, help="Of a model with more, only the outer modules.")] = 24,
     as_json: Json = False,
 ) -> None:
     """List the layers of two models, how alike they are, and which to pair."""
@@ -274,13 +275,17 @@ def inspect_models(
         if weights is not None:
             load_weights(models[-1], weights)
     loader = DataLoader(Subset(rows, range(min(samples, len(rows)))), batch_size=128, drop_last=samples >= 128)
-    comparison = compare_layers(models[0], models[1], loader)
+    comparison = compare_layers(models[0], models[1], loader, max_layers=max_layers)
     figure.parent.mkdir(parents=True, exist_ok=True)
     comparison.draw(figure)
     if as_json:
         _print_json(comparison.as_dict() | {"figure": str(figure)})
         return
     typer.echo(f"{comparison.table()}\n\nsimilarities of all layers: {figure}")
+    if None in (teacher_weights, student_weights):
+        typer.echo(
+            "weights that were not given are random, and so are similarities: --teacher-weights, --student-weights"
+        )
 
 
 def _model(text: str) -> tuple[str, dict[str, Any]]:

@@ -20,7 +20,11 @@ from kdx.schemes.base import evaluating
 
 __all__ = ["Comparison", "Layer", "compare_layers", "list_layers"]
 
-MAX_LAYERS = 40
+MAX_LAYERS = 24
+"""Layers of one model that still fit on a screen."""
+
+NOTHING_OF_THEIR_OWN = (nn.Identity, nn.modules.dropout._DropoutNd)
+"""Modules that hand their input on in evaluation mode: what comes before them is the layer to tap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +100,16 @@ class Comparison:
     def draw(self, path: str | Path) -> None:
         """Writes a heat map of the CKA as an image; the pairs by CKA are marked."""
         rows, columns = self.cka.shape
-        figure = Figure(figsize=(2.5 + 0.28 * columns, 2.0 + 0.28 * rows), layout="constrained")
+        figure = Figure(figsize=(max(5.0, 2.5 + 0.28 * columns), 2.0 + 0.28 * rows), layout="constrained")
         axes = figure.add_subplot()
         image = axes.imshow(self.cka.clamp(0, 1).numpy(), vmin=0, vmax=1, origin="lower", aspect="auto", cmap="magma")
         axes.set_xticks(range(columns), [layer.name for layer in self.teacher], rotation=90, fontsize=7)
         axes.set_yticks(range(rows), [layer.name for layer in self.student], fontsize=7)
         axes.set_xlabel("teacher layer")
         axes.set_ylabel("student layer")
-        axes.set_title("linear CKA", fontsize=9)
+        axes.set_title("linear CKA; a dot marks the teacher layer most like a student layer", fontsize=8)
         students, teachers = zip(*self.pairs["cka"], strict=True)
-        axes.plot(teachers, students, "o", markersize=4, markerfacecolor="none", markeredgecolor="cyan")
+        axes.plot(teachers, students, "o", markersize=5, markerfacecolor="white", markeredgecolor="black")
         figure.colorbar(image, ax=axes)
         figure.savefig(path, dpi=120)
 
@@ -114,7 +118,7 @@ def list_layers(model: nn.Module, inputs: Any) -> list[Layer]:
     """The modules of a model that give a tensor ``[N, ...]`` with two to four dimensions, in the order they are done.
 
     Of modules that give the very same tensor (a block and its last part, what works in place and what it works on) the
-    one that is done last stands for all. Nothing about the model changes.
+    one that is done last stands for all; dropout and identities are left out. Nothing about the model changes.
 
     Args:
         model: any module.
@@ -130,7 +134,9 @@ def list_layers(model: nn.Module, inputs: Any) -> list[Layer]:
     found: list[tuple[str, nn.Module, Tensor, int]] = []
 
     def record(counter: FlopCounterMode, name: str, module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any, value: Any) -> None:
+        def hook(_module: nn.Module, given: Any, value: Any) -> None:
+            if isinstance(module, NOTHING_OF_THEIR_OWN) and given and value is given[0]:
+                return
             if isinstance(value, tuple | list):
                 value = next((part for part in value if isinstance(part, Tensor)), None)
             if isinstance(value, Tensor) and value.dim() in (2, 3, 4) and value.shape[0] == rows:

@@ -93,6 +93,8 @@ def test_inspect_lists_layers_proposes_pairs_and_draws(tmp_path: Path) -> None:
     text = ok(*arguments)
     assert "by CKA" in text
     assert "stage4" in text
+    assert "random" in text  # no weights were given
+    assert "stage1.conv1" not in ok(*arguments, "--max-layers", "8")
     with pytest.raises(KdxError, match="model convnet: unknown option 'witdh'; did you mean 'width'"):
         runner.invoke(app, ["inspect", "convnet:witdh=4", "convnet"], catch_exceptions=False)
     assert runner.invoke(app, ["inspect", "convnet:4", "convnet"]).exit_code == 2

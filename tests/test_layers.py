@@ -58,6 +58,13 @@ def test_layers_have_the_shapes_parameters_and_operations_one_computes_by_hand()
     assert [layer.order for layer in layers.values()] == list(range(8))
 
 
+def test_dropout_and_identities_do_not_stand_for_what_they_hand_on():
+    net = nn.Sequential(
+        nn.Linear(3, 4), nn.Dropout(0.5), nn.Identity(), nn.ReLU(), nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.1))
+    )
+    assert [layer.name for layer in list_layers(net, torch.randn(5, 3))] == ["0", "3", "4"]
+
+
 def test_listing_changes_nothing_about_the_model():
     net = Net(4).train()
     net.stem.eval()
