@@ -141,8 +141,11 @@ class IRG(Knowledge):
     that of the whole batch.
 
     ``variant="paper"`` differentiates the largest distance too; ``"code"`` takes it for a constant in the backward
-    pass, as the authors' layers do; the loss is the same. Their losses are sums over the batch, with weight .005. The
-    default weights are those of the Knowledge-Distillation-Zoo benchmark, with means as here.
+    pass, as the authors' layers do; the loss is the same. The paper sums over the batch where means are taken here, and
+    leaves out ``"edge"`` as redundant; the authors' code weighs half of the sums by .005. The default weights are those
+    of the Knowledge-Distillation-Zoo benchmark, with means as here. The paper's one-to-many mode, in which the
+    teacher's last layer guides several layers of a student of another kind, is that layer named once for each of them:
+    ``teacher=("fc", "fc"), transform_weight=0``.
 
     Args:
         vertex_weight: weight of the logits' squared error; 0 for models with different classes.

@@ -51,10 +51,11 @@ class NST(PairedLayers):
     """Squared maximum mean discrepancy between the channels' normalised responses, summed over pairs of layers.
 
     Loss: ``mean k(s, s') + mean k(t, t') - 2 mean k(s, t)`` with ``k(a, b) = (a'b)^2`` over all pairs of channels,
-    averaged over the batch; no ``T^2``. Gradients reach the student. Weight 50 in the common CIFAR-100 recipe (the
-    paper writes lambda / 2, so lambda 100). It does not change with the order of the channels. Maps of different size
-    are average-pooled to the smaller. Nothing is learned. For peak memory see :func:`nst`: maps of 8x8 with any number
-    of channels need 32 kB a sample.
+    averaged over the batch; no ``T^2``. Gradients reach the student. Weight 50 in the authors' code for ImageNet and in
+    the common CIFAR-100 recipe (the paper's weight is a lambda / 2). The authors' code leaves out the teacher's term,
+    which has no gradient. It does not change with the order of the channels. Maps of different size are average-pooled
+    to the smaller. Nothing is learned. For peak memory see :func:`nst`: maps of 8x8 with any number of channels need
+    32 kB a sample.
 
     Args:
         student: taps of maps ``[N, C, H, W]``, from shallow to deep.
@@ -63,7 +64,7 @@ class NST(PairedLayers):
         seed: for ``pairing="random"``.
 
     Paper: Huang, Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017,
-    https://arxiv.org/abs/1707.01219.
+    https://arxiv.org/abs/1707.01219; code: https://github.com/TuSimple/neuron-selectivity-transfer.
 
     Example:
         >>> import torch

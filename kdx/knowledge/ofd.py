@@ -71,9 +71,10 @@ class OFD(PairedLayers):
     ``r`` is a 1x1 convolution with BatchNorm, learned with the student; gradients reach both. The weight in the paper
     is 1e-3. Tap what enters the ReLU, usually the output of a BatchNorm or of a residual block's addition.
 
-    The margin ``m_c`` is the mean of a teacher's channel where it is negative, taken on the batch of ``setup``
-    (0 for a channel that is never negative there) and saved as a buffer, or given by ``margins``, for instance from
-    :func:`batchnorm_margin`, as the authors' code has it.
+    The margin ``m_c`` is the mean of a teacher's channel where it is negative. The paper takes it over the training
+    images or from the parameters of the BatchNorm before, as the authors' code does: give ``margins`` for that, see
+    :func:`batchnorm_margin`. Without them it is taken on the batch of ``setup`` (0 for a channel that is never negative
+    there). It is saved as a buffer.
 
     In the paper the teacher's BatchNorm normalises by the batch while it teaches, on purpose: give the scheme
     ``kdx.teachers.Frozen(teacher, train_mode=True)``. The running statistics of the teacher stay as they are.
@@ -85,7 +86,8 @@ class OFD(PairedLayers):
         margins: one tensor ``[C]`` per pair, or None to take them from the first batch.
         seed: for ``pairing="random"``.
 
-    Paper: Heo et al., A Comprehensive Overhaul of Feature Distillation, ICCV 2019, https://arxiv.org/abs/1904.01866.
+    Paper: Heo et al., A Comprehensive Overhaul of Feature Distillation, ICCV 2019, https://arxiv.org/abs/1904.01866;
+    code: https://github.com/clovaai/overhaul-distillation.
 
     Example:
         >>> import torch

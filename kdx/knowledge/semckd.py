@@ -59,7 +59,7 @@ class SemCKD(Knowledge):
         temperature: divides the product of query and key, which lies in [-1, 1]; smaller is more selective.
 
     Paper: Chen et al., Cross-Layer Distillation with Semantic Calibration, AAAI 2021,
-    https://arxiv.org/abs/2012.03236.
+    https://arxiv.org/abs/2012.03236; code: https://github.com/DefangChen/SemCKD.
 
     Example:
         >>> import torch

@@ -29,14 +29,18 @@ def test_its_docstring_states_loss_gradients_options_and_paper(name):
     component = kdx.plugins().load("knowledge", name)
     text = inspect.getdoc(component)
     assert issubclass(component, kdx.Knowledge)
-    for part in ("Loss: ", "radient", "Args:", "Paper: ", "Example:", "https://"):
+    assert re.search(r"mean|averag|sum", text), "no reduction"
+    if "variant" in inspect.signature(component).parameters:
+        assert '"paper"' in text
+        assert '"code"' in text
+    for part in ("Loss: ", "T^2", "radient", "Args:", "Paper: ", "Example:", "https://"):
         assert part in text, f"{part!r} is missing"
     for option in list(inspect.signature(component).parameters):
         assert f"    {option}: " in text, f"option {option!r} is not described"
 
 
-# Their functions are kdx.ops.softmax_kl, and torch's mse_loss behind an adapter.
-@pytest.mark.parametrize("name", sorted(COMPONENTS.keys() - {"soft-targets", "hint"}))
+# The function of soft targets is kdx.ops.softmax_kl.
+@pytest.mark.parametrize("name", sorted(COMPONENTS.keys() - {"soft-targets"}))
 def test_its_module_offers_a_plain_function_beside_the_component(name):
     module = inspect.getmodule(kdx.plugins().load("knowledge", name))
     functions = [value for part in module.__all__ if inspect.isfunction(value := getattr(module, part))]

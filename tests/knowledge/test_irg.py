@@ -76,6 +76,14 @@ def test_logits_are_the_vertices(random):
     assert got.item() == pytest.approx(0.5 * vertices + oracle([s["f"].numpy()], [t["g"].numpy()], 5.0, 5.0, "vertex"))
 
 
+def test_the_teachers_last_layer_may_guide_every_student_layer(random):
+    s = {"a": random(5, 4, seed=1), "b": random(5, 3, seed=2)}
+    t = {"c": random(5, 7, seed=3)}
+    component = IRG(student=("a", "b"), teacher=("c", "c"), vertex_weight=0, transform_weight=0)
+    each = [oracle([x.numpy()], [t["c"].numpy()], 5.0, 0.0, "vertex") for x in s.values()]
+    assert component(Captured(s), Captured(t), None).item() == pytest.approx(sum(each) / 2)
+
+
 def test_gradients(random):
     s = [random(4, 3, seed=1).requires_grad_(), random(4, 3, seed=2).requires_grad_()]
     t = [random(4, 5, seed=3), random(4, 5, seed=4)]
