@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kdx import ops as ops
+    from kdx import testing as testing
     from kdx.assistants.base import Assistant as Assistant
     from kdx.batch import Batch as Batch
     from kdx.capture import Captured as Captured
@@ -51,6 +52,7 @@ _PUBLIC = {
     "ops": "",
     "plugins": "kdx.registry:default_plugins",
     "run": "kdx.experiment",
+    "testing": "",
 }
 __all__ = [*_PUBLIC, "__version__", "make"]  # noqa: PLE0604  # all strings
 

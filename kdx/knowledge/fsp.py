@@ -88,7 +88,8 @@ class FSP(Knowledge):
     task, with weight 50, it is a common variant. Memory: ``N A B`` numbers per flow.
 
     Args:
-        student: taps of two layers or more, from shallow to deep; maps, tokens on a grid, vectors or logits.
+        student: taps of two layers or more, from shallow to deep; maps ``[N, C, H, W]``, tokens on a
+            grid, vectors or logits.
         teacher: as many taps; partners in order.
         variant: ``"code"`` or ``"paper"``, see above.
 

@@ -153,7 +153,7 @@ class IRG(Knowledge):
         transform_weight: weight of the transformations; there is none with a single layer.
         transform: ``"vertex"`` (the authors' code), ``"edge"`` or ``"both"``.
         variant: ``"paper"`` or ``"code"``, see above.
-        student: tap or taps from shallow to deep: maps, tokens, vectors or the logits.
+        student: tap or taps ``[N, ...]`` from shallow to deep: maps, tokens, vectors or the logits.
         teacher: as many taps; widths may differ from the student's.
 
     Paper: Liu et al., Knowledge Distillation via Instance Relationship Graph, CVPR 2019,

@@ -80,7 +80,7 @@ class OFD(PairedLayers):
     ``kdx.teachers.Frozen(teacher, train_mode=True)``. The running statistics of the teacher stay as they are.
 
     Args:
-        student: taps of maps before the ReLU, from shallow to deep.
+        student: taps of maps ``[N, C, H, W]`` before the ReLU, from shallow to deep.
         teacher: taps of maps before the ReLU.
         pairing: see :data:`kdx.matching.Strategy`.
         margins: one tensor ``[C]`` per pair, or None to take them from the first batch.

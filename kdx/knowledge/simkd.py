@@ -47,7 +47,7 @@ class SimKD(Knowledge):
     ``projector`` of that student by default.
 
     Args:
-        teacher: tap of the teacher's last feature, before pooling and classifier.
+        teacher: tap of the teacher's last feature ``[N, C, H, W]`` or ``[N, D]``, before pooling and classifier.
         student: tap of the projected feature, with as many channels.
 
     Paper: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022,

@@ -59,7 +59,7 @@ class VID(PairedLayers):
     scaled mean squared error. Sizes are matched by :func:`kdx.adapters.match`.
 
     Args:
-        student: taps, from shallow to deep.
+        student: taps ``[N, C, H, W]``, ``[N, L, D]`` or ``[N, D]``, from shallow to deep.
         teacher: taps.
         pairing: see :data:`kdx.matching.Strategy`.
         variance: the variance at the start, > 1e-5.

@@ -1,0 +1,71 @@
+"""Tags: what a component declares about itself, so that the checks know what applies to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from kdx.batch import Batch
+
+__all__ = ["KnowledgeTags", "SchemeTags"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Tap -> shape of one sample's feature, without the batch dimension."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnowledgeTags:
+    """What holds for a knowledge component, and on what it is tried.
+
+    The first three may also be attributes of the component; a value given here counts more, None asks the component.
+
+    Args:
+        zero_when_equal: the loss and its gradient are 0 where the student's features equal the teacher's; False.
+        batch_order_invariant: the order of the samples changes nothing; True.
+        needs_index: it keeps something per sample and reads ``batch.index``; False.
+        student_shapes: shapes of the student's taps that are not the default: ``(classes,)`` for ``logits``, else
+            ``(3, 4, 4)``. A glob stands for two layers of its shape.
+        teacher_shapes: the same for the teacher.
+        rows: samples in a batch.
+        classes: number of classes; targets are below it.
+        samples: ``batch.index`` is below this.
+        inputs: ``rows -> (student, teacher, batch)`` with float64 features, for components that random normal numbers
+            do not suit; every call must give the same numbers.
+    """
+
+    zero_when_equal: bool | None = None
+    batch_order_invariant: bool | None = None
+    needs_index: bool | None = None
+    student_shapes: Shapes = field(default_factory=dict)
+    teacher_shapes: Shapes = field(default_factory=dict)
+    rows: int = 6
+    classes: int = 5
+    samples: int = 32
+    inputs: Callable[[int], tuple[Mapping[str, Tensor], Mapping[str, Tensor], Batch]] | None = None
+
+    def resolved(self, component: object) -> KnowledgeTags:
+        """The same with every None answered by the component's attribute or the default."""
+        defaults = {"zero_when_equal": False, "batch_order_invariant": True, "needs_index": False}
+        said: dict[str, Any] = {
+            name: bool(getattr(component, name, default))
+            for name, default in defaults.items()
+            if getattr(self, name) is None
+        }
+        return replace(self, **said)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemeTags:
+    """On what a scheme is tried.
+
+    Args:
+        data: a few batches, as a list; None takes those of :func:`kdx.testing.toy_batches`, which suit
+            :func:`kdx.testing.toy_model`.
+        optimizer: for the checks that train, see :data:`kdx.optim.OptimizerSpec`.
+    """
+
+    data: Sequence[Any] | None = None
+    optimizer: str | Mapping[str, Any] = field(default_factory=lambda: {"name": "AdamW", "lr": 0.01})

@@ -1,0 +1,136 @@
+"""kdx's own components stand what the conformance kit asks of anyone's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import kdx
+import kdx.builtin
+from kdx.options import options_of
+from kdx.registry import Plugins
+from kdx.testing import KnowledgeTags, SchemeTags, checks_of, toy_batches, toy_model
+
+OWN = Plugins(entries=(), blocked=(), trace=False)
+MAPS = {"student": ("a", "b"), "teacher": ("c", "d")}
+VECTORS = {"student": "pool", "teacher": "pool"}
+ZERO = KnowledgeTags(zero_when_equal=True)
+UNEQUAL = {"student_shapes": {"pool": (8,)}, "teacher_shapes": {"pool": (6,)}}
+RELATION = KnowledgeTags(zero_when_equal=True, **UNEQUAL)
+IMAGES = KnowledgeTags(student_shapes={"a": (3, 8, 8), "b": (4, 4, 4)}, teacher_shapes={"c": (5, 8, 8), "d": (6, 2, 2)})
+SEQUENCES = KnowledgeTags(student_shapes={"a": (7, 3), "b": (7, 3)}, teacher_shapes={"c": (7, 5), "d": (7, 5)})
+
+KNOWLEDGE = {
+    "soft-targets": [({}, ZERO)],
+    "logits": [({}, ZERO), ({"variant": "code"}, ZERO)],
+    "hard-targets": [({}, None)],
+    "dkd": [({}, ZERO)],
+    "logit-standardisation": [({"around": kdx.SoftTargets(2.0)}, ZERO)],
+    "dist": [({}, None)],
+    "reverse-kl": [({}, ZERO)],
+    "jsd": [({}, ZERO)],
+    "hint": [(MAPS, IMAGES), (MAPS | {"variant": "paper"}, SEQUENCES)],
+    "attention-transfer": [(MAPS, ZERO)],
+    "nst": [(MAPS, ZERO)],
+    "vid": [(MAPS, IMAGES)],
+    "rkd": [(VECTORS, RELATION)],
+    "irg": [(MAPS, ZERO)],
+    "sp": [(MAPS, ZERO)],
+    "pkt": [(VECTORS, RELATION)],
+    "cc": [
+        (VECTORS, RELATION),
+        (VECTORS | {"variant": "code"}, KnowledgeTags(batch_order_invariant=False)),
+    ],
+    "fsp": [(MAPS, ZERO)],
+    "ofd": [(MAPS, IMAGES)],
+    "review-kd": [(MAPS, IMAGES)],
+    "crd": [
+        (VECTORS | {"samples": 32, "negatives": 16, "dim": 8}, KnowledgeTags(batch_order_invariant=False, **UNEQUAL)),
+    ],
+    "semckd": [(MAPS, IMAGES)],
+    "simkd": [({"teacher": "map"}, None)],
+}
+"""Component -> options and tags it is tried with; one that is not here is tried with its defaults."""
+
+
+def knowledge() -> list:
+    parameters = []
+    for name in OWN.components("knowledge"):
+        target = OWN.load("knowledge", name)
+        taps = {option.name: option.name[0] for option in options_of(target) if option.required}
+        for number, (options, tags) in enumerate(KNOWLEDGE.get(name, [(taps, None)])):
+            label = name if not number else f"{name}-{number + 1}"
+            checks = checks_of(OWN.make("knowledge", name, **options), tags=tags)
+            parameters += [pytest.param(check, id=f"{label}-{check.name}") for check in checks]
+    return parameters
+
+
+@pytest.mark.parametrize("check", knowledge())
+def test_knowledge(check) -> None:
+    check()
+
+
+def pair() -> dict[str, nn.Module]:
+    return {"student": toy_model(), "teacher": toy_model(6, seed=1)}
+
+
+TERMS = {
+    "kd": (0.7, kdx.SoftTargets(2.0)),
+    "hint": (2.0, kdx.Hint(student="conv", teacher="conv")),
+}
+SCHEMES = {
+    "supervised": lambda make: make(toy_model()),
+    "offline": lambda make: make(**pair(), knowledge=TERMS),
+    "mutual": lambda make: make([toy_model(), toy_model(6, seed=1)], knowledge=TERMS),
+    "simkd": lambda make: make(**pair(), student_layer="relu", teacher_layer="relu", classifier="fc"),
+    "hint-stage": lambda make: make(**pair(), student_layer="norm", teacher_layer="norm"),
+}
+"""Scheme -> how it is built for toy models."""
+
+
+def schemes() -> list:
+    return [
+        pytest.param(check, id=f"{name}-{check.name}")
+        for name, build in SCHEMES.items()
+        for check in checks_of(build(OWN.load("scheme", name)))
+    ]
+
+
+@pytest.mark.parametrize("check", schemes())
+def test_scheme(check) -> None:
+    check()
+
+
+def test_a_scheme_with_a_memory_bank_keeps_it_over_a_resumed_run() -> None:
+    contrast = kdx.make("knowledge", "crd", student="flat", teacher="flat", samples=48, negatives=16, dim=8)
+    kdx.testing.check_scheme(
+        kdx.Offline(**pair(), knowledge={"crd": (0.1, contrast)}), tags=SchemeTags(data=toy_batches(4, rows=12))
+    )
+
+
+def assistants() -> list:
+    return [
+        pytest.param(check, id=f"{name}-{check.name}")
+        for name in OWN.components("assistant")
+        for check in checks_of(OWN.make("assistant", name))
+    ]
+
+
+@pytest.mark.parametrize("check", assistants())
+def test_assistant(check) -> None:
+    check()
+
+
+@kdx.testing.parametrize_checks(kdx.builtin)
+def test_plugin(check) -> None:
+    check()
+
+
+def test_every_scheme_is_in_the_table() -> None:
+    assert SCHEMES.keys() == OWN.components("scheme").keys()
+
+
+def test_a_tied_pair_of_toy_models_is_the_same_for_the_same_seed() -> None:
+    one, other = toy_model(seed=3), toy_model(seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
