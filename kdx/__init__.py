@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kdx import ops as ops
+    from kdx import students as students
     from kdx import testing as testing
     from kdx.assistants.base import Assistant as Assistant
     from kdx.batch import Batch as Batch
@@ -52,6 +53,7 @@ _PUBLIC = {
     "ops": "",
     "plugins": "kdx.registry:default_plugins",
     "run": "kdx.experiment",
+    "students": "",
     "testing": "",
 }
 __all__ = [*_PUBLIC, "__version__", "make"]  # noqa: PLE0604  # all strings

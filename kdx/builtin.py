@@ -237,6 +237,7 @@ def kdx_models() -> Iterable[Spec]:
     )
     return [
         Spec("convnet", "kdx.models.cnn:ConvNet", "plain CNN of stages; taps stage1.., avgpool, fc"),
+        Spec("derived", "kdx.students.derived:derived", "a student derived from its teacher: kdx student make"),
         Spec("depthwise-net", "kdx.models.depthwise:DepthwiseNet", "depth-wise separable CNN", howard),
         Spec("mlp", "kdx.models.mlp:MLP", "multi-layer perceptron on flattened images"),
         Spec("resnet", "kdx.models.resnet:ResNet", "residual CNN of CIFAR style, depth 8, 20, 32, ...", he),

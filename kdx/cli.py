@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from kdx import __version__
+from kdx.cli_student import student_app
 from kdx.errors import Interrupted, KdxError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(student_app)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -265,12 +267,13 @@ def inspect_models(
     import kdx
     from kdx.checkpoint import load_weights
     from kdx.layers import compare_layers
+    from kdx.model_text import parse_model
 
     rows = kdx.make("dataset", data, split="train")
     shape = {"num_classes": rows.num_classes, "input_shape": rows.input_shape}
     models = []
     for text, weights in ((teacher, teacher_weights), (student, student_weights)):
-        name, options = _model(text)
+        name, options = parse_model(text)
         models.append(kdx.make("model", name, **options, **shape))
         if weights is not None:
             load_weights(models[-1], weights)
@@ -286,20 +289,6 @@ def inspect_models(
         typer.echo(
             "weights that were not given are random, and so are similarities: --teacher-weights, --student-weights"
         )
-
-
-def _model(text: str) -> tuple[str, dict[str, Any]]:
-    """``convnet:width=8,stages=2`` as a name and checked options."""
-    from omegaconf import OmegaConf
-
-    from kdx.options import check_options
-    from kdx.registry import default_plugins
-
-    name, _, rest = text.partition(":")
-    if wrong := [part for part in rest.split(",") if rest and "=" not in part]:
-        raise typer.BadParameter(f"expected NAME:key=value,key=value; got {wrong[0]!r} in {text!r}")
-    options: Any = OmegaConf.to_container(OmegaConf.from_dotlist(rest.split(","))) if rest else {}
-    return name, check_options(f"model {name}", default_plugins().load("model", name), options)
 
 
 @app.command("env", epilog="Example:  kdx env --json")

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from kdx.batch import Batch
+from kdx.capture import call
 from kdx.flops import count_flops
 from kdx.schemes.base import evaluating
 
@@ -39,29 +41,29 @@ class Cost:
         return asdict(self)
 
 
-def measure_cost(model: nn.Module, example: Tensor, *, repeats: int = 100, threads: int = 1) -> Cost:
+def measure_cost(model: nn.Module, example: Any, *, repeats: int = 100, threads: int = 1) -> Cost:
     """Counts a model and times it in evaluation mode on the example's shape.
 
     Args:
         model: the model; its modes are as before afterwards.
-        example: ``[N, ...]``, moved to the model's device.
+        example: what it takes, see :class:`kdx.Batch`; ``N`` samples, moved to the model's device.
         repeats: timed passes, after a tenth as many to warm up.
         threads: CPU threads while timing; one gives the steadiest numbers.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    example = example.to(device)
+    example = Batch(example).to(device).inputs
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     times = []
     try:
         with evaluating(model), torch.inference_mode():
             for _ in range(repeats // 10 + 1):
-                model(example)
+                call(model, example)
             for _ in range(repeats):
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 start = time.perf_counter()
-                model(example)
+                call(model, example)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 times.append(1e3 * (time.perf_counter() - start))

@@ -16,6 +16,7 @@ __all__ = [
     "PluginWarning",
     "RecipeError",
     "RunExistsError",
+    "StudentError",
     "UnknownNameError",
     "nearest",
 ]
@@ -55,6 +56,10 @@ class RecipeError(KdxError, ValueError):
 
 class RunExistsError(KdxError, FileExistsError):
     """A run folder already holds a run."""
+
+
+class StudentError(KdxError, ValueError):
+    """A student cannot be derived from its teacher as asked, or does not keep its contract."""
 
 
 class UnknownNameError(KdxError, LookupError):

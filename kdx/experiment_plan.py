@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,6 +13,7 @@ from kdx.errors import PlanError, RecipeError
 from kdx.options import problems
 from kdx.recipe import Component, KnowledgeTerm, Recipe, Train, check_component
 from kdx.registry import default_plugins
+from kdx.students.structure import structure_of
 
 __all__ = ["plan", "ref_of", "train_of"]
 
@@ -39,7 +41,7 @@ def plan(recipe: Recipe) -> list[Stage]:
             stages.append(Stage(control, control, student))
     if recipe.assistant is None:
         stages.append(Stage("distilled", "distilled", student, tuple(teachers)))
-        return in_order(stages)
+        return in_order(_derived(stages))
     assistant = default_plugins().make("assistant", recipe.assistant.name, **recipe.assistant.options)
     planned = assistant.plan(ref_of(recipe.teacher.model) if recipe.teacher else student, student)
     if not planned or planned[-1].name != "distilled":
@@ -49,7 +51,12 @@ def plan(recipe: Recipe) -> list[Stage]:
         )
     for stage in planned:
         _check(stage, recipe)
-    return in_order([*stages, *planned])
+    return in_order(_derived([*stages, *planned]))
+
+
+def _derived(stages: list[Stage]) -> list[Stage]:
+    """The stages, their students made from the teacher where the recipe derives them."""
+    return [replace(stage, model=structure_of(stage.model)) for stage in stages]
 
 
 def ref_of(component: Component) -> ModelRef:

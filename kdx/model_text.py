@@ -1,0 +1,35 @@
+"""Models written on a command line, as ``convnet:width=8,stages=2``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kdx.errors import RecipeError
+from kdx.options import check_options
+from kdx.registry import default_plugins
+
+__all__ = ["parse_model"]
+
+
+def parse_model(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and checked options of a model.
+
+    Raises:
+        UnknownNameError: no such model.
+        RecipeError: a part is not ``key=value``, or an unknown option, or a value of the wrong type.
+
+    Example:
+        >>> parse_model("convnet:width=8,stages=2")
+        ('convnet', {'width': 8, 'stages': 2})
+    """
+    name, _, rest = text.partition(":")
+    if wrong := [part for part in rest.split(",") if rest and "=" not in part]:
+        raise RecipeError(f"a model must be written NAME:key=value,key=value; got {wrong[0]!r} in {text!r}")
+    try:
+        options: Any = OmegaConf.to_container(OmegaConf.from_dotlist(rest.split(","))) if rest else {}
+    except (OmegaConfBaseException, ValueError) as error:
+        raise RecipeError(f"a model must be written NAME:key=value,key=value; got {text!r} ({error})") from error
+    return name, check_options(f"model {name}", default_plugins().load("model", name), options)

@@ -1,0 +1,293 @@
+"""``derive``: a student made from its teacher."""
+
+from __future__ import annotations
+
+import copy as copying
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from kdx.batch import Batch
+from kdx.capture import unwrap
+from kdx.checkpoint import export_weights
+from kdx.cost import Cost, measure_cost
+from kdx.errors import RunExistsError, StudentError, nearest
+from kdx.flops import count_flops
+from kdx.students.config import StudentConfig, read_config, write_config
+from kdx.students.contract import Contract
+from kdx.students.depth import plan_depth
+from kdx.students.depthwise import plan_depthwise
+from kdx.students.edit import Edit, Origin, Plan
+from kdx.students.low_rank import plan_low_rank
+from kdx.students.table import table
+from kdx.students.target import Target, parse_target
+from kdx.students.trace import Kept
+from kdx.students.width import Importance, plan_width
+
+__all__ = ["HOWS", "Derived", "How", "derive", "inherit"]
+
+How = Literal["width", "depth", "depthwise", "low-rank"]
+HOWS: tuple[How, ...] = ("width", "depth", "depthwise", "low-rank")
+
+
+@dataclass
+class Derived:
+    """A student and how it came about.
+
+    Args:
+        model: the student.
+        edit: the change of the structure that made it.
+        origins: name of every parameter and buffer -> where it comes from.
+        kept: what had to stay as it is, and why.
+        config: what rebuilds it; None if ``base`` was not given.
+        teacher: what it was derived from.
+        example: inputs of one sample, for its costs.
+    """
+
+    model: nn.Module
+    edit: Edit
+    origins: dict[str, Origin]
+    kept: list[Kept]
+    config: StudentConfig | None
+    teacher: nn.Module = field(repr=False)
+    example: Any = field(repr=False)
+
+    @functools.cached_property
+    def costs(self) -> tuple[Cost, Cost]:
+        """Of teacher and student for one sample, measured when first asked for."""
+        return measure_cost(self.teacher, self.example), measure_cost(self.model, self.example)
+
+    def table(self) -> str:
+        """Costs of teacher and student, and where the student's weights come from."""
+        return table(*self.costs, self.origins, self.kept)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        teacher, student = self.costs
+        return {
+            "teacher": teacher.as_dict(),
+            "student": student.as_dict(),
+            "edit": self.edit.model_dump(mode="json"),
+            "weights": {name: asdict(origin) for name, origin in self.origins.items()},
+            "kept": [asdict(item) for item in self.kept],
+        }
+
+    def save(self, path: str | Path, *, weights: bool = True, force: bool = False) -> list[Path]:
+        """Writes the config, and the weights as safetensors beside it under the same name.
+
+        Args:
+            path: of the config; ``.json`` writes JSON, anything else YAML.
+            weights: whether to write the weights.
+            force: write over files that are there.
+
+        Returns:
+            The files written.
+
+        Raises:
+            RunExistsError: a file is there and ``force`` was not given; nothing is written.
+            StudentError: it is not known how the teacher is built.
+        """
+        if self.config is None:
+            raise StudentError(
+                "to write a config, kdx must know how to build the teacher: pass base={'name': 'convnet', 'width': 24} "
+                "for a model of the registry, or base={'target': 'package.module:function'} to derive()"
+            )
+        path = Path(path)
+        files = [path, path.with_suffix(".safetensors")] if weights else [path]
+        if len(set(files)) < len(files):
+            raise ValueError(f"path is the config's, its weights are written beside it as .safetensors; got {path}")
+        if not force and (there := [file for file in files if file.exists()]):
+            raise RunExistsError(f"{there[0]} exists already; --force (force=True) writes over it, --out takes another")
+        if weights:
+            export_weights(self.model, files[1])
+        write_config(self.config, path)
+        return files
+
+
+def derive(
+    teacher: nn.Module,
+    inputs: Any,
+    *,
+    how: How,
+    params: str | float | None = None,
+    flops: str | float | None = None,
+    latency: str | float | None = None,
+    base: Mapping[str, Any] | None = None,
+    shape: Mapping[str, Any] | None = None,
+    importance: Importance = "l1",
+    taps: Iterable[str] = (),
+) -> Derived:
+    """Derives a smaller student from a teacher: the largest one within a budget.
+
+    The teacher runs on the example to see which channels and blocks belong together; it is not changed. The student's
+    weights are the teacher's, sliced or factorised where their shapes differ.
+
+    Args:
+        teacher: a module on one device.
+        inputs: an example of what it takes, see :class:`kdx.Batch`, two samples or more; the values do not matter.
+        how: ``width`` (:class:`kdx.students.Width`), ``depth`` (:class:`kdx.students.Depth`), ``depthwise``
+            (:class:`kdx.students.Depthwise`) or ``low-rank`` (:class:`kdx.students.LowRank`).
+        params: the most parameters, as ``"25%"`` or ``0.25`` of the teacher's, ``60000`` or ``"60k"``.
+        flops: the most operations per sample, likewise.
+        latency: the longest median time of one sample on one thread, as ``"50%"`` or ``"2.5ms"``.
+        base: how the teacher is built, to write a config: ``name`` of a registered model or ``target`` as
+            ``package.module:callable``, and its options.
+        shape: ``num_classes`` and ``input_shape`` that the base is built with.
+        importance: which channels ``width`` keeps, see :class:`kdx.students.Width`.
+        taps: taps of the teacher that the student must have.
+
+    Returns:
+        The student with its config and the origin of its weights. Without a budget ``depthwise`` replaces all
+        convolutions it can; the other ways need one.
+
+    Raises:
+        ValueError: no budget or several, fewer than two samples.
+        StudentError: the budget cannot be met (the reachable range is named, and what stands in the way), or the
+            student would not keep the inputs, outputs or taps of the teacher.
+
+    Example:
+        >>> import torch
+        >>> teacher = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 2))
+        >>> student = derive(teacher, torch.zeros(2, 3), how="width", params="50%")
+        >>> student.model, torch.equal(student.model[0].weight, teacher[0].weight)
+        (Sequential(
+          (0): Linear(in_features=3, out_features=19, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=19, out_features=2, bias=True)
+        ), False)
+    """
+    if how not in HOWS:
+        raise ValueError(f"how must be one of {', '.join(HOWS)}; got {how!r}; {nearest(str(how), HOWS)}")
+    if importance not in ("l1", "l2"):
+        raise ValueError(f"importance must be 'l1' or 'l2'; got {importance!r}")
+    if (rows := Batch(inputs).rows) < 2:
+        raise ValueError(f"inputs must be an example of two samples or more, got {rows}: one alone hides what is fixed")
+    target = _target(how, params, flops, latency)
+    teacher = unwrap(teacher)
+    contract = Contract.of(teacher, inputs, taps)
+    example = _first(inputs, rows)
+    plan = _plan(how, teacher, inputs, importance)
+    edit = plan.edit(0 if target is None else _largest(how, plan, teacher, target, example))
+    if target is None and not plan.edit(0).model_dump().get("layers"):
+        raise StudentError(f"{how} changes nothing about {type(teacher).__name__}{_obstacles(plan)}")
+    model = copying.deepcopy(teacher)
+    special = edit.derive(model, inputs)
+    contract.check(model)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    origins = {name: special.get(name) or Origin("copied", own, own) for name, own in shapes.items()}
+    return Derived(model, edit, origins, plan.kept, _config(base, shape, edit), teacher, example)
+
+
+def inherit(config: StudentConfig | Mapping[str, Any] | str | Path, teacher: nn.Module, inputs: Any) -> nn.Module:
+    """The student of a config with the weights of a teacher: its edits, applied to a copy of the teacher.
+
+    Args:
+        config: see :func:`kdx.students.read_config`; the teacher is built as its base is.
+        teacher: not changed.
+        inputs: see :func:`derive`.
+
+    Raises:
+        StudentError: the teacher is not built as the config expects.
+    """
+    model = copying.deepcopy(unwrap(teacher))
+    contract = Contract.of(model, inputs)
+    for edit in read_config(config).edits:
+        edit.derive(model, inputs)
+    contract.check(model)
+    return model
+
+
+def _target(how: How, params: Any, flops: Any, latency: Any) -> Target | None:
+    given = {"params": params, "flops": flops, "latency": latency}
+    chosen = [parse_target(kind, value) for kind, value in given.items() if value is not None]  # type: ignore[arg-type]
+    if len(chosen) > 1:
+        raise ValueError(f"give one budget: params, flops or latency; got {' and '.join(one.kind for one in chosen)}")
+    if not chosen and how != "depthwise":
+        raise ValueError(f"{how} needs a budget: params, flops or latency, as params='25%'")
+    return chosen[0] if chosen else None
+
+
+def _plan(how: How, teacher: nn.Module, inputs: Any, importance: Importance) -> Plan:
+    match how:
+        case "width":
+            return plan_width(teacher, inputs, importance=importance)
+        case "depth":
+            return plan_depth(teacher, inputs)
+        case "depthwise":
+            return plan_depthwise(teacher, inputs)
+        case "low-rank":
+            return plan_low_rank(teacher, inputs)
+
+
+def _largest(how: How, plan: Plan, teacher: nn.Module, target: Target, example: Any) -> int:
+    """The place of the largest student within the budget, by bisection; what they cost rises with the place."""
+
+    @functools.cache
+    def cost(place: int) -> float:
+        model = copying.deepcopy(teacher)
+        plan.edit(place).build(model)
+        return _cost(model, target, example)
+
+    whole = _cost(teacher, target, example)
+    budget = target.budget(whole)
+    if cost(0) > budget:
+        least = cost(0)
+        raise StudentError(
+            f"{how} cannot bring {type(teacher).__name__} down to {_amount(target, budget)} "
+            f"({budget / whole:.1%} of the teacher): it reaches {_amount(target, least)} to {_amount(target, whole)}, "
+            f"that is {least / whole:.1%} to 100%{_obstacles(plan)}. Go further in another way, or derive from the "
+            "result once more; standard layers in place of a module that is kept would help too"
+        )
+    low, high = 0, plan.settings
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= budget else (low, middle)
+    return low
+
+
+def _cost(model: nn.Module, target: Target, example: Any) -> float:
+    match target.kind:
+        case "params":
+            return sum(parameter.numel() for parameter in model.parameters())
+        case "flops":
+            return count_flops(model, example)
+        case "latency":
+            return measure_cost(model, example, repeats=30).latency_ms
+
+
+def _amount(target: Target, value: float) -> str:
+    return f"{value:.3g} ms" if target.kind == "latency" else f"{value:,.0f} {target.kind}"
+
+
+def _obstacles(plan: Plan) -> str:
+    if not plan.kept:
+        return ""
+    shown = "; ".join(f"{kept.module}: {kept.reason}" for kept in plan.kept[:3])
+    return f" (kept as they are: {shown}{'; ...' if len(plan.kept) > 3 else ''})"
+
+
+def _config(base: Mapping[str, Any] | None, shape: Mapping[str, Any] | None, edit: Edit) -> StudentConfig | None:
+    if base is None:
+        return None
+    values = dict(base)
+    earlier: list[Any] = []
+    inner_shape: Mapping[str, Any] = {}
+    if values.get("name") == "derived":
+        inner = read_config(values["config"])
+        values, earlier, inner_shape = inner.base, list(inner.edits), inner.shape
+    return read_config({"base": values, "shape": {**inner_shape, **(shape or {})}, "edits": [*earlier, edit]})
+
+
+def _first(inputs: Any, rows: int) -> Any:
+    """The first sample of an example."""
+    if isinstance(inputs, Tensor):
+        return inputs[:1] if inputs.dim() and inputs.shape[0] == rows else inputs
+    if isinstance(inputs, Mapping):
+        return {key: _first(value, rows) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(_first(value, rows) for value in inputs)
+    return inputs

@@ -1,0 +1,73 @@
+"""What all changes of a structure have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from kdx.students.trace import Kept
+
+__all__ = ["Edit", "Origin", "Plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a weight of a student comes from.
+
+    Args:
+        how: ``copied`` whole, ``sliced`` or ``factorised`` from the teacher's weights.
+        shape: in the student.
+        teacher_shape: of what it was made from.
+        error: of a factorisation, the Frobenius norm of what is lost over that of the teacher's weight.
+    """
+
+    how: Literal["copied", "sliced", "factorised"]
+    shape: tuple[int, ...]
+    teacher_shape: tuple[int, ...]
+    error: float | None = None
+
+
+class Edit(BaseModel, ABC):
+    """One change of a model's structure, written down so that it can be made again without the teacher."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @abstractmethod
+    def build(self, model: nn.Module) -> None:
+        """Changes a model in place; weights of new shapes are drawn anew.
+
+        Raises:
+            StudentError: the model is not built as the edit expects.
+        """
+
+    @abstractmethod
+    def derive(self, model: nn.Module, inputs: Any) -> dict[str, Origin]:
+        """Changes a model in place and makes the new weights from its own.
+
+        Args:
+            model: a copy of the teacher.
+            inputs: an example of what it takes, at least two samples.
+
+        Returns:
+            Name -> origin, of the weights that were not copied whole.
+        """
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The students that one way of deriving can make, from the smallest to the teacher itself.
+
+    Args:
+        settings: how many there are.
+        edit: the one at a place, ``0 .. settings - 1``.
+        kept: what had to stay as it is, and why.
+    """
+
+    settings: int
+    edit: Callable[[int], Edit]
+    kept: list[Kept]

@@ -1,0 +1,92 @@
+"""Students whose layers are products of two thin ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import kdx
+from kdx.errors import StudentError
+from kdx.students import LowRank, derive
+from kdx.students.low_rank import plan_low_rank
+from tests.students import nets
+
+GREY = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ["convnet", "mlp", "vit", "resnet"])
+def test_a_factorisation_of_full_rank_reproduces_the_teacher(name):
+    teacher = nets.settled(kdx.make("model", name, **{"vit": {"dim": 16, "depth": 1}}.get(name, {})), GREY)
+    layers = {
+        key: layer.weight
+        for key, layer in teacher.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not key.endswith("out_proj")
+    }
+    ranks = {key: min(weight.shape[0], weight[0].numel()) for key, weight in layers.items()}
+    student = kdx.make("model", name, **{"vit": {"dim": 16, "depth": 1}}.get(name, {}))
+    student.load_state_dict(teacher.state_dict())
+    LowRank(ranks=ranks).derive(student, GREY)
+    assert len(list(student.modules())) == len(list(teacher.modules())) + 2 * len(layers)
+    with torch.no_grad():
+        torch.testing.assert_close(student.eval()(GREY), teacher(GREY), rtol=1e-5, atol=1e-5)
+
+
+def test_factors_are_the_best_of_their_rank_and_say_what_is_lost():
+    teacher = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 2))
+    derived = derive(teacher, torch.zeros(2, 12), how="low-rank", params=100)
+    rank = derived.edit.ranks["0"]
+    assert rank == 3  # 3 * (12 + 10) + 10 and 1 * (10 + 2) + 2; at rank 4 it would be 112
+    pair, old = derived.model[0], teacher[0].weight.detach().double()
+    values = torch.linalg.svdvals(old)
+    lost = (old - (pair.up.weight @ pair.down.weight).detach().double()).norm()
+    assert lost == pytest.approx(values[rank:].norm().item(), rel=1e-5)
+    assert derived.origins["0.up.weight"].error == pytest.approx(float(lost / old.norm()), rel=1e-5)
+    assert torch.equal(pair.up.bias, teacher[0].bias)
+    assert pair.down.bias is None
+
+
+def test_a_layer_that_would_not_get_smaller_stays():
+    plan = plan_low_rank(nn.Sequential(nn.Linear(12, 10), nn.Linear(10, 3), nn.Linear(3, 3)), torch.zeros(2, 12))
+    for place in range(plan.settings):
+        for name, rank in plan.edit(place).ranks.items():
+            inputs, outputs = {"0": (12, 10), "1": (10, 3), "2": (3, 3)}[name]
+            assert rank * (inputs + outputs) < inputs * outputs
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_an_encoder_layer_runs_its_factors_in_both_modes(train):
+    # in evaluation PyTorch would read linear1.weight, which is gone
+    teacher = nets.TextEncoder()
+    inputs = (nets.TOKENS, nets.MASK)
+    derived = derive(teacher, inputs, how="low-rank", params="75%")
+    assert derived.edit.ranks
+    assert derived.model.encoder.layers[0].linear1.down.out_features == derived.edit.ranks["encoder.layers.0.linear1"]
+    assert [item.module for item in derived.kept] == [
+        f"encoder.layers.{k}.self_attn (MultiheadAttention)" for k in range(3)
+    ]
+    with torch.no_grad():
+        assert torch.isfinite(derived.model.train(train)(*inputs)).all()
+
+
+def test_a_convolution_with_a_window_keeps_it_in_the_first_factor():
+    derived = derive(nets.ResNet(), nets.IMAGES, how="low-rank", params="50%")
+    first = derived.model.layer2[0].conv2
+    assert (first.down.kernel_size, first.down.stride, first.up.kernel_size) == ((3, 3), (2, 2), (1, 1))
+    derived.model.train()(nets.IMAGES).sum().backward()
+    assert all(parameter.grad is not None for parameter in derived.model.parameters())
+
+
+def test_impossible_ranks_and_layers_are_refused():
+    with pytest.raises(StudentError, match="rank of 'fc' must lie between 1 and 10; got 11"):
+        LowRank(ranks={"fc": 11}).build(kdx.make("model", "mlp"))
+    with pytest.raises(StudentError, match="at 'no'; there is none"):
+        LowRank(ranks={"no": 1}).build(kdx.make("model", "mlp"))
+
+
+def test_tied_weights_stay_and_are_named():
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 8))
+    net[2].weight = net[0].weight
+    derived = derive(net, torch.zeros(2, 8), how="low-rank", params="90%")
+    assert list(derived.edit.ranks) == ["3"]
+    assert {item.module for item in derived.kept} == {"0 (Linear)", "2 (Linear)"}
