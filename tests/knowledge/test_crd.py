@@ -228,19 +228,30 @@ def test_crd_compiles_into_one_graph_for_any_batch_size_and_still_updates_its_ba
     torch.testing.assert_close(compiled.log_z, eager.log_z)
 
 
-def test_crd_holds_no_gathered_candidates_for_a_cifar_sized_bank(peak_bytes):
-    samples, n, k, dim = 20_000, 8, 4096, 128
+def peak_of_a_step(peak_bytes, samples, n, k, dim):
+    """What a training step holds at most, in numbers of four bytes, beside the banks that are there before."""
     component = CRD(student="s", teacher="t", samples=samples, negatives=k, dim=dim)
     features = Captured({"s": torch.randn(n, 64, requires_grad=True)}), Captured({"t": torch.randn(n, 64)})
     component.setup(*features)
     component.train()
     batch = Batch(None, index=torch.arange(n))
-    peak = peak_bytes(lambda: component(*features, batch).backward())
-    banks = 2 * samples * dim * 4
-    scores = 2 * n * samples * 4
-    candidates = 2 * n * k * 4
-    assert peak <= banks + 3 * scores + 20 * candidates
-    assert peak < 2 * n * k * dim * 4  # what gathering would take for the candidates alone
+    return peak_bytes(lambda: component(*features, batch).backward()) / 4
+
+
+def test_crd_holds_a_copy_of_the_banks_and_scores_but_no_gathered_candidates_for_a_cifar_sized_bank(peak_bytes):
+    samples, n, k, dim = 20_000, 8, 4096, 128
+    peak = peak_of_a_step(peak_bytes, samples, n, k, dim)
+    banks, scores, candidates = 2 * samples * dim, 2 * n * samples, 2 * n * k
+    assert banks < peak <= banks + 3 * scores + 20 * candidates
+    assert peak < 2 * n * k * dim  # what gathering would take for the candidates alone
+
+
+def test_crd_gathers_candidates_and_copies_no_bank_where_the_bank_is_large(peak_bytes):
+    samples, n, k, dim = 40_000, 4, 500, 64
+    peak = peak_of_a_step(peak_bytes, samples, n, k, dim)
+    gathered = 2 * n * (k + 1) * dim
+    assert gathered < peak <= 1.5 * gathered + 20 * 2 * n * k
+    assert peak < samples * dim  # what a copy of one bank would take
 
 
 def test_crd_names_what_is_wrong_with_its_index_and_options(features):
