@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from kdx.assistants.base import Assistant, ModelRef, Stage
+from kdx.assistants.base import Assistant, ModelRef, Stage, Structure
 from kdx.testing.check import Check, bind, fail, require, run_all
 
 __all__ = ["assistant_checks", "check_assistant"]
@@ -47,24 +47,31 @@ def _applicable() -> Iterator[Callable[[Assistant], None]]:
 
 
 def check_plan_ends_with_the_student(assistant: Assistant) -> None:
-    """The plan is a list of stages with different names, and the last one distils the student."""
+    """The plan is a list of stages with different names, and the last one distils the student, or a structure that is
+    made of it.
+    """
     plan = _plan(assistant)
     require(bool(plan) and all(isinstance(stage, Stage) for stage in plan), f"the plan is {plan!r}, not stages")
     names = [stage.name for stage in plan]
     require(len(set(names)) == len(names), f"two stages have one name: {names}")
     last = plan[-1]
-    require(last.model == STUDENT, f"the last stage {last.name!r} trains {last.model}, not the student {STUDENT}")
+    derived = isinstance(last.model, Structure)
+    require(
+        derived or last.model == STUDENT, f"the last stage {last.name!r} trains {last.model}, not the student {STUDENT}"
+    )
     require(last.role == "distilled", f"the last stage {last.name!r} has the role {last.role!r}, not 'distilled'")
 
 
 def check_teachers_come_first(assistant: Assistant) -> None:
-    """Every stage that is distilled names its teachers, and they are stages before it."""
-    known = {"teacher"}
+    """Every stage under a scheme has teachers, and what a stage needs runs before it: another stage of the plan,
+    ``teacher`` (unless ``has_teacher`` is False) or ``alone``.
+    """
+    known = {"teacher", "alone"} if assistant.has_teacher else {"alone"}
     for stage in _plan(assistant):
         if stage.role == "distilled":
             require(bool(stage.teachers), f"stage {stage.name!r} has no teacher")
-        if missing := [name for name in stage.teachers if name not in known]:
-            fail(f"stage {stage.name!r} is taught by {missing}, which did not run before it; known: {sorted(known)}")
+        if missing := [name for name in stage.needs if name not in known]:
+            fail(f"stage {stage.name!r} needs {missing}, which did not run before it; known: {sorted(known)}")
         known.add(stage.name)
 
 
@@ -80,7 +87,7 @@ def check_deterministic(assistant: Assistant) -> None:
 
 def check_moves_no_weights(assistant: Assistant) -> None:
     """Planning builds and trains no model, draws no random number and leaves the options it is given alone."""
-    teacher, student = copy.deepcopy((TEACHER, STUDENT))
+    teacher, student = _models(assistant)
     built: list[str] = []
 
     def note(module: nn.Module, name: str, parameter: Any) -> None:
@@ -94,8 +101,13 @@ def check_moves_no_weights(assistant: Assistant) -> None:
         handle.remove()
     require(not built, f"planning built parameters: {built[:5]}")
     require(torch.equal(torch.get_rng_state(), random), "planning drew random numbers")
-    require((teacher, student) == (TEACHER, STUDENT), "planning changed the options of the models it was given")
+    require((teacher, student) == _models(assistant), "planning changed the options of the models it was given")
 
 
 def _plan(assistant: Assistant) -> list[Stage]:
-    return assistant.plan(copy.deepcopy(TEACHER), copy.deepcopy(STUDENT))
+    return assistant.plan(*_models(assistant))
+
+
+def _models(assistant: Assistant) -> tuple[ModelRef, ModelRef]:
+    """The models an experiment hands to a plan: without a teacher the student's stands in for it."""
+    return copy.deepcopy((TEACHER if assistant.has_teacher else STUDENT, STUDENT))

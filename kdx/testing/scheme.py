@@ -56,19 +56,20 @@ def scheme_checks(
     """The checks of a scheme."""
     if not isinstance(scheme, Scheme):
         raise TypeError(f"scheme: expected an instance of kdx.Scheme, got {scheme!r}; give an object of it")
-    return bind(
-        type(scheme).__name__, list(_applicable()), scheme, tags or SchemeTags(), expected_failures=expected_failures
-    )
+    functions = list(_applicable(scheme))
+    return bind(type(scheme).__name__, functions, scheme, tags or SchemeTags(), expected_failures=expected_failures)
 
 
-def _applicable() -> Iterator[Callable[[Scheme, SchemeTags], None]]:
+def _applicable(scheme: Scheme) -> Iterator[Callable[[Scheme, SchemeTags], None]]:
     yield check_losses
     yield check_batch_forms
     yield check_setup_changes_no_model
     yield check_gradient_reaches_every_student
-    yield check_no_gradient_in_a_teacher
+    if not scheme.trains_teacher:
+        yield check_no_gradient_in_a_teacher
     yield check_students_exchange_no_gradient
-    yield check_teachers_keep_their_mode
+    if not scheme.trains_teacher:
+        yield check_teachers_keep_their_mode
     yield check_no_shared_state
     yield check_exact_resume
     yield check_training_lowers_the_loss
@@ -106,6 +107,7 @@ def check_setup_changes_no_model(scheme: Scheme, tags: SchemeTags) -> None:
     """``setup`` builds what depends on shapes, leaves every model's weights and mode alone, and may be called twice."""
     ready = copy.deepcopy(scheme).train()
     batches = _batches(tags)
+    ready.dataset_size(sum(Batch.of(batch).rows for batch in batches))
     models = {**ready.students, **{f"teacher {n}": model for n, model in enumerate(_teachers(ready))}}
     before = {name: _state(model) for name, model in models.items()}
     modes = {name: model.training for name, model in models.items()}
@@ -271,6 +273,7 @@ def _batches(tags: SchemeTags) -> list[Any]:
 def _prepared(scheme: Scheme, tags: SchemeTags) -> tuple[Scheme, list[Any]]:
     """A copy in training mode whose parts exist, and batches."""
     copied, batches = copy.deepcopy(scheme).train(), _batches(tags)
+    copied.dataset_size(sum(Batch.of(batch).rows for batch in batches))
     if not copied.ready:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

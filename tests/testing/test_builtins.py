@@ -84,6 +84,10 @@ SCHEMES = {
     "offline": lambda make: make(**pair(), knowledge=TERMS),
     "mutual": lambda make: make([toy_model(), toy_model(6, seed=1)], knowledge=TERMS),
     "simkd": lambda make: make(**pair(), student_layer="relu", teacher_layer="relu", classifier="fc"),
+    "cs-kd": lambda make: make(toy_model()),
+    "ps-kd": lambda make: make(toy_model(), samples=48),
+    "byot": lambda make: make(toy_model(), stages=("relu", "pool")),
+    "sad": lambda make: make(toy_model(), stages=("conv", "relu")),
     "hint-stage": lambda make: make(**pair(), student_layer="norm", teacher_layer="norm"),
 }
 """Scheme -> how it is built for toy models."""
@@ -109,11 +113,15 @@ def test_a_scheme_with_a_memory_bank_keeps_it_over_a_resumed_run() -> None:
     )
 
 
+ASSISTANTS = {"hint-then-distil": {"student_layer": "stage1", "teacher_layer": "stage2"}}
+"""Assistant -> its options, where it needs some."""
+
+
 def assistants() -> list:
     return [
         pytest.param(check, id=f"{name}-{check.name}")
         for name in OWN.components("assistant")
-        for check in checks_of(OWN.make("assistant", name))
+        for check in checks_of(OWN.make("assistant", name, **ASSISTANTS.get(name, {})))
     ]
 
 
