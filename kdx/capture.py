@@ -27,11 +27,20 @@ class Captured(dict[str, Tensor]):
     Args:
         values: concrete tap name -> tensor, in the order the taps were asked for.
         patterns: tap as written (a glob, say) -> the concrete names it stands for.
+        estimates: tap -> temperature T, where the tensor is T times the log of an unbiased estimate of
+            ``softmax(logits / T)`` (see :mod:`kdx.store.sample`) and thus good for what is linear in it only.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], patterns: Mapping[str, tuple[str, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        patterns: Mapping[str, tuple[str, ...]] | None = None,
+        *,
+        estimates: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(values)
         self.patterns = dict(patterns or {})
+        self.estimates = dict(estimates or {})
 
     def __missing__(self, name: str) -> Tensor:
         raise CaptureError(f"tap {name!r} was not captured; {nearest(name, self)}")
@@ -48,7 +57,8 @@ class Captured(dict[str, Tensor]):
 
     def detach(self) -> Captured:
         """The same tensors without their graph."""
-        return Captured({name: value.detach() for name, value in self.items()}, self.patterns)
+        values = {name: value.detach() for name, value in self.items()}
+        return Captured(values, self.patterns, estimates=self.estimates)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

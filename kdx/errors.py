@@ -16,6 +16,7 @@ __all__ = [
     "PluginWarning",
     "RecipeError",
     "RunExistsError",
+    "StoreError",
     "StudentError",
     "UnknownNameError",
     "nearest",
@@ -56,6 +57,10 @@ class RecipeError(KdxError, ValueError):
 
 class RunExistsError(KdxError, FileExistsError):
     """A run folder already holds a run."""
+
+
+class StoreError(KdxError, RuntimeError):
+    """A teacher store is incomplete or damaged, or holds what another teacher said or saw."""
 
 
 class StudentError(KdxError, ValueError):

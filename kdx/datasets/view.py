@@ -30,9 +30,10 @@ class View(Dataset[Batch]):
             None keeps the data set's own.
         transform: called as ``transform(inputs [B, ...], index [B], epoch)`` on the samples of each fetch, stacked;
             needs inputs that are tensors of one shape.
+        views: epochs after which the transform's draws come again, so that a store can hold all of them; None never.
 
     Raises:
-        ValueError: ``indices`` or ``targets`` has the wrong shape.
+        ValueError: ``indices`` or ``targets`` has the wrong shape, or ``views`` is below 1.
         IndexError: ``indices`` names a row that ``dataset`` does not have.
 
     Example:
@@ -54,7 +55,10 @@ class View(Dataset[Batch]):
         targets: Tensor | None = None,
         *,
         transform: Transform | None = None,
+        views: int | None = None,
     ) -> None:
+        if views is not None and views < 1:
+            raise ValueError(f"views must be a number of epochs, 1 or more, or None; got {views}")
         size = len(dataset)  # type: ignore[arg-type]  # map-style data sets have a length, torch's base class has none
         rows = torch.arange(size) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
         if rows.dim() != 1:
@@ -70,11 +74,16 @@ class View(Dataset[Batch]):
         self.indices = rows
         self.targets = targets
         self.transform = transform
+        self.views = views
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Tell ``transform`` the epoch; call it before the loader is iterated, so that its workers see it."""
-        self.epoch = epoch
+        self.epoch = epoch if self.views is None else epoch % self.views
+
+    def cycling(self, views: int) -> View:
+        """The same rows and labels, with views that come again after ``views`` epochs."""
+        return View(self.dataset, self.indices, self.targets, transform=self.transform, views=views)
 
     def __len__(self) -> int:
         return len(self.indices)

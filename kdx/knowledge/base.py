@@ -46,6 +46,13 @@ class Knowledge(nn.Module, ABC):
     def setup(self, student: Captured, teacher: Captured) -> None:  # most components have nothing to build
         """Builds the parts whose shape depends on the models, from one captured batch of each."""
 
+    def accepts_estimate(self, temperature: float) -> bool:
+        """Whether the loss stays unbiased on teacher logits whose softmax at ``temperature`` is an unbiased estimate.
+
+        True only for what is linear in those probabilities, bar what the student does not change.
+        """
+        return False
+
     @abstractmethod
     def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
         """The loss of one batch, a finite scalar with gradient to the student and to own parameters."""

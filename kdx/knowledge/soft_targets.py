@@ -57,5 +57,10 @@ class SoftTargets(Knowledge):
         )
 
     @override
+    def accepts_estimate(self, temperature: float) -> bool:
+        # the gradient T (softmax(z_s / T) - p) is linear in p; the loss itself is off by the estimate's entropy
+        return temperature == self.temperature
+
+    @override
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"

@@ -190,6 +190,7 @@ class Scheme(nn.Module, ABC):
                         f"knowledge {name!r} keeps a store per sample and needs batch.index; let the data set yield "
                         "kdx.Batch(inputs, targets, index)"
                     )
+                _check_estimates(name, component, teacher)
                 terms[name] = self.weight(name) * component(student, teacher, batch)
         return terms
 
@@ -236,6 +237,17 @@ def naming(name: str) -> Iterator[None]:
         yield
     except CaptureError as error:
         raise CaptureError(f"knowledge {name!r}: {error}") from error
+
+
+def _check_estimates(name: str, component: Knowledge, teacher: Captured) -> None:
+    for tap in component.teacher_taps:
+        temperature = teacher.estimates.get(tap)
+        if temperature is not None and not component.accepts_estimate(temperature):
+            raise ValueError(
+                f"knowledge {name!r} ({type(component).__name__}): the teacher's {tap!r} are classes sampled at "
+                f"temperature {temperature:g}, from which soft-targets of that temperature learn without bias and "
+                "nothing else does; set that temperature, or store logits or topk instead"
+            )
 
 
 def _task(task: Task) -> tuple[float, TaskFn | None]:

@@ -1,0 +1,76 @@
+"""What a store keeps of a teacher: the base, and whole tensors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from kdx.capture import LOGITS, Captured
+from kdx.errors import StoreError
+
+__all__ = ["DTYPES", "Content", "Whole", "class_dtype", "rounded"]
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+"""What numbers may be stored as."""
+
+
+class Content(ABC):
+    """How one tap is turned into tensors with one row per sample, and back.
+
+    Attributes:
+        tap: the tap as written, a glob perhaps.
+        temperature: of an unbiased estimate (see :class:`kdx.capture.Captured`), else None.
+    """
+
+    tap: str = LOGITS
+    temperature: float | None = None
+
+    @abstractmethod
+    def encode(self, teacher: Captured, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
+        """Name -> ``[N, ...]``, what is written."""
+
+    @abstractmethod
+    def decode(self, stored: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:
+        """Tap -> fp32 tensor, from what :meth:`encode` gave."""
+
+
+class Whole(Content):
+    """A tap as it is, rounded to the store's dtype: ``logits`` or ``features:TAP``."""
+
+    def __init__(self, tap: str = LOGITS) -> None:
+        self.tap = tap
+
+    @override
+    def encode(self, teacher: Captured, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
+        names = teacher.patterns.get(self.tap, (self.tap,))
+        return {f"whole.{name}": rounded(teacher[name], dtype, name) for name in names}
+
+    @override
+    def decode(self, stored: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:
+        return {name.removeprefix("whole."): value.float() for name, value in stored.items()}
+
+
+def rounded(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Values in the store's dtype.
+
+    Raises:
+        StoreError: a value is NaN, or finite and too large for the dtype.
+    """
+    result = values.to(dtype)
+    if bool(result.isnan().any()):
+        raise StoreError(f"the teacher's {name!r} hold NaN; a store of them would teach nothing. Check the teacher")
+    if bool((result.isinf() & values.isfinite()).any()):
+        raise StoreError(
+            f"the teacher's {name!r} reach {values.abs().max().item():.3g}, too large for {dtype}; take dtype bf16 or "
+            "fp32"
+        )
+    return result
+
+
+def class_dtype(classes: int) -> torch.dtype:
+    """The smallest dtype for a class number."""
+    return torch.int16 if classes <= 1 << 15 else torch.int32

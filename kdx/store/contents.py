@@ -1,0 +1,47 @@
+"""What a store keeps, as users write it: ``logits``, ``topk:8@4``, ``sample:32@4``, ``features:avgpool``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from kdx.store.content import Content, Whole
+from kdx.store.sample import Sample
+from kdx.store.top_k import TopK
+
+__all__ = ["parse"]
+
+_SPARSE = re.compile(r"(?P<kind>topk|sample):(?P<k>\d+)(@(?P<temperature>\d+(\.\d+)?))?")
+
+
+def parse(what: Sequence[str]) -> dict[str, Content]:
+    """Contents by how they are written.
+
+    Raises:
+        ValueError: unknown words, or the logits in two forms.
+
+    Example:
+        >>> [type(content).__name__ for content in parse(["topk:8@4", "features:stage*"]).values()]
+        ['TopK', 'Whole']
+    """
+    found = {text: _parse(text) for text in what}
+    if not found:
+        raise ValueError("what: nothing to store; write logits, topk:K, sample:K or features:TAP")
+    if len([text for text in found if not text.startswith("features:")]) > 1:
+        raise ValueError(f"what: the logits are stored in one form, got {', '.join(found)}")
+    return found
+
+
+def _parse(text: str) -> Content:
+    if text == "logits":
+        return Whole()
+    if text.startswith("features:") and len(text) > len("features:"):
+        return Whole(text.removeprefix("features:"))
+    form = _SPARSE.fullmatch(text)
+    if form is None or int(form["k"]) < 1 or float(form["temperature"] or 1) <= 0:
+        raise ValueError(
+            f"what: expected logits, topk:K, topk:K@TEMPERATURE, sample:K, sample:K@TEMPERATURE or features:TAP with "
+            f"K >= 1, got {text!r}"
+        )
+    kind = TopK if form["kind"] == "topk" else Sample
+    return kind(int(form["k"]), float(form["temperature"] or 1))

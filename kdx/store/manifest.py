@@ -1,0 +1,145 @@
+"""The manifest of a store: what is in it, who said it about what, and which files must be there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from kdx.checkpoint import atomic_write
+from kdx.errors import StoreError
+
+__all__ = ["FORMAT", "INDEX", "MANIFEST", "FileEntry", "Manifest", "differences"]
+
+FORMAT = 1
+MANIFEST, INDEX = "manifest.json", "index.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file that is complete: its length and checksum."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(slots=True)
+class Manifest:
+    """Everything about a store but the numbers; ``manifest.json``.
+
+    Args:
+        teacher: ``{"class", "hash"}``, see :func:`kdx.store.fingerprint.teacher_hash`.
+        data: what the teacher saw, as plain text by topic; ``data_hash`` is its hash.
+        what: the contents as written.
+        dtype: of the numbers.
+        views: how many views of each sample; view v is the data set's epoch v.
+        rows: samples.
+        shard_rows: samples of one view in one file.
+        seed: of the sampled classes.
+        classes: C.
+        patterns: feature taps as written -> concrete names.
+        tensors: stored name -> the content it belongs to.
+        files: complete files by name.
+        data_hash: sha256 of ``data``.
+        kdx: version that wrote it.
+        format: of the store.
+    """
+
+    teacher: dict[str, str]
+    data: dict[str, str]
+    data_hash: str
+    what: list[str]
+    dtype: str
+    views: int
+    rows: int
+    shard_rows: int
+    seed: int
+    classes: int
+    patterns: dict[str, list[str]]
+    tensors: dict[str, str]
+    kdx: str
+    format: int = FORMAT
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+    @property
+    def shards_per_view(self) -> int:
+        """Files that one view takes."""
+        return -(-self.rows // self.shard_rows)
+
+    @property
+    def shards(self) -> int:
+        """Files that a complete store has beside the manifest and the index."""
+        return self.views * self.shards_per_view
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file was written."""
+        return INDEX in self.files and all(shard_name(n) in self.files for n in range(self.shards))
+
+    @property
+    def done(self) -> int:
+        """Shards that are complete."""
+        return len(self.files) - (INDEX in self.files)
+
+    def write(self, folder: Path) -> None:
+        """Puts the manifest into place, all or nothing."""
+        self.files = dict(sorted(self.files.items()))
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        atomic_write(folder / MANIFEST, lambda path: path.write_text(text))
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of a folder.
+
+        Raises:
+            StoreError: there is none, it is damaged, or of another format.
+        """
+        path = folder / MANIFEST
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise StoreError(
+                f"{folder} holds no teacher store: there is no {MANIFEST}; write one with kdx cache"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} cannot be read ({error}); remove {folder} and write the store again") from error
+        found = values.get("format") if isinstance(values, dict) else None
+        if found != FORMAT:
+            raise StoreError(
+                f"{path} has format {found!r}, this kdx reads {FORMAT}; write the store again with kdx cache, or "
+                "read it with the version of kdx that wrote it"
+            )
+        try:
+            files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
+            return cls(**values, files=files)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise StoreError(f"{path} is damaged ({error}); remove {folder} and write the store again") from error
+
+    def identity(self) -> dict[str, Any]:
+        """What two runs of the writer must agree on to write one store."""
+        left_out = {"files", "kdx", "shard_rows"}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Keys of ``wanted`` that the store has otherwise, as ``data.transform: stored A, here B``."""
+    found = []
+    for key, here in wanted.items():
+        there = stored.get(key)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            found += differences(there, here, f"{prefix}{key}.")
+        elif there != here:
+            found.append(f"{prefix}{key}: stored {_short(there)}, here {_short(here)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 and " " not in text else text

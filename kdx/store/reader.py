@@ -1,0 +1,191 @@
+"""Reading a store: any samples in any order, straight from the files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kdx.capture import Captured
+from kdx.errors import StoreError
+from kdx.store.contents import parse
+from kdx.store.manifest import INDEX, Manifest, shard_name
+
+__all__ = ["DIGESTS", "Store"]
+
+DIGESTS = "inputs.digest"
+"""The hash of the inputs that the teacher saw, one of each sample and view."""
+
+_DTYPES: dict[str, tuple[Any, torch.dtype]] = {
+    "F16": (np.float16, torch.float16),
+    "BF16": (np.int16, torch.bfloat16),  # numpy has no bfloat16
+    "F32": (np.float32, torch.float32),
+    "I16": (np.int16, torch.int16),
+    "I32": (np.int32, torch.int32),
+    "I64": (np.int64, torch.int64),
+}
+
+
+class Store:
+    """A complete store. Opening reads the manifest and the lengths of the files, no outputs.
+
+    Shards are memory-mapped when a sample of theirs is first asked for, and a batch copies its own rows alone, so a
+    store may be far larger than memory.
+
+    Args:
+        folder: what :func:`kdx.store.write_store` or ``kdx cache`` wrote.
+
+    Raises:
+        StoreError: no store, one of another format, an incomplete one, a file missing or cut short.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = manifest = Manifest.read(self.folder)
+        if not manifest.complete:
+            raise StoreError(
+                f"the store {self.folder} is incomplete: {manifest.done} of {manifest.shards} shards are written; run "
+                "the same kdx cache again, it goes on from there"
+            )
+        for name, entry in manifest.files.items():
+            path = self.folder / name
+            size = path.stat().st_size if path.exists() else None
+            if size != entry.bytes:
+                found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.bytes:,}"
+                raise StoreError(f"{path} {found}; run the same kdx cache again, it rewrites damaged shards")
+        self.contents = parse(manifest.what)
+        self.index: Tensor = load_file(self.folder / INDEX)["index"]  # [rows], as the data set has them
+        self._sorted, self._order = self.index.sort()
+        self._shards: dict[int, dict[str, tuple[npt.NDArray[Any], torch.dtype]]] = {}
+
+    @property
+    def views(self) -> int:
+        """How many views of each sample are stored."""
+        return self.manifest.views
+
+    @property
+    def taps(self) -> dict[str, tuple[str, ...]]:
+        """Taps that can be read, as written -> concrete names."""
+        patterns = {name: tuple(taps) for name, taps in self.manifest.patterns.items()}
+        return {content.tap: patterns.get(content.tap, (content.tap,)) for content in self.contents.values()}
+
+    @property
+    def bytes(self) -> int:
+        """Length of all files but the manifest."""
+        return sum(entry.bytes for entry in self.manifest.files.values())
+
+    def read(self, index: Tensor, view: int = 0) -> Captured:
+        """What the teacher said about samples in one view.
+
+        Args:
+            index: rows of the data set, int64 ``[N]``, in any order, on any device.
+            view: 0 .. views - 1.
+
+        Returns:
+            fp32 tensors ``[N, ...]`` on the device of ``index``.
+
+        Raises:
+            StoreError: a sample or the view is not in the store, or a file cannot be read.
+        """
+        stored = self._gather(index, view)
+        manifest = self.manifest
+        values: dict[str, Tensor] = {}
+        estimates: dict[str, float] = {}
+        for text, content in self.contents.items():
+            parts = {name: stored[name] for name, owner in manifest.tensors.items() if owner == text}
+            values |= content.decode(parts, manifest.classes)
+            if content.temperature is not None:
+                estimates[content.tap] = content.temperature
+        values = {name: value.to(index.device) for name, value in values.items()}
+        return Captured(values, self.taps, estimates=estimates)
+
+    def digests(self, index: Tensor, view: int = 0) -> Tensor:
+        """The hashes of the inputs that the teacher saw; see :func:`kdx.store.fingerprint.input_digests`."""
+        return self._gather(index, view, only=DIGESTS)[DIGESTS]
+
+    def verify(self) -> int:
+        """Reads every file and compares its checksum; the number of files.
+
+        Raises:
+            StoreError: names all files that are not what was written.
+        """
+        files = self.manifest.files
+        wrong = [name for name, entry in files.items() if _sha256(self.folder / name) != entry.sha256]
+        if wrong:
+            raise StoreError(
+                f"the store {self.folder} is damaged: {', '.join(wrong[:10])} {'...' if len(wrong) > 10 else ''}not as "
+                "written; remove those files and run the same kdx cache again, it writes them anew"
+            )
+        return len(files)
+
+    def positions(self, index: Tensor) -> Tensor:
+        """Where samples stand in the store.
+
+        Raises:
+            StoreError: one is not in it.
+        """
+        wanted = index.cpu().contiguous()
+        at = torch.searchsorted(self._sorted, wanted).clamp(max=max(0, len(self._sorted) - 1))
+        if missing := wanted[self._sorted[at] != wanted].tolist():
+            raise StoreError(
+                f"sample {missing[0]} is not in the store {self.folder}, which holds {len(self.index):,} samples; it "
+                "was written for other rows. Write one for these with kdx cache"
+            )
+        return self._order[at]
+
+    def _gather(self, index: Tensor, view: int, only: str | None = None) -> dict[str, Tensor]:
+        if not 0 <= view < self.views:
+            raise StoreError(f"view {view} is not in the store {self.folder}, which has {self.views} (from 0)")
+        positions = self.positions(index).numpy()
+        size = self.manifest.shard_rows
+        shards = positions // size
+        result: dict[str, Tensor] = {}
+        for shard in np.unique(shards).tolist():
+            here = shards == shard
+            rows = positions[here] - shard * size
+            for name, (values, dtype) in self._shard(view * self.manifest.shards_per_view + shard).items():
+                if (name != only) if only else (name == DIGESTS):
+                    continue
+                part = torch.from_numpy(np.asarray(values[rows])).view(dtype)
+                if name not in result:
+                    result[name] = part.new_empty((len(positions), *part.shape[1:]))
+                result[name][torch.from_numpy(here)] = part
+        return result
+
+    def _shard(self, number: int) -> dict[str, tuple[npt.NDArray[Any], torch.dtype]]:
+        if number not in self._shards:
+            path = self.folder / shard_name(number)
+            try:
+                self._shards[number] = _mapped(path)
+            except (OSError, ValueError, KeyError) as error:
+                raise StoreError(
+                    f"{path} cannot be read ({error}); check with kdx cache --verify {self.folder}"
+                ) from error
+        return self._shards[number]
+
+
+def _mapped(path: Path) -> dict[str, tuple[npt.NDArray[Any], torch.dtype]]:
+    """The tensors of a safetensors file, mapped and not read: an 8-byte length, a JSON header, the numbers."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: Mapping[str, Any] = json.loads(file.read(length))
+    found: dict[str, tuple[npt.NDArray[Any], torch.dtype]] = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            dtype, torch_dtype = _DTYPES[entry["dtype"]]
+            start = 8 + length + entry["data_offsets"][0]
+            found[name] = (np.memmap(path, dtype, "r", start, tuple(entry["shape"])), torch_dtype)
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,272 @@
+"""Writing a store: shard by shard, each complete or absent, so that a kill or a full disk loses one shard's work."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from kdx import __version__, rng
+from kdx.batch import Batch
+from kdx.capture import Captured, Taps
+from kdx.checkpoint import atomic_write
+from kdx.errors import StoreError
+from kdx.store.content import DTYPES, Content
+from kdx.store.contents import parse
+from kdx.store.fingerprint import describe, input_digests, teacher_hash
+from kdx.store.manifest import INDEX, MANIFEST, FileEntry, Manifest, differences, shard_name
+from kdx.store.reader import DIGESTS, Store
+
+__all__ = ["write_store"]
+
+SHARD_BYTES = 32 << 20
+
+
+def write_store(
+    folder: str | Path,
+    teacher: nn.Module,
+    data: Any,
+    *,
+    what: str | Sequence[str] = "logits",
+    views: int = 1,
+    dtype: str = "fp16",
+    batch_size: int = 256,
+    workers: int = 0,
+    seed: int = 0,
+    shard_rows: int | None = None,
+    output: Callable[[Any], Tensor] | None = None,
+    origin: Mapping[str, str] | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Store:
+    """Writes what a teacher says about every sample of a data set, in each of some views, or the part still missing.
+
+    The teacher runs in evaluation mode without gradient and is left as it was. View v is the data set after
+    ``set_epoch(v)``. Killed or out of disk, the same call goes on with the first shard that is missing or has another
+    length than it was written with, and the store ends bitwise as in one go.
+
+    Args:
+        folder: where; made if need be.
+        teacher: the model, on the device where it shall run.
+        data: a map-style data set of :class:`kdx.Batch` items with their index, as :class:`kdx.datasets.View`.
+        what: ``"logits"``, ``"topk:K[@T]"``, ``"sample:K[@T]"``, ``"features:TAP"``, or several, the logits
+            in one form.
+        views: how many epochs' views.
+        dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``. fp16 keeps three more bits than bf16; what it cannot hold is an
+            error, not inf.
+        batch_size: samples in one forward pass.
+        workers: loader processes.
+        seed: of the sampled classes.
+        shard_rows: samples in one file, rounded up to whole batches; None takes about 32 MiB.
+        output: see :class:`kdx.capture.Taps`.
+        origin: more about the data, as plain text by topic, to be compared when the store is used.
+        progress: told shards done and all shards.
+
+    Returns:
+        The store, complete.
+
+    Raises:
+        StoreError: the folder holds another store (what differs is said), the disk is full, or the outputs cannot be
+            stored.
+        ValueError: an argument is wrong.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from kdx.datasets import Digits, View
+        >>> view = View(Digits("train"), range(100))
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = write_store(folder, net, view, what="topk:3", dtype="fp32")
+        ...     store.read(torch.tensor([7, 3]))["logits"].shape
+        torch.Size([2, 10])
+    """
+    folder = Path(folder)
+    contents = parse([what] if isinstance(what, str) else what)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    for name, value in (("views", views), ("batch_size", batch_size), ("shard_rows", shard_rows)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    if views > 1 and not callable(getattr(data, "set_epoch", None)):
+        raise ValueError(f"views={views} needs data with set_epoch, as kdx.datasets.View; without it all views are one")
+    source = _Source(teacher, data, contents, DTYPES[dtype], batch_size, workers, seed, output)
+    with source.opened():
+        about = describe(data) | dict(origin or {})
+        first = source.encode(0, range(min(batch_size, len(source.rows))))
+        manifest = Manifest(
+            teacher={"class": type(teacher).__qualname__, "hash": teacher_hash(teacher)},
+            data=about,
+            data_hash=hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest(),
+            what=list(contents),
+            dtype=dtype,
+            views=views,
+            rows=len(source.rows),
+            shard_rows=_shard_rows(first, batch_size, shard_rows),
+            seed=seed,
+            classes=source.classes,
+            patterns={name: list(taps) for name, taps in source.taps.patterns.items()},
+            tensors=dict(source.owners),
+            kdx=__version__,
+        )
+        manifest = _continued(folder, manifest, source.rows)
+        _write_shards(folder, manifest, source, progress)
+    return Store(folder)
+
+
+class _Source:
+    """The teacher's encoded outputs for any positions of the data in any view."""
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        data: Any,
+        contents: Mapping[str, Content],
+        dtype: torch.dtype,
+        batch_size: int,
+        workers: int,
+        seed: int,
+        output: Callable[[Any], Tensor] | None,
+    ) -> None:
+        self.teacher, self.data, self.contents, self.dtype = teacher, data, contents, dtype
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.taps = Taps(teacher, [content.tap for content in contents.values()], output=output)
+        indices = getattr(data, "indices", None)
+        self.rows = torch.arange(len(data)) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
+        if len(self.rows) == 0:
+            raise ValueError("data is empty; give at least one sample")
+        self.owners: dict[str, str] = {}
+        self.classes = 0
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.teacher.modules()]
+        epoch = getattr(self.data, "epoch", 0)
+        self.teacher.eval()
+        try:
+            with rng.isolated(), torch.no_grad():
+                yield
+        finally:
+            self.taps.remove()
+            for module, mode in modes:
+                module.training = mode
+            if callable(getattr(self.data, "set_epoch", None)):
+                self.data.set_epoch(epoch)
+
+    def encode(self, view: int, positions: range) -> dict[str, Tensor]:
+        """Stored name -> ``[len(positions), ...]`` on the CPU."""
+        if callable(getattr(self.data, "set_epoch", None)):
+            self.data.set_epoch(view)
+        size = self.batch_size
+        batches = [list(positions[start : start + size]) for start in range(0, len(positions), size)]
+        device = next((parameter.device for parameter in self.teacher.parameters()), torch.device("cpu"))
+        # a draw of its own for each view and place, whatever was written before
+        key = (self.seed * 1_000_003 + view) * 1_000_003 + positions.start
+        generator = torch.Generator().manual_seed(key % (1 << 63))
+        parts: dict[str, list[Tensor]] = {}
+        for wanted, item in zip(
+            batches, DataLoader(self.data, batch_sampler=batches, num_workers=self.workers), strict=True
+        ):
+            batch = Batch.of(item)
+            if batch.index is None or not torch.equal(batch.index.cpu(), self.rows[wanted]):
+                raise ValueError(
+                    "data must give each sample its index (kdx.Batch(inputs, targets, index)), the one in its "
+                    "indices or else its position; wrap it in kdx.datasets.View"
+                )
+            captured = self.taps(batch.to(device).inputs)
+            encoded = self._encode(captured, generator) | {DIGESTS: input_digests(batch.inputs, batch.rows)}
+            for name, value in encoded.items():
+                parts.setdefault(name, []).append(value.cpu())
+        return {name: torch.cat(values) for name, values in parts.items()}
+
+    def _encode(self, captured: Captured, generator: torch.Generator) -> dict[str, Tensor]:
+        self.classes = captured.logits.shape[-1]
+        encoded: dict[str, Tensor] = {}
+        for text, content in self.contents.items():
+            found = content.encode(captured, self.dtype, generator)
+            self.owners |= dict.fromkeys(found, text)
+            encoded |= found
+        return encoded
+
+
+def _shard_rows(first: Mapping[str, Tensor], batch_size: int, wanted: int | None) -> int:
+    if wanted is None:
+        rows = len(first[DIGESTS])
+        per_row = sum(value.numel() * value.element_size() for value in first.values()) / rows
+        wanted = min(1 << 20, int(SHARD_BYTES / per_row))
+        return max(1, wanted // batch_size) * batch_size
+    # whole batches: a resumed store then runs the same batches as one written in one go
+    return -(-wanted // batch_size) * batch_size
+
+
+def _continued(folder: Path, manifest: Manifest, rows: Tensor) -> Manifest:
+    """The manifest to go on with: the folder's own, less the files that are damaged, or the new one."""
+    index = save({"index": rows})
+    entry = FileEntry(len(index), hashlib.sha256(index).hexdigest())
+    if (folder / MANIFEST).exists():
+        old = Manifest.read(folder)
+        wrong = differences(old.identity(), manifest.identity())
+        if INDEX in old.files and old.files[INDEX] != entry:
+            wrong.append("rows: stored others than those of the data")
+        if wrong:
+            raise StoreError(
+                f"{folder} holds another store ({'; '.join(wrong)}); take another folder, or remove this one if "
+                "nothing needs it"
+            )
+        old.files = {
+            name: file
+            for name, file in old.files.items()
+            if (folder / name).exists() and (folder / name).stat().st_size == file.bytes
+        }
+        for stale in folder.glob(".*.tmp"):
+            stale.unlink()
+        manifest = old
+    elif folder.exists() and any(path.suffix == ".safetensors" for path in folder.iterdir()):
+        raise StoreError(f"{folder} holds files but no {MANIFEST}; take another folder, nothing is overwritten")
+    if INDEX not in manifest.files:
+        with _space(folder, manifest):
+            atomic_write(folder / INDEX, lambda path: path.write_bytes(index))
+            manifest.files[INDEX] = entry
+            manifest.write(folder)
+    return manifest
+
+
+def _write_shards(folder: Path, manifest: Manifest, source: _Source, progress: Callable[[int, int], object]) -> None:
+    progress(manifest.done, manifest.shards)
+    for number in range(manifest.shards):
+        name = shard_name(number)
+        if name in manifest.files:
+            continue
+        view, part = divmod(number, manifest.shards_per_view)
+        start = part * manifest.shard_rows
+        data = save(source.encode(view, range(start, min(start + manifest.shard_rows, manifest.rows))))
+        with _space(folder, manifest):
+            _write_bytes(folder / name, data)
+            manifest.files[name] = FileEntry(len(data), hashlib.sha256(data).hexdigest())
+            manifest.write(folder)
+        progress(manifest.done, manifest.shards)
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    atomic_write(path, lambda temporary: temporary.write_bytes(data))
+
+
+@contextmanager
+def _space(folder: Path, manifest: Manifest) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        done = sum((folder / shard_name(n)).exists() for n in range(manifest.shards))
+        raise StoreError(
+            f"no space left for the store {folder} ({error.strerror}) after {done} of {manifest.shards} shards, which "
+            "are kept; free some space and run the same again, it goes on from there"
+        ) from error

@@ -1,0 +1,144 @@
+"""What a store keeps and what comes back: whole tensors, top-k with its tail, sampled classes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kdx.capture import Captured
+from kdx.errors import StoreError
+from kdx.knowledge.dkd import DKD
+from kdx.knowledge.reverse_kl import ReverseKL
+from kdx.knowledge.soft_targets import SoftTargets
+from kdx.schemes.offline import Offline
+from kdx.store.content import DTYPES
+from kdx.store.contents import parse
+from kdx.teachers import Teacher
+
+
+def there_and_back(text: str, logits: torch.Tensor, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    (content,) = parse([text]).values()
+    stored = content.encode(Captured({"logits": logits}), dtype, torch.Generator().manual_seed(seed))
+    return content.decode(stored, logits.shape[-1])["logits"]
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [("fp32", 0.0), ("fp16", 2.0**-11), ("bf16", 2.0**-8)])
+def test_whole_logits_come_back_within_the_rounding_of_their_dtype(dtype: str, digits: float) -> None:
+    logits = 10 * torch.randn(50, 20)
+    back = there_and_back("logits", logits, DTYPES[dtype])
+    assert back.dtype == torch.float32
+    assert ((back - logits).abs() <= digits * logits.abs()).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_top_k_keeps_the_probabilities_of_its_classes_and_the_mass_of_the_tail(temperature: float) -> None:
+    logits = 3 * torch.randn(64, 30, dtype=torch.float64)
+    back = there_and_back(f"topk:5@{temperature:g}", logits)
+    p, q = (logits / temperature).softmax(1), (back.double() / temperature).softmax(1)
+    top = logits.topk(5).indices
+    torch.testing.assert_close(q.gather(1, top), p.gather(1, top), rtol=1e-5, atol=0)
+    tail = torch.ones_like(p).scatter(1, top, 0.0)
+    torch.testing.assert_close((q * tail).sum(1), (p * tail).sum(1), rtol=1e-5, atol=0)
+    flat = (q * tail).sum(1, keepdim=True) / 25
+    torch.testing.assert_close(q[tail > 0].reshape(64, 25), flat.expand(64, 25))
+    torch.testing.assert_close(back.gather(1, top), logits.gather(1, top).float())  # logits, not only their differences
+
+
+def test_top_k_stored_at_temperature_1_has_too_heavy_a_tail_at_4_as_documented() -> None:
+    logits = 3 * torch.randn(64, 30, dtype=torch.float64)
+    top = logits.topk(5).indices
+    tail = torch.ones_like(logits).scatter(1, top, 0.0)
+    exact = ((logits / 4).softmax(1) * tail).sum(1)
+    assert (((there_and_back("topk:5", logits).double() / 4).softmax(1) * tail).sum(1) > exact).all()
+
+
+def test_top_k_of_all_classes_is_everything_and_of_more_an_error() -> None:
+    logits = torch.randn(4, 6)
+    torch.testing.assert_close(there_and_back("topk:6", logits), logits)
+    with pytest.raises(ValueError, match="topk:7 wants more classes than the teacher's 6"):
+        there_and_back("topk:7", logits)
+
+
+def test_classes_that_the_teacher_rules_out_stay_ruled_out() -> None:
+    logits = torch.tensor([[2.0, -torch.inf, 1.0, -torch.inf], [0.0, 1.0, -torch.inf, 3.0]])
+    for text in ("logits", "topk:2", "topk:3", "sample:9"):
+        back = there_and_back(text, logits, torch.float16)
+        assert (back[0, [1, 3]] == -torch.inf).all(), text
+    assert there_and_back("topk:1", logits)[1, 2] > -torch.inf  # the tail of 0 and 1 is spread over all three
+
+
+def test_sampled_probabilities_have_the_teachers_as_their_mean_and_a_sampling_error_as_their_spread() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, -3.0]]).expand(20_000, 5)
+    for temperature in (1.0, 4.0):
+        estimate = (there_and_back(f"sample:8@{temperature:g}", logits) / temperature).softmax(1).double()
+        p = (logits[0].double() / temperature).softmax(0)
+        sigma = (p * (1 - p) / 8).sqrt()
+        error = (estimate.mean(0) - p).abs() / (sigma / math.sqrt(20_000))
+        assert (error < 4.5).all()
+        torch.testing.assert_close(estimate.std(0), sigma, rtol=0.03, atol=0)
+
+
+def test_the_gradient_from_samples_has_that_of_the_whole_distribution_as_its_mean_and_top_k_has_not() -> None:
+    teacher = torch.tensor([[2.0, 1.0, 0.0, -1.0, -3.0]])
+    student = torch.tensor([[0.0, 0.5, -0.5, 1.0, 0.0]])
+    kd = SoftTargets(temperature=2.0)
+
+    def gradient(logits: torch.Tensor) -> torch.Tensor:
+        z = student.expand(len(logits), 5).clone().requires_grad_()
+        kd(Captured({"logits": z}), Captured({"logits": logits}), None).backward()
+        return z.grad.sum(0)  # batchmean over equal rows
+
+    exact = gradient(teacher)
+    many = teacher.expand(20_000, 5)
+    p = (teacher[0] / 2).softmax(0)
+    sigma = 2 * (p * (1 - p) / 4 / 20_000).sqrt()  # of the mean of T (q - p)
+    assert ((gradient(there_and_back("sample:4@2", many)) - exact).abs() < 4.5 * sigma).all()
+    assert ((gradient(there_and_back("topk:2@2", teacher)) - exact).abs() > 10 * sigma).any()
+
+
+class Fixed(Teacher):
+    """Says what it was given."""
+
+    def __init__(self, said: Captured) -> None:
+        super().__init__()
+        self.said = said
+
+    def tap(self, names) -> None:
+        pass
+
+    def forward(self, batch) -> Captured:
+        return self.said.detach()
+
+
+@pytest.mark.parametrize("component", [SoftTargets(2.0), ReverseKL(), DKD()], ids=lambda c: type(c).__name__)
+def test_sampled_classes_are_refused_by_all_but_soft_targets_of_their_temperature(component) -> None:
+    said = Captured({"logits": torch.zeros(4, 3)}, estimates={"logits": 4.0})
+    batch = (torch.randn(4, 2), torch.zeros(4, dtype=torch.int64))
+    distil = Offline(torch.nn.Linear(2, 3), Fixed(said), knowledge={"term": component})
+    with pytest.raises(
+        ValueError, match=r"'term' \(\w+\): .* classes sampled at temperature 4, from which soft-targets"
+    ):
+        distil(batch)
+    allowed = Offline(torch.nn.Linear(2, 3), Fixed(said), knowledge={"term": SoftTargets(4.0)})
+    assert torch.isfinite(allowed(batch).total)
+
+
+def test_what_cannot_be_stored_is_an_error_and_not_a_number() -> None:
+    with pytest.raises(StoreError, match=r"reach 1e\+05, too large for torch.float16; take dtype bf16"):
+        there_and_back("logits", torch.tensor([[1e5, 0.0]]), torch.float16)
+    for text in ("logits", "topk:1", "sample:1"):
+        with pytest.raises(StoreError, match="hold NaN"):
+            there_and_back(text, torch.tensor([[torch.nan, 0.0]]))
+
+
+@pytest.mark.parametrize("text", ["logit", "topk", "topk:0", "sample:x", "features:", "topk:3@0", ""])
+def test_unknown_contents_are_an_error_that_lists_the_forms(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected logits, topk:K, .* features:TAP"):
+        parse([text])
+
+
+def test_the_logits_are_stored_in_one_form() -> None:
+    with pytest.raises(ValueError, match="one form"):
+        parse(["topk:3", "sample:3"])

@@ -1,0 +1,223 @@
+"""The folder: random access, resuming after a kill, damage, another teacher, other data."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from kdx.batch import Batch
+from kdx.errors import StoreError
+from kdx.store import Store, write_store
+from kdx.store.fingerprint import teacher_hash
+from kdx.stored import Stored
+
+ROOT = Path(__file__).parents[2]
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def said(teacher, view, epoch: int, positions: list[int]):
+    """What the teacher says itself."""
+    view.set_epoch(epoch)
+    batch = Batch(*default_collate(view.__getitems__(positions)))
+    with torch.no_grad():
+        return batch, teacher.eval()(batch.inputs)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("fp32", 1e-6), ("fp16", 2.0**-10), ("bf16", 2.0**-7)])
+def test_any_samples_in_any_order_are_what_the_teacher_says(tmp_path, teacher, view, dtype: str, rtol: float) -> None:
+    what = ["logits", "features:norm", "features:r?lu"]
+    store = write_store(tmp_path / "s", teacher, view, what=what, views=3, dtype=dtype, batch_size=5, shard_rows=8)
+    assert store.manifest.shard_rows == 10  # whole batches
+    generator = torch.Generator().manual_seed(1)
+    for epoch in (2, 0, 1):
+        positions = torch.randperm(32, generator=generator)[:13].tolist()
+        batch, logits = said(teacher, view, epoch, positions)
+        captured = store.read(batch.index, epoch)
+        assert batch.index.tolist() == [position + 5 for position in positions]
+        torch.testing.assert_close(captured.logits, logits, rtol=rtol, atol=1e-6)
+        norm = teacher.norm(teacher.conv(batch.inputs)).detach()
+        torch.testing.assert_close(captured["norm"], norm, rtol=rtol, atol=1e-6)
+        assert captured.select("r?lu")[0].equal(captured["norm"].relu())
+
+
+def test_a_batch_reads_its_own_rows_and_not_the_store(tmp_path, teacher, view, monkeypatch) -> None:
+    store = write_store(tmp_path, teacher, view, views=3, batch_size=4, shard_rows=4)
+    store.read(torch.tensor([5, 6, 8]), 1)
+    assert set(store._shards) == {8}  # of 24
+    size = max(values.size for values, _ in store._shards[8].values())
+    assert size == 4 * 7
+
+
+def test_writing_leaves_the_teacher_and_the_random_state_alone(tmp_path, teacher, view) -> None:
+    teacher.train()
+    teacher.norm.eval()
+    before, state = teacher_hash(teacher), torch.get_rng_state()
+    write_store(tmp_path, teacher, view, what="sample:4", views=2)
+    assert teacher_hash(teacher) == before
+    assert torch.get_rng_state().equal(state)
+    assert teacher.training
+    assert not teacher.norm.training
+    assert not teacher.conv._forward_hooks
+    assert view.epoch == 0
+
+
+def test_killed_amid_writing_it_goes_on_and_ends_as_one_written_in_one_go(tmp_path, teacher, view) -> None:
+    code = f"""
+import os, signal, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "store")!r}]
+from conftest import classifier, images_view
+from kdx.store import write_store, writer
+plain = writer._write_bytes
+def dying(path, data):
+    if path.name == "shard-00003.safetensors":
+        path.with_name(f".{{path.name}}.1.tmp").write_bytes(data[:100])
+        os.kill(os.getpid(), signal.SIGKILL)
+    plain(path, data)
+writer._write_bytes = dying
+folder, options = {str(tmp_path / "killed")!r}, dict(what="sample:6", views=3, batch_size=8, shard_rows=16)
+write_store(folder, classifier(), images_view(), **options)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with pytest.raises(StoreError, match="is incomplete: 3 of 6 shards are written; run the same kdx cache again"):
+        Store(tmp_path / "killed")
+    kept = os.stat(tmp_path / "killed" / "shard-00002.safetensors").st_mtime_ns
+    told = []
+    for name in ("killed", "whole"):
+        options = {"what": "sample:6", "views": 3, "batch_size": 8, "shard_rows": 16}
+        write_store(tmp_path / name, teacher, view, **options, progress=lambda done, total: told.append((done, total)))
+    assert told[0] == (3, 6)
+    assert os.stat(tmp_path / "killed" / "shard-00002.safetensors").st_mtime_ns == kept
+    assert contents_of(tmp_path / "killed") == contents_of(tmp_path / "whole")
+
+
+def test_a_full_disk_is_a_clear_error_that_loses_nothing(tmp_path, teacher, view, monkeypatch) -> None:
+    plain, written = Path.write_bytes, []
+
+    def full(path: Path, data: bytes) -> int:
+        if "shard" in path.name and len(written) == 2:
+            plain(path, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path.name)
+        return plain(path, data)
+
+    options = {"views": 3, "batch_size": 8, "shard_rows": 16}
+    written.append("index")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path, "write_bytes", lambda path, data: full(path, data) if "shard" in path.name else plain(path, data)
+        )
+        with pytest.raises(StoreError, match=r"no space left .* after 1 of 6 shards, which are kept; free some space"):
+            write_store(tmp_path / "s", teacher, view, **options)
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {
+        "manifest.json",
+        "index.safetensors",
+        "shard-00000.safetensors",
+    }
+    write_store(tmp_path / "s", teacher, view, **options)
+    write_store(tmp_path / "t", teacher, view, **options)
+    assert contents_of(tmp_path / "s") == contents_of(tmp_path / "t")
+
+
+def test_a_shard_cut_short_or_gone_is_noticed_on_opening_and_written_again(tmp_path, teacher, view) -> None:
+    options = {"views": 3, "batch_size": 8, "shard_rows": 16}
+    write_store(tmp_path, teacher, view, **options)
+    whole = contents_of(tmp_path)
+    shard = tmp_path / "shard-00001.safetensors"
+    for damage, message in (
+        (lambda: os.truncate(shard, 200), "has 200 bytes instead of"),
+        (shard.unlink, "is missing"),
+    ):
+        damage()
+        with pytest.raises(StoreError, match=f"shard-00001.safetensors {message}.* rewrites damaged shards"):
+            Store(tmp_path)
+        write_store(tmp_path, teacher, view, **options)
+        assert contents_of(tmp_path) == whole
+
+
+def test_verify_finds_a_flipped_bit(tmp_path, teacher, view) -> None:
+    store = write_store(tmp_path, teacher, view, views=3, batch_size=8, shard_rows=16)
+    assert store.verify() == 7
+    shard = tmp_path / "shard-00004.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(StoreError, match=r"is damaged: shard-00004.safetensors not as written; remove those files"):
+        Store(tmp_path).verify()
+
+
+def test_another_format_is_an_error_that_names_both(tmp_path, teacher, view) -> None:
+    write_store(tmp_path, teacher, view)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    for format, message in ((99, "has format 99, this kdx reads 1"), (None, "has format None")):
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": format}))
+        with pytest.raises(StoreError, match=message):
+            Store(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match="cannot be read"):
+        Store(tmp_path)
+    with pytest.raises(StoreError, match="holds no teacher store"):
+        Store(tmp_path / "nowhere")
+
+
+def test_a_folder_with_another_store_is_never_written_into(tmp_path, teacher, view, make_net, make_view) -> None:
+    write_store(tmp_path, teacher, view, views=2)
+    before = contents_of(tmp_path)
+    for changed, message in (
+        ((make_net(seed=6), view, {}), r"teacher.hash: stored \w{12}, here \w{12}"),
+        ((teacher, make_view(shift=2), {}), r"data.transform: stored ShiftFlip\(shift=1.*, here ShiftFlip\(shift=2"),
+        ((teacher, make_view(rows=range(4, 36)), {}), "rows: stored others than those of the data"),
+        ((teacher, view, {"what": "topk:2"}), r"what: stored \['logits'\], here \['topk:2'\]"),
+        ((teacher, view, {"dtype": "bf16"}), "dtype: stored fp16, here bf16"),
+        ((teacher, view, {"views": 3}), "views: stored 2, here 3"),
+    ):
+        model, data, options = changed
+        with pytest.raises(StoreError, match=f"holds another store .*{message}"):
+            write_store(tmp_path, model, data, **({"views": 2} | options))
+    assert contents_of(tmp_path) == before
+
+
+def test_a_store_of_another_teacher_or_other_data_is_refused_with_what_differs(
+    tmp_path, teacher, view, make_net, make_view
+) -> None:
+    write_store(tmp_path, teacher, view, views=3, origin={"seed": "0"})
+    Stored(tmp_path, teacher=teacher, data=view, origin={"seed": "0"})
+    finetuned = make_net()
+    finetuned.fc.bias.data[0] += 1e-3
+    for options, message in (
+        ({"teacher": finetuned}, "teacher: stored another Sequential, with other weights or layers"),
+        ({"data": make_view(seed=1)}, r"data.transform: stored .*seed=0\), here .*seed=1"),
+        ({"data": make_view(None)}, "views: stored 3, the data have new ones in every epoch"),
+        ({"data": make_view(4)}, "views: stored 3, the data have 4"),
+        ({"origin": {"seed": "1"}}, "data.seed: stored 0, here 1"),
+        ({"data": make_view(rows=range(6, 38))}, "sample 37 is not in the store"),
+    ):
+        with pytest.raises(StoreError, match=message):
+            Stored(tmp_path, **options)
+    teacher.relu = torch.nn.GELU()  # the same weights in another architecture
+    with pytest.raises(StoreError, match="with other weights or layers"):
+        Stored(tmp_path, teacher=teacher)
+
+
+def test_bad_arguments_are_errors_that_say_what_to_do(tmp_path, teacher, view) -> None:
+    with pytest.raises(ValueError, match="dtype must be one of fp16, bf16, fp32; got 'int8'"):
+        write_store(tmp_path, teacher, view, dtype="int8")
+    with pytest.raises(ValueError, match="views must be 1 or more, got 0"):
+        write_store(tmp_path, teacher, view, views=0)
+    with pytest.raises(ValueError, match="views=2 needs data with set_epoch"):
+        write_store(tmp_path, teacher, view.dataset, views=2)
+    with pytest.raises(ValueError, match="give each sample its index"):
+        write_store(tmp_path, teacher, view.dataset)
+    assert not list(tmp_path.iterdir())
