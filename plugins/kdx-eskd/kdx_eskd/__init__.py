@@ -1,0 +1,1 @@
+"""Early-stopped teachers for kdx."""

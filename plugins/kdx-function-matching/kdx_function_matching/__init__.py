@@ -1,0 +1,1 @@
+"""Function matching for kdx."""

@@ -1,0 +1,1 @@
+"""A kdx plugin to copy."""

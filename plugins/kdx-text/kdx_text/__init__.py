@@ -1,0 +1,1 @@
+"""Text for kdx: Hugging Face transformers and tokenised data sets."""

@@ -1,0 +1,121 @@
+"""Encoders with heads: padding, pooling, taps, freezing, and a recipe from text files to a student."""
+
+import json
+
+import pytest
+import torch
+from kdx_text.bag import EmbeddingBag
+from kdx_text.encoder import HFEncoder
+
+import kdx
+from kdx.capture import Taps
+
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 30,
+    "max_position_embeddings": 16,
+}
+
+
+def encoder(**options) -> HFEncoder:
+    torch.manual_seed(0)
+    return HFEncoder(**({"config": BERT, "num_classes": 3, "input_shape": (8,)} | options)).eval()
+
+
+@pytest.mark.parametrize("pool", ["mean", "first"])
+def test_padding_changes_nothing(pool) -> None:
+    model = encoder(pool=pool)
+    ids = torch.randint(1, 30, (4, 5))
+    padded = torch.cat([ids, torch.zeros(4, 3, dtype=torch.int64)], 1)
+    torch.testing.assert_close(model(padded), model(ids))
+
+
+def test_a_text_of_padding_alone_is_finite() -> None:
+    assert encoder()(torch.zeros(2, 8, dtype=torch.int64)).isfinite().all()
+
+
+def test_hidden_states_and_attentions_are_taps() -> None:
+    model = encoder()
+    ids = torch.randint(1, 30, (4, 8))
+    captured = Taps(model, ["encoder.encoder.layer.*", "encoder.encoder.layer.1.attention.self[1]", "pooled"])(ids)
+    with torch.no_grad():
+        expected = model.encoder(ids, output_hidden_states=True, output_attentions=True)
+    for tapped, hidden in zip(captured.select("encoder.encoder.layer.*"), expected.hidden_states[1:], strict=True):
+        torch.testing.assert_close(tapped, hidden)
+    torch.testing.assert_close(captured["encoder.encoder.layer.1.attention.self[1]"], expected.attentions[1])
+    torch.testing.assert_close(captured["pooled"], expected.last_hidden_state.mean(1))
+
+
+def test_a_saved_encoder_comes_back_with_its_weights(tmp_path) -> None:
+    first = encoder()
+    first.encoder.save_pretrained(tmp_path / "bert")
+    again = HFEncoder(path=tmp_path / "bert", num_classes=3, input_shape=(8,)).eval()
+    again.head.load_state_dict(first.head.state_dict())
+    ids = torch.randint(1, 30, (2, 8))
+    torch.testing.assert_close(again(ids), first(ids))
+
+
+def test_only_the_last_layers_and_the_head_are_trained() -> None:
+    trained = {name for name, p in encoder(trained_layers=1).named_parameters() if p.requires_grad}
+    assert trained
+    assert all(name.startswith(("encoder.encoder.layer.1.", "head.")) for name in trained)
+    assert {name for name, p in encoder(trained_layers=0).named_parameters() if p.requires_grad} == {
+        "head.1.weight",
+        "head.1.bias",
+    }
+
+
+def test_an_embedding_of_the_encoders_width_has_no_layer_of_its_own() -> None:
+    assert list(encoder(head="embedding", num_classes=8).head.parameters()) == []
+    assert encoder(head="embedding", num_classes=5)(torch.ones(2, 8, dtype=torch.int64)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"config": None}, ValueError, "give path=, a local folder, or config= with a model_type"),
+        ({"config": None, "path": "nowhere"}, FileNotFoundError, "there is no folder 'nowhere'"),
+        ({"head": "tagging"}, ValueError, "head must be 'classification' or 'embedding', got 'tagging'"),
+        ({"pool": "max"}, ValueError, "pool must be 'mean' or 'first', got 'max'"),
+        ({"input_shape": (99,)}, ValueError, "texts have 99 tokens, the encoder takes 16"),
+        ({"trained_layers": 3}, ValueError, "trained_layers=3: BertModel has 2 layers"),
+    ],
+)
+def test_bad_options_are_named(options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        encoder(**options)
+
+
+def test_the_bag_leaves_padding_out_of_its_mean() -> None:
+    bag = EmbeddingBag(vocabulary=30, width=4, num_classes=2)
+    ids = torch.tensor([[3, 7, 0, 0]])
+    torch.testing.assert_close(bag(ids), bag(ids[:, :2]))
+    with pytest.raises(ValueError, match="width must be 1 or more, got 0"):
+        EmbeddingBag(vocabulary=30, width=0)
+
+
+def test_a_recipe_distils_a_transformer_into_a_bag_of_words(folder, tokenizer, tmp_path) -> None:
+    recipe = tmp_path / "text.yaml"
+    recipe.write_text(
+        json.dumps(
+            {
+                "threads": 1,
+                "data": {
+                    "dataset": {"name": "text", "folder": str(folder), "tokenizer": str(tokenizer), "length": 8},
+                    "validation": 16,
+                },
+                "teacher": {"model": {"name": "hf-encoder", "config": BERT}, "train": {"epochs": 6, "batch_size": 16}},
+                "student": {"model": {"name": "embedding-bag", "vocabulary": 30, "width": 8}},
+                "task": {"weight": 0.1},
+                "knowledge": {"kd": {"name": "soft-targets", "weight": 0.9, "temperature": 2.0}},
+                "train": {"epochs": 12, "batch_size": 16, "optimizer": {"name": "AdamW", "lr": 0.02}},
+                "controls": [],
+            }
+        )
+    )
+    summary = kdx.run(recipe, folder=tmp_path / "run")
+    assert summary["stages"]["distilled"]["test"]["accuracy"] > 0.8  # two classes told apart by their words

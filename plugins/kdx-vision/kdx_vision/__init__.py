@@ -1,0 +1,1 @@
+"""timm and torchvision models, and data sets of image files, for kdx."""

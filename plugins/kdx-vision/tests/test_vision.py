@@ -1,0 +1,143 @@
+"""Image folders; timm and torchvision where they are installed, and their stand-ins where they are not."""
+
+import sys
+import types
+
+import pytest
+import torch
+from kdx_vision.folder import ImageFolder
+from kdx_vision.models import collection, timm_model, torchvision_model
+from kdx_vision.torchvision_set import TorchvisionSet
+from PIL import Image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Red and blue images of 40x20 pixels, and a file that is no image beside them."""
+    for split in ("train", "test"):
+        for name, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
+            place = tmp_path / split / name
+            place.mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (40, 20), colour).save(place / f"{i}.png")
+            (place / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_images_are_scaled_cut_and_normalised(folder) -> None:
+    train = ImageFolder("train", folder=folder, size=16)
+    image, label = train[3]
+    assert (len(train), train.classes, label, train.input_shape) == (6, ("blue", "red"), 1, (3, 16, 16))
+    expected = (torch.tensor([1.0, 0.0, 0.0]) - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    )
+    torch.testing.assert_close(image, expected[:, None, None].expand(3, 16, 16))
+    assert train.targets.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_the_middle_of_the_longer_side_is_kept(tmp_path) -> None:
+    place = tmp_path / "train" / "one"
+    place.mkdir(parents=True)
+    image = Image.new("L", (30, 10), 0)
+    image.paste(255, (10, 0, 20, 10))
+    image.save(place / "a.png")
+    pixels, _ = ImageFolder("train", folder=tmp_path, size=10, grey=True)[0]
+    assert pixels.shape == (1, 10, 10)
+    assert torch.equal(pixels, torch.ones(1, 10, 10))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"split": "val"}, ValueError, "split must be 'train' or 'test', got 'val'"),
+        ({"size": 0}, ValueError, "size must be at least 1 pixel, got 0"),
+        ({"folder": "nowhere"}, FileNotFoundError, "expected FOLDER/train/CLASS/"),
+    ],
+)
+def test_bad_input_is_named(folder, change, error, message) -> None:
+    with pytest.raises(error, match=message):
+        ImageFolder(**({"split": "train", "folder": folder} | change))
+
+
+def test_a_damaged_image_is_named_when_it_is_read(folder) -> None:
+    (folder / "train" / "blue" / "0.png").write_bytes(b"not a png")
+    with pytest.raises(ValueError, match=r"0\.png cannot be read as an image"):
+        ImageFolder("train", folder=folder)[0]
+
+
+def test_a_class_that_only_the_test_split_has_is_an_error(folder) -> None:
+    (folder / "test" / "green").mkdir()
+    with pytest.raises(ValueError, match="the test split has a class 'green'"):
+        ImageFolder("test", folder=folder)
+
+
+class FakeTimm(types.ModuleType):
+    """As much of timm as is called."""
+
+    def __init__(self) -> None:
+        super().__init__("timm")
+        self.calls = []
+
+    def list_models(self, pattern=None):
+        return (
+            ["net18", "vit_small"]
+            if pattern is None
+            else [m for m in ("net18", "vit_small") if pattern.strip("*") in m]
+        )
+
+    def create_model(self, name, **options):
+        if name == "net18" and "img_size" in options:
+            raise TypeError("unexpected keyword argument 'img_size'")
+        self.calls.append((name, options))
+        return torch.nn.Linear(1, 1)
+
+
+def test_timm_models_are_fitted_to_the_data(monkeypatch) -> None:
+    fake = FakeTimm()
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    timm_model("net18", num_classes=7, input_shape=(1, 28, 28))
+    timm_model("vit_small", num_classes=7, input_shape=(1, 28, 28), weights="w.safetensors")
+    (_, plain), (_, sized) = fake.calls
+    assert plain == {"num_classes": 7, "in_chans": 1, "drop_rate": 0.0}
+    assert sized == plain | {"img_size": (28, 28), "checkpoint_path": "w.safetensors"}
+    with pytest.raises(ValueError, match=r"timm has none named 'net'; it has net18"):
+        timm_model("net")
+
+
+def installed(name: str) -> bool:
+    try:
+        __import__(name)
+    except (ImportError, RuntimeError):  # a torchvision beside another torch raises RuntimeError
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("timm", lambda: timm_model("resnet18")),
+        ("torchvision", lambda: torchvision_model("resnet18")),
+        ("torchvision", lambda: TorchvisionSet("train", dataset="CIFAR10", root="data")),
+    ],
+    ids=["timm model", "torchvision model", "torchvision data set"],
+)
+def test_without_the_collection_the_error_says_what_to_install(name, use, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError):
+        use()
+    monkeypatch.delitem(sys.modules, name)
+    if not installed(name):
+        with pytest.raises((ModuleNotFoundError, RuntimeError), match=f"{name}"):
+            collection(name)
+
+
+@pytest.mark.skipif(not installed("timm"), reason="timm is not installed")
+def test_a_timm_model_is_an_ordinary_model() -> None:
+    assert timm_model("resnet10t", num_classes=5, input_shape=(1, 32, 32))(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.skipif(not installed("torchvision"), reason="torchvision is not installed")
+def test_a_torchvision_model_takes_colour_only() -> None:
+    assert torchvision_model("resnet18", num_classes=5)(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+    with pytest.raises(ValueError, match="three channels, the data have 1"):
+        torchvision_model("resnet18", input_shape=(1, 28, 28))

@@ -1,0 +1,39 @@
+"""The packages under plugins/: installed as anyone's, seen by the registry, and their own tests run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = sorted(path.name for path in (ROOT / "plugins").glob("kdx-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_every_package_installs_and_passes_its_own_tests(tmp_path: Path) -> None:
+    site, copies = tmp_path / "site", [tmp_path / name for name in PACKAGES]
+    for copied in copies:  # a build leaves files beside its sources
+        shutil.copytree(ROOT / "plugins" / copied.name, copied, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    run = [sys.executable, "-m"]
+    subprocess.run([*run, "pip", "install", "--quiet", *offline, "--target", site, *copies], check=True)
+    environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
+    listed = subprocess.run([*run, "kdx", "plugins", "--json"], check=True, capture_output=True, env=environment)
+    loaded = {row["distribution"]: row["status"] for row in json.loads(listed.stdout)}
+    assert {name: loaded.get(name) for name in PACKAGES} == dict.fromkeys(PACKAGES, "loaded")
+    result = subprocess.run(
+        [*run, "pytest", "-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", "--rootdir", tmp_path, *copies],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
