@@ -1,12 +1,13 @@
 # make demo    set up and run the main job          make lint   what CI checks beside the tests
-# make test    set up and run every test            make clean  remove what make made
+# make test    set up and run every test            make docs   build the documentation into site/
+# make clean   remove what make made
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint docs clean
 setup: $(READY)
 
 $(READY): $(SOURCES)
@@ -31,5 +32,8 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info kdx_ext/*.so kdx_ext/build_info.json
+	rm -rf $(VENV) build dist site *.egg-info kdx_ext/*.so kdx_ext/build_info.json

@@ -1,7 +1,7 @@
 """The pages of the documentation that are made from the sources; a hook of mkdocs (``mkdocs.yml`` names it).
 
-``pages()`` gives path -> Markdown. What it says of components, recipes, commands, hooks and ops is read from the objects
-themselves, so that it cannot say anything else than they do.
+``pages()`` gives path -> Markdown. What it says of components, recipes, commands, hooks and ops is read from the
+objects themselves, so that it cannot say anything else than they do.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def pages() -> dict[str, str]:
 
 def images() -> dict[str, Path]:
     """Path below the documentation -> picture that a generated page shows."""
-    return {f"kernels/results/{path.relative_to(ROOT / 'bench/results')}": path for path in (ROOT / "bench/results").rglob("*.png")}
+    return {
+        f"kernels/results/{path.relative_to(ROOT / 'bench/results')}": path
+        for path in (ROOT / "bench/results").rglob("*.png")
+    }
 
 
 def on_files(files: Any, *, config: Any) -> Any:
@@ -120,7 +123,9 @@ def prose(target: Any) -> str:
 def roles(text: str) -> str:
     """Sphinx roles and double backticks as Markdown code; admonition-like ``::`` blocks as code blocks."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
-    return re.sub(r"::\n\n((?:    .*\n?)+)", lambda block: ":\n\n```python\n" + inspect.cleandoc(block[1]) + "\n```\n", text)
+    return re.sub(
+        r"::\n\n((?:    .*\n?)+)", lambda block: ":\n\n```python\n" + inspect.cleandoc(block[1]) + "\n```\n", text
+    )
 
 
 def options(target: Any, supplied: frozenset[str]) -> str:
@@ -144,8 +149,8 @@ def recipe() -> str:
     """Every key of a recipe, from the models that check it."""
     lines = [
         "# Recipe reference\n",
-        "Every key of a recipe, with its type and default. `kdx run NAME --dry-run` prints a recipe with all of them. A",
-        "component is a mapping with `name` and that component's options.\n",
+        "Every key of a recipe, with its type and default. `kdx run NAME --dry-run` prints a recipe with all of them.",
+        "A component is a mapping with `name` and that component's options.\n",
         *(f"- `{name}`: {text}" for name, text in recipes()),
         "",
     ]
@@ -176,7 +181,11 @@ def shown(field: Any) -> str:
     if isinstance(value, BaseModel):
         given = value.model_dump(exclude_unset=True)
         return "{" + ", ".join(f"{key}: {item}" for key, item in given.items()) + "}"
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    return (
+        {True: "true", False: "false", None: "null"}.get(value, str(value))
+        if isinstance(value, bool | None)
+        else str(value)
+    )
 
 
 def sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -184,7 +193,7 @@ def sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[Base
     yield path, model
     for name, field in model.model_fields.items():
         inner = next((part for part in parts_of(field.annotation) if issubclass_of_model(part)), None)
-        if inner is not None and not (inner is Component):
+        if inner is not None and inner is not Component:
             many = get_origin(field.annotation) in (dict, list) or any(
                 get_origin(part) in (dict, list) for part in get_args(field.annotation)
             )
@@ -248,12 +257,16 @@ def hooks() -> str:
     """Every hook with its signature."""
     lines = [
         "# Hooks\n",
-        "A plugin is a module named by an entry point of group `kdx`; it implements hooks marked with `@kdx.hookimpl`. An",
-        "implementation may leave arguments out. Implementations of an event are called in the order in which their",
+        "A plugin is a module named by an entry point of group `kdx`; it implements hooks marked with `@kdx.hookimpl`.",
+        "An implementation may leave arguments out. Implementations of an event are called in the order in which their",
         "plugins were registered.\n",
     ]
     for name, function in hook_functions():
-        lines += [f"## {name}\n", f"```python\n{signature(function)}\n```\n", f"{roles(inspect.getdoc(function) or '')}\n"]
+        lines += [
+            f"## {name}\n",
+            f"```python\n{signature(function)}\n```\n",
+            f"{roles(inspect.getdoc(function) or '')}\n",
+        ]
     lines += ["## Spec\n", f"```python\n{signature(hookspecs.Spec)}\n```\n"]
     return "\n".join([*lines, prose(hookspecs.Spec), "", options(hookspecs.Spec, frozenset())])
 

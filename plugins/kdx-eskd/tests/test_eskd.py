@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from kdx.testing import parametrize_checks
 from kdx_eskd.assistant import EarlyStoppedTeacher
 
 import kdx
 from kdx.assistants.base import ModelRef
+from kdx.testing import parametrize_checks
 
 
 @parametrize_checks(EarlyStoppedTeacher(epochs=2))

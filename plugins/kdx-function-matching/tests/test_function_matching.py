@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from kdx.testing import parametrize_checks, toy_batches, toy_model
 from kdx_function_matching.scheme import FunctionMatching, mix
 
 import kdx
+from kdx.testing import parametrize_checks, toy_batches, toy_model
 
 
 @parametrize_checks(FunctionMatching(toy_model(), toy_model(8, seed=1)))

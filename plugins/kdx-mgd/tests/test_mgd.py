@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from kdx.testing import KnowledgeTags, parametrize_checks
 from kdx_mgd.mgd import MGD, mask
 
 from kdx import Batch, Captured
+from kdx.testing import KnowledgeTags, parametrize_checks
 
 SHAPES = {"student_shapes": {"conv": (3, 4, 4)}, "teacher_shapes": {"conv": (5, 4, 4)}}
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from kdx.testing import parametrize_checks
 from kdx_template.loss import TransformedTeacher, transformed_teacher
+
+from kdx.testing import parametrize_checks
 
 
 @parametrize_checks(TransformedTeacher(temperature=2.0))
