@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,11 +21,13 @@ __all__ = ["Offline"]
 class Offline(Scheme):
     """A trained teacher teaches a student; nothing about the teacher changes.
 
-    Total: ``w_task * task(z_s, y) + sum_k w_k * knowledge_k(student, teacher)``.
+    Total: ``w_task * task(z_s, y) + sum_k w_k * knowledge_k(student, teacher)``. While a teacher has nothing to teach
+    yet (:attr:`kdx.teachers.Teacher.teaches`, a snapshot before the first one) the knowledge terms are left out.
 
     Args:
         student: the model to train.
-        teacher: a trained model, held frozen in evaluation mode, or a :class:`kdx.teachers.Teacher`.
+        teacher: a trained model, held frozen in evaluation mode, or any :class:`kdx.teachers.Teacher`: an average, an
+            earlier epoch or deeper layers of the student, an ensemble.
         task: see :class:`kdx.Scheme`.
         knowledge: see :class:`kdx.Scheme`.
         student_output: see :class:`kdx.capture.Taps`.
@@ -59,6 +62,7 @@ class Offline(Scheme):
         self.student = student
         self.teacher = Teacher.of(teacher, teacher_output)
         self._taps = Taps(student, output=student_output)
+        self.teacher.within(self._taps)
         for name, component in self.components.items():
             with naming(name):
                 self._taps.add(component.student_taps)
@@ -77,14 +81,17 @@ class Offline(Scheme):
     def setup(self, batch: Batch | Any) -> None:
         batch = Batch.of(batch)
         with evaluating(self.student):
-            setup_components(self.components.values(), lambda: self._taps(batch.inputs), lambda: self.teacher(batch))
+            captured = functools.cache(lambda: self._taps(batch.inputs))
+            setup_components(self.components.values(), captured, lambda: self.teacher.answer(batch, captured()))
 
     @override
     def forward(self, batch: Batch | Any) -> Losses:
         batch = Batch.of(batch)
         check_ready(self.components)
-        teacher = self.teacher(batch)
         student = self._taps(batch.inputs)
         task = self.task_term(student, batch)
         terms = {} if task is None else {"task": task}
-        return Losses.of(terms | self.knowledge_terms(self.components, student, teacher, batch))
+        if self.teacher.teaches:
+            teacher = self.teacher.answer(batch, student)
+            terms |= self.knowledge_terms(self.components, student, teacher, batch)
+        return Losses.of(terms)

@@ -1,0 +1,97 @@
+"""The base of all teachers, and what a teacher has to say about itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kdx.batch import Batch
+from kdx.capture import Captured, Taps
+
+__all__ = ["Policy", "Teacher", "unchanged_buffers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a teacher is held.
+
+    Args:
+        mode: ``"eval"``; ``"batch-statistics"``: training mode whose running statistics are put back after each call;
+            ``"train"``: the mode of its owner, for a teacher that is trained.
+        trained: whether it gets gradients of its own task; never from the student.
+        saved: whether checkpoints hold it: those of teachers that are trained or follow the student.
+        dtype: what it computes in; None leaves its owner's.
+        device: where it computes; None follows its owner, ``cpu`` keeps a large teacher off the GPU.
+    """
+
+    mode: Literal["eval", "batch-statistics", "train"] = "eval"
+    trained: bool = False
+    saved: bool = False
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+
+
+class Teacher(nn.Module, ABC):
+    """Something that answers a batch with :class:`kdx.capture.Captured`, detached from its own parameters.
+
+    A teacher is never part of the exported student. It says in :attr:`policy` how it is held.
+    """
+
+    policy: Policy = Policy()
+    """Mode, gradient, checkpoints, dtype and device."""
+
+    @classmethod
+    def of(cls, value: nn.Module | Teacher, output: Callable[[Any], Tensor] | None = None) -> Teacher:
+        """A teacher as it is, or a plain model as a :class:`kdx.teachers.Frozen` teacher."""
+        if isinstance(value, Teacher):
+            if output is not None:
+                raise ValueError("teacher_output applies to a plain model; give output= to the Teacher itself")
+            return value
+        if isinstance(value, nn.Module):
+            from kdx.teachers.frozen import Frozen
+
+            return Frozen(value, output=output)
+        raise TypeError(f"teacher must be an nn.Module or a kdx Teacher, got {type(value).__name__}")
+
+    @abstractmethod
+    def tap(self, names: Iterable[str]) -> None:
+        """Adds taps that later calls must capture."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Captured:
+        """What the teacher says about a batch."""
+
+    @property
+    def teaches(self) -> bool:
+        """Whether it has something to teach yet; a scheme leaves its knowledge terms out until then."""
+        return True
+
+    def within(self, taps: Taps) -> None:  # most teachers are not part of the student
+        """Is handed the student's taps, before :meth:`tap`; a teacher inside the student captures through them."""
+
+    def answer(self, batch: Batch, student: Captured) -> Captured:
+        """What the teacher says, once the student has run on the batch; a teacher inside the student reads that."""
+        captured: Captured = self(batch)
+        return captured
+
+    def epoch_start(self, epoch: int, epochs: int) -> None:  # most teachers do not follow the student
+        """An epoch (from 0) begins. What a teacher changes here belongs in its parameters, buffers or extra state."""
+
+    def step_end(self, step: int, total: int) -> None:
+        """Optimizer step ``step`` (from 1) of ``total`` has moved the student."""
+
+
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Puts the buffers of a model back, as a forward pass in training mode moves those of BatchNorm."""
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    yield
+    with torch.no_grad():
+        for name, buffer in before.items():
+            model.get_buffer(name).copy_(buffer)

@@ -1,0 +1,68 @@
+"""Deeper layers of the student itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.batch import Batch
+from kdx.capture import Captured, Taps
+from kdx.teachers.base import Policy, Teacher
+
+__all__ = ["Deeper"]
+
+
+class Deeper(Teacher):
+    """Layers of the student that teach shallower ones: reads what the student's own pass has captured.
+
+    No second pass, no second model: in a scheme the student's taps capture both sides, and what the teacher gives is
+    detached, so that a term moves the shallower layers alone::
+
+        kdx.Offline(net, Deeper(net), knowledge={"at": kdx.make("knowledge", "attention-transfer",
+                                                                student="stage1", teacher="stage3")})
+
+    Called by itself it runs the network, without gradient, in the mode it is in.
+
+    Args:
+        student: the network.
+        output: see :class:`kdx.capture.Taps`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+        >>> teacher, taps = Deeper(net), Taps(net)
+        >>> teacher.within(taps)
+        >>> teacher.tap(["1:input"])
+        >>> captured = taps(torch.ones(4, 3))
+        >>> teacher.answer(Batch(torch.ones(4, 3)), captured)["1:input"].requires_grad
+        False
+    """
+
+    policy = Policy(mode="train")
+
+    def __init__(self, student: nn.Module, *, output: Callable[[Any], Tensor] | None = None) -> None:
+        super().__init__()
+        self._taps = Taps(student, output=output)
+
+    @override
+    def within(self, taps: Taps) -> None:
+        if taps.model is not self._taps.model:
+            raise ValueError("Deeper teaches the network whose deeper layers it reads; give both the same module")
+        self._taps.remove()
+        self._taps = taps
+
+    @override
+    def tap(self, names: Iterable[str]) -> None:
+        self._taps.add(names)
+
+    @override
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Captured:
+        return self._taps(batch.inputs).detach()
+
+    @override
+    def answer(self, batch: Batch, student: Captured) -> Captured:
+        return student.detach()

@@ -1,0 +1,95 @@
+"""A moving average of the student."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.batch import Batch
+from kdx.capture import Captured, Taps, unwrap
+from kdx.teachers.base import Policy, Teacher
+
+__all__ = ["EMA"]
+
+
+class EMA(Teacher):
+    """The mean teacher: an exponential moving average of the student's weights, in evaluation mode.
+
+    After optimizer step t (from 1): ``m <- a_t m + (1 - a_t) w`` with ``a_t = min(decay, 1 - 1 / t)``, so that the
+    first steps are a plain mean, as in the authors' code; ``warm_up=False`` takes ``decay`` at once. BatchNorm's
+    running statistics are averaged as the weights are (the authors let the teacher gather its own); counters are
+    copied.
+
+    The average starts as a copy of the student, is saved with the scheme, moves with it and is never trained or
+    exported. :func:`kdx.fit` calls ``scheme.step_end``; in a loop of one's own call it after each optimizer step.
+
+    Args:
+        student: the model to follow; it is not changed.
+        decay: a in [0, 1).
+        warm_up: whether the first steps are a plain mean.
+        output: see :class:`kdx.capture.Taps`.
+
+    Raises:
+        ValueError: ``decay`` is outside [0, 1).
+
+    Paper: Tarvainen, Valpola, Mean teachers are better role models, NeurIPS 2017, https://arxiv.org/abs/1703.01780.
+
+    Example:
+        >>> student = torch.nn.Linear(1, 1, bias=False)
+        >>> teacher = EMA(student, decay=0.75, warm_up=False)
+        >>> start = student.weight.item()
+        >>> _ = student.weight.data.add_(4.0)
+        >>> teacher.step_end(1, 10)
+        >>> round(teacher.average.weight.item() - start, 4)
+        1.0
+    """
+
+    policy = Policy(saved=True)
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        decay: float = 0.999,
+        warm_up: bool = True,
+        output: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.decay = float(decay)
+        self.warm_up = warm_up
+        self._student = (student,)  # in a tuple, so that it is no submodule of its own teacher
+        self.average = copy.deepcopy(unwrap(student)).requires_grad_(False).eval()
+        self._taps = Taps(self.average, output=output)
+
+    @override
+    def tap(self, names: Iterable[str]) -> None:
+        self._taps.add(names)
+
+    @override
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Captured:
+        return self._taps(batch.inputs).detach()
+
+    @override
+    @torch.no_grad()
+    def step_end(self, step: int, total: int) -> None:
+        decay = min(self.decay, 1 - 1 / step) if self.warm_up else self.decay
+        now = unwrap(self._student[0]).state_dict()
+        for name, mean in self.average.state_dict().items():
+            if mean.is_floating_point():
+                mean.lerp_(now[name].to(mean.dtype), 1 - decay)
+            else:
+                mean.copy_(now[name])
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.average.eval()
+        return self

@@ -1,0 +1,192 @@
+"""Several teachers as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.batch import IGNORE, Batch
+from kdx.capture import LOGITS, Captured, Taps
+from kdx.errors import CaptureError, nearest
+from kdx.teachers.base import Teacher
+
+__all__ = ["Ensemble", "confidence"]
+
+
+class Ensemble(Teacher):
+    """Teachers that answer together: their logits are combined, layers are those of one member.
+
+    The tap ``logits`` is the combination, ``<member>/<tap>`` what one member gives, its ``<member>/logits`` included.
+    So one component can learn from all of them and another from the layers of one. With weights ``w_k`` that are
+    positive and sum to 1 (in each row):
+
+    - ``over="logits"``: ``z = sum_k w_k z_k``, the geometric mean of the probabilities;
+    - ``over="probabilities"``: ``z = T log sum_k w_k softmax(z_k / T)``, so that soft targets at the same temperature
+      T see the mean of the softened probabilities.
+
+    Every member keeps its own policy.
+
+    Args:
+        teachers: name -> :class:`Teacher`, or plain model, held frozen; at least two.
+        weights: ``"equal"``; name -> number >= 0, scaled to sum 1, as by accuracy on held-out rows; or
+            ``"confidence"``: per row, see :func:`confidence`; needs labels, rows without one weigh equally.
+        over: what is averaged.
+        temperature: T for ``over="probabilities"``.
+
+    Raises:
+        ValueError: fewer than two teachers, weights that do not fit, a name with '/' or '.' in it.
+        CaptureError: a tap that names no member.
+
+    Papers: You et al., Learning from Multiple Teacher Networks, KDD 2017, https://doi.org/10.1145/3097983.3098135
+    (mean of softened probabilities); Zhang et al., Confidence-Aware Multi-Teacher Knowledge Distillation, ICASSP 2022,
+    https://arxiv.org/abs/2201.00007 (weights per row).
+
+    Example:
+        >>> one, two = nn.Linear(1, 2), nn.Linear(1, 2)
+        >>> for model, value in ((one, 2.0), (two, 4.0)):
+        ...     for parameter in model.parameters():
+        ...         _ = parameter.data.fill_(value)
+        >>> ensemble = Ensemble({"one": one, "two": two}, weights={"one": 3.0, "two": 1.0})
+        >>> ensemble(Batch(torch.zeros(1, 1))).logits.tolist()
+        [[2.5, 2.5]]
+    """
+
+    constant: Tensor
+
+    def __init__(
+        self,
+        teachers: Mapping[str, nn.Module | Teacher],
+        *,
+        weights: Literal["equal", "confidence"] | Mapping[str, float] = "equal",
+        over: Literal["logits", "probabilities"] = "logits",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if len(teachers) < 2:
+            raise ValueError(f"teachers must name at least two teachers, got {sorted(teachers)}")
+        if wrong := [name for name in teachers if not name or "." in name or "/" in name]:
+            raise ValueError(f"teachers: the name {wrong[0]!r} is not allowed; give one without '.' and '/'")
+        if over not in ("logits", "probabilities"):
+            raise ValueError(f"over must be 'logits' or 'probabilities', got {over!r}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be > 0, got {temperature}")
+        self.teachers = nn.ModuleDict({name: Teacher.of(teacher) for name, teacher in teachers.items()})
+        self.per_row = weights == "confidence"
+        self.over = over
+        self.temperature = float(temperature)
+        self.register_buffer("constant", _shares(list(teachers), weights), persistent=False)
+
+    @property
+    def members(self) -> dict[str, Teacher]:
+        """Name -> teacher."""
+        return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, Teacher)}
+
+    @property
+    @override
+    def teaches(self) -> bool:
+        return all(member.teaches for member in self.members.values())
+
+    @override
+    def within(self, taps: Taps) -> None:
+        for member in self.members.values():
+            member.within(taps)
+
+    @override
+    def tap(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name != LOGITS:
+                member, slash, tap = name.partition("/")
+                if not slash or member not in self.teachers:
+                    raise CaptureError(
+                        f"tap {name!r} of several teachers must be 'logits' or '<teacher>/<tap>'; "
+                        f"{nearest(member, self.teachers)}"
+                    )
+                self.members[member].tap([tap])
+
+    @override
+    def forward(self, batch: Batch) -> Captured:
+        return self._combined({name: member(batch) for name, member in self.members.items()}, batch)
+
+    @override
+    def answer(self, batch: Batch, student: Captured) -> Captured:
+        return self._combined({name: member.answer(batch, student) for name, member in self.members.items()}, batch)
+
+    def _combined(self, answers: Mapping[str, Captured], batch: Batch) -> Captured:
+        logits = torch.stack([captured.logits for captured in answers.values()])  # [K, N, C]
+        values = {LOGITS: self._mean(logits, batch)}
+        patterns: dict[str, tuple[str, ...]] = {LOGITS: (LOGITS,)}
+        for name, captured in answers.items():
+            values |= {f"{name}/{tap}": value for tap, value in captured.items()}
+            patterns |= {
+                f"{name}/{tap}": tuple(f"{name}/{found}" for found in names) for tap, names in captured.patterns.items()
+            }
+        return Captured(values, patterns).detach()
+
+    def _mean(self, logits: Tensor, batch: Batch) -> Tensor:
+        shape = [-1, *[1] * (logits.dim() - 1)]
+        if self.per_row:
+            weights = confidence(logits, _labels(batch)).unsqueeze(-1)  # [K, N, 1]
+        else:
+            weights = self.constant.to(logits.dtype).view(shape)
+        if self.over == "logits":
+            return (weights * logits).sum(0)
+        log_p = (logits / self.temperature).log_softmax(-1)
+        return self.temperature * (log_p + weights.log()).logsumexp(0)
+
+
+def confidence(logits: Tensor, targets: Tensor) -> Tensor:
+    """How much each teacher is to be trusted in each row, by its cross-entropy with the label.
+
+    ``w_k = (1 - exp(CE_k) / sum_j exp(CE_j)) / (K - 1)``; 1 / K in a row without a label. Sums to 1 over teachers.
+
+    Args:
+        logits: ``[K, N, C]`` of K >= 2 teachers.
+        targets: ``[N]`` int64; ``-100`` marks a row without a label.
+
+    Returns:
+        ``[K, N]``.
+
+    Paper: Zhang et al., Confidence-Aware Multi-Teacher Knowledge Distillation, ICASSP 2022,
+    https://arxiv.org/abs/2201.00007.
+
+    Example:
+        >>> logits = torch.tensor([[[4.0, 0.0]], [[0.0, 0.0]], [[0.0, 4.0]]])
+        >>> [round(weight, 2) for weight in confidence(logits, torch.tensor([0])).flatten().tolist()]
+        [0.49, 0.48, 0.02]
+    """
+    teachers, rows, classes = logits.shape
+    loss = F.cross_entropy(
+        logits.reshape(-1, classes).float(), targets.repeat(teachers), ignore_index=IGNORE, reduction="none"
+    )
+    weights = (1 - loss.view(teachers, rows).softmax(0)) / (teachers - 1)
+    return torch.where(targets != IGNORE, weights, 1 / teachers).to(logits.dtype)
+
+
+def _labels(batch: Batch) -> Tensor:
+    targets = batch.targets
+    if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+        raise ValueError(
+            "weights='confidence' compares every teacher with the label and needs batch.targets [N] of classes; give "
+            "targets (-100 where there is no label), or constant weights"
+        )
+    return targets
+
+
+def _shares(names: list[str], weights: str | Mapping[str, float]) -> Tensor:
+    if isinstance(weights, str):
+        if weights not in ("equal", "confidence"):
+            raise ValueError(f"weights must be 'equal', 'confidence' or a mapping of numbers, got {weights!r}")
+        return torch.full((len(names),), 1 / len(names))
+    if sorted(weights) != sorted(names):
+        raise ValueError(
+            f"weights must have one number for each of the teachers {sorted(names)}, got {sorted(weights)}"
+        )
+    shares = torch.tensor([float(weights[name]) for name in names])
+    if not (shares >= 0).all() or not 0 < shares.sum() < float("inf"):
+        raise ValueError(f"weights must be >= 0 and not all 0, got {dict(weights)}")
+    return shares / shares.sum()

@@ -1,0 +1,154 @@
+"""A model that only teaches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.batch import Batch
+from kdx.capture import Captured, Taps
+from kdx.teachers.base import Policy, Teacher, unchanged_buffers
+
+__all__ = ["Frozen"]
+
+
+class Frozen(Teacher):
+    """A model that only teaches: evaluation mode, no gradient, nothing about it changes.
+
+    The model is deliberately not a submodule. So it is in no ``parameters()``, in no checkpoint and in no export, no
+    ``train()`` of its owner reaches it and a distributed engine leaves it alone; it still follows its owner's device.
+
+    With ``dtype`` or ``device`` the teacher holds a copy of the model that is converted tensor by tensor, and the given
+    one stays what it was: the caller may go on using it, or drop it to free its memory. Without them it holds the model
+    itself, which then moves with the scheme.
+
+    Args:
+        model: the teacher; it is set to evaluation mode and keeps its own flags otherwise.
+        output: see :class:`kdx.capture.Taps`.
+        train_mode: leaves the model in training mode, so that its BatchNorm normalises by the batch. Its running
+            statistics are restored after every call. A few methods (OFD) want this; everywhere else it is a defect.
+        dtype: what the teacher computes in, as ``torch.bfloat16``, whatever autocast or its owner's ``.double()`` say;
+            floating inputs are converted. What it gives comes back in the dtype of the inputs, in fp32 for token ids.
+        device: where the teacher stays and computes, as ``"cpu"`` for one that does not fit beside the student; what
+            it gives comes back on the device of the batch.
+
+    Raises:
+        TypeError: ``dtype`` is no floating dtype.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 2)
+        >>> teacher = Frozen(model, dtype=torch.bfloat16)
+        >>> logits = teacher(Batch(torch.ones(4, 3))).logits
+        >>> logits.dtype, teacher.model.weight.dtype, model.weight.dtype
+        (torch.float32, torch.bfloat16, torch.float32)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        output: Callable[[Any], Tensor] | None = None,
+        train_mode: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating dtype, as torch.bfloat16; got {dtype}")
+        self.policy = Policy(
+            mode="batch-statistics" if train_mode else "eval",
+            dtype=dtype,
+            device=None if device is None else torch.device(device),
+        )
+        if dtype is not None or device is not None:
+            model = self._converted(model)
+        self.train_mode = train_mode
+        model.train(train_mode)
+        self._taps = Taps(model, output=output)
+
+    @property
+    def model(self) -> nn.Module:
+        """The teacher's module."""
+        return self._taps.model
+
+    @override
+    def tap(self, names: Iterable[str]) -> None:
+        self._taps.add(names)
+
+    @override
+    def forward(self, batch: Batch) -> Captured:
+        if self.model.training != self.train_mode:
+            self.model.train(self.train_mode)
+        with torch.no_grad(), unchanged_buffers(self.model) if self.train_mode else nullcontext():
+            captured = self._held(batch) if self._pinned else self._taps(batch.inputs)
+        return captured.detach()
+
+    @property
+    def _pinned(self) -> bool:
+        return self.policy.dtype is not None or self.policy.device is not None
+
+    def _held(self, batch: Batch) -> Captured:
+        """A pass in the teacher's own dtype and device, its results as the batch is."""
+        first = next(iter(_tensors(batch.inputs)))
+        device = self.policy.device or first.device
+        inputs = _cast(batch.to(device).inputs, self.policy.dtype)
+        own = self.policy.dtype is not None
+        with torch.autocast(device.type, enabled=False) if own else nullcontext():
+            captured = self._taps(inputs)
+        wanted = first.dtype if first.is_floating_point() else torch.float32
+        return Captured(
+            {
+                name: value.to(first.device, wanted if own and value.is_floating_point() else value.dtype)
+                for name, value in captured.items()
+            },
+            captured.patterns,
+        )
+
+    def _place(self, tensor: Tensor, like: Tensor | None = None) -> Tensor:
+        """A tensor with the policy's dtype and device, or those of ``like`` where the policy leaves them open."""
+        like = tensor if like is None else like
+        dtype = self.policy.dtype if self.policy.dtype is not None and tensor.is_floating_point() else like.dtype
+        return tensor.to(self.policy.device or like.device, dtype)
+
+    def _converted(self, model: nn.Module) -> nn.Module:
+        """A copy in the policy's dtype and device; no tensor is ever there in the old dtype twice."""
+        memo: dict[int, Any] = {}
+        for tensor in (*model.parameters(), *model.buffers()):
+            placed = self._place(tensor.detach())
+            placed = placed.clone() if placed.data_ptr() == tensor.data_ptr() else placed
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(placed, tensor.requires_grad) if is_parameter else placed
+        return copy.deepcopy(model, memo)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if self._pinned:
+            given = fn
+            fn = lambda tensor: self._place(tensor, like=given(tensor.new_empty(0)))  # noqa: E731  # one expression
+        self.model._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def _tensors(inputs: Any) -> Iterable[Tensor]:
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    items = inputs.values() if isinstance(inputs, dict) else inputs
+    return [item for item in items if isinstance(item, Tensor)]
+
+
+def _cast(inputs: Any, dtype: torch.dtype | None) -> Any:
+    """Inputs whose floating tensors have the dtype."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(dtype) if dtype is not None and inputs.is_floating_point() else inputs
+    if isinstance(inputs, dict):
+        return {key: _cast(item, dtype) for key, item in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return [_cast(item, dtype) for item in inputs]
+    return inputs

@@ -1,0 +1,59 @@
+"""A teacher that is trained along with its student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.batch import Batch
+from kdx.capture import Captured, Taps
+from kdx.teachers.base import Policy, Teacher
+
+__all__ = ["Live"]
+
+
+class Live(Teacher):
+    """A model that learns from its own task while it teaches, and never from its student.
+
+    It is a submodule: in ``parameters()``, in checkpoints and in its owner's mode. What :meth:`forward` gives is
+    detached; a scheme that trains the teacher takes :meth:`captured`, which has the graph, and hands the student
+    ``captured(batch).detach()``, so that one pass serves both.
+
+    Args:
+        model: the teacher.
+        output: see :class:`kdx.capture.Taps`.
+
+    Example:
+        >>> import torch
+        >>> teacher = Live(torch.nn.Linear(3, 2))
+        >>> batch = Batch(torch.ones(4, 3))
+        >>> teacher(batch).logits.requires_grad, teacher.captured(batch).logits.requires_grad
+        (False, True)
+    """
+
+    policy = Policy(mode="train", trained=True, saved=True)
+
+    def __init__(self, model: nn.Module, *, output: Callable[[Any], Tensor] | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._taps = Taps(model, output=output)
+
+    @property
+    def output(self) -> Callable[[Any], Tensor] | None:
+        """What reads the logits in the model's output."""
+        return self._taps.output
+
+    @override
+    def tap(self, names: Iterable[str]) -> None:
+        self._taps.add(names)
+
+    def captured(self, batch: Batch) -> Captured:
+        """One pass with its graph, for the teacher's own task."""
+        return self._taps(batch.inputs)
+
+    @override
+    def forward(self, batch: Batch) -> Captured:
+        return self.captured(batch).detach()

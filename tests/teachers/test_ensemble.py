@@ -1,0 +1,118 @@
+"""Several teachers as one: what is averaged, and with which weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import kdx
+from kdx.batch import Batch
+from kdx.errors import CaptureError
+from kdx.teachers import Ensemble
+from kdx.teachers.ensemble import confidence
+
+
+def members(net) -> dict:
+    return {"a": net(3), "b": net(4), "c": net(5)}
+
+
+def logits_of(ensemble: Ensemble, batch: Batch) -> np.ndarray:
+    return np.stack([member(batch).logits.double().numpy() for member in ensemble.members.values()])
+
+
+def softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("weights", ["equal", {"a": 1.0, "b": 0.0, "c": 3.0}])
+def test_logits_and_probabilities_are_averaged_by_their_weights(net, batch, weights) -> None:
+    shares = np.full(3, 1 / 3) if weights == "equal" else np.array([0.25, 0.0, 0.75])
+    ensemble = Ensemble(members(net), weights=weights)
+    z = logits_of(ensemble, batch)
+    expected = (shares[:, None, None] * z).sum(0)
+    torch.testing.assert_close(ensemble(batch).logits.double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-6)
+
+    ensemble = Ensemble(
+        {name: member.model for name, member in ensemble.members.items()},
+        weights=weights,
+        over="probabilities",
+        temperature=3.0,
+    )
+    found = softmax(ensemble(batch).logits.double().numpy() / 3)
+    np.testing.assert_allclose(found, (shares[:, None, None] * softmax(z / 3)).sum(0), rtol=1e-5)
+
+
+def test_rows_weigh_a_teacher_by_its_cross_entropy_and_equally_without_a_label(net, batch) -> None:
+    targets = batch.targets.clone()
+    targets[5:] = -100
+    batch = Batch(batch.inputs, targets)
+    ensemble = Ensemble(members(net), weights="confidence", over="probabilities")
+    z = logits_of(ensemble, batch)
+    p = softmax(z)
+    expected = p.mean(0)
+    for row in range(5):
+        inverse = 1 / p[:, row, int(targets[row])]  # exp of the cross-entropy
+        weights = (1 - inverse / inverse.sum()) / 2
+        assert weights.sum() == pytest.approx(1)
+        expected[row] = (weights[:, None] * p[:, row]).sum(0)
+    np.testing.assert_allclose(softmax(ensemble(batch).logits.double().numpy()), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"needs batch\.targets"):
+        ensemble(Batch(batch.inputs))
+
+
+def test_a_teacher_that_is_sure_and_wrong_weighs_nothing() -> None:
+    logits = torch.tensor([[[500.0, 0.0]], [[0.0, 500.0]], [[0.0, 0.0]]])
+    assert confidence(logits, torch.tensor([1])).flatten().tolist() == [0.0, 0.5, 0.5]
+
+
+def test_layers_and_logits_of_one_member_are_read_by_its_name(net, batch) -> None:
+    teachers = members(net)
+    distil = kdx.Offline(
+        net(4),
+        Ensemble(teachers),
+        knowledge={
+            "all": kdx.SoftTargets(2.0),
+            "one": kdx.SoftTargets(2.0, teacher="a/logits"),
+            "hint": kdx.Hint(student="conv", teacher="b/conv"),
+            "glob": kdx.Hint(student="c*v", teacher="c/c*v"),
+        },
+    )
+    distil.setup(batch)
+    terms = distil.eval()(batch).terms
+    with torch.no_grad():
+        z_s, z_t = distil.student(batch.inputs) / 2, teachers["a"](batch.inputs) / 2
+        one = 4 * torch.nn.functional.kl_div(z_s.log_softmax(1), z_t.softmax(1), reduction="batchmean")
+    torch.testing.assert_close(terms["one"], one)
+    assert distil.knowledge["hint"].adapters[0].weight.shape[:2] == (4, 4)
+    assert distil.knowledge["glob"].adapters[0].weight.shape[:2] == (5, 4)
+    before = [value.clone() for model in teachers.values() for value in model.state_dict().values()]
+    distil.train()
+    distil(batch).total.backward()
+    assert all(parameter.grad is None for model in teachers.values() for parameter in model.parameters())
+    after = [value for model in teachers.values() for value in model.state_dict().values()]
+    assert all(a.equal(b) for a, b in zip(before, after, strict=True))
+    assert not [name for name in distil.state_dict() if name.startswith("teacher")]
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda net: Ensemble({"a": net()}), ValueError, "at least two teachers"),
+        (lambda net: Ensemble({"a.b": net(), "c": net()}), ValueError, r"the name 'a.b' is not allowed"),
+        (lambda net: Ensemble(members(net), weights="best"), ValueError, "weights must be 'equal', 'confidence'"),
+        (
+            lambda net: Ensemble(members(net), weights={"a": 1, "b": 1}),
+            ValueError,
+            "one number for each",
+        ),
+        (lambda net: Ensemble(members(net), weights={"a": 0, "b": 0, "c": 0}), ValueError, "not all 0"),
+        (lambda net: Ensemble(members(net), over="odds"), ValueError, "over must be 'logits' or 'probabilities'"),
+        (lambda net: Ensemble(members(net), temperature=0), ValueError, "temperature must be > 0"),
+        (lambda net: Ensemble(members(net)).tap(["conv"]), CaptureError, r"must be 'logits' or '<teacher>/<tap>'"),
+    ],
+)
+def test_bad_arguments_say_what_was_expected(net, build, error, message) -> None:
+    with pytest.raises(error, match=message):
+        build(net)
