@@ -164,6 +164,18 @@ def kdx_schemes() -> Iterable[Spec]:
             "Hinton et al. 2015, arXiv:1503.02531",
         ),
         Spec(
+            "dense-guidance",
+            "kdx.schemes.dense_guidance:DenseGuidance",
+            "several frozen teachers, one left out at random each step",
+            "Son et al. 2021, arXiv:2009.08825",
+        ),
+        Spec(
+            "residual",
+            "kdx.schemes.residual:Residual",
+            "an assistant learns what a finished student misses; their outputs add up",
+            "Gao et al. 2020, arXiv:2002.09168",
+        ),
+        Spec(
             "hint-stage",
             "kdx.schemes.hint_stage:HintStage",
             "first stage of FitNets: train a student up to its guided layer",
@@ -213,6 +225,24 @@ def kdx_assistants() -> Iterable[Spec]:
     """Teacher assistants of kdx."""
     return [
         Spec(
+            "takd",
+            "kdx.assistants.chain:TAKD",
+            "a chain of assistants, each taught by the next larger one",
+            "Mirzadeh et al. 2020, arXiv:1902.03393",
+        ),
+        Spec(
+            "dgkd",
+            "kdx.assistants.chain:DGKD",
+            "a chain in which all larger models teach, one dropped a step",
+            "Son et al. 2021, arXiv:2009.08825",
+        ),
+        Spec(
+            "residual",
+            "kdx.assistants.residual:ResidualKD",
+            "a smaller student and an assistant that learns what it misses, within the student's cost",
+            "Gao et al. 2020, arXiv:2002.09168",
+        ),
+        Spec(
             "hint-then-distil",
             "kdx.assistants.hint_then_distil:HintThenDistil",
             "FitNets: train up to a guided layer, then distil from there",
@@ -240,6 +270,9 @@ def kdx_models() -> Iterable[Spec]:
         Spec("derived", "kdx.students.derived:derived", "a student derived from its teacher: kdx student make"),
         Spec("depthwise-net", "kdx.models.depthwise:DepthwiseNet", "depth-wise separable CNN", howard),
         Spec("mlp", "kdx.models.mlp:MLP", "multi-layer perceptron on flattened images"),
+        Spec(
+            "residual-sum", "kdx.models.residual_sum:ResidualSum", "a student and an assistant, their outputs added up"
+        ),
         Spec("resnet", "kdx.models.resnet:ResNet", "residual CNN of CIFAR style, depth 8, 20, 32, ...", he),
         Spec("vit", "kdx.models.vit:ViT", "transformer encoder on image patches", dosovitskiy),
     ]

@@ -25,7 +25,7 @@ LABELS = {
     "alone": "student alone",
     "label-smoothing": "student alone, smoothed labels",
     "untrained": "student untrained",
-    "direct": "student of the teacher alone",
+    "direct": "student, no assistant",
     "distilled": "distilled student",
 }
 
@@ -66,15 +66,16 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     title = (
         f"{summary['recipe']}, seed {summary['seed']}: {summary['metric_label']} on {summary['test_rows']:,} test rows"
     )
-    chain = any(
-        len(stage.get("teachers", ())) > 1 or stage.get("role") == "assistant" for stage in summary["stages"].values()
-    )
-    left_out = {"validation", "training"} | (set() if chain else {"taught by"})
+    stages = summary["stages"]
+    chain = any(len(stage.get("teachers", ())) > 1 or stage.get("role") == "assistant" for stage in stages.values())
+    left_out = {"validation", "training", "size" if chain else "taught by"}
     narrow = [i for i, column in enumerate(COLUMNS) if column not in left_out]
     table = Table(*(COLUMNS[i] for i in narrow), title=title)
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in stage_rows(summary):
+    for row, stage in zip(stage_rows(summary), stages.values(), strict=True):
+        if stage.get("role") == "probe":
+            continue  # short runs that only size the assistants; the page has them
         cells = (row.name, *row.cells)
         table.add_row(*(cells[i] for i in narrow))
     return table

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from kdx import evaluation, rng
 from kdx.assistants.base import ModelRef, Stage, Structure
+from kdx.assistants.contract import Contract
 from kdx.checkpoint import atomic_write, export_weights, load_weights
 from kdx.cost import measure_cost
 from kdx.experiment_data import ExperimentData
 from kdx.experiment_plan import ref_of, train_of
+from kdx.flops import count_flops
 from kdx.loop import fit
 from kdx.recipe import Component, KnowledgeTerm, Recipe
 from kdx.registry import default_plugins
@@ -133,6 +135,11 @@ class StageRunner:
         with torch.device("meta"), rng.isolated():
             return sum(parameter.numel() for parameter in self.build(ref).parameters())
 
+    def flops(self, ref: ModelRef) -> int:
+        """Operations of one forward pass of a model on one sample."""
+        with rng.isolated():
+            return count_flops(self.build(ref), self.example)
+
     def _resolve(self, stage: Stage) -> ModelRef:
         """The model of a stage; a structure is produced once and then read."""
         if not isinstance(stage.model, Structure):
@@ -143,6 +150,9 @@ class StageRunner:
                 torch.manual_seed(self.recipe.seed + stage.seed)
                 produced = stage.model.produce(self)
                 model = self.build(produced.model)
+                Contract(tuple(self.data.shape["input_shape"]), (self.data.shape["num_classes"],)).check(
+                    model, self.example
+                )
                 if produced.weights is not None:
                     model.load_state_dict(dict(produced.weights))
                     export_weights(model, folder / START)

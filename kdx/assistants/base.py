@@ -57,6 +57,9 @@ class Earlier(Protocol):
     def parameters(self, ref: ModelRef) -> int:
         """How many parameters a model has for the shapes of the data; nothing is drawn."""
 
+    def flops(self, ref: ModelRef) -> int:
+        """Operations of one forward pass of a model on one sample, see :func:`kdx.flops.count_flops`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Produced:

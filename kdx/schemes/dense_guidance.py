@@ -1,0 +1,167 @@
+"""Dense guidance: all larger models teach, and every step leaves one of them out at random."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.batch import Batch
+from kdx.capture import Taps
+from kdx.knowledge.base import Knowledge
+from kdx.losses import Losses, cross_entropy
+from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, evaluating, naming, setup_components
+from kdx.teachers import Teacher
+
+__all__ = ["DenseGuidance"]
+
+
+class DenseGuidance(Scheme):
+    """A student learns from several frozen teachers at once; each step leaves some of them out.
+
+    Total: ``w_task * task(z_s, y) + sum_k w_k * mean_{t in kept} knowledge_k(student, t)``, where ``kept`` are all but
+    ``drop`` teachers drawn anew for each optimizer step. The mean over teachers keeps the size of the loss, and with it
+    the learning rate, whatever their number; the paper adds their losses up, which is the same but for that factor.
+
+    Which teachers a step leaves out follows from ``seed`` and the number of the step alone: every micro-batch of a
+    step, every rank and a resumed run see the same draw. In a loop of one's own call ``advance(step, total)`` before
+    each step, as for scheduled weights; without it every forward pass draws anew.
+
+    Args:
+        student: the model to train.
+        teachers: name -> trained model or :class:`kdx.teachers.Teacher`, at least one.
+        task: see :class:`kdx.Scheme`.
+        knowledge: see :class:`kdx.Scheme`; every teacher gets its own copy of a component, so that adapters and stores
+            are not shared. Terms are named ``<teacher>/<name>``.
+        drop: teachers left out of a step; where there are no more than ``drop``, all but one.
+        seed: of the draws; None takes one from torch's generator and keeps it in the checkpoint.
+        student_output: see :class:`kdx.capture.Taps`.
+
+    Raises:
+        ValueError: there is no teacher or no knowledge, the student is one of the teachers, or ``drop`` is negative.
+
+    Paper: Son et al., Densely Guided Knowledge Distillation using Multiple Teacher Assistants, ICCV 2021,
+    https://arxiv.org/abs/2009.08825.
+
+    Example:
+        >>> import torch, kdx
+        >>> teachers = {"large": torch.nn.Linear(3, 2), "middle": torch.nn.Linear(3, 2)}
+        >>> kd = {"kd": kdx.SoftTargets(temperature=5.0)}
+        >>> dense = DenseGuidance(torch.nn.Linear(3, 2), teachers, knowledge=kd, seed=0)
+        >>> for step in range(3):
+        ...     dense.advance(step, 3)
+        ...     print(sorted(dense((torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))).terms))
+        ['middle/kd', 'task']
+        ['middle/kd', 'task']
+        ['large/kd', 'task']
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module | Teacher],
+        *,
+        task: Task = cross_entropy,
+        knowledge: KnowledgeTerms | None = None,
+        drop: int = 1,
+        seed: int | None = None,
+        student_output: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        super().__init__(task=task, knowledge=knowledge)
+        if not teachers:
+            raise ValueError("teachers must name at least one teacher, got none")
+        if not self.components:
+            raise ValueError("knowledge must have at least one component, else the teachers say nothing; got none")
+        if any(teacher is student for teacher in teachers.values()):
+            raise ValueError("the student is one of the teachers, which would be trained. Pass a copy")
+        if wrong := [name for name in teachers if not name or "." in name or "/" in name]:
+            raise ValueError(f"teacher name {wrong[0]!r} is not allowed: give one without '.' and '/'")
+        if drop < 0:
+            raise ValueError(f"drop must be a number of teachers, 0 or more; got {drop}")
+        self.student = student
+        self.teachers = nn.ModuleDict({name: Teacher.of(teacher) for name, teacher in teachers.items()})
+        self.knowledge = nn.ModuleDict({name: copied(self.components) for name in teachers})
+        self.drop = min(drop, len(teachers) - 1)
+        self.seed = int(torch.randint(2**31, ())) if seed is None else seed
+        self._step: int | None = None
+        self._passes = 0
+        self._taps = Taps(student, output=student_output)
+        for name, teacher in self._teachers().items():
+            for term, component in self._components_of(name).items():
+                with naming(term):
+                    self._taps.add(component.student_taps)
+                    teacher.tap(component.teacher_taps)
+
+    @property
+    @override
+    def students(self) -> dict[str, nn.Module]:
+        return {"student": self.student}
+
+    @override
+    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
+        return self._taps.output
+
+    @override
+    def advance(self, step: int, total: int) -> None:
+        super().advance(step, total)
+        self._step = step
+
+    def kept(self, step: int) -> list[str]:
+        """The teachers that teach in optimizer step ``step`` (from 0), in their order."""
+        names = list(self.teachers)
+        left_out = random.Random(f"{self.seed}:{step}").sample(names, self.drop)
+        return [name for name in names if name not in left_out]
+
+    @override
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seed": self.seed}
+
+    @override
+    def set_extra_state(self, state: Any) -> None:
+        self.seed = state["seed"]
+
+    @override
+    def setup(self, batch: Batch | Any) -> None:
+        batch = Batch.of(batch)
+        with evaluating(self.student):
+            for name, teacher in self._teachers().items():
+                setup_components(
+                    self._components_of(name).values(),
+                    functools.partial(self._taps, batch.inputs),
+                    functools.partial(teacher, batch),
+                )
+
+    @override
+    def forward(self, batch: Batch | Any) -> Losses:
+        batch = Batch.of(batch)
+        step = self._passes if self._step is None else self._step
+        self._passes += 1
+        student = self._taps(batch.inputs)
+        task = self.task_term(student, batch)
+        terms = {} if task is None else {"task": task}
+        kept = self.kept(step)
+        for name in kept:
+            components = self._components_of(name)
+            check_ready(components)
+            found = self.knowledge_terms(components, student, self._teachers()[name](batch), batch)
+            terms |= {f"{name}/{term}": value / len(kept) for term, value in found.items()}
+        return Losses.of(terms)
+
+    def _teachers(self) -> dict[str, Teacher]:
+        return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, Teacher)}
+
+    def _components_of(self, teacher: str) -> dict[str, Knowledge]:
+        components = self.knowledge[teacher]
+        assert isinstance(components, nn.ModuleDict)  # built in __init__
+        return {name: part for name, part in components.items() if isinstance(part, Knowledge)}
+
+
+def copied(components: Mapping[str, Knowledge]) -> nn.ModuleDict:
+    """Components of their own for one teacher."""
+    return nn.ModuleDict({name: copy.deepcopy(component) for name, component in components.items()})

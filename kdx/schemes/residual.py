@@ -1,0 +1,99 @@
+"""Residual distillation: an assistant learns what a finished student misses of its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.batch import Batch
+from kdx.capture import LOGITS, Taps
+from kdx.losses import Losses, cross_entropy
+from kdx.schemes.base import Scheme, Task
+from kdx.teachers import Teacher
+
+__all__ = ["Residual"]
+
+
+class Residual(Scheme):
+    """Trains the assistant in a pair whose outputs add up; the student in it is finished and stays as it is.
+
+    Total: ``w_task * task(z_s + z_a, y) + weight * mean (z_a - (z_t - z_s))^2``, the mean over samples and classes,
+    with the logits ``z`` of teacher, student and assistant. Gradients reach the assistant alone; the student runs in
+    evaluation mode, so that no statistic of it moves. The paper takes feature maps; here the residual is that of the
+    outputs, where the three have one width whatever their architectures.
+
+    Args:
+        student: a model with the submodules ``student`` and ``assistant`` that returns the sum of their outputs, such
+            as :class:`kdx.models.residual_sum.ResidualSum`.
+        teacher: a trained model, or a :class:`kdx.teachers.Teacher`.
+        task: see :class:`kdx.Scheme`; on the sum.
+        weight: of the residual term; 1 is ours.
+        teacher_output: see :class:`kdx.capture.Taps`.
+
+    Raises:
+        TypeError: the model has no such submodules.
+
+    Paper: Gao et al., Residual Knowledge Distillation, 2020, https://arxiv.org/abs/2002.09168.
+
+    Example:
+        >>> import torch
+        >>> from kdx.models.residual_sum import ResidualSum
+        >>> pair = ResidualSum({"name": "mlp", "hidden": [8]}, {"name": "mlp", "hidden": [4]})
+        >>> residual = Residual(pair, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)))
+        >>> sorted(residual((torch.ones(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64))).terms)
+        ['residual', 'task']
+        >>> {name.split(".")[0] for name, p in pair.named_parameters() if p.requires_grad}
+        {'assistant'}
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Teacher,
+        *,
+        task: Task = cross_entropy,
+        weight: float = 1.0,
+        teacher_output: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        super().__init__(task=task)
+        if not all(isinstance(getattr(student, name, None), nn.Module) for name in ("student", "assistant")):
+            raise TypeError(
+                f"the model must have the submodules student and assistant, as ResidualSum has; got "
+                f"{type(student).__name__}"
+            )
+        self.pair = student
+        self.teacher = Teacher.of(teacher, teacher_output)
+        self.residual_weight = weight
+        self._taps = Taps(student, ("student", "assistant", LOGITS))
+        self._finished.requires_grad_(False)
+        self.train(self.training)
+
+    @property
+    def _finished(self) -> nn.Module:
+        return self.pair.get_submodule("student")
+
+    @property
+    @override
+    def students(self) -> dict[str, nn.Module]:
+        return {"student": self.pair}
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self._finished.eval()
+        return self
+
+    @override
+    def forward(self, batch: Batch | Any) -> Losses:
+        batch = Batch.of(batch)
+        teacher = self.teacher(batch).logits
+        captured = self._taps(batch.inputs)
+        task = self.task_term(captured, batch)
+        terms = {} if task is None else {"task": task}
+        missed = teacher - captured["student"].detach()  # [N, C]
+        terms["residual"] = self.residual_weight * F.mse_loss(captured["assistant"], missed)
+        return Losses.of(terms)
