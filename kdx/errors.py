@@ -9,7 +9,6 @@ __all__ = [
     "BackendError",
     "CaptureError",
     "CheckpointError",
-    "ContractError",
     "Interrupted",
     "KdxError",
     "PlanError",
@@ -70,10 +69,6 @@ class StudentError(KdxError, ValueError):
 
 class UnknownNameError(KdxError, LookupError):
     """No component has this name; the message lists the nearest and the known ones."""
-
-
-class ContractError(KdxError, ValueError):
-    """A model takes or gives something else than was agreed on; the message names what differs."""
 
 
 class Interrupted(KdxError):

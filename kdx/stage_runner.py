@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from kdx import evaluation, rng
 from kdx.assistants.base import ModelRef, Stage, Structure
-from kdx.assistants.contract import Contract
 from kdx.checkpoint import atomic_write, export_weights, load_weights
 from kdx.cost import measure_cost
 from kdx.experiment_data import ExperimentData
@@ -27,6 +26,7 @@ from kdx.registry import default_plugins
 from kdx.run_state import Run
 from kdx.schemes.base import Scheme
 from kdx.schemes.supervised import Supervised
+from kdx.students.contract import Contract
 from kdx.tasks import task_kind
 from kdx.teacher_cache import TeacherCache
 from kdx.teachers import Frozen, Teacher
@@ -150,9 +150,8 @@ class StageRunner:
                 torch.manual_seed(self.recipe.seed + stage.seed)
                 produced = stage.model.produce(self)
                 model = self.build(produced.model)
-                Contract(tuple(self.data.shape["input_shape"]), (self.data.shape["num_classes"],)).check(
-                    model, self.example
-                )
+                classes = self.data.shape["num_classes"]
+                Contract(self.example, (((1, classes), torch.float32),)).check(model)
                 if produced.weights is not None:
                     model.load_state_dict(dict(produced.weights))
                     export_weights(model, folder / START)

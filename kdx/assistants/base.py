@@ -77,12 +77,14 @@ class Produced:
 class Structure(ABC):
     """A student that is not known before its stage begins: chosen, pruned, quantised or searched.
 
-    The stage keeps what was produced in ``model.json`` (and ``start.safetensors``), so that a resumed stage and every
-    later one see the same model.
+    Two structures of one plan made twice should be equal; a dataclass is. The stage keeps what was produced in
+    ``model.json`` (and ``start.safetensors``), so that a resumed stage and every later one see the same model.
     """
 
-    needs: tuple[str, ...] = ()
-    """Earlier stages that :meth:`produce` looks at."""
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Earlier stages that :meth:`produce` looks at."""
+        return ()
 
     @abstractmethod
     def produce(self, earlier: Earlier) -> Produced:

@@ -123,7 +123,9 @@ class TAKD(Assistant):
         stages = [
             Stage(name, "probe", model, train={"epochs": self.probe_epochs}) for name, model in (ends | probes).items()
         ]
-        return [ByAccuracy(probes, *ends, count=self.count, place=k) for k in range(1, self.count + 1)], stages
+        return [
+            ByAccuracy(probes, "probe-teacher", "probe-student", self.count, place=k) for k in range(1, self.count + 1)
+        ], stages
 
 
 class DGKD(TAKD):

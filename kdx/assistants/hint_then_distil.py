@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from typing_extensions import override
 
 from kdx.assistants.base import Assistant, ModelRef, Stage
+from kdx.knowledge.operands import Variant
 
 __all__ = ["HintThenDistil"]
 
@@ -19,8 +23,9 @@ class HintThenDistil(Assistant):
     Args:
         student_layer: tap of the student's guided layer; FitNets takes the middle one.
         teacher_layer: tap of the teacher's hint layer.
-        epochs: of stage 1; None takes as many as the recipe trains the student. (The paper trains until validation
-            stops improving.)
+        train: keys of the recipe's section ``train`` that differ in stage 1, as ``{"epochs": 3}``. Half the squared
+            norm of a whole layer is a large loss: a learning rate that suits labels may be too high for it.
+        variant: of the hint loss, ``"paper"`` or ``"code"``, see :func:`kdx.knowledge.hint.hint`.
 
     Paper: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, https://arxiv.org/abs/1412.6550.
 
@@ -30,16 +35,28 @@ class HintThenDistil(Assistant):
         [('hint', ('teacher',), None), ('distilled', ('teacher',), 'hint')]
     """
 
-    def __init__(self, student_layer: str, teacher_layer: str, *, epochs: int | None = None) -> None:
+    def __init__(
+        self,
+        student_layer: str,
+        teacher_layer: str,
+        *,
+        train: Mapping[str, Any] | None = None,
+        variant: Variant = "paper",
+    ) -> None:
         self.student_layer = student_layer
         self.teacher_layer = teacher_layer
-        self.epochs = epochs
+        self.train = dict(train or {})
+        self.variant = variant
 
     @override
     def plan(self, teacher: ModelRef, student: ModelRef) -> list[Stage]:
-        scheme = {"name": "hint-stage", "student_layer": self.student_layer, "teacher_layer": self.teacher_layer}
-        train = {} if self.epochs is None else {"epochs": self.epochs}
+        scheme = {
+            "name": "hint-stage",
+            "student_layer": self.student_layer,
+            "teacher_layer": self.teacher_layer,
+            "variant": self.variant,
+        }
         return [
-            Stage("hint", "assistant", student, ("teacher",), scheme=scheme, train=train, select=False),
+            Stage("hint", "assistant", student, ("teacher",), scheme=scheme, train=self.train, select=False),
             Stage("distilled", "distilled", student, ("teacher",), start="hint"),
         ]

@@ -67,6 +67,7 @@ class Ladder:
         return [self.at(size) for size in sizes]
 
 
+@dataclass(frozen=True, slots=True)
 class ByAccuracy(Structure):
     """The candidate whose accuracy in a short run lies nearest to a share of the way from teacher to student.
 
@@ -78,15 +79,16 @@ class ByAccuracy(Structure):
         place: which of them this one is, 1 the nearest to the teacher.
     """
 
-    def __init__(
-        self, candidates: Mapping[str, ModelRef], teacher: str, student: str, *, count: int, place: int
-    ) -> None:
-        self.candidates = dict(candidates)
-        self.teacher = teacher
-        self.student = student
-        self.count = count
-        self.place = place
-        self.needs = (teacher, student, *candidates)
+    candidates: Mapping[str, ModelRef]
+    teacher: str
+    student: str
+    count: int
+    place: int
+
+    @property
+    @override
+    def needs(self) -> tuple[str, ...]:
+        return (self.teacher, self.student, *self.candidates)
 
     @override
     def produce(self, earlier: Earlier) -> Produced:

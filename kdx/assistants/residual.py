@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import override
@@ -53,14 +54,14 @@ class ResidualKD(Assistant):
     @override
     def plan(self, teacher: ModelRef, student: ModelRef) -> list[Stage]:
         Ladder(student, self.vary).size()  # says at once if it cannot be sized
-        pair = Pair(student, self.vary)
         scheme: dict[str, Any] = {"name": "residual", "weight": self.weight}
         return [
             Stage("student", "assistant", Shrunk(student, self.vary, self.share), ("teacher",)),
-            Stage("distilled", "distilled", pair, ("teacher",), scheme=scheme),
+            Stage("distilled", "distilled", Pair(student, self.vary), ("teacher",), scheme=scheme),
         ]
 
 
+@dataclass(frozen=True, slots=True)
 class Shrunk(Structure):
     """The largest version of a model that costs at most a share of it.
 
@@ -70,10 +71,9 @@ class Shrunk(Structure):
         share: of its parameters and operations.
     """
 
-    def __init__(self, asked: ModelRef, vary: str, share: float) -> None:
-        self.asked = asked
-        self.vary = vary
-        self.share = share
+    asked: ModelRef
+    vary: str
+    share: float
 
     @override
     def produce(self, earlier: Earlier) -> Produced:
@@ -81,6 +81,7 @@ class Shrunk(Structure):
         return Produced(largest(earlier, self.asked, self.vary, budget))
 
 
+@dataclass(frozen=True, slots=True)
 class Pair(Structure):
     """The trained model of stage ``student`` and a new assistant, as large as the budget of ``asked`` leaves room for.
 
@@ -89,11 +90,13 @@ class Pair(Structure):
         vary: the integer option that sizes it.
     """
 
-    needs = ("student",)
+    asked: ModelRef
+    vary: str
 
-    def __init__(self, asked: ModelRef, vary: str) -> None:
-        self.asked = asked
-        self.vary = vary
+    @property
+    @override
+    def needs(self) -> tuple[str, ...]:
+        return ("student",)
 
     @override
     def produce(self, earlier: Earlier) -> Produced:

@@ -304,6 +304,7 @@ def _teachers(scheme: Scheme) -> list[nn.Module]:
             found.append(model if isinstance(model, nn.Module) else part)
     for name in ("teacher", "teachers"):
         value = getattr(scheme, name, None)
+        value = list(value.values()) if isinstance(value, dict | nn.ModuleDict) else value
         several = value if isinstance(value, list | tuple | nn.ModuleList) else [value]
         found += [item for item in several if isinstance(item, nn.Module) and not isinstance(item, Teacher)]
     return found

@@ -79,9 +79,26 @@ TERMS = {
     "kd": (0.7, kdx.SoftTargets(2.0)),
     "hint": (2.0, kdx.Hint(student="conv", teacher="conv")),
 }
+
+
+class Pair(nn.Module):
+    """Two toy models whose outputs add up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.assistant = toy_model(), toy_model(2, seed=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.student(x) + self.assistant(x)
+
+
 SCHEMES = {
     "supervised": lambda make: make(toy_model()),
     "offline": lambda make: make(**pair(), knowledge=TERMS),
+    "dense-guidance": lambda make: make(
+        toy_model(), {"large": toy_model(6, seed=1), "middle": toy_model(5, seed=2)}, knowledge=TERMS, seed=0
+    ),
+    "residual": lambda make: make(Pair(), toy_model(6, seed=1)),
     "mutual": lambda make: make([toy_model(), toy_model(6, seed=1)], knowledge=TERMS),
     "simkd": lambda make: make(**pair(), student_layer="relu", teacher_layer="relu", classifier="fc"),
     "cs-kd": lambda make: make(toy_model()),
@@ -113,7 +130,11 @@ def test_a_scheme_with_a_memory_bank_keeps_it_over_a_resumed_run() -> None:
     )
 
 
-ASSISTANTS = {"hint-then-distil": {"student_layer": "stage1", "teacher_layer": "stage2"}}
+ASSISTANTS = {
+    "takd": {"count": 2},
+    "dgkd": {"sizes": [6, 4]},
+    "hint-then-distil": {"student_layer": "stage1", "teacher_layer": "stage2"},
+}
 """Assistant -> its options, where it needs some."""
 
 
