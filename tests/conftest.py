@@ -61,13 +61,13 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def fashion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fashion-MNIST as its four files, with 316 training and 60 test images: evaluating all takes longer than training.
+    """Fashion-MNIST as its four files, 750 training and 150 test images: evaluating all takes longer than training.
 
     For recipes as ``data.dataset={"name": "fashion-mnist", "root": str(fashion_folder)}``.
     """
     folder = tmp_path_factory.mktemp("fashion-mnist")
     with resources.files("kdx").joinpath("data", "fashion_mnist.npz").open("rb") as file, np.load(file) as embedded:
-        for split, rows in (("train", 316), ("test", 60)):
+        for split, rows in (("train", 750), ("test", 150)):
             for name, kind in zip(FILES[split], ("images", "labels"), strict=True):
                 values = embedded[f"{split}_{kind}"][:rows]
                 header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)

@@ -23,7 +23,7 @@ from kdx.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 SHORT = {
-    "data.validation": 4400,
+    "data.validation": 150,
     "data.labelled": 100,
     "teacher.train.epochs": 2,
     "teacher.model.width": 4,
@@ -31,7 +31,7 @@ SHORT = {
     "train.epochs": 2,
     "threads": 1,
 }
-"""The demo with 600 training images and small models: ten steps an epoch."""
+"""The demo with 600 training images of ``fashion_folder`` and small models: ten steps an epoch."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
 
@@ -40,6 +40,11 @@ def kdx_command(*arguments: str, cwd: Path, **options) -> subprocess.CompletedPr
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "kdx", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_images(fashion_folder: Path) -> None:
+    SHORT["data.dataset.root"] = str(fashion_folder)
 
 
 @pytest.fixture(scope="module")
@@ -190,16 +195,16 @@ def test_kill_9_in_the_middle_leaves_a_run_that_resumes_to_the_same_end(finished
         assert value.equal(expected[name]), name
 
 
-def test_mutual_learning_runs_from_a_recipe(tmp_path: Path) -> None:
+def test_mutual_learning_runs_from_a_recipe(fashion_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "mutual.yaml"
     path.write_text(
-        """
+        f"""
 summary: two peers
-data: {dataset: {name: fashion-mnist}, validation: 4400}
-student: {model: {name: convnet, width: 2}}
-scheme: {name: mutual}
-knowledge: {kd: {name: soft-targets, temperature: 1.0}}
-train: {epochs: 1}
+data: {{dataset: {{name: fashion-mnist, root: {fashion_folder}}}, validation: 150}}
+student: {{model: {{name: convnet, width: 2}}}}
+scheme: {{name: mutual}}
+knowledge: {{kd: {{name: soft-targets, temperature: 1.0}}}}
+train: {{epochs: 1}}
 controls: []
 """
     )

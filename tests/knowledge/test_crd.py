@@ -10,7 +10,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -311,32 +310,3 @@ def test_crd_run_that_is_resumed_ends_where_the_unbroken_one_ends(tmp_path):
     for name, value in whole.items():
         assert torch.equal(value, parts[name]), name
     assert any(name.endswith("bank_student") for name in whole)
-
-
-def _rank(rank, folder, queue):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    s, t = torch.arange(24.0).view(4, 6).sin(), torch.arange(36.0).view(4, 9).cos()
-    index = torch.tensor([3, 17, 0, 42])
-    rows = slice(2 * rank, 2 * rank + 2)
-    component = build((Captured({"s": s.double()}), Captured({"t": t.double()})))
-    one = Captured({"s": s[rows].double()}), Captured({"t": t[rows].double()})
-    run(component, one, Batch(None, index=index[rows]), seed=rank)
-    queue.put((rank, component.bank_student.numpy(), component.log_z.numpy()))
-    dist.destroy_process_group()
-
-
-def test_crd_on_two_ranks_keeps_one_bank_and_one_z(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=_rank, args=(rank, tmp_path, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = {rank: rest for rank, *rest in (queue.get(timeout=120) for _ in processes)}
-    for process in processes:
-        process.join()
-    np.testing.assert_array_equal(found[0][0], found[1][0])
-    np.testing.assert_array_equal(found[0][1], found[1][1])
-    s, t = torch.arange(24.0).view(4, 6).sin().double(), torch.arange(36.0).view(4, 9).cos().double()
-    alone = build((Captured({"s": s}), Captured({"t": t})))
-    run(alone, (Captured({"s": s}), Captured({"t": t})), Batch(None, index=torch.tensor([3, 17, 0, 42])))
-    np.testing.assert_allclose(found[0][0], alone.bank_student, rtol=1e-12)

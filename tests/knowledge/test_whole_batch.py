@@ -18,10 +18,22 @@ from kdx.knowledge.whole_batch import whole_batch
 
 COMPONENTS = {"sp": {}, "pkt": {}, "cc": {}, "dist": {}, "rkd": {}, "irg": {"vertex_weight": 0.0}}
 
-# A training of three steps; on one process with batches twice as large.
+# A training of three steps, on one process with batches twice as large; and the memory of CRD after one batch.
 TRAIN = """
 import torch, kdx
+from kdx.batch import Batch
+from kdx.capture import Captured
 from torch.utils.data import DataLoader, TensorDataset
+
+def remember(rows, seed):
+    torch.manual_seed(0)
+    s, t = torch.randn(4, 6), torch.randn(4, 9)
+    component = kdx.make("knowledge", "crd", student="s", teacher="t", samples=50, dim=5, negatives=16)
+    component.setup(Captured({"s": s}), Captured({"t": t}))
+    torch.manual_seed(seed)
+    index = torch.tensor([3, 17, 0, 42])[rows]
+    component(Captured({"s": s[rows]}), Captured({"t": t[rows]}), Batch(None, index=index))
+    return component.bank_student.tolist(), component.bank_teacher.tolist(), component.log_z.tolist()
 
 def train(batch_size):
     torch.manual_seed(0)
@@ -60,6 +72,7 @@ for name, options in components.items():
     dist.all_reduce(gradient)
     found[name] = [loss.item(), (gradient / 2).flatten().tolist()]
 found["fit"] = train(4)
+found["crd"] = remember(slice(2 * rank, 2 * rank + 2), seed=rank)
 dist.barrier()
 dist.destroy_process_group()
 print(json.dumps(found))
@@ -115,6 +128,16 @@ def test_a_training_on_two_ranks_goes_through_the_wrapper_that_synchronises_grad
     expected = alone["train"](8)
     for rank in on_two_ranks:
         assert rank["fit"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_crd_on_two_ranks_keeps_one_bank_and_one_z(on_two_ranks):
+    one, other = (rank["crd"] for rank in on_two_ranks)
+    assert one == other
+    alone: dict[str, Any] = {}
+    exec(TRAIN, alone)
+    expected = alone["remember"](slice(0, 4), seed=0)
+    for bank, wanted in zip(one[:2], expected[:2], strict=True):
+        torch.testing.assert_close(torch.tensor(bank), torch.tensor(wanted))
 
 
 def test_one_process_has_the_whole_batch_itself():

@@ -24,7 +24,7 @@ SCHEMES = {
     "hint-stage": {"student_layer": "stage1", "teacher_layer": "stage2"},
 }
 SHORT = {
-    "data.validation": 60,  # leaves 256 training images
+    "data.validation": 494,  # leaves 256 training images
     "data.labelled": 120,
     "teacher.model.width": 4,
     "student.model.width": 2,
