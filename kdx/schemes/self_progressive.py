@@ -178,6 +178,8 @@ class PSKD(Scheme):
         read = {tap for component in self.components.values() for tap in component.teacher_taps} | {"logits"}
         stored = {name: captured[name] for tap in read for name in captured.patterns[tap]}
         self.store = SampleStore(self.samples, Captured(stored))
+        # every rank writes the rows of all, so data parallelism need not send the store around in each step
+        self._ddp_params_and_buffers_to_ignore = [f"store.{name}" for name, _ in self.store.named_buffers()]
 
     @override
     def epoch_start(self, epoch: int, epochs: int) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -172,6 +178,67 @@ def test_it_trains_in_bf16(net, images) -> None:
     kdx.fit(scheme, loader, epochs=2, mixed_precision="bf16", device="cpu")
     assert scheme.store.before0.dtype == torch.float32
     assert scheme.store.seen_before.all()
+
+
+# Three epochs, each in another order, so that rows change ranks; on one process with batches twice as large.
+TRAIN = """
+import torch, kdx
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+from kdx.datasets import View
+
+class Rotated(Sampler):
+    begun = 0
+
+    def __len__(self):
+        return 24
+
+    def __iter__(self):
+        self.begun += 1
+        return iter(torch.arange(24).roll(5 * self.begun).tolist())
+
+def train(batch_size):
+    torch.manual_seed(0)
+    data = View(TensorDataset(torch.randn(24, 5), torch.arange(24) % 3))
+    scheme = kdx.make("scheme", "ps-kd", torch.nn.Linear(5, 3))
+    loader = DataLoader(data, batch_size, sampler=Rotated())
+    kdx.fit(scheme, loader, epochs=3, optimizer={"name": "SGD", "lr": 0.5}, schedule=None, device="cpu")
+    assert scheme.store.seen_before.all()
+    return [*scheme.student.weight.flatten().tolist(), *scheme.store.before0.flatten().tolist()]
+"""
+RANK = """
+import json, sys
+import torch.distributed as dist
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+found = train(4)
+dist.barrier()
+dist.destroy_process_group()
+print(json.dumps(found))
+"""
+
+
+def test_two_ranks_remember_what_one_process_does_though_rows_change_ranks(tmp_path) -> None:
+    root = str(Path(kdx.__file__).parents[1])
+    launched = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}  # what torchrun sets
+    environment = os.environ | launched | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TRAIN + RANK, str(rank), str(tmp_path / "store")],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    alone: dict[str, Any] = {}
+    exec(TRAIN, alone)
+    expected = alone["train"](8)
+    finished = [(process, *process.communicate(timeout=120)) for process in started]
+    for process, out, errors in finished:
+        assert process.returncode == 0, errors
+        assert json.loads(out.splitlines()[-1]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 class Shuffled:
