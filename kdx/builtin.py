@@ -217,6 +217,18 @@ def kdx_schemes() -> Iterable[Spec]:
             "self: another sample of the class teaches a sample's prediction",
             "Yun et al. 2020, arXiv:2003.13964",
         ),
+        Spec(
+            "snapshot-distillation",
+            "kdx.schemes.self_snapshot:SnapshotDistillation",
+            "self: the student at the end of a learning-rate cycle teaches the next",
+            "Yang et al. 2019, arXiv:1812.00123",
+        ),
+        Spec(
+            "ema-teacher",
+            "kdx.schemes.self_ema:EmaTeacher",
+            "self: a moving average of the student teaches it (mean teacher)",
+            "Tarvainen, Valpola 2017, arXiv:1703.01780",
+        ),
     ]
 
 

@@ -25,6 +25,8 @@ TERMS = {
     "sad": {"task", "sad"},
     "ps-kd": {"task", "kd"},
     "cs-kd": {"task", "kd"},
+    "snapshot-distillation": {"task", "kd"},
+    "ema-teacher": {"task", "kd"},
 }
 
 
@@ -45,7 +47,8 @@ class StopAt:
 
 @pytest.mark.parametrize("name", TERMS)
 def test_a_recipe_names_the_scheme_alone_and_exports_the_plain_student(name: str, tmp_path: Path) -> None:
-    changes = {"scheme": {"name": name}, "controls": [], "data.labelled": 120, "student.model.width": 2}
+    options = {"cycle": 1} if name == "snapshot-distillation" else {}
+    changes = {"scheme": {"name": name, **options}, "controls": [], "data.labelled": 120, "student.model.width": 2}
     shipped = load_recipe("fashion-byot", SHORT | {key: value for key, value in changes.items() if key != "scheme"})
     kdx.run(check_recipe(shipped.dump() | {"scheme": changes["scheme"]}), folder=tmp_path / "run")
     folder = tmp_path / "run" / "distilled"

@@ -105,6 +105,8 @@ SCHEMES = {
     "ps-kd": lambda make: make(toy_model(), samples=48),
     "byot": lambda make: make(toy_model(), stages=("relu", "pool")),
     "sad": lambda make: make(toy_model(), stages=("conv", "relu")),
+    "snapshot-distillation": lambda make: make(toy_model(), cycle=1),
+    "ema-teacher": lambda make: make(toy_model(), decay=0.9),
     "hint-stage": lambda make: make(**pair(), student_layer="norm", teacher_layer="norm"),
 }
 """Scheme -> how it is built for toy models."""
