@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdx.assistants.base import ModelRef, Stage, in_order
+from kdx.assistants.base import ModelRef, Stage, Structure, in_order
 from kdx.errors import PlanError, RecipeError
 from kdx.options import problems
 from kdx.recipe import Component, KnowledgeTerm, Recipe, Train, check_component
@@ -29,6 +29,11 @@ def plan(recipe: Recipe) -> list[Stage]:
         RecipeError: a stage names a scheme, a knowledge component or an option that there is not.
     """
     student = ref_of(recipe.student.model)
+    if recipe.student.weights and isinstance(structure_of(student), Structure):
+        raise RecipeError(
+            "student.weights: a student with how= starts from the weights of its teacher; give the config of the "
+            "student that the weights are of instead, as model: {name: derived, config: student.yaml}"
+        )
     taught_along = default_plugins().load("scheme", recipe.scheme.name).trains_teacher
     teachers = {} if taught_along else recipe.all_teachers
     stages = [Stage(name, "teacher", ref_of(section.model)) for name, section in teachers.items()]

@@ -81,6 +81,8 @@ def readme(path: Path) -> str:
         text, target = match.groups()
         if re.match(r"https?://|#", target) or (match[0].startswith("!") and target.startswith("results/")):
             return match[0]
+        if match[0].startswith("!") and "bench/results/" in target:
+            return f"![{text}](../kernels/results/{target.split('bench/results/')[1]})"
         return text
 
     return re.sub(r"!?\[([^\]]*)\]\(([^)\s]+)\)", link, path.read_text())

@@ -124,7 +124,8 @@ def derive(
     """Derives a smaller student from a teacher: the largest one within a budget.
 
     The teacher runs on the example to see which channels and blocks belong together; it is not changed. The student's
-    weights are the teacher's, sliced or factorised where their shapes differ.
+    weights are the teacher's, sliced or factorised where their shapes differ; all of them can be trained, also where
+    the teacher is frozen.
 
     Args:
         teacher: a module on one device.
@@ -174,7 +175,7 @@ def derive(
     edit = plan.edit(0 if target is None else _largest(how, plan, teacher, target, example))
     if target is None and not plan.edit(0).model_dump().get("layers"):
         raise StudentError(f"{how} changes nothing about {type(teacher).__name__}{_obstacles(plan)}")
-    model = copying.deepcopy(teacher)
+    model = copying.deepcopy(teacher).requires_grad_()
     special = edit.derive(model, inputs)
     contract.check(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -193,7 +194,7 @@ def inherit(config: StudentConfig | Mapping[str, Any] | str | Path, teacher: nn.
     Raises:
         StudentError: the teacher is not built as the config expects.
     """
-    model = copying.deepcopy(unwrap(teacher))
+    model = copying.deepcopy(unwrap(teacher)).requires_grad_()
     contract = Contract.of(model, inputs)
     for edit in read_config(config).edits:
         edit.derive(model, inputs)

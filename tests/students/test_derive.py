@@ -38,6 +38,15 @@ def parameters(model):
 
 
 @pytest.mark.parametrize("how", HOWS)
+def test_a_student_of_a_frozen_teacher_can_be_trained(how):
+    model = teacher().requires_grad_(False)
+    student = derive(model, GREY, how=how, params="60%", base=BASE)
+    for each in (student.model, inherit(student.config, model, GREY)):
+        assert all(parameter.requires_grad for parameter in each.parameters())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("how", HOWS)
 def test_a_student_is_the_largest_within_its_budget_and_the_teacher_is_untouched(how):
     model = teacher().train()
     before = copy.deepcopy(model.state_dict())
@@ -315,5 +324,8 @@ def test_a_recipe_may_draw_new_weights_or_read_a_config_and_names_what_is_wrong(
     given = {**RECIPE, "controls": [], "student": {"model": {"name": "derived", "config": config}}}
     summary = kdx.run(check_recipe(given), folder=tmp_path / "given")
     assert summary["stages"]["distilled"]["model"] == "derived"
+    both = {**RECIPE, "student": {**RECIPE["student"], "weights": "student.safetensors"}}
+    with pytest.raises(RecipeError, match=r"student\.weights: a student with how= starts from the weights of its"):
+        kdx.run(check_recipe(both), folder=tmp_path / "both")
     with pytest.raises(RecipeError, match="unknown option 'paramz'; did you mean 'params'"):
         check_recipe({**RECIPE, "student": {"model": {"name": "derived", "how": "width", "paramz": 1}}})
