@@ -205,9 +205,10 @@ def list_components(
     if as_json:
         _print_json(rows)
         return
+    width = max((len(str(row["name"])) for row in rows), default=0)
     for row in rows:
         typer.echo(
-            f"{row['kind']:10} {row['name']:20} {row['summary']}" + (f"  [{row['paper']}]" if row["paper"] else "")
+            f"{row['kind']:10} {row['name']:{width}} {row['summary']}" + (f"  [{row['paper']}]" if row["paper"] else "")
         )
 
 
