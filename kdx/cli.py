@@ -165,6 +165,86 @@ def _run(
         _print_json(summaries if seeds else summaries[0])
 
 
+@app.command(
+    "cache",
+    epilog="Examples:  kdx cache fashion-offline data.augment.shift=2 --out stores/fashion  ·  "
+    "kdx cache fashion-offline --out stores/sparse --what topk:3@4  ·  kdx cache --verify stores/fashion",
+)
+def cache_outputs(
+    recipe: Annotated[str | None, typer.Argument(help="Name of a recipe, or path of a YAML file.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Override keys.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; an interrupted store is gone on with.")] = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Option(help="logits, topk:K[@T], sample:K[@T] or features:TAP; several times for several."),
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option(help="Augmented views of each sample; default 4, or 1 unaugmented.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp16 (default), bf16 or fp32.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Check every byte of a store instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write down what a recipe's teacher says about its training rows, once; the teacher is trained if need be."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=as_json)
+    if verify is not None:
+        from kdx.store import Store
+
+        files = Store(verify).verify()
+        if as_json:
+            _print_json({"folder": str(verify), "files": files, "damaged": []})
+        else:
+            typer.echo(f"{verify}: {files} files, all as written")
+        return
+    if recipe is None or out is None:
+        raise typer.BadParameter("give a recipe and --out FOLDER, or --verify FOLDER")
+    with console.status("loading torch") if console.is_terminal else nullcontext():
+        from kdx.caching import cache_teacher
+        from kdx.progress import ProgressBar
+        from kdx.recipe import load_recipe
+
+    checked = load_recipe(recipe, overrides or [])
+    if views is None and checked.data.augment is None:
+        views = 1
+    columns = (TextColumn("[bold]shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    task = bar.add_task("shards", total=None)
+
+    def progress(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    def tell(message: str) -> None:
+        console.print(_escape(message), soft_wrap=True, highlight=False)
+
+    try:
+        store = cache_teacher(
+            checked,
+            out,
+            teachers=Path("runs") / ".teachers",
+            observers=[ProgressBar(console)],
+            tell=tell,
+            progress=progress,
+            what=what,
+            views=views,
+            dtype=dtype,
+        )
+    finally:
+        bar.stop()
+    manifest = store.manifest
+    if as_json:
+        _print_json({"folder": str(out), "bytes": store.bytes} | manifest.identity())
+        return
+    per_sample = store.bytes / manifest.rows / manifest.views
+    typer.echo(
+        f"{out}: {', '.join(manifest.what)} of {manifest.rows:,} samples in {manifest.views} views, "
+        f"{store.bytes / 1e6:.2f} MB ({per_sample:.1f} bytes a sample and view); use it with teacher.store.folder={out}"
+    )
+
+
 @app.command("plugins", epilog="Example:  kdx plugins --json")
 def list_plugins(as_json: Json = False) -> None:
     """List the plugin packages: what they provide, and why a broken one was left out."""

@@ -36,6 +36,10 @@ def plan(recipe: Recipe) -> list[Stage]:
         )
     taught_along = default_plugins().load("scheme", recipe.scheme.name).trains_teacher
     teachers = {} if taught_along else recipe.all_teachers
+    if taught_along and any(section.store for section in recipe.all_teachers.values()):
+        raise RecipeError(
+            f"teacher.store: scheme {recipe.scheme.name!r} trains the teacher along, so what it says changes; remove it"
+        )
     stages = [Stage(name, "teacher", ref_of(section.model)) for name, section in teachers.items()]
     if recipe.assistant and "alone" not in recipe.controls:
         stages.append(Stage("alone", "alone", student))

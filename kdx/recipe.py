@@ -79,6 +79,28 @@ class Train(_Section):
     log_gradients: int | None = Field(None, ge=1, description="steps between measured gradients of every term")
 
 
+class StoreSection(_Section):
+    """What the teacher says, written once before the student is taught; the student's epochs then run no teacher."""
+
+    what: str | list[str] = Field("logits", description="logits, topk:K[@T], sample:K[@T], features:TAP, or several")
+    views: int = Field(4, ge=1, description="augmented views of each sample, which come again after as many epochs")
+    dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="of the stored numbers")
+    folder: Path | None = Field(None, description="where; store/ in the folder of the teacher's stage by default")
+    batch_size: int = Field(256, ge=1, description="rows in one pass of the teacher")
+
+    @property
+    def contents(self) -> list[str]:
+        """What is stored, as a list."""
+        return [self.what] if isinstance(self.what, str) else self.what
+
+    @model_validator(mode="after")
+    def _known(self) -> StoreSection:
+        from kdx.store.contents import parse  # imports torch
+
+        parse(self.contents)
+        return self
+
+
 class Teacher(_Section):
     """The teacher: a model that is trained on all labels, or loaded."""
 
@@ -93,6 +115,16 @@ class Teacher(_Section):
         description="take the weights of a teacher trained before from .teachers beside the run's folder, if its "
         "model, data, training and seed are these, and leave them there for others",
     )
+    store: StoreSection | None = Field(None, description="teach from stored outputs instead of running the teacher")
+
+    @model_validator(mode="after")
+    def _storable(self) -> Teacher:
+        if self.store and self.batch_statistics:
+            raise ValueError(
+                "store: with batch_statistics the teacher's outputs depend on the batch, so they cannot be stored by "
+                "sample; remove one of the two"
+            )
+        return self
 
 
 class Student(_Section):
@@ -157,6 +189,14 @@ class Recipe(_Section):
             raise ValueError("controls: direct compares with an assistant, and there is none")
         if taken := sorted({"teacher", "distilled", *self.controls} & self.teachers.keys()):
             raise ValueError(f"teachers: the name {taken[0]!r} is taken; give the teacher another one")
+        stores = [teacher.store for teacher in self.all_teachers.values() if teacher.store]
+        if len({store.views for store in stores}) > 1:
+            raise ValueError("teachers: the students see one view at a time; give all stores the same number of views")
+        redrawn = all(text.startswith("sample:") for store in stores for text in store.contents)
+        if stores and stores[0].views > 1 and self.data.augment is None and not redrawn:
+            raise ValueError(
+                "teacher.store.views: without data.augment all views are alike; set views: 1, or augment the data"
+            )
         return self
 
     @property

@@ -17,6 +17,7 @@ from kdx import evaluation, rng
 from kdx.assistants.base import ModelRef, Stage, Structure
 from kdx.checkpoint import atomic_write, export_weights, load_weights
 from kdx.cost import measure_cost
+from kdx.datasets.view import View
 from kdx.experiment_data import ExperimentData
 from kdx.experiment_plan import ref_of, train_of
 from kdx.flops import count_flops
@@ -26,6 +27,7 @@ from kdx.registry import default_plugins
 from kdx.run_state import Run
 from kdx.schemes.base import Scheme
 from kdx.schemes.supervised import Supervised
+from kdx.stage_store import store_views, stored_teacher
 from kdx.students.contract import Contract
 from kdx.tasks import task_kind
 from kdx.teacher_cache import TeacherCache
@@ -224,6 +226,9 @@ class StageRunner:
                 teachers[key] = self.build(ref_of(sections[name].model))
                 if weights := sections[name].weights:
                     load_weights(teachers[key], weights)
+            elif section and section.store:
+                folder = self.folder / name
+                teachers[key] = stored_teacher(self.recipe, self.data.few, self.model(name), name, folder, self.tell)
             else:
                 train_mode = section is not None and section.batch_statistics
                 teachers[key] = Frozen(self.model(name), train_mode=train_mode)
@@ -255,9 +260,12 @@ class StageRunner:
     def _fit(self, stage: Stage, scheme: Scheme) -> Run:
         train = train_of(stage, self.recipe)
         rows = stage.rows or {"teacher": "all", "assistant": "few", "distilled": "few"}.get(stage.role, "labelled")
+        data: View = getattr(self.data, rows)
+        if views := store_views(self.recipe, stage.teachers):
+            data = data.cycling(views)
         return fit(
             scheme,
-            self.data.training(getattr(self.data, rows), train.batch_size, scheme),
+            self.data.training(data, train.batch_size, scheme),
             epochs=train.epochs,
             evaluate=self.data.evaluation(self.data.validation),
             metrics=self.task.metrics,

@@ -7,5 +7,6 @@ from kdx.teachers.ensemble import Ensemble
 from kdx.teachers.frozen import Frozen
 from kdx.teachers.live import Live
 from kdx.teachers.snapshot import Snapshot
+from kdx.teachers.stored import Stored
 
-__all__ = ["EMA", "Deeper", "Ensemble", "Frozen", "Live", "Policy", "Snapshot", "Teacher"]
+__all__ = ["EMA", "Deeper", "Ensemble", "Frozen", "Live", "Policy", "Snapshot", "Stored", "Teacher"]

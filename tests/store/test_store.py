@@ -18,7 +18,7 @@ from kdx.batch import Batch
 from kdx.errors import StoreError
 from kdx.store import Store, write_store
 from kdx.store.fingerprint import teacher_hash
-from kdx.stored import Stored
+from kdx.teachers import Stored
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,8 +11,7 @@ from kdx.datasets import View
 from kdx.errors import CaptureError, Interrupted, StoreError
 from kdx.hookspecs import hookimpl
 from kdx.store import write_store
-from kdx.stored import Stored
-from kdx.teachers import Frozen, Teacher
+from kdx.teachers import Frozen, Stored, Teacher
 
 
 class Seen(torch.utils.data.Dataset):

@@ -16,7 +16,7 @@ from kdx.errors import CaptureError, StoreError
 from kdx.store.fingerprint import describe, input_digests, teacher_hash
 from kdx.store.manifest import differences
 from kdx.store.reader import Store
-from kdx.teachers import Teacher
+from kdx.teachers.base import Teacher
 
 __all__ = ["Stored"]
 
