@@ -14,34 +14,36 @@ __all__ = ["SameClassPairs"]
 
 
 class SameClassPairs(Sampler[list[int]]):
-    """A batch sampler: ``batch_size`` anchors, then for each of them another row of its class, in the same order.
+    """A batch sampler: ``pairs`` anchors, then for each of them another row of its class, in the same order.
 
     Anchors go through all rows in a new random order each epoch; a partner is drawn uniformly from the other rows of
-    the class (the row itself, where it is the only one). Rows without a label (negative) are left out. Everything is
-    drawn from torch's global generator, as by torch's own samplers, so that :func:`kdx.fit` resumes exactly.
+    the class (the row itself, where it is the only one). Rows without a label (negative) are left out. Every batch is
+    full: the last one goes on with the next round through the rows. All is drawn from torch's global generator, as by
+    torch's own samplers, so that :func:`kdx.fit` resumes exactly.
 
     Args:
         targets: class of every row ``[M]``, int64.
-        batch_size: anchors per batch; a batch has twice as many rows. The last one may be smaller.
-        num_samples: anchors per epoch; None: as many as there are rows with a label. With more, the rows are gone
-            through again.
+        pairs: anchors in a batch, which has twice as many rows.
+        num_samples: anchors in an epoch, rounded up to full batches; None: as many as there are rows with a label.
+            With more, the rows are gone through again.
 
     Raises:
         ValueError: no row has a label, or a size is below 1.
 
     Example:
-        >>> sampler = SameClassPairs([0, 1, 0, 1, 0, 1], batch_size=3)
+        >>> sampler = SameClassPairs([0, 1, 0, 1, 0, 1], pairs=3)
         >>> targets = torch.tensor([0, 1, 0, 1, 0, 1])
         >>> [targets[batch[:3]].equal(targets[batch[3:]]) for batch in sampler]
         [True, True]
     """
 
-    def __init__(self, targets: Tensor | Sequence[int], batch_size: int, *, num_samples: int | None = None) -> None:
-        for name, value in (("batch_size", batch_size), ("num_samples", num_samples)):
+    def __init__(self, targets: Tensor | Sequence[int], pairs: int, *, num_samples: int | None = None) -> None:
+        for name, value in (("pairs", pairs), ("num_samples", num_samples)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         self.targets = torch.as_tensor(targets)
-        self.batch_size = batch_size
+        self.pairs = pairs
+        self.batch_size = 2 * pairs  # rows in a batch: Accelerate deals full batches out to ranks and reads it
         self.rows = (self.targets >= 0).nonzero().squeeze(1)
         if not len(self.rows):
             raise ValueError("targets has no row with a label, so there are no pairs of one class")
@@ -55,14 +57,14 @@ class SameClassPairs(Sampler[list[int]]):
         self._place[self._sorted] = torch.arange(len(self.rows)) - self._start[self.targets[self._sorted]]
 
     def __len__(self) -> int:
-        return math.ceil(self.num_samples / self.batch_size)
+        return math.ceil(self.num_samples / self.pairs)
 
     @override
     def __iter__(self) -> Iterator[list[int]]:
-        rounds = math.ceil(self.num_samples / len(self.rows))
-        order = torch.cat([torch.randperm(len(self.rows)) for _ in range(rounds)])[: self.num_samples]
-        for start in range(0, self.num_samples, self.batch_size):
-            anchors = self.rows[order[start : start + self.batch_size]]
+        rounds = math.ceil(len(self) * self.pairs / len(self.rows))
+        order = torch.cat([torch.randperm(len(self.rows)) for _ in range(rounds)])
+        for k in range(len(self)):
+            anchors = self.rows[order[k * self.pairs : (k + 1) * self.pairs]]
             yield [*anchors.tolist(), *self._partners(anchors).tolist()]
 
     def _partners(self, anchors: Tensor) -> Tensor:

@@ -11,16 +11,14 @@ TARGETS = torch.tensor([0, 1, 2, 1, -100, 0, 1, 1, 3])
 
 
 def test_partners_are_other_rows_of_the_class_and_all_of_them_come() -> None:
-    sampler = SameClassPairs(TARGETS, 3)
+    sampler = SameClassPairs(TARGETS, 4)
     met: dict[int, set[int]] = {}
     for _ in range(60):
         batches = list(sampler)
-        anchors = [row for batch in batches for row in batch[: len(batch) // 2]]
+        anchors = [row for batch in batches for row in batch[:4]]
         assert sorted(anchors) == [0, 1, 2, 3, 5, 6, 7, 8]  # each labelled row once
-        assert [len(batch) for batch in batches] == [6, 6, 4]
         for batch in batches:
-            half = len(batch) // 2
-            for anchor, partner in zip(batch[:half], batch[half:], strict=True):
+            for anchor, partner in zip(batch[:4], batch[4:], strict=True):
                 met.setdefault(anchor, set()).add(partner)
     assert met == {0: {5}, 5: {0}, 1: {3, 6, 7}, 3: {1, 6, 7}, 6: {1, 3, 7}, 7: {1, 3, 6}, 2: {2}, 8: {8}}
 
@@ -36,13 +34,19 @@ def test_partners_are_drawn_uniformly() -> None:
     assert chi_square < 30  # 8 degrees of freedom: exceeded once in 5,000
 
 
-def test_an_epoch_may_be_longer_or_shorter_than_the_rows() -> None:
-    assert len(SameClassPairs(TARGETS, 3)) == len(list(SameClassPairs(TARGETS, 3))) == 3
-    long = list(SameClassPairs(TARGETS, 5, num_samples=17))
-    assert [len(batch) for batch in long] == [10, 10, 10, 4]
-    anchors = [row for batch in long for row in batch[: len(batch) // 2]]
-    assert sorted(anchors[:8]) == sorted(anchors[8:16]) == [0, 1, 2, 3, 5, 6, 7, 8]
-    assert len(list(SameClassPairs(TARGETS, 2, num_samples=3))) == 2
+@pytest.mark.parametrize(("pairs", "num_samples", "batches"), [(3, None, 3), (5, 17, 4), (2, 3, 2), (20, 1, 1)])
+def test_an_epoch_may_be_longer_or_shorter_than_the_rows_and_its_batches_are_full(pairs, num_samples, batches) -> None:
+    sampler = SameClassPairs(TARGETS, pairs, num_samples=num_samples)
+    found = list(sampler)
+    assert len(sampler) == len(found) == batches
+    assert {len(batch) for batch in found} == {2 * pairs} == {sampler.batch_size}
+    anchors = [row for batch in found for row in batch[:pairs]]
+    for start in range(0, len(anchors), 8):  # every round goes through the labelled rows without one twice
+        once = anchors[start : start + 8]
+        assert len(set(once)) == len(once)
+        assert set(once) <= {0, 1, 2, 3, 5, 6, 7, 8}
+    for batch in found:
+        assert TARGETS[batch[:pairs]].equal(TARGETS[batch[pairs:]])
 
 
 def test_the_seed_gives_the_epoch_and_the_next_one_differs() -> None:
@@ -57,7 +61,7 @@ def test_the_seed_gives_the_epoch_and_the_next_one_differs() -> None:
 def test_bad_arguments_say_what_was_expected() -> None:
     with pytest.raises(ValueError, match="targets has no row with a label"):
         SameClassPairs([-100, -100], 2)
-    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="pairs must be >= 1, got 0"):
         SameClassPairs([0, 0], 0)
     with pytest.raises(ValueError, match="num_samples must be >= 1, got 0"):
         SameClassPairs([0, 0], 1, num_samples=0)

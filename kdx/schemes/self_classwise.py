@@ -117,7 +117,7 @@ class CSKD(Scheme):
         return first, second
 
 
-HOW = "Give the loader batch_sampler=kdx.datasets.SameClassPairs(targets, batch_size)"
+HOW = "Give the loader batch_sampler=kdx.datasets.SameClassPairs(targets, pairs)"
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:

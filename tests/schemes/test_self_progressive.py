@@ -205,13 +205,26 @@ def train(batch_size):
     assert scheme.store.seen_before.all()
     return [*scheme.student.weight.flatten().tolist(), *scheme.store.before0.flatten().tolist()]
 """
+# CS-KD beside it: five batches of pairs for two ranks, so that one is taken twice, and it must stay whole.
+PAIRS = """
+from kdx.datasets import SameClassPairs
+
+def pairs():
+    torch.manual_seed(0)
+    targets = torch.arange(23) % 3
+    data = TensorDataset(torch.randn(23, 5), targets)
+    scheme = kdx.make("scheme", "cs-kd", torch.nn.Linear(5, 3))
+    loader = DataLoader(data, batch_sampler=SameClassPairs(targets, 5))
+    run = kdx.fit(scheme, loader, epochs=2, optimizer={"name": "SGD", "lr": 0.5}, seed=1, device="cpu")
+    return [run.step, *scheme.student.weight.flatten().tolist()]
+"""
 RANK = """
 import json, sys
 import torch.distributed as dist
 
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
-found = train(4)
+found = [train(4), pairs()]
 dist.barrier()
 dist.destroy_process_group()
 print(json.dumps(found))
@@ -224,7 +237,7 @@ def test_two_ranks_remember_what_one_process_does_though_rows_change_ranks(tmp_p
     environment = os.environ | launched | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", TRAIN + RANK, str(rank), str(tmp_path / "store")],
+            [sys.executable, "-c", TRAIN + PAIRS + RANK, str(rank), str(tmp_path / "store")],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -236,9 +249,13 @@ def test_two_ranks_remember_what_one_process_does_though_rows_change_ranks(tmp_p
     exec(TRAIN, alone)
     expected = alone["train"](8)
     finished = [(process, *process.communicate(timeout=120)) for process in started]
-    for process, out, errors in finished:
-        assert process.returncode == 0, errors
-        assert json.loads(out.splitlines()[-1]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert all(process.returncode == 0 for process, _, _ in finished), [errors for _, _, errors in finished]
+    first, second = (json.loads(out.splitlines()[-1]) for _, out, _ in finished)
+    for found, _ in (first, second):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert first[1] == second[1]  # both ranks hold the same student
+    assert first[1][0] == 2 * 3
+    assert all(map(math.isfinite, first[1]))
 
 
 class Shuffled:

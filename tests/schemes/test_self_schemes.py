@@ -89,6 +89,21 @@ def test_a_run_stopped_anywhere_ends_bitwise_where_the_unbroken_one_ends(name, k
     assert same(unbroken.state_dict(), resumed.state_dict())
 
 
+@pytest.mark.parametrize("name", ["sad", "ps-kd", "ema-teacher", "snapshot-distillation"])
+def test_accumulating_micro_batches_changes_nothing(name, images) -> None:
+    def train(batch_size: int, accumulate: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        plain = ConvNet(width=4, stages=3, norm=False, num_classes=3, input_shape=(1, 8, 8))
+        scheme = kdx.make("scheme", name, plain, **SCHEMES[name][0])
+        data = DataLoader(View(TensorDataset(*images)), batch_size)
+        kdx.fit(scheme, data, epochs=3, accumulate=accumulate, optimizer={"name": "SGD", "lr": 0.1}, device="cpu")
+        return dict(plain.state_dict())
+
+    whole, parts = train(48, 1), train(12, 4)
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-6, msg=key)
+
+
 @every_scheme
 def test_twenty_steps_lower_the_loss(name, images) -> None:
     scheme = make(name)
