@@ -20,7 +20,7 @@ from kdx.errors import KdxError, PlanError, RecipeError
 from kdx.experiment import Experiment
 from kdx.experiment_plan import plan
 from kdx.hookspecs import Spec, hookimpl
-from kdx.recipe import check_recipe
+from kdx.recipe import check_recipe, load_recipe, recipe_names
 from kdx.registry import default_plugins
 
 ROOT = Path(__file__).parents[1]
@@ -381,6 +381,42 @@ def test_peers_are_a_count_or_a_list_of_models(run, tmp_path: Path) -> None:
     assert weights(tmp_path / "models", "distilled", "peer1")["hidden1.0.weight"].shape[0] == 5
     with pytest.raises(RecipeError, match="scheme 'offline' has no peers"):
         recipe(peers=2)
+
+
+def test_several_teachers_are_trained_each_as_its_section_says(run, tmp_path: Path) -> None:
+    small = {"model": {"name": "mlp", "hidden": [6]}, "train": {"epochs": 2, "batch_size": 128}}
+    changes = {"scheme": {"name": "dense-guidance", "drop": 0}, "teachers": {"small": small}}
+    stages = run(**changes)["stages"]
+    assert list(stages) == ["teacher", "small", "alone", "distilled"]
+    assert stages["distilled"]["teachers"] == ["teacher", "small"]
+    assert stages["small"]["steps"] == 2 * stages["teacher"]["steps"]
+    assert weights(tmp_path / "run", "small")["hidden1.0.weight"].shape[0] == 6
+    rows = [json.loads(line) for line in (tmp_path / "run" / "distilled" / "metrics.jsonl").read_text().splitlines()]
+    assert {"term/teacher/kd", "term/small/kd", "term/task"} <= rows[0].keys()
+    assert len(list((tmp_path / ".teachers").iterdir())) == 2
+    again = run("again", **changes, teacher=None)["stages"]  # the second one alone
+    assert "reused" in again["small"]
+    for change, message in (
+        ({"scheme": {"name": "offline"}}, "scheme 'offline' takes no more than one teacher"),
+        ({"teachers": {"alone": small}}, "the name 'alone' is taken"),
+        ({"teachers": {}, "teacher": None}, "scheme 'dense-guidance' needs teachers"),
+        ({"teachers": {"a": {**small, "model": {"name": "mpl"}}}}, r"teachers\.a\.model\.name: .*did you mean 'mlp'"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            recipe(**{**changes, **change})
+
+
+def test_a_teacher_of_a_name_that_is_no_folder_is_refused() -> None:
+    small = {"model": {"name": "mlp"}}
+    with pytest.raises(PlanError, match=r"stage name '\.\./x' must consist of"):
+        plan(recipe(scheme={"name": "dense-guidance"}, teachers={"../x": small}))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_that_comes_with_kdx_has_a_plan(name: str) -> None:
+    stages = plan(load_recipe(name))
+    assert stages[-1].name == "distilled"
+    assert len({stage.name for stage in stages}) == len(stages)
 
 
 def test_a_student_starts_from_given_weights(run, tmp_path: Path) -> None:
