@@ -63,7 +63,7 @@ def make(kind: str, name: str, /, *args: Any, **options: Any) -> Any:
     """Builds a component by name from the default registry.
 
     Args:
-        kind: ``"knowledge"``, ``"scheme"``, ``"assistant"``, ``"model"`` or ``"dataset"``.
+        kind: ``"knowledge"``, ``"scheme"``, ``"assistant"``, ``"model"``, ``"dataset"`` or ``"op"`` (called).
         name: as ``kdx list`` prints it.
         *args: handed to the component.
         **options: handed to the component; ``kdx show NAME`` prints them.

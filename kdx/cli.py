@@ -268,7 +268,7 @@ def list_plugins(as_json: Json = False) -> None:
 
 @app.command("list", epilog="Example:  kdx list knowledge")
 def list_components(
-    kind: Annotated[str | None, typer.Argument(help="knowledge, scheme, assistant, model or dataset.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="knowledge, scheme, assistant, model, dataset or op.")] = None,
     as_json: Json = False,
 ) -> None:
     """List components, of one kind or of all, with their papers."""
@@ -390,6 +390,7 @@ def show_environment(as_json: Json = False) -> None:
         "cpu_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "backends": ops.backends(),
+        "plugin_backends": ops.plugin_backends(),
         "build": ops.build_info(),
     }
     if as_json:
@@ -398,5 +399,5 @@ def show_environment(as_json: Json = False) -> None:
     for name in ("kdx", "python", "torch", "triton", "cpu_threads"):
         typer.echo(f"{name:12} {report[name] or 'not installed'}")
     typer.echo(f"{'gpus':12} {', '.join(report['gpus']) or 'none'}")
-    for name, reason in report["backends"].items():
+    for name, reason in {**report["backends"], **report["plugin_backends"]}.items():
         typer.echo(f"{name:12} " + ("usable" if reason is None else f"not usable: {reason}"))

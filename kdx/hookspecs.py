@@ -63,6 +63,13 @@ def kdx_datasets() -> Iterable[Spec]:  # type: ignore[empty-body]
     """Data sets: callables ``(split=..., **options)`` that return a map-style dataset of ``(input, target)``."""
 
 
+@hookspec
+def kdx_ops() -> Iterable[Spec]:  # type: ignore[empty-body]
+    """Kernels: ``Spec("softmax_kl/mine", "pkg.module")`` is a backend of an op (:func:`kdx.ops.register_backend` says
+    what its module defines), ``Spec("my_op", "pkg.module:my_op")`` a new op, whose backends are listed beside it.
+    """
+
+
 @hookspec(historic=True)
 def kdx_configure(run: Run) -> None:
     """A run is about to take its first step; a plugin registered later is told of it too."""

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, get_args
@@ -26,7 +26,7 @@ from kdx.hookspecs import PROJECT, Spec
 
 __all__ = ["KINDS", "Component", "Kind", "Plugins", "default_plugins"]
 
-Kind = Literal["knowledge", "scheme", "assistant", "model", "dataset"]
+Kind = Literal["knowledge", "scheme", "assistant", "model", "dataset", "op"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOK = {
     "knowledge": "kdx_knowledge",
@@ -34,6 +34,7 @@ _HOOK = {
     "assistant": "kdx_assistants",
     "model": "kdx_models",
     "dataset": "kdx_datasets",
+    "op": "kdx_ops",
 }
 BUILTIN = "kdx-builtin"
 
@@ -103,6 +104,7 @@ class Plugins:
             blocked = os.environ.get("KDX_PLUGINS_DISABLED", "").split(",")
         self.blocked = {name.strip() for name in blocked if name.strip()}
         self.infos: list[PluginInfo] = []
+        self.changed: list[Callable[[], None]] = []  # told when a plugin is registered later
         if trace if trace is not None else os.environ.get("KDX_PLUGINS_TRACE", "0") not in ("", "0"):
             self.manager.trace.root.setwriter(sys.stderr.write)
             self.manager.enable_tracing()
@@ -121,6 +123,8 @@ class Plugins:
         info = PluginInfo(name, "kdx" if name == BUILTIN else "(registered in this process)", "", _module_of(plugin))
         self._add(plugin, info, strict=True)
         self._components = {}
+        for tell in self.changed:
+            tell()
 
     def components(self, kind: Kind) -> dict[str, list[Component]]:
         """Name -> the components that claim it (more than one is a clash), in the order of the names.
@@ -150,7 +154,7 @@ class Plugins:
         if found is None:
             raise UnknownNameError(f"there is no {kind} named {name!r}; {nearest(name, self.components(kind))}")
         if len(found) > 1:
-            claims = " and ".join(f"plugin {item.plugin!r} ({self._label(item.plugin)})" for item in found)
+            claims = " and ".join(f"plugin {item.plugin!r} ({self.label(item.plugin)})" for item in found)
             other = next((item.plugin for item in found if item.plugin != BUILTIN), found[-1].plugin)
             raise PluginError(
                 f"{kind} {name!r} is provided by {claims}; leave one out, for instance with "
@@ -168,10 +172,10 @@ class Plugins:
         component = self.get(kind, name)
         module, _, attribute = component.spec.target.partition(":")
         try:
-            return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+            return functools.reduce(getattr, filter(None, attribute.split(".")), importlib.import_module(module))
         except Exception as error:
             raise PluginError(
-                f"{kind} {name!r} of plugin {component.plugin!r} ({self._label(component.plugin)}) points at "
+                f"{kind} {name!r} of plugin {component.plugin!r} ({self.label(component.plugin)}) points at "
                 f"{component.spec.target!r}, which does not import: {type(error).__name__}: {error}"
             ) from error
 
@@ -246,7 +250,8 @@ class Plugins:
             return []
         return specs
 
-    def _label(self, plugin: str) -> str:
+    def label(self, plugin: str) -> str:
+        """Distribution and version of a plugin."""
         return next((info.label.strip() for info in self.infos if info.name == plugin), plugin)
 
 

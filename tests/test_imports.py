@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 # Every module or package of kdx, lowest layer first; a module imports only from lower layers or from its own package.
 LAYERS = [
     {"errors", "hookspecs", "weights"},
-    {"builtin", "batch", "rng", "samplers", "signals", "optim", "options"},
-    {"ops", "capture", "losses", "registry"},
+    {"builtin", "batch", "rng", "samplers", "signals", "optim", "options", "registry"},
+    {"ops", "capture", "losses"},
     {"adapters", "checkpoint", "gradients", "matching", "model_text"},
     {"store"},
     {"knowledge", "teachers"},

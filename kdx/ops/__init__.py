@@ -10,7 +10,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdx.ops._dispatch import Explanation, backends, build_info, explain, register_backend
+    from kdx.ops._dispatch import (
+        Explanation,
+        backends,
+        build_info,
+        explain,
+        plugin_backends,
+        register_backend,
+        select,
+    )
     from kdx.ops.pairwise_sq_dist import pairwise_sq_dist
     from kdx.ops.rkd import rkd, rkd_angle, rkd_distance
     from kdx.ops.softmax_kl import kd_loss, softmax_kl
@@ -22,10 +30,12 @@ __all__ = [
     "explain",
     "kd_loss",
     "pairwise_sq_dist",
+    "plugin_backends",
     "register_backend",
     "rkd",
     "rkd_angle",
     "rkd_distance",
+    "select",
     "softmax_kl",
 ]
 
@@ -36,7 +46,9 @@ _LAZY = {
     "explain": "kdx.ops._dispatch",
     "kd_loss": "kdx.ops.softmax_kl.api",
     "pairwise_sq_dist": "kdx.ops.pairwise_sq_dist.api",
+    "plugin_backends": "kdx.ops._dispatch",
     "register_backend": "kdx.ops._dispatch",
+    "select": "kdx.ops._dispatch",
     "rkd": "kdx.ops.rkd.api",
     "rkd_angle": "kdx.ops.rkd.api",
     "rkd_distance": "kdx.ops.rkd.api",

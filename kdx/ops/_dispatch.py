@@ -17,7 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from kdx.errors import BackendError, UnknownNameError
+from kdx.errors import BackendError, PluginError, UnknownNameError
+from kdx.ops._plugins import from_plugins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,10 +38,7 @@ _RKD = {
 }
 _TABLE: dict[str, dict[str, str]] = {
     "softmax_kl": _SOFTMAX_KL,
-    "kd_loss": _SOFTMAX_KL,
     "rkd": _RKD,
-    "rkd_distance": _RKD,
-    "rkd_angle": _RKD,
     "pairwise_sq_dist": {
         "cuda": "kdx.ops.pairwise_sq_dist.cuda",
         "triton": "kdx.ops.pairwise_sq_dist.triton",
@@ -48,6 +46,8 @@ _TABLE: dict[str, dict[str, str]] = {
         "reference": "kdx.ops.pairwise_sq_dist.reference",
     },
 }
+# Ops that run on another op's backends.
+_SHARED = {"kd_loss": "softmax_kl", "rkd_distance": "rkd", "rkd_angle": "rkd"}
 _BUILTIN = ("cuda", "triton", "cpu", "reference")
 _overrides: dict[str, Any] = {}
 # Choices made before, because a small kernel takes less time than choosing it.
@@ -60,6 +60,7 @@ def register_backend(op: str, name: str, target: str) -> None:
     Args:
         op: the op's name, for example ``"softmax_kl"``.
         name: the new backend's name; it must be free. ``auto`` asks backends added here before the built-in ones.
+            ``kd_loss`` shares the backends of ``softmax_kl``, ``rkd_distance`` and ``rkd_angle`` those of ``rkd``.
         target: the module that implements it, defining ``unsupported(*tensors) -> str | None`` and the op's
             ``forward`` (``kdx/ops/<op>/README.md`` gives its arguments). It is imported on first use.
 
@@ -71,20 +72,32 @@ def register_backend(op: str, name: str, target: str) -> None:
     row = _row(op)
     if name in row or name in (*_BUILTIN, "auto"):
         raise ValueError(f"name: op {op!r} already has a backend {name!r}; choose another name")
-    _TABLE[op] = {name: target, **row}
+    _TABLE[_SHARED.get(op, op)] = {name: target, **row}
     _module.cache_clear()
     _chosen.clear()
 
 
 def _row(op: str) -> dict[str, str]:
-    if op not in _TABLE:
-        raise UnknownNameError(f"op: there is no op {op!r}; known are: {', '.join(sorted(_TABLE))}")
-    return _TABLE[op]
+    """Backend -> module, those of plugins first, in the order of their names, and a plain reference last."""
+    op = _SHARED.get(op, op)
+    added = from_plugins(forget, _TABLE.keys(), _BUILTIN)
+    if op not in _TABLE and op not in added:
+        known = ", ".join(sorted({*_TABLE, *_SHARED, *added}))
+        raise UnknownNameError(f"op: there is no op {op!r}; known are: {known}")
+    row = {name: backend.target for name, backend in added.get(op, {}).items()} | _TABLE.get(op, {})
+    return {name: row[name] for name in sorted(row, key=lambda name: name == "reference")}
+
+
+def forget() -> None:
+    """Drops the choices made so far and the modules they were made of."""
+    _module.cache_clear()
+    _chosen.clear()
 
 
 @cache
 def _module(op: str, name: str) -> ModuleType:
-    return import_module(_TABLE[op][name])
+    backend = from_plugins(forget, _TABLE.keys(), _BUILTIN).get(_SHARED.get(op, op), {}).get(name)
+    return import_module(_row(op)[name]) if backend is None else backend.load()
 
 
 @cache
@@ -198,7 +211,13 @@ def _why_not(op: str, name: str, tensors: tuple[Tensor, ...], auto: bool) -> str
     reason = check(device, auto) if check else None
     if reason is None and name == "cuda":
         reason = _cuda_capability(tensors[0])
-    return reason or _module(op, name).unsupported(*tensors)
+    return reason or ask(_module(op, name), *tensors)
+
+
+def ask(module: ModuleType, *tensors: Tensor) -> str | None:
+    """Why a backend cannot run these tensors, or None: what it says itself."""
+    answer: str | None = module.unsupported(*tensors)
+    return answer
 
 
 def select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
@@ -219,7 +238,7 @@ def select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
 
 def _select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
     if backend == "auto":
-        for name in _TABLE[op]:
+        for name in _row(op):
             if _why_not(op, name, tensors, auto=True) is None:
                 return name, _module(op, name)
         raise BackendError(f"backend: none can run {op} here: {explain(op, *tensors)}")
@@ -260,13 +279,30 @@ def explain(op: str, *tensors: Tensor) -> Explanation:
         raise ValueError("tensors: explain needs the tensors of the call, for example explain('softmax_kl', s, t)")
     chosen = ""
     reasons: dict[str, str] = {}
-    for name in dict.fromkeys([*(n for n in _row(op) if n not in _BUILTIN), *_BUILTIN]):
-        reason = _why_not(op, name, tensors, auto=True)
+    names = [name for name in _row(op) if name not in _BUILTIN]
+    for name in dict.fromkeys([*names, *_BUILTIN] if _SHARED.get(op, op) in _TABLE else _row(op)):
+        try:
+            reason = _why_not(op, name, tensors, auto=True)
+        except PluginError as error:
+            reason = str(error)
         if reason is None and not chosen:
             chosen = name
         else:
             reasons[name] = reason or f"{chosen} comes first"
     return Explanation(op, chosen or "none", reasons)
+
+
+def plugin_backends() -> dict[str, str | None]:
+    """``"op/backend"`` of every installed plugin -> None, or why it cannot be used anywhere; ``kdx env`` shows it."""
+    found: dict[str, str | None] = {}
+    for op, row in from_plugins(forget, _TABLE.keys(), _BUILTIN).items():
+        for name, backend in row.items():
+            try:
+                backend.load()
+                found[f"{op}/{name}"] = None
+            except PluginError as error:
+                found[f"{op}/{name}"] = str(error)
+    return found
 
 
 def backends() -> dict[str, str | None]:

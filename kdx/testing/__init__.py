@@ -15,6 +15,8 @@ seed and leaves the object as it is. What applies is declared by tags; what is k
 from kdx.testing.assistant import check_assistant
 from kdx.testing.check import Check, CheckFailed
 from kdx.testing.knowledge import check_knowledge
+from kdx.testing.op import check_op
+from kdx.testing.op_subject import OpTags
 from kdx.testing.parametrize import checks_of, parametrize_checks
 from kdx.testing.plugin import check_plugin
 from kdx.testing.scheme import check_scheme
@@ -25,9 +27,11 @@ __all__ = [
     "Check",
     "CheckFailed",
     "KnowledgeTags",
+    "OpTags",
     "SchemeTags",
     "check_assistant",
     "check_knowledge",
+    "check_op",
     "check_plugin",
     "check_scheme",
     "checks_of",

@@ -23,6 +23,7 @@ from kdx.testing.check import Check, bind, fail, require, run_all
 __all__ = ["check_plugin", "plugin_checks"]
 
 _BASES: dict[str, type] = {"knowledge": Knowledge, "scheme": Scheme, "assistant": Assistant}
+_OP = re.compile(r"[a-z][a-z0-9_]*(/[a-z][a-z0-9_-]*)?")
 _KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -131,10 +132,16 @@ def check_lists_components(plugin: _Plugin) -> None:
 
 
 def check_names(plugin: _Plugin) -> None:
-    """Names are kebab-case and free: neither kdx nor the plugin itself has another component of the kind so named."""
+    """Names are kebab-case (those of ops snake_case) and free: neither kdx nor the plugin itself has another component
+    of the kind that is so named.
+    """
     plugins = plugin.registry()
     for kind, spec in plugin.specs():
-        require(_KEBAB.fullmatch(spec.name) is not None, f"{kind} {spec.name!r}: the name is not kebab-case")
+        if kind == "op":
+            well = _OP.fullmatch(spec.name) is not None
+            require(well, f"op {spec.name!r}: expected a name in snake_case, or 'op/backend' for a backend")
+        else:
+            require(_KEBAB.fullmatch(spec.name) is not None, f"{kind} {spec.name!r}: the name is not kebab-case")
         claims = [item.plugin for item in plugins.components(kind)[spec.name]]
         require(len(claims) == 1, f"{kind} {spec.name!r} is claimed by {claims}; choose another name")
 
@@ -144,6 +151,10 @@ def check_targets(plugin: _Plugin) -> None:
     plugins = plugin.registry()
     for kind, spec in plugin.specs():
         target = plugins.load(kind, spec.name)
+        if "/" in spec.name:
+            missing = [name for name in ("unsupported", "forward") if not callable(getattr(target, name, None))]
+            require(not missing, f"backend {spec.name!r}: {spec.target} defines no function {missing}")
+            continue
         base = _BASES.get(kind)
         if base is not None:
             require(

@@ -1,0 +1,191 @@
+"""What an op's checks work on: the op, one of its backends, calls to try and inputs to try them on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdx.errors import BackendError
+from kdx.registry import default_plugins
+
+__all__ = ["OpSubject", "OpTags", "Result", "subject_of"]
+
+Options = Mapping[str, Any]
+
+
+def draw(rows: int, columns: int, *, std: float = 1.0, gap: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Student and teacher ``[rows, columns]``, float64: normal numbers of spread ``std`` that are ``gap`` apart."""
+    generator = torch.Generator().manual_seed(rows * 7919 + columns)
+    student = std * torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+    return student, student + gap * torch.randn(rows, columns, generator=generator, dtype=torch.float64)
+
+
+def draw_labelled(rows: int, columns: int, *, std: float = 1.0, gap: float = 1.0) -> tuple[Tensor, ...]:
+    """The same and int64 labels ``[rows]``, some of them -100."""
+    labels = torch.arange(rows) % columns
+    labels[1::5] = -100
+    return *draw(rows, columns, std=std, gap=gap), labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpTags:
+    """What holds for an op, and on what it is tried.
+
+    Args:
+        inputs: ``(rows, columns, *, std, gap) -> tensors`` in float64 (others keep their dtype); None draws student
+            and teacher ``[rows, columns]`` of spread ``std`` that differ by numbers of spread ``gap``. Every call must
+            give the same numbers.
+        options: keyword arguments of the calls to try; the first one also with awkward inputs.
+        columns: sizes of the last dimension.
+        rows: sizes of the first.
+        zero_when_equal: the value is 0, and so is its gradient, where the first two tensors are equal.
+        infinities: inputs with infinities and NaN give what the reference gives.
+        operators: ``backend -> [(operator, arguments)]`` for ``torch.library.opcheck``; None checks the operators that
+            a call dispatches to.
+    """
+
+    inputs: Callable[..., tuple[Tensor, ...]] | None = None
+    options: Sequence[Options] = ({},)
+    columns: Sequence[int] = (1, 2, 19, 1000)
+    rows: Sequence[int] = (0, 1, 2, 131)
+    zero_when_equal: bool = False
+    infinities: bool = True
+    operators: Callable[[str], Sequence[tuple[Any, tuple[Any, ...]]]] | None = None
+
+
+def _softmax_kl_operators(backend: str) -> list[tuple[Any, tuple[Any, ...]]]:
+    student, teacher = (x.float()[..., None] for x in draw(6, 5))
+    rows = torch.full((6,), 0.3), torch.arange(6) % 5, torch.full((6,), 0.4)
+    op = torch.ops.kdx.softmax_kl.default
+    found: list[tuple[Any, tuple[Any, ...]]] = [
+        (
+            op,
+            (student, teacher, None, None, None, 2.0, 0, 0.5, 1.0, 0.0, 1, reduce, backend, grad),
+        )
+        for reduce in (True, False)
+        for grad in (True, False)
+    ]
+    found.append((op, (student, teacher, *rows, 2.0, 2, 0.5, 1.0, 1.0, 0, True, backend, True)))
+    return [*found, (torch.ops.kdx.scale_grad.default, (student[..., 0], torch.tensor(2.0), backend))]
+
+
+def _rkd_operators(backend: str) -> list[tuple[Any, tuple[Any, ...]]]:
+    student, teacher = (x.float() for x in draw(5, 4))
+    wanted = [(True, True), (True, False), (False, False)]
+    return [(torch.ops.kdx.rkd.default, (student, teacher, 1.0, 2.0, 1.0, *each, backend)) for each in wanted]
+
+
+def _distance_operators(backend: str) -> list[tuple[Any, tuple[Any, ...]]]:
+    student, teacher = (x.float() for x in draw(5, 4))
+    return [(torch.ops.kdx.pairwise_sq_dist.default, (student, teacher, backend))]
+
+
+_RELATIONAL = OpTags(
+    columns=(1, 3, 64), rows=(0, 1, 2, 3, 33), zero_when_equal=True, operators=_rkd_operators, infinities=False
+)
+OWN = {
+    "softmax_kl": OpTags(
+        options=(
+            {"temperature": 2.0, "reduction": "none"},
+            {"temperature": 4.0},
+            {"divergence": "reverse"},
+            {"divergence": "jsd", "beta": 0.3, "reduction": "mean"},
+        ),
+        zero_when_equal=True,
+        operators=_softmax_kl_operators,
+    ),
+    "kd_loss": OpTags(
+        inputs=draw_labelled,
+        options=({"reduction": "none"}, {"temperature": 2.0, "alpha": 0.5}),
+        operators=_softmax_kl_operators,
+    ),
+    "rkd": _RELATIONAL,
+    "rkd_distance": _RELATIONAL,
+    "rkd_angle": _RELATIONAL,
+    "pairwise_sq_dist": OpTags(columns=(1, 3, 64), operators=_distance_operators),
+}
+"""kdx's own ops: what a backend of each has to stand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a call gave: its value and the gradients of its sum, None for tensors without one."""
+
+    value: Tensor
+    gradients: tuple[Tensor | None, ...]
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """The value and the gradients that there are, with the names that messages give them."""
+        names = (f"the gradient of tensor {n}" for n in range(len(self.gradients)))
+        found = [("the value", self.value), *zip(names, self.gradients, strict=True)]
+        return [(name, tensor) for name, tensor in found if tensor is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class OpSubject:
+    """An op, the backend that is checked, and how.
+
+    Args:
+        name: the op's name.
+        function: the op.
+        backend: the backend's name.
+        device: where the tensors are.
+        tags: what holds, and on what it is tried.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    backend: str
+    device: str
+    tags: OpTags = field(repr=False)
+
+    def inputs(self, rows: int = 5, columns: int = 19, *, std: float = 1.0, gap: float = 1.0) -> tuple[Tensor, ...]:
+        """Tensors to call it with, in float64, on the device."""
+        make = self.tags.inputs or draw
+        return tuple(tensor.to(self.device) for tensor in make(rows, columns, std=std, gap=gap))
+
+    def why_not(self, dtype: torch.dtype) -> str | None:
+        """Why the backend cannot run such tensors, or None."""
+        try:
+            self.call(cast(self.inputs(2, 3), dtype))
+        except BackendError as error:
+            return str(error)
+        return None
+
+    def run(self, tensors: Sequence[Tensor], options: Options | None = None, *, backend: str | None = None) -> Result:
+        """Value and gradients of one call on copies of the tensors."""
+        leaves = [leaf(tensor) for tensor in tensors]
+        value = self.call(leaves, options, backend=backend)
+        wanted = [tensor for tensor in leaves if tensor.requires_grad]
+        found = iter(torch.autograd.grad(value.sum(), wanted, allow_unused=True, materialize_grads=True))
+        return Result(value.detach(), tuple(next(found) if tensor.requires_grad else None for tensor in leaves))
+
+    def call(self, tensors: Sequence[Tensor], options: Options | None = None, *, backend: str | None = None) -> Tensor:
+        """One call, with its graph."""
+        chosen = self.tags.options[0] if options is None else options
+        value: Tensor = self.function(*tensors, **chosen, backend=backend or self.backend)
+        return value
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """A tensor with the same memory layout that asks for a gradient if it can have one."""
+    detached = tensor.detach()
+    return detached.requires_grad_() if detached.is_floating_point() else detached
+
+
+def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Floating-point tensors in another dtype, the others as they are."""
+    return tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
+
+
+def subject_of(op: str | Callable[..., Tensor], backend: str, device: str, tags: OpTags | None) -> OpSubject:
+    """The op by its name, or given as it is."""
+    name = op if isinstance(op, str) else getattr(op, "__name__", "")
+    function = default_plugins().load("op", name)
+    if not callable(function):
+        raise TypeError(f"op: expected the name of an op, got {name!r}, which is a backend; give backend= too")
+    return OpSubject(name, function, backend, device, tags or OWN.get(name) or OpTags())
