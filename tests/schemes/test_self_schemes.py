@@ -19,6 +19,7 @@ from kdx.datasets import SameClassPairs, View
 from kdx.errors import Interrupted
 from kdx.hookspecs import hookimpl
 from kdx.models import ConvNet
+from kdx.options import options_of
 
 # name -> options, and the layer that a component in place of the default knowledge reads
 SCHEMES: dict[str, tuple[dict[str, Any], str]] = {
@@ -169,3 +170,37 @@ def test_the_scheme_compiles(name, images) -> None:
     expected = scheme(batch).total
     compiled = torch.compile(scheme, backend="aot_eager", fullgraph=True)(batch).total
     torch.testing.assert_close(compiled, expected)
+
+
+def every_component(layer: str) -> dict[str, kdx.Knowledge]:
+    """One of each kind of knowledge, on logits where it can be, else on ``layer``."""
+    plugins, made = kdx.plugins(), {}
+    for name in plugins.components("knowledge"):
+        options: dict[str, Any] = {}
+        for option in options_of(plugins.load("knowledge", name)):
+            if option.required and option.name in ("student", "teacher"):
+                options[option.name] = (layer, layer) if name == "fsp" else layer
+        made[name] = kdx.make("knowledge", name, **options, **({"negatives": 8} if name == "crd" else {}))
+    return made
+
+
+@every_scheme
+def test_it_takes_every_kind_of_knowledge(name, images) -> None:
+    layer = SCHEMES[name][1]
+    components = every_component(layer)
+    del components["simkd"]  # belongs to the scheme simkd, which builds the projector that it taps
+    if name == "sad":  # stages have no logits
+        components = {k: part for k, part in components.items() if part.student_taps[0] == layer}
+    torch.manual_seed(0)
+    scheme = kdx.make("scheme", name, student(), knowledge=components, **SCHEMES[name][0])
+    batch = next(iter(loader(name, images)))
+    scheme.dataset_size(len(images[0]))
+    scheme.setup(batch)
+    for epoch in range(3):
+        scheme.epoch_start(epoch, 3)
+        losses = scheme(batch)
+    losses.total.backward()
+    found = {term.rpartition("/")[2] for term in losses.terms}
+    assert found == {"task", *components}
+    assert all(term.isfinite() for term in losses.terms.values())
+    assert all(parameter.grad.isfinite().all() for parameter in scheme.parameters() if parameter.grad is not None)
