@@ -48,7 +48,7 @@ def make_student(
     import kdx
     from kdx.checkpoint import load_weights
     from kdx.model_text import parse_model
-    from kdx.students.derive import derive
+    from kdx.students.deriving import derive
 
     rows = kdx.make("dataset", data, split="test")
     shape = {"num_classes": rows.num_classes, "input_shape": list(rows.input_shape)}

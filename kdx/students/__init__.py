@@ -4,7 +4,7 @@ from kdx.students.config import StudentConfig, build, read_config
 from kdx.students.contract import Contract
 from kdx.students.depth import Depth
 from kdx.students.depthwise import Depthwise
-from kdx.students.derive import HOWS, Derived, derive, inherit
+from kdx.students.deriving import HOWS, Derived, derive, inherit
 from kdx.students.edit import Edit, Origin
 from kdx.students.low_rank import LowRank
 from kdx.students.width import Width

@@ -6,7 +6,7 @@ from typing import Any
 
 from kdx.assistants.base import Earlier, ModelRef, Produced, Structure
 from kdx.students.contract import Contract
-from kdx.students.derive import derive
+from kdx.students.deriving import derive
 
 __all__ = ["DerivedStudent", "structure_of"]
 
