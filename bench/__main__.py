@@ -1,4 +1,4 @@
-"""``python -m bench run OP | gpu | table``; see bench/README.md."""
+"""``python -m bench run OP | gpu | table | students``; see bench/README.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bench import registry, results, table
+from bench import registry, results, students, table
 from bench.measure import copy_bandwidth
 from bench.run import run
 
@@ -33,7 +33,19 @@ def main() -> int:
     gpu.add_argument("--out", type=Path, help="result file (CSV); default: bench/results/<device>-<date>.csv")
     gpu.add_argument("--commit", help="what to write where there is no git checkout")
     commands.add_parser("table", help="rewrite the tables and plots of bench/README.md from bench/results/*.csv")
+    derived = commands.add_parser("students", help="accuracy and latency of derived students, alone and distilled")
+    derived.add_argument("--folder", type=Path, default=Path("runs/students"), help="where the runs are kept")
+    derived.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    derived.add_argument("--epochs", type=int, default=4, help="of the students")
+    derived.add_argument("--draw", action="store_true", help="only draw the picture from the rows that are there")
     options = parser.parse_args()
+    if options.command == "students":
+        if options.draw:
+            students.draw()
+        else:
+            students.run(options.folder, options.seeds, options.epochs)
+        print(students.table())
+        return 0
     if options.command == "table":
         table.update()
         return 0
