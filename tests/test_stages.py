@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import kdx
 from kdx.assistants.base import Assistant, ModelRef, Produced, Stage, Structure, in_order
@@ -241,6 +243,69 @@ def test_a_stage_may_produce_its_students_structure_once(run, planned, tmp_path:
     Experiment(recipe(assistant={"name": "given"}), folder).run(resume=True)
     assert Smaller.calls == 2  # read, not made again
     assert same(before, weights(folder, "distilled"))
+
+
+class Blind(nn.Linear):
+    """A model of three outputs whatever is asked for."""
+
+    def __init__(self, *, num_classes: int = 10, input_shape: tuple[int, ...] = (1, 8, 8)) -> None:
+        super().__init__(64, 3)
+
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+
+
+class ToBlind(Structure):
+    def produce(self, earlier) -> Produced:
+        return Produced(ModelRef("blind"))
+
+
+class Along(kdx.Offline):
+    """Offline distillation that claims to train its teacher."""
+
+    trains_teacher = True
+    given: ClassVar[list[nn.Module]] = []
+
+    def __init__(self, student, teacher, **options) -> None:
+        self.given.append(teacher)
+        super().__init__(student, teacher, **options)
+
+
+@pytest.fixture
+def plugin():
+    """Registers the model and the scheme of this file."""
+
+    class Plugin:
+        @hookimpl
+        def kdx_models(self):
+            return [Spec("blind", f"{__name__}:Blind", "for a test")]
+
+        @hookimpl
+        def kdx_schemes(self):
+            return [Spec("along", f"{__name__}:Along", "for a test")]
+
+    plugins, made = default_plugins(), Plugin()
+    plugins.register(made, "of-test-stages")
+    yield
+    plugins.manager.unregister(made)
+    plugins.infos = [info for info in plugins.infos if info.name != "of-test-stages"]
+    plugins._components = {}
+
+
+def test_a_produced_structure_that_breaks_the_contract_is_refused_before_it_is_trained(
+    run, planned, plugin, tmp_path: Path
+) -> None:
+    stages = [Stage("distilled", "distilled", ToBlind(), ("teacher",))]
+    with pytest.raises(KdxError, match=r"gives \(1, 3\) torch.float32 where the teacher gives \(1, 10\)"):
+        run(assistant=planned(stages))
+    assert not (tmp_path / "run" / "distilled" / "model.json").exists()
+
+
+def test_a_scheme_that_trains_its_teacher_is_given_a_new_one_and_no_stage_trains_it(run, plugin) -> None:
+    Along.given.clear()
+    summary = run(scheme={"name": "along"})
+    assert list(summary["stages"]) == ["alone", "distilled"]
+    assert [type(teacher).__name__ for teacher in Along.given] == ["MLP"]
 
 
 def test_hint_then_distil_goes_on_from_the_hint_stages_weights(run, tmp_path: Path) -> None:
