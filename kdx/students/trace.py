@@ -56,6 +56,17 @@ class Trace(TorchFunctionMode):
     :data:`kdx.students.rules.RULES`; a function without a rule fixes all channels that it reads. Nothing is traced
     symbolically, so control flow, shape checks and mappings of inputs are no obstacle; what did not run on the example
     is not seen.
+
+    Args:
+        names: id of a weight (parameter or buffer) -> its names, several if it is tied.
+        weights: id of a weight -> itself.
+        pinned: modules that keep all channels they read and make.
+        channels: which ids belong together.
+        labels: id of a tensor -> itself, kept alive, and the ids along its dimensions.
+        kept: what could not be dropped, and why.
+        attention: every ``nn.MultiheadAttention`` that ran.
+        pads: module that pads channels -> ids of those before and after.
+        running: modules that run now, the innermost last.
     """
 
     names: dict[int, list[str]]

@@ -58,7 +58,10 @@ class Width(Edit):
         tensors = {}
         for name, shape in self.sizes.items():
             tensor = get_tensor(model, name).detach()
-            if len(shape) != tensor.dim() or any(new > old for new, old in zip(shape, tensor.shape, strict=True)):
+            fits = len(shape) == tensor.dim() and all(
+                new == -1 or 1 <= new <= old for new, old in zip(shape, tensor.shape, strict=True)
+            )
+            if not fits:
                 raise StudentError(f"weight {name!r} of shape {tuple(tensor.shape)} cannot be cut to {shape}")
             for dim, size in enumerate(shape):
                 tensor = tensor if size == -1 else tensor.narrow(dim, 0, size)
@@ -100,7 +103,7 @@ class Width(Edit):
 def plan_width(model: nn.Module, inputs: Any, *, importance: Importance = "l1") -> Plan:
     """All widths of a model in steps of one channel of its widest layer, at most 128.
 
-    One of them is tried: modules that do not run with fewer channels, and all others of their class, are pinned.
+    One of them is tried, and what does not run with fewer channels is pinned.
     """
     pinned: list[str] = []
     while True:
@@ -108,10 +111,10 @@ def plan_width(model: nn.Module, inputs: Any, *, importance: Importance = "l1") 
         widest = max((len(cell) for cell in _cells(trace)), default=0)
         steps = min(widest, FINEST) or 1
         edit = functools.partial(_edit, model, trace, steps, importance, pinned)
-        if not (failed := _failing(model, edit((steps - 1) // 2), inputs)) or failed in pinned:
+        new = [name for name in _failing(model, edit((steps - 1) // 2), inputs) if name not in pinned]
+        if not new:
             return Plan(steps, edit, trace.kept)
-        kind = type(model.get_submodule(failed))
-        pinned = [*pinned, *(name for name, module in model.named_modules() if type(module) is kind)]
+        pinned = [*pinned, *new]
 
 
 def _edit(model: nn.Module, trace: Trace, steps: int, importance: Importance, pinned: list[str], place: int) -> Width:
@@ -120,8 +123,12 @@ def _edit(model: nn.Module, trace: Trace, steps: int, importance: Importance, pi
     return Width(ratio=ratio, importance=importance, sizes=_sizes(kept, model), pads=pads, pinned=pinned)
 
 
-def _failing(model: nn.Module, edit: Width, inputs: Any) -> str | None:
-    """Name of the innermost module that does not run after an edit; None if all do, or if it is the model itself."""
+def _failing(model: nn.Module, edit: Width, inputs: Any) -> list[str]:
+    """Names of the modules that an edit breaks; empty if all run.
+
+    Where the innermost one is of PyTorch, the code that calls it holds the size: its module is the one, and with it
+    every other of its class. If that is the model itself, only the inner module is named.
+    """
     student = copying.deepcopy(model)
     edit.build(student)
     running: list[str] = []
@@ -135,8 +142,12 @@ def _failing(model: nn.Module, edit: Width, inputs: Any) -> str | None:
         try:
             call(student, inputs)
         except Exception:  # whatever a module raises over sizes; running tells which one
-            return (running[-1] or None) if running else None
-    return None
+            own = [name for name in running if not type(model.get_submodule(name)).__module__.startswith("torch.")]
+            if own and own[-1]:
+                kind = type(model.get_submodule(own[-1]))
+                return [name for name, module in model.named_modules() if type(module) is kind]
+            return [name for name in running[-1:] if name]
+    return []
 
 
 Selection = tuple[dict[str, dict[int, Ids]], dict[str, tuple[int, int]]]

@@ -248,6 +248,10 @@ def test_nothing_is_written_over_and_nothing_without_knowing_the_base(tmp_path):
             {"base": {"name": "convnet"}, "edits": [{"how": "width", "ratio": 1, "sizes": {"fc.bias": [99]}}]},
             "'fc.bias' of shape .10,. cannot be cut",
         ),
+        (
+            {"base": {"name": "convnet"}, "edits": [{"how": "width", "ratio": 1, "sizes": {"fc.bias": [0]}}]},
+            "be cut to",
+        ),
         ("missing.yaml", "missing.yaml cannot be read"),
     ],
 )

@@ -181,6 +181,22 @@ def test_what_cannot_be_narrowed_is_named_and_the_rest_still_is():
         derive(nets.Recurrent(), torch.randn(4, 6, 8), how="width", params="50%")
 
 
+def test_only_the_modules_whose_code_holds_a_size_keep_their_channels():
+    class Rigid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.linear(x.view(-1, 6))
+
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), Rigid(), Rigid(), nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+    derived = derive(net, torch.zeros(2, 4), how="width", params="70%")
+    assert [tuple(p.shape) for p in derived.model.parameters() if p.dim() > 1][:3] == [(6, 4), (6, 6), (6, 6)]
+    assert derived.model[4].out_features == derived.model[6].in_features < 20
+    assert derived.edit.pinned == ["2", "3"]  # not every nn.Linear, although it is one that failed
+
+
 def test_a_model_whose_own_code_holds_sizes_is_refused_with_the_reason():
     class Fixed(nn.Module):
         def __init__(self):
