@@ -10,6 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
 
 from kdx.batch import IGNORE, Batch
 from kdx.datasets.augment import ShiftFlip
+from kdx.datasets.sample_stream import SampleStream
 from kdx.datasets.splits import few_labels, train_validation_split
 from kdx.datasets.view import View
 from kdx.errors import RecipeError
@@ -47,6 +48,7 @@ class ExperimentData:
         if recipe.task.embedding is not None:
             self.shape["num_classes"] = recipe.task.embedding
         self.workers = data.workers
+        self.stream, self.seed = data.stream, seed
         novel = _novel(data, whole.num_classes)
         known = (~_is_in(whole.targets, novel)).nonzero().squeeze(1)
         train, held_out = train_validation_split(whole.targets[known], data.validation, seed)
@@ -69,6 +71,9 @@ class ExperimentData:
 
         A scheme that wants its batches put together in its own way is asked how (:meth:`kdx.Scheme.batches`).
         """
+        if self.stream is not None:
+            samples = SampleStream(dataset, phases=self.stream.phases, seed=self.seed)
+            return DataLoader(samples, batch_size, num_workers=self.workers)
         if scheme is not None and dataset.targets is not None:
             batches = scheme.batches(dataset.targets, batch_size, len(self.all))
             if batches is not None:

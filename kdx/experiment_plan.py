@@ -36,6 +36,8 @@ def plan(recipe: Recipe) -> list[Stage]:
         )
     taught_along = default_plugins().load("scheme", recipe.scheme.name).trains_teacher
     teachers = {} if taught_along else recipe.all_teachers
+    if recipe.data.stream and (without := [name for name, each in teachers.items() if each.train.steps is None]):
+        raise RecipeError(f"{without[0]}.train.steps: a stream has no end, so give the number of steps")
     if taught_along and any(section.store for section in recipe.all_teachers.values()):
         raise RecipeError(
             f"teacher.store: scheme {recipe.scheme.name!r} trains the teacher along, so what it says changes; remove it"

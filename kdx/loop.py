@@ -24,10 +24,11 @@ from kdx.gradients import is_task, term_gradients
 from kdx.losses import Losses
 from kdx.observers import MetricsLog, Observers, TensorBoardLog
 from kdx.optim import OptimizerSpec, ScheduleSpec, make_optimizer, make_schedule
+from kdx.prequential import Prequential
 from kdx.run_state import Finite, Run, State
 from kdx.schemes.base import Scheme
 from kdx.signals import Signals
-from kdx.stream import Stream, dataset_size, windows
+from kdx.stream import Stream, count_batches, dataset_size, first_batch, windows
 from kdx.weights import Balanced
 
 __all__ = ["fit"]
@@ -55,6 +56,7 @@ def fit(
     checkpoint_every: int | None = None,
     log_every: int = 50,
     log_gradients: int | None = None,
+    prequential: bool = False,
     observers: Sequence[object] = (),
 ) -> Run:
     """Trains a scheme.
@@ -67,7 +69,8 @@ def fit(
         scheme: see :class:`kdx.Scheme`.
         train: a data loader, or any iterable of batches that can be iterated once per epoch.
         epochs: passes over ``train``; 1 if neither this nor ``steps`` is given.
-        steps: optimizer steps, instead of or as a limit to ``epochs``; needed if ``train`` has no length.
+        steps: optimizer steps, instead of or as a limit to ``epochs``; needed if ``train`` has no length, as an endless
+            stream has none, or one that changes from epoch to epoch, as that of data that still grow.
         evaluate: a loader to evaluate every student on after each epoch. For a result to be reported use a
             validation split here and the test set once, at the end, with :func:`kdx.evaluation.evaluate`.
         metrics: see :data:`kdx.evaluation.Metrics`.
@@ -84,12 +87,15 @@ def fit(
         folder: where to write ``metrics.jsonl``, TensorBoard events, checkpoints and the exported students; None
             writes nothing.
         resume: go on from the folder's newest checkpoint if there is one. On the CPU the run then ends bitwise where
-            an unbroken one ends.
+            an unbroken one ends, if ``train`` gives the same batches again or keeps its place
+            (:class:`kdx.stream.Stream` says what does).
         checkpoint_every: steps between checkpoints, beside the one after each epoch.
         log_every: steps between logged losses.
         log_gradients: steps between measurements of every term's gradient on the students: its norm and its cosine to
             the task loss's gradient are logged as ``grad/<term>/norm`` and ``grad/<term>/cosine``. Each costs one more
             backward pass a term. Balanced weights (:class:`kdx.weights.Balanced`) are measured at their own pace.
+        prequential: test every batch before training on it: the accuracy of every student on what it has not seen yet
+            is logged, and added to the history, as ``prequential/<student>`` (:class:`kdx.prequential.Prequential`).
         observers: objects with methods marked by ``kdx.hookimpl``.
 
     Returns:
@@ -111,13 +117,15 @@ def fit(
     if seed is not None:
         set_seed(seed)
     accelerator = _accelerator(mixed_precision, device)
+    open_ended = epochs is None and steps is not None
     epochs, total_steps = _length(train, epochs, steps, accumulate)
     if compile and (log_gradients or any(isinstance(weight, Balanced) for weight in scheme.weights.values())):
         raise ValueError(
             "gradients of single terms cannot be measured with compile=True; leave log_gradients and "
             "balanced weights, or compile=True, out"
         )
-    run = Run(scheme, None if folder is None else Path(folder), epochs, total_steps, log_every)
+    run = Run(scheme, None if folder is None else Path(folder), epochs, total_steps, log_every, open_ended=open_ended)
+    tests = _tests(scheme, accelerator) if prequential else None
 
     scheme.to(accelerator.device)
     if accelerator.num_processes > 1:
@@ -130,7 +138,7 @@ def fit(
     engine, prepared_optimizer = accelerator.prepare(scheme, raw_optimizer)
     forward: Callable[[Batch], Losses] = torch.compile(engine) if compile else engine
     stream = Stream(train, accelerator.device)
-    state = State(run, accelerator, raw_optimizer, scheduler, stream)
+    state = State(run, accelerator, raw_optimizer, scheduler, stream, tests)
     state.claim(resume=resume)
     watchers = Observers([*([MetricsLog(), TensorBoardLog()] if folder else []), *observers])
 
@@ -140,8 +148,8 @@ def fit(
     try:
         with Signals() as signals:
             watchers.configure(run)
-            while run.epoch < run.epochs and run.step < run.total_steps and not run.stopped:
-                for window in _epoch(run, stream, accumulate):
+            while run.goes_on:
+                for window in _epoch(run, stream, accumulate, tests):
                     losses = _backward(accelerator, engine, _measured(forward, run, log_gradients), window)
                     if clip_grad_norm is not None:
                         accelerator.clip_grad_norm_(trained, clip_grad_norm)
@@ -162,8 +170,6 @@ def fit(
                         raise Interrupted(_stopped_by(signals.received, run), signals.received)
                     if run.step >= run.total_steps or run.stopped:
                         break
-                if run.step == 0:
-                    raise ValueError("train is empty; give at least one batch")
                 finite.check(run.step)
                 if scheduler:
                     scheduler.step("epoch")
@@ -194,17 +200,15 @@ def _set_up(scheme: Scheme, train: Iterable[Any], device: torch.device) -> None:
     if (samples := dataset_size(train)) is not None:
         scheme.dataset_size(samples)
     if not scheme.ready:
-        scheme.setup(Batch.of(next(iter(train))).to(device))
+        scheme.setup(Batch.of(first_batch(train)).to(device))
 
 
 def _length(train: Iterable[Any], epochs: int | None, steps: int | None, accumulate: int) -> tuple[int, int]:
     for name, value in (("epochs", epochs), ("steps", steps), ("accumulate", accumulate)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-    try:
-        per_epoch: int | None = math.ceil(len(train) / accumulate)  # type: ignore[arg-type]  # that is the question
-    except TypeError:
-        per_epoch = None
+    batches = count_batches(train)
+    per_epoch = None if batches is None else math.ceil(batches / accumulate)
     if per_epoch == 0:
         raise ValueError("train is empty; give at least one batch")
     if per_epoch is None:
@@ -216,14 +220,48 @@ def _length(train: Iterable[Any], epochs: int | None, steps: int | None, accumul
     return epochs, min(steps or epochs * per_epoch, epochs * per_epoch)
 
 
-def _epoch(run: Run, stream: Stream, accumulate: int) -> Iterator[list[Batch]]:
-    """The windows of one epoch, or of what is left of it; the scheme is told of the epoch and of every step first."""
-    if not stream.resumes:
+def _check_growth(stream: Stream, run: Run) -> None:
+    batches = count_batches(stream.loader)  # now that the data set has been told of the epoch
+    if batches != stream.batches:
+        raise ValueError(
+            f"train has {batches} batches in epoch {run.epoch} and had {stream.batches} at the start; for data that "
+            "grow give steps= and not epochs=, so that the length of the run is known"
+        )
+
+
+def _tests(scheme: Scheme, accelerator: Accelerator) -> Prequential:
+    if accelerator.num_processes > 1:
+        raise ValueError("prequential evaluation counts the batches of one process; run it on one, or turn it off")
+    return Prequential(scheme)
+
+
+def _epoch(run: Run, stream: Stream, accumulate: int, tests: Prequential | None) -> Iterator[list[Batch]]:
+    """The windows of one epoch, or of what is left of it.
+
+    The scheme is told of the epoch and of every step first, and tested on what it will be trained on.
+    """
+    empty = not stream.resumes  # a resumed epoch may have been over
+    if empty:
         run.scheme.epoch_start(run.epoch, run.epochs)
     for window in windows(stream.epoch(run.epoch), accumulate):
+        if empty and not run.open_ended:
+            _check_growth(stream, run)
+        empty = False
         run.scheme.advance(run.step, run.total_steps)
         run.extra = {}
+        if tests:
+            tests.test(window)
+            if run.logs(run.step + 1):
+                run.extra = tests.row()
+                run.history.append({"epoch": run.epoch, "step": run.step + 1, **run.extra})
         yield window
+    if empty:
+        raise ValueError(
+            f"train gave no batch in epoch {run.epoch}, after {run.step} of {run.total_steps} steps; an iterator runs "
+            "once: give a loader, or a stream that goes on"
+            if run.step
+            else "train is empty; give at least one batch"
+        )
 
 
 def _backward(accelerator: Accelerator, engine: Any, forward: Callable[[Batch], Losses], window: list[Batch]) -> Losses:
@@ -257,7 +295,7 @@ def _measured(forward: Callable[[Batch], Losses], run: Run, log_gradients: int |
 
     def measure(batch: Batch) -> Losses:
         losses = forward(batch)
-        if not run.extra:
+        if not any(name.startswith("grad/") for name in run.extra):
             students = [parameter for student in scheme.students.values() for parameter in student.parameters()]
             found = term_gradients(losses, students)
             if balanced:

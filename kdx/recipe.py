@@ -51,6 +51,12 @@ class Augment(_Section):
     flip: float = Field(0.5, ge=0, le=1, description="probability of a mirror image")
 
 
+class StreamSection(_Section):
+    """The training rows as a stream without end: every row once in random order, then again with other views."""
+
+    phases: int = Field(1, ge=1, description="over which the classes arrive in the first pass; 1: all from the start")
+
+
 class Data(_Section):
     """The data and how they are split. The test set is touched once, after training."""
 
@@ -61,6 +67,7 @@ class Data(_Section):
         [], description="classes that are never trained on; the test rows are then all rows of these classes"
     )
     augment: Augment | None = Field(None, description="augmentation of the training rows")
+    stream: StreamSection | None = Field(None, description="train on a stream; each batch tests first (prequential)")
     workers: int = Field(0, ge=0, description="loader processes")
 
 
@@ -68,6 +75,7 @@ class Train(_Section):
     """How one stage is trained; the options of kdx.fit."""
 
     epochs: int = Field(10, ge=1, description="passes over the training rows")
+    steps: int | None = Field(None, ge=1, description="optimizer steps instead of epochs; needed with data.stream")
     batch_size: int = Field(64, ge=1, description="rows per micro-batch")
     optimizer: Component = Field(Component(name="AdamW"), description="an optimizer of torch.optim with its options")
     schedule: Component | None = Field(
@@ -183,6 +191,12 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
+        if self.data.stream and self.train.steps is None:
+            raise ValueError("train.steps: a stream has no end, so give the number of steps")
+        if self.data.stream and self.task.name != "cross-entropy":
+            raise ValueError("data.stream: it is tested by accuracy, which the task triplet has not")
+        if self.data.stream and any(teacher.store for teacher in self.all_teachers.values()):
+            raise ValueError("teacher.store: the views of a stream never come again; remove it or data.stream")
         if "label-smoothing" in self.controls and self.task.name != "cross-entropy":
             raise ValueError(f"controls: label-smoothing needs the task cross-entropy, not {self.task.name}")
         if "direct" in self.controls and self.assistant is None:

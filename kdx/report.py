@@ -100,8 +100,9 @@ def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
 
 def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Figure:
     """Validation metric and training loss of every stage against epochs."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    quality, loss = figure.subplots(1, 2)
+    stream = any("prequential" in stage for stage in summary["stages"].values())
+    figure = Figure(figsize=(15 if stream else 10, 4), layout="constrained")
+    quality, loss, *further = figure.subplots(1, 3 if stream else 2)
     metric, label_of_metric = f"/{summary['metric']}", summary["metric_label"]
     for name in summary["stages"]:
         rows = read_metrics(folder / name / MetricsLog.name)
@@ -118,13 +119,24 @@ def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Figure:
             )
         if logged:
             loss.plot(*zip(*logged, strict=True), label=label)
+        for axes in further:
+            _draw_prequential(axes, rows, label)
     quality.set(xlabel="epoch", ylabel=f"{label_of_metric} on validation, %", title=f"validation {label_of_metric}")
     loss.set(xlabel="optimizer step", ylabel="training loss", title="training loss (each stage's own)", yscale="log")
-    for axes in (quality, loss):
+    for axes in (quality, loss, *further):
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
     return figure
+
+
+def _draw_prequential(axes: Any, rows: Sequence[Mapping[str, Any]], label: str) -> None:
+    """Accuracy of every student of a stage on each stretch of the stream, before it was trained on."""
+    names = {key.split("/")[1]: None for row in rows for key in row if key.startswith("prequential/")}
+    for name in names:
+        points = [(row["step"], 100 * row[key]) for row in rows if (key := f"prequential/{name}") in row]
+        axes.plot(*zip(*points, strict=True), marker=".", label=label if len(names) == 1 else f"{label}: {name}")
+    axes.set(xlabel="optimizer step", ylabel="accuracy on the next batches, %", title="test, then train (prequential)")
 
 
 def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:

@@ -18,6 +18,7 @@ from kdx.errors import CheckpointError, KdxError, RunExistsError
 from kdx.evaluation import Metrics
 from kdx.losses import Losses
 from kdx.optim import Scheduler
+from kdx.prequential import Prequential
 from kdx.schemes.base import Scheme
 from kdx.stream import Stream
 
@@ -41,6 +42,8 @@ class Run:
         best: the row that was selected, if ``select`` was given.
         seconds: training time, over all resumed parts.
         stopped: why it ended early, else None.
+        open_ended: whether it ends by steps alone; ``epochs`` is then what the length of the
+            data at the start promises.
         extra: what was measured in this step beside the losses, as ``grad/kd/norm`` and ``weight/kd``.
     """
 
@@ -57,6 +60,13 @@ class Run:
     seconds: float = 0.0
     stopped: str | None = None
     extra: dict[str, float] = field(default_factory=dict)
+    open_ended: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another epoch begins, or goes on."""
+        more = self.open_ended or self.epoch < self.epochs
+        return more and self.step < self.total_steps and not self.stopped
 
     def logs(self, step: int) -> bool:
         """Whether the losses of this step are logged."""
@@ -77,12 +87,14 @@ class State:
         optimizer: torch.optim.Optimizer,
         scheduler: Scheduler | None,
         stream: Stream,
+        prequential: Prequential | None = None,
     ) -> None:
         self.run = run
         self.accelerator = accelerator
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.stream = stream
+        self.prequential = prequential
         self.best: dict[str, dict[str, Tensor]] = {}
 
     def save(self) -> None:
@@ -98,6 +110,7 @@ class State:
             "scaler": scaler.state_dict() if scaler else None,
             "rng": rng.capture(),
             "stream": self.stream.state_dict(),
+            "prequential": self.prequential.state_dict() if self.prequential else None,
             "run": {
                 "epoch": run.epoch,
                 "history": run.history,
@@ -131,7 +144,8 @@ class State:
         except (RuntimeError, ValueError) as error:
             raise CheckpointError(f"checkpoint {path} is of another scheme or optimizer: {error}") from error
         saved = state["run"]
-        if (saved["epochs"], saved["total_steps"]) != (run.epochs, run.total_steps):
+        epochs = saved["epochs"] if run.open_ended else run.epochs
+        if (saved["epochs"], saved["total_steps"]) != (epochs, run.total_steps):
             raise CheckpointError(
                 f"checkpoint {path} is of a run of {saved['epochs']} epochs and {saved['total_steps']} steps, this one "
                 f"has {run.epochs} and {run.total_steps}; resume with the same length"
@@ -140,7 +154,10 @@ class State:
             self.scheduler.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        run.epochs = epochs
         self.stream.load_state_dict(state["stream"])
+        if self.prequential and (counts := state.get("prequential")):
+            self.prequential.load_state_dict(counts)
         run.step, run.epoch, run.seconds = state["step"], saved["epoch"], saved["seconds"]
         run.history, run.best, self.best = saved["history"], saved["best"], state["best"]
         run.learning_rate = self.optimizer.param_groups[0]["lr"]

@@ -255,7 +255,18 @@ class StageRunner:
         run = self._fit(stage, scheme)
         if kept:
             kept.save(student)
-        return {"seconds": run.seconds, "steps": run.step, "epoch": (run.best or {}).get("epoch")}
+        result: dict[str, Any] = {
+            "seconds": run.seconds,
+            "steps": run.step,
+            "epoch": (run.best or {}).get("epoch"),
+        }
+        if self.recipe.data.stream:
+            row = next(row for row in reversed(run.history) if any(key.startswith("prequential/") for key in row))
+            ends = {key: value for key, value in row.items() if key.endswith("/so_far")}
+            result["prequential"] = {key.split("/")[1]: value for key, value in ends.items()}
+            shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in result["prequential"].items())
+            self.tell(f"{stage.name}: accuracy on each batch before training on it: {shown}")
+        return result
 
     def _fit(self, stage: Stage, scheme: Scheme) -> Run:
         train = train_of(stage, self.recipe)
@@ -266,7 +277,9 @@ class StageRunner:
         return fit(
             scheme,
             self.data.training(data, train.batch_size, scheme),
-            epochs=train.epochs,
+            epochs=None if train.steps else train.epochs,
+            steps=train.steps,
+            prequential=self.recipe.data.stream is not None,
             evaluate=self.data.evaluation(self.data.validation),
             metrics=self.task.metrics,
             select=self.task.metric if stage.select else None,

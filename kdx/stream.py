@@ -8,12 +8,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from kdx import rng
 from kdx.batch import Batch
 
-__all__ = ["Stream", "dataset_size", "windows"]
+__all__ = ["Stream", "count_batches", "dataset_size", "first_batch", "windows"]
 
 
 class Stream:
@@ -23,6 +23,10 @@ class Stream:
     their own copy of those generators, swapped in while a batch is fetched. So the data order depends on nothing the
     model does, and replaying an epoch's first k batches reaches exactly the state after k batches, whatever the
     loader is: that is how a run resumes in the middle of an epoch.
+
+    A stream that keeps its own place (an ``IterableDataset`` without loader workers, or an iterable without a data set,
+    that has ``state_dict`` and ``load_state_dict``) is not replayed but put back there. One that does neither, a live
+    feed, goes on with whatever comes next: everything else of the run is restored, the data are others.
 
     Args:
         loader: an iterable of what :meth:`kdx.Batch.of` reads; ``set_epoch`` of its sampler, batch sampler and data
@@ -39,6 +43,9 @@ class Stream:
         self._generators_start = [generator.get_state() for generator in self._generators]
         self._consumed = 0
         self._replay = 0
+        self.batches = count_batches(loader)
+        self._source = _stateful(loader)
+        self._place: Any = None
 
     @property
     def resumes(self) -> bool:
@@ -53,8 +60,17 @@ class Stream:
             self._epoch_start = self._now
             self._generators_start = [generator.get_state() for generator in self._generators]
         skip, self._replay, self._consumed = self._replay, 0, 0
+        before = self._now, [generator.get_state() for generator in self._generators]
+        if self._source is not None and self._place is not None:
+            self._source.load_state_dict(self._place)
         with self._own_random_state():
             batches = iter(self.loader)
+        if self._place is not None and skip:
+            self._consumed, skip = skip, 0
+            self._now = before[0]  # what a new iterator draws was drawn in the first part
+            for generator, saved in zip(self._generators, before[1], strict=True):
+                generator.set_state(saved)
+        self._place = None
         while True:
             with self._own_random_state():
                 item = next(batches, None)
@@ -78,6 +94,13 @@ class Stream:
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to go on after the batches that were consumed."""
         mid_epoch = self._consumed > 0
+        if self._source is not None:
+            return {
+                "global": self._now,
+                "own": [generator.get_state() for generator in self._generators],
+                "consumed": self._consumed,
+                "place": self._source.state_dict(),
+            }
         return {
             "global": self._epoch_start if mid_epoch else self._now,
             "own": self._generators_start if mid_epoch else [generator.get_state() for generator in self._generators],
@@ -91,6 +114,7 @@ class Stream:
             generator.set_state(saved)
         self._generators_start = list(state["own"])
         self._replay = state["consumed"]
+        self._place = state.get("place")
 
 
 def _parts(loader: Any) -> list[Any]:
@@ -111,6 +135,33 @@ def _own_generators(loader: Any) -> list[torch.Generator]:
 def _epoch_owners(loader: Any) -> list[Any]:
     parts = [*_parts(loader), getattr(loader, "dataset", None)]
     return [part for part in parts if callable(getattr(part, "set_epoch", None))]
+
+
+def count_batches(loader: Iterable[Any]) -> int | None:
+    """How many batches an epoch has now, or None where the loader cannot tell."""
+    try:
+        return len(loader)  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        return None
+
+
+def _stateful(loader: Any) -> Any:
+    """What of a loader keeps its place in the data, or None."""
+    data = getattr(loader, "dataset", loader)
+    # loader workers, and the loaders of Accelerate, read ahead of what was handed out
+    plain = type(loader) is DataLoader and loader.num_workers == 0 and isinstance(data, IterableDataset)
+    methods = all(callable(getattr(data, name, None)) for name in ("state_dict", "load_state_dict"))
+    return data if methods and (data is loader or plain) else None
+
+
+def first_batch(loader: Iterable[Any]) -> Any:
+    """The batch that comes next, which comes again unless the stream neither restarts nor keeps its place."""
+    source = _stateful(loader)
+    place = source.state_dict() if source is not None else None
+    item = next(iter(loader))
+    if source is not None:
+        source.load_state_dict(place)
+    return item
 
 
 def dataset_size(loader: Iterable[Any]) -> int | None:

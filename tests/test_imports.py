@@ -22,7 +22,7 @@ LAYERS = [
     {"knowledge", "teachers"},
     {"schemes"},
     {"flops"},
-    {"stream", "evaluation", "observers", "cost", "datasets", "models", "layers"},
+    {"stream", "evaluation", "prequential", "observers", "cost", "datasets", "models", "layers"},
     {"run_state"},
     {"loop"},
     {"assistants", "progress", "report"},

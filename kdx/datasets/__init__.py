@@ -5,6 +5,7 @@ from kdx.datasets.digits import Digits
 from kdx.datasets.fashion import FashionMnist
 from kdx.datasets.images import ImageSet
 from kdx.datasets.noise import symmetric_noise
+from kdx.datasets.sample_stream import SampleStream
 from kdx.datasets.splits import few_labels, train_validation_split
 from kdx.datasets.view import View
 from kdx.samplers import SameClassPairs
@@ -14,6 +15,7 @@ __all__ = [
     "FashionMnist",
     "ImageSet",
     "SameClassPairs",
+    "SampleStream",
     "ShiftFlip",
     "View",
     "few_labels",
