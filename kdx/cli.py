@@ -83,7 +83,9 @@ def run_recipe(
     folder: Annotated[Path | None, typer.Option(help="Where to write; default runs/RECIPE.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Move the run in the folder aside.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and its stages, and stop.")
+    ] = False,
     seeds: Annotated[str | None, typer.Option(help="Several seeds, as 0,1,2: one run each and a table.")] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line after every epoch.")] = False,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes and stop.")] = False,
@@ -101,7 +103,12 @@ def run_recipe(
         return
     checked = load_recipe(recipe, overrides or [])
     if dry_run:
+        from kdx.experiment_plan import plan
+
         typer.echo(checked.yaml(), nl=False)
+        typer.echo("# stages:")
+        for stage in plan(checked):
+            typer.echo(f"#   {stage.name}" + (f", taught by {', '.join(stage.teachers)}" if stage.teachers else ""))
         return
     name = Path(recipe).stem
     _run(checked, name, folder or Path("runs") / name, _seeds(seeds), resume, force, verbose, as_json)

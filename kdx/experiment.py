@@ -17,9 +17,8 @@ from kdx.checkpoint import atomic_write
 from kdx.environment import environment
 from kdx.errors import RecipeError, RunExistsError
 from kdx.experiment_data import ExperimentData
-from kdx.experiment_plan import plan
+from kdx.experiment_plan import assistant_of, plan
 from kdx.recipe import Recipe, check_recipe, load_recipe
-from kdx.registry import default_plugins
 from kdx.report import write_report
 from kdx.stage_runner import StageRunner, read_json, write_json
 from kdx.teacher_cache import TeacherCache
@@ -128,8 +127,8 @@ class Experiment:
             summary = self._summary(results)
         finally:
             torch.set_num_threads(threads)
-        write_json(self.folder / SUMMARY, summary)
         write_report(self.folder, summary)
+        write_json(self.folder / SUMMARY, summary)  # last, as it says that the run is finished
         return summary
 
     def _claim(self, *, resume: bool, force: bool) -> None:
@@ -163,19 +162,16 @@ class Experiment:
         if student is None:
             return
         quality = {name: 100 * result["validation"][self.task.metric] for name, result in results.items()}
-        links = 1
-        if self.recipe.assistant:
-            assistant = default_plugins().make("assistant", self.recipe.assistant.name, **self.recipe.assistant.options)
-            links = assistant.links
+        assistant = assistant_of(self.recipe)
         for stage in self.plan:
             if stage.role == "teacher" and stage.name in quality:
                 found = gap_warnings(
                     stage.name,
                     quality[stage.name],
                     quality[student],
-                    links=links,
+                    links=assistant.links if assistant else 1,
                     rows=len(self.data.validation),
-                    chain=self.recipe.assistant is not None,
+                    chain=assistant is not None,
                 )
                 for category, message in found:
                     if message not in self.warnings:

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdx.assistants.base import ModelRef, Stage, Structure, in_order
+from kdx.assistants.base import Assistant, ModelRef, Stage, Structure, in_order
 from kdx.errors import PlanError, RecipeError
 from kdx.options import problems
 from kdx.recipe import Component, KnowledgeTerm, Recipe, Train, check_component
 from kdx.registry import default_plugins
 from kdx.students.structure import structure_of
 
-__all__ = ["plan", "ref_of", "train_of"]
+__all__ = ["assistant_of", "plan", "ref_of", "train_of"]
 
 
 def plan(recipe: Recipe) -> list[Stage]:
@@ -50,10 +50,10 @@ def plan(recipe: Recipe) -> list[Stage]:
             stages.append(Stage("direct", "distilled", student, tuple(teachers)))
         else:
             stages.append(Stage(control, control, student))
-    if recipe.assistant is None:
+    assistant = assistant_of(recipe)
+    if recipe.assistant is None or assistant is None:
         stages.append(Stage("distilled", "distilled", student, tuple(teachers)))
         return in_order(_derived(stages))
-    assistant = default_plugins().make("assistant", recipe.assistant.name, **recipe.assistant.options)
     planned = assistant.plan(ref_of(recipe.teacher.model) if recipe.teacher else student, student)
     if not planned or planned[-1].name != "distilled":
         raise PlanError(
@@ -68,6 +68,21 @@ def plan(recipe: Recipe) -> list[Stage]:
 def _derived(stages: list[Stage]) -> list[Stage]:
     """The stages, their students made from the teacher where the recipe derives them."""
     return [replace(stage, model=structure_of(stage.model)) for stage in stages]
+
+
+def assistant_of(recipe: Recipe) -> Assistant | None:
+    """The recipe's assistant, if it has one.
+
+    Raises:
+        RecipeError: its options do not go together.
+    """
+    if recipe.assistant is None:
+        return None
+    try:
+        made: Assistant = default_plugins().make("assistant", recipe.assistant.name, **recipe.assistant.options)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"assistant ({recipe.assistant.name}): {error}") from error
+    return made
 
 
 def ref_of(component: Component) -> ModelRef:

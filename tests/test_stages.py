@@ -15,9 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from typer.testing import CliRunner
 
 import kdx
 from kdx.assistants.base import Assistant, ModelRef, Produced, Stage, Structure, in_order
+from kdx.cli import app
 from kdx.errors import KdxError, PlanError, RecipeError
 from kdx.experiment import Experiment
 from kdx.experiment_plan import plan
@@ -197,6 +199,23 @@ def test_the_last_stage_of_a_plan_trains_the_student(planned) -> None:
         PlanError, match="the last stage of a plan trains the student and is named 'distilled', got 'x'"
     ):
         plan(recipe(assistant=planned([Stage("x", "assistant", NET)])))
+
+
+def test_options_of_an_assistant_that_do_not_go_together_are_an_error_of_the_recipe() -> None:
+    with pytest.raises(RecipeError, match=r"assistant \(takd\): give the assistants by models or by sizes"):
+        plan(recipe(assistant={"name": "takd"}))
+    with pytest.raises(RecipeError, match=r"assistant \(born-again\): generations must be >= 1"):
+        plan(recipe(assistant={"name": "born-again", "generations": 0}, teacher=None))
+
+
+def test_a_dry_run_prints_the_stages_and_who_teaches_them(tmp_path: Path) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(recipe(assistant={"name": "dgkd", "models": [{"name": "mlp", "hidden": [12]}]}).yaml())
+    result = CliRunner().invoke(app, ["run", str(path), "--dry-run"])
+    assert result.exit_code == 0
+    assert "#   assistant-1, taught by teacher\n#   distilled, taught by teacher, assistant-1\n" in result.stdout
+    path.write_text(result.stdout)
+    assert load_recipe(path).assistant.name == "dgkd"  # what was printed is a recipe
 
 
 class Smaller(Structure):
