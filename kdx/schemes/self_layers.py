@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class SelfLayers(Scheme):
         self.knowledge = nn.ModuleDict({f"lesson{k}": nn.ModuleDict(parts) for k, parts in enumerate(copies)})
         with evaluating(self), torch.no_grad():
             for components, (student, teacher) in zip(copies, self.lessons(captured), strict=True):
-                setup_components(components.values(), lambda s=student: s, lambda t=teacher: t)  # type: ignore[misc]
+                setup_components(components.values(), partial(_given, student), partial(_given, teacher))
         self.knowledge.train(self.training)
         self._set_up = True
 
@@ -113,3 +114,7 @@ class SelfLayers(Scheme):
                 "once, before the optimizer is built (kdx.fit does)"
             )
         return self._taps(batch.inputs)
+
+
+def _given(captured: Captured) -> Captured:
+    return captured
