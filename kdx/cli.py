@@ -273,6 +273,19 @@ def list_plugins(as_json: Json = False) -> None:
         typer.echo(f"    {provided}; import took {row['seconds']:.3f} s")
 
 
+@app.command("new-plugin", epilog="Example:  kdx new-plugin kdx-my-loss --kind knowledge")
+def write_plugin(
+    name: Annotated[str, typer.Argument(help="Name of the package, kebab-case.")],
+    kind: Annotated[str, typer.Option(help="knowledge, scheme, assistant, model, dataset or op.")] = "knowledge",
+    folder: Annotated[Path, typer.Option(help="Where its folder is made.")] = Path(),
+) -> None:
+    """Write a plugin package: entry point, a working example, its tests by kdx.testing, a README."""
+    from kdx.new_plugin import new_plugin
+
+    target = new_plugin(name, kind, folder)
+    typer.echo(f"wrote {target}\nnext: cd {target} && pip install -e '.[test]' && pytest")
+
+
 @app.command("list", epilog="Example:  kdx list knowledge")
 def list_components(
     kind: Annotated[str | None, typer.Argument(help="knowledge, scheme, assistant, model, dataset or op.")] = None,

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors", "hookspecs", "weights"},
     {"builtin", "batch", "rng", "samplers", "signals", "optim", "options", "registry"},
-    {"ops", "capture", "losses"},
+    {"ops", "capture", "losses", "new_plugin"},
     {"adapters", "checkpoint", "gradients", "matching", "model_text"},
     {"store"},
     {"knowledge", "teachers"},

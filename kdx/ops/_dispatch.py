@@ -231,7 +231,8 @@ def select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
     if (found := _chosen.get((op, backend, tensors[0].device.type, tensors[0].dtype))) is not None:
         return found
     found = _select(op, backend, *tensors)
-    if found[0] in ("cpu", "reference"):  # the others' reasons may change with the environment or the device's index
+    # the reasons of the others may change with the environment or the device's index
+    if (found[0] not in ("cuda", "triton") and tensors[0].device.type == "cpu") or found[0] == "reference":
         _chosen[op, backend, tensors[0].device.type, tensors[0].dtype] = found
     return found
 
