@@ -48,13 +48,13 @@ class TeacherCache:
     def entry(self, stage: Stage, recipe: Recipe, data: ExperimentData) -> Entry:
         """Where the teacher of a stage is kept, whether it is there or not."""
         assert isinstance(stage.model, ModelRef)  # a structure has no key before it is produced
-        shown = recipe.data
         key = {
             "format": FORMAT,
             "kdx": __version__,
             "model": {"name": stage.model.name, **stage.model.options},
             "shape": data.shape,
-            "data": shown.dataset.model_dump(mode="json") | {"augment": shown.augment and shown.augment.model_dump()},
+            # which labels the student may see and how rows are fetched are nothing to the teacher
+            "data": recipe.data.model_dump(mode="json", exclude={"labelled", "workers"}),
             "rows": _fingerprint(data.all),
             "validation": _fingerprint(data.validation),
             "task": recipe.task.model_dump(mode="json", exclude={"weight"}),

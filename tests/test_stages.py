@@ -380,7 +380,7 @@ def test_kill_9_in_the_second_stage_of_a_plan_resumes_in_the_second_stage(run, t
 
 def test_a_teacher_is_reused_by_hash_and_a_changed_key_trains_anew(run, tmp_path: Path) -> None:
     first = run("one")["stages"]
-    again = run("two", train={"epochs": 2, "batch_size": 128})["stages"]
+    again = run("two", train={"epochs": 2, "batch_size": 128}, data={**TINY["data"], "labelled": 200})["stages"]
     assert "seconds" in first["teacher"]
     assert again["teacher"]["reused"] == str(next((tmp_path / ".teachers").iterdir()))
     assert again["teacher"]["test"] == first["teacher"]["test"]
@@ -391,6 +391,7 @@ def test_a_teacher_is_reused_by_hash_and_a_changed_key_trains_anew(run, tmp_path
         "model": {"teacher": {**teacher, "model": {"name": "mlp", "hidden": [24]}}},
         "train": {"teacher": {**teacher, "train": {"epochs": 1, "batch_size": 64}}},
         "rows": {"data": {**TINY["data"], "validation": 101}},
+        "augment": {"data": {**TINY["data"], "augment": {"shift": 1}}},
         "reuse": {"teacher": {**teacher, "reuse": False}},
     }
     for name, change in changes.items():
