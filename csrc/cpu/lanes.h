@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -63,6 +64,55 @@ inline double sum_lanes(Lanes<T> v) {
   return total;
 }
 
+template <class T, int kCount>
+struct Shorter {
+  typedef T type __attribute__((vector_size(kCount * sizeof(T))));
+};
+
+// The lanes of a vector added up in its own precision, halves onto halves.
+template <class T, class V>
+inline __attribute__((always_inline)) T fold(V v) {
+  constexpr int kCount = sizeof(V) / sizeof(T);
+  if constexpr (kCount == 2) {
+    return v[0] + v[1];
+  } else {
+    typename Shorter<T, kCount / 2>::type low, high;
+    std::memcpy(&low, &v, sizeof(low));
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
+    if constexpr (kCount == 4) return (low[0] + high[0]) + (low[1] + high[1]);
+    return fold<T>(low + high);
+  }
+}
+
+template <class T>
+inline __attribute__((always_inline)) T fold_lanes(Lanes<T> v) {
+  return fold<T>(v);
+}
+
+// One step of a transposition: lane l of the result is that of `a` where bit kStep of l is clear, and that of `b`,
+// kStep lanes lower (kHigh: `a` kStep lanes higher, and `b`), where it is set.
+template <class T, int kStep, bool kHigh, std::size_t... kLane>
+inline __attribute__((always_inline)) Lanes<T> exchange(Lanes<T> a, Lanes<T> b, std::index_sequence<kLane...>) {
+  constexpr int W = kLanes<T>;
+  return __builtin_shufflevector(
+      a, b, (int(kLane) & kStep ? W + int(kLane) - (kHigh ? 0 : kStep) : int(kLane) + (kHigh ? kStep : 0))...);
+}
+
+template <class T, int kStep = 1>
+inline __attribute__((always_inline)) void transpose(Lanes<T>* v) {
+  constexpr auto lanes = std::make_index_sequence<kLanes<T>>{};
+  if constexpr (kStep < kLanes<T>) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kLanes<T>; ++r) {
+      if (r & kStep) continue;
+      const Lanes<T> a = v[r], b = v[r + kStep];
+      v[r] = exchange<T, kStep, false>(a, b, lanes);
+      v[r + kStep] = exchange<T, kStep, true>(a, b, lanes);
+    }
+    transpose<T, 2 * kStep>(v);
+  }
+}
+
 inline __attribute__((always_inline)) Lanes<float> square_root(Lanes<float> v) {
 #if defined(__AVX512F__)
   return reinterpret_cast<Lanes<float>>(_mm512_maskz_sqrt_ps(0xffff, reinterpret_cast<__m512>(v)));
@@ -92,13 +142,13 @@ inline __attribute__((always_inline)) Lanes<double> square_root(Lanes<double> v)
 template <>
 struct Clamp<KDX_ISA::Lanes<float>> {
   static inline __attribute__((always_inline)) __m512 symmetric(__m512 z, __m512 bound) {
-    return _mm512_maskz_max_ps(0xffff, _mm512_maskz_min_ps(0xffff, z, bound), -bound);
+    return _mm512_maskz_range_ps(0xffff, z, bound, 2);  // the smaller magnitude with the sign of z
   }
 };
 template <>
 struct Clamp<KDX_ISA::Lanes<double>> {
   static inline __attribute__((always_inline)) __m512d symmetric(__m512d z, __m512d bound) {
-    return _mm512_maskz_max_pd(0xff, _mm512_maskz_min_pd(0xff, z, bound), -bound);
+    return _mm512_maskz_range_pd(0xff, z, bound, 2);
   }
 };
 #elif defined(__AVX2__)

@@ -1,7 +1,7 @@
 // RKD-D on tiles of distances: the means, the loss with B = sum psi d, and V.
 #pragma once
 
-#include "cpu/rkd_panels.h"
+#include "cpu/rkd_square.h"
 
 namespace kdx {
 namespace KDX_ISA {

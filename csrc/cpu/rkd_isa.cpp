@@ -2,21 +2,19 @@
 //
 // The upper triangle of the pair grid is cut into square tiles of kEdge x kEdge pairs, the tiles into blocks. One block
 // holds everything up to the cap (see rkd_block); beyond it the blocks are processed one after the other and recompute
-// their distances, so that the scratch does not grow with N^2. A tile belongs to one thread and every sum runs in a
-// fixed order: results do not depend on the number of threads.
+// their distances, so that the scratch does not grow with N^2. Whatever is written belongs to one thread at a time and
+// every sum runs in a fixed order: results do not depend on the number of threads.
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
 #include <algorithm>
-
-#include <cmath>
 #include <vector>
 
 #include "cpu/rkd_angle.h"
 #include "cpu/rkd_distance.h"
+#include "cpu/rkd_grid.h"
 #include "cpu/rkd_isa.h"
-#include "cpu/rkd_panels.h"
 #include "cpu/rkd_product.h"
 
 namespace kdx {
@@ -31,28 +29,6 @@ inline int64_t thread_number() {
 #endif
 }
 
-// The tiles of one pair of blocks: all of them, or the upper triangle of a block with itself.
-struct TileSet {
-  int64_t first_i, first_j, count_i, count_j;  // panels
-  bool diagonal;
-
-  int64_t size() const { return diagonal ? count_j * (count_j + 1) / 2 : count_i * count_j; }
-  int64_t slot(int64_t i, int64_t j) const {  // local panel numbers, i <= j on the diagonal
-    return diagonal ? j * (j + 1) / 2 + i : i * count_j + j;
-  }
-  void panels(int64_t slot, int64_t& i, int64_t& j) const {
-    if (!diagonal) {
-      i = slot / count_j;
-      j = slot % count_j;
-      return;
-    }
-    j = static_cast<int64_t>((std::sqrt(8.0 * static_cast<double>(slot) + 1.0) - 1.0) / 2.0);
-    while (j * (j + 1) / 2 > slot) --j;
-    while ((j + 1) * (j + 2) / 2 <= slot) ++j;
-    i = slot - j * (j + 1) / 2;
-  }
-};
-
 template <class T>
 class Relational {
  public:
@@ -60,17 +36,14 @@ class Relational {
       : op_(op),
         threads_(threads),
         n_(op.rows),
-        panels_(ceil_div(n_, E)),
-        padded_(panels_ * E),
-        block_(ceil_div(op.block, E) < panels_ ? ceil_div(op.block, E) : panels_),
-        blocks_(ceil_div(panels_, block_)),
+        student_(op.student, n_, true, op.grad != nullptr, threads),
+        teacher_(op.teacher, n_, true, false, threads),
+        grid_{ceil_div(n_, E), std::min(ceil_div(op.block, E), ceil_div(n_, E)), threads},
         distance_(op.distance_weight != 0),
         angle_(op.angle_weight != 0),
         gradient_(op.grad != nullptr) {}
 
   void run() {
-    student_ = pack_all_columns<T>(op_.student, n_, threads_);
-    teacher_ = pack_all_columns<T>(op_.teacher, n_, threads_);
     allocate();
     if (resident()) measure_everything();
     if (distance_) {
@@ -79,8 +52,10 @@ class Relational {
       inv_nu_ = inverse_mean(total_.teacher, total_.teacher_count);
       sum_losses();
     }
-    if (gradient_) rows_ = pack_all_rows<T>(op_.student, n_, threads_);
-    if (gradient_ || angle_) each_block_pair([this](const TileSet& set) { differentiate(set); });
+    if (gradient_ && !resident()) std::fill_n(static_cast<T*>(op_.grad), n_ * student_.depth(), T(0));
+    if (gradient_ && distance_) grid_.each_block_pair([this](const TileSet& set) { differentiate_distances(set); });
+    if (angle_) each_block_triple();
+    if (gradient_ && resident()) multiply(grid_.pair(0, 0), v_[0].get());
     const double pairs = static_cast<double>(n_) * static_cast<double>(n_);
     double loss = 0;
     if (distance_) loss += op_.distance_weight * (total_.loss / pairs);
@@ -91,69 +66,49 @@ class Relational {
  private:
   static constexpr int E = kEdge<T>;
 
-  bool resident() const { return blocks_ == 1; }
+  bool resident() const { return grid_.blocks() == 1; }
+  int64_t vectors() const { return grid_.block * 2; }  // of a row of legs
 
-  const T* student_panel(int64_t p) const { return student_.get() + p * E * op_.student.columns; }
-  const T* teacher_panel(int64_t p) const { return teacher_.get() + p * E * op_.teacher.columns; }
-  T* student_tile(int64_t slot) const { return student_tiles_.get() + slot * kTile<T>; }
-  T* teacher_tile(int64_t slot) const { return teacher_tiles_.get() + slot * kTile<T>; }
-  T* legs_of(const Buffer<T>& legs, int64_t local_panel) const {
-    return legs.get() + local_panel * 2 * padded_ * kLegs<T>;
+  static T* tile(const Buffer<T>& tiles, int64_t slot) { return tiles.get() + slot * kTile<T>; }
+  Rows<T> legs(int pair, int64_t panel, int64_t other = 0) const {
+    const int64_t stride = Rows<T>::legs_stride(vectors());
+    return {legs_[pair].get() + panel * E * stride + other * 2 * kLegs<T>, stride};
   }
 
   void allocate() {
-    const int64_t tiles = resident() ? panels_ * (panels_ + 1) / 2 : block_ * block_;
-    if (distance_ || gradient_) student_tiles_ = Buffer<T>(tiles * kTile<T>);
-    if (distance_) teacher_tiles_ = Buffer<T>(tiles * kTile<T>);
-    if (angle_) {
-      legs_j_ = Buffer<T>(block_ * 2 * padded_ * kLegs<T>);
-      if (!resident()) legs_i_ = Buffer<T>(block_ * 2 * padded_ * kLegs<T>);
+    const int64_t tiles = resident() ? grid_.pair(0, 0).size() : grid_.block * grid_.block;
+    const int64_t pairs = resident() ? 1 : std::min<int64_t>(3, grid_.blocks() * (grid_.blocks() + 1) / 2);
+    if (distance_ || resident()) teacher_tiles_ = Buffer<T>(tiles * kTile<T>);
+    for (int64_t p = 0; p < pairs; ++p) {
+      if (distance_ || gradient_) v_[p] = Buffer<T>(tiles * kTile<T>);
+      if (angle_) legs_[p] = Buffer<T>(grid_.block * E * Rows<T>::legs_stride(vectors()));
     }
-    if (gradient_) gathered_ = Buffer<T>(static_cast<int64_t>(threads_) * block_ * kTile<T>);
+    if (gradient_ && angle_) {
+      sums_ = Buffer<T>(static_cast<int64_t>(threads_) * 2 * E * Rows<T>::sums_stride(vectors()));
+    }
     partial_.resize(static_cast<std::size_t>(tiles));
-  }
-
-  template <class F>
-  void each_block_pair(F f) {
-    for (int64_t j = 0; j < blocks_; ++j) {
-      for (int64_t i = 0; i <= j; ++i) {
-        const int64_t fi = i * block_, fj = j * block_;
-        f(TileSet{fi, fj, panels_ - fi < block_ ? panels_ - fi : block_, panels_ - fj < block_ ? panels_ - fj : block_,
-                  i == j});
-      }
-    }
-  }
-
-  // f(global panel i, global panel j, slot) for every tile.
-  template <class F>
-  void each_tile(const TileSet& set, F f) {
-    const int64_t size = set.size();
-#pragma omp parallel for num_threads(threads_) schedule(dynamic)
-    for (int64_t s = size - 1; s >= 0; --s) {
-      int64_t i, j;
-      set.panels(s, i, j);
-      f(set.first_i + i, set.first_j + j, s);
-    }
+    angle_partial_.resize(static_cast<std::size_t>(tiles));
   }
 
   void clear_partial(const TileSet& set) { std::fill(partial_.begin(), partial_.begin() + set.size(), DistanceSums{}); }
 
+  static double times(const TileSet& set, int64_t slot) {
+    int64_t i, j;
+    set.panels(slot, i, j);
+    return set.first_i + i == set.first_j + j ? 1.0 : 2.0;
+  }
+
   void add_partial(const TileSet& set) {
-    for (int64_t s = 0; s < set.size(); ++s) {
-      int64_t i, j;
-      set.panels(s, i, j);
-      total_.add(partial_[static_cast<std::size_t>(s)], set.first_i + i == set.first_j + j ? 1.0 : 2.0);
-    }
+    for (int64_t s = 0; s < set.size(); ++s) total_.add(partial_[static_cast<std::size_t>(s)], times(set, s));
   }
 
-  void square(const T* a, const T* b, int64_t i, int64_t j, int64_t depth, T* out) const {
-    square_tile(a, b, depth, out);
-    clear_padding(out, n_ - i * E, n_ - j * E);
+  void add_angle_partial(const TileSet& set) {
+    for (int64_t s = 0; s < set.size(); ++s) angle_loss_ += angle_partial_[static_cast<std::size_t>(s)] * times(set, s);
   }
 
-  void square_both(int64_t i, int64_t j, T* s, T* t) const {
-    square(student_panel(i), student_panel(j), i, j, op_.student.columns, s);
-    square(teacher_panel(i), teacher_panel(j), i, j, op_.teacher.columns, t);
+  void square_both(const TileSet& set, int64_t i, int64_t j, T* s, T* t) const {
+    square_tile(student_, set.first_i + i, set.first_j + j, s);
+    square_tile(teacher_, set.first_i + i, set.first_j + j, t);
   }
 
   static void to_distances(T* s, T* t, DistanceSums& sums) {
@@ -161,36 +116,31 @@ class Relational {
     distances_in_place(t, sums.teacher, sums.teacher_count);
   }
 
-  // The whole grid once: legs for the angles, distances and their sums.
+  // The whole grid once: legs for the angles, distances and their sums. One input after the other, so that its panels
+  // stay in cache.
   void measure_everything() {
-    const TileSet set{0, 0, panels_, panels_, true};
+    const TileSet set = grid_.pair(0, 0);
     clear_partial(set);
-    each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
-      alignas(64) T here[3][kTile<T>];
-      T* s = distance_ ? student_tile(slot) : here[0];
-      T* t = distance_ ? teacher_tile(slot) : here[1];
-      square_both(i, j, s, t);
-      if (angle_) {
-        for (int side = 0; side < 2; ++side) {
-          const T* tile = side == 0 ? s : t;
-          store_legs(tile, i * E, padded_, side, legs_of(legs_j_, j));
-          if (i != j) {
-            transpose_tile(tile, here[2]);
-            store_legs(here[2], j * E, padded_, side, legs_of(legs_j_, i));
-          }
-        }
-      }
+    grid_.each_tile(
+        set, [&](int64_t i, int64_t j, int64_t slot) { square_tile(teacher_, i, j, tile(teacher_tiles_, slot)); });
+    grid_.each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
+      alignas(64) T here[kTile<T>];
+      T *s = distance_ ? tile(v_[0], slot) : here, *t = tile(teacher_tiles_, slot);
+      square_tile(student_, i, j, s);
+      if (angle_) angle_partial_[static_cast<std::size_t>(slot)] = store_legs(s, t, T(op_.delta), legs(0, i, j));
       if (distance_) to_distances(s, t, partial_[static_cast<std::size_t>(slot)]);
+      if (gradient_ && !distance_) std::fill_n(tile(v_[0], slot), kTile<T>, T(0));
     });
     if (distance_) add_partial(set);
+    if (angle_) add_angle_partial(set);
   }
 
   void sum_distances() {
-    each_block_pair([&](const TileSet& set) {
+    grid_.each_block_pair([&](const TileSet& set) {
       clear_partial(set);
-      each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
+      grid_.each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
         alignas(64) T here[2][kTile<T>];
-        square_both(i, j, here[0], here[1]);
+        square_both(set, i, j, here[0], here[1]);
         to_distances(here[0], here[1], partial_[static_cast<std::size_t>(slot)]);
       });
       add_partial(set);
@@ -198,16 +148,16 @@ class Relational {
   }
 
   void sum_losses() {
-    each_block_pair([&](const TileSet& set) {
+    grid_.each_block_pair([&](const TileSet& set) {
       clear_partial(set);
-      each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
+      grid_.each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
         DistanceSums& sums = partial_[static_cast<std::size_t>(slot)];
         alignas(64) T here[2][kTile<T>];
-        T* s = resident() ? student_tile(slot) : here[0];
-        T* t = resident() ? teacher_tile(slot) : here[1];
+        T* s = resident() ? tile(v_[0], slot) : here[0];
+        T* t = resident() ? tile(teacher_tiles_, slot) : here[1];
         if (!resident()) {
           DistanceSums known;
-          square_both(i, j, s, t);
+          square_both(set, i, j, s, t);
           to_distances(s, t, known);
         }
         distance_loss(s, t, T(inv_mu_), T(inv_nu_), T(op_.delta), sums);
@@ -216,117 +166,205 @@ class Relational {
     });
   }
 
-  // V of one pair of blocks, the angles' loss, and the product back to the coordinates.
-  void differentiate(const TileSet& set) {
-    const Buffer<T>& legs_i = set.diagonal ? legs_j_ : legs_i_;
-    if (angle_ && !resident()) {
-      // Blocks come row by row of one column (each_block_pair), so the column's legs are kept over its rows.
-      if (set.first_i == 0) measure_legs(set.first_j, set.count_j, legs_j_);
-      if (!set.diagonal) measure_legs(set.first_i, set.count_i, legs_i_);
-    }
+  // V of the distances of one pair of blocks.
+  void differentiate_distances(const TileSet& set) {
     const double n = static_cast<double>(n_);
     const double scale = op_.distance_weight * inv_mu_ / (n * n);
     const double shift = total_.student_count == 0 ? 0 : total_.slope_times_distance * inv_mu_ / total_.student_count;
-    clear_partial(set);
-    each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
-      T* v = gradient_ ? student_tile(slot) : nullptr;
-      if (gradient_ && distance_) {
-        if (!resident()) {
-          DistanceSums known;
-          square_both(i, j, v, teacher_tile(slot));
-          to_distances(v, teacher_tile(slot), known);
-        }
-        distance_gradient(v, teacher_tile(slot), T(inv_mu_), T(inv_nu_), T(op_.delta), T(shift), T(scale));
+    grid_.each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
+      T *s = tile(v_[0], slot), *t = tile(teacher_tiles_, slot);
+      if (!resident()) {
+        DistanceSums known;
+        square_both(set, i, j, s, t);
+        to_distances(s, t, known);
       }
-      if (angle_) partial_[static_cast<std::size_t>(slot)].loss = angle(set, legs_i, i, j, v);
+      distance_gradient(s, t, T(inv_mu_), T(inv_nu_), T(op_.delta), T(shift), T(scale));
     });
-    if (angle_) {
-      for (int64_t s = 0; s < set.size(); ++s) {
-        int64_t i, j;
-        set.panels(s, i, j);
-        angle_loss_ += partial_[static_cast<std::size_t>(s)].loss * (set.first_i + i == set.first_j + j ? 1.0 : 2.0);
+    if (!resident()) multiply(set, v_[0].get());
+  }
+
+  // Triangles i < j < k by the blocks of their points. The three pairs of blocks share a place where they are the same.
+  void each_block_triple() {
+    for (int64_t c = 0; c < grid_.blocks(); ++c) {
+      for (int64_t b = 0; b <= c; ++b) {
+        for (int64_t a = 0; a <= b; ++a) {
+          const int ac = b == c ? 0 : 1, bc = a == b ? ac : ac + 1;
+          const TileSet sets[3] = {grid_.pair(a, b), grid_.pair(a, c), grid_.pair(b, c)};
+          const TileSet* of[3] = {};
+          of[0] = &sets[0], of[ac] = &sets[1], of[bc] = &sets[2];
+          if (!resident()) {
+            for (int p = 0; p <= bc; ++p) measure_legs(*of[p], p, p == 0 && b == c);
+          }
+          visit_block_triple(sets, ac, bc);
+          if (!gradient_) continue;
+          for (int p = 0; p <= bc; ++p) {
+            mirror_diagonal(*of[p], p);
+            if (!resident()) multiply(*of[p], v_[p].get());
+          }
+        }
       }
     }
-    if (!gradient_) return;
-    multiply(set, true);
-    if (!set.diagonal) multiply(set, false);
   }
 
-  double angle(const TileSet& set, const Buffer<T>& legs_i, int64_t i, int64_t j, T* v) const {
-    const double n = static_cast<double>(n_);
-    const T* a = legs_of(legs_i, i - set.first_i);
-    const T* b = legs_of(legs_j_, j - set.first_j);
-    const int64_t rows = n_ - i * E < E ? n_ - i * E : E;
-    if (!gradient_) return angle_tile<false>(a, b, i * E, rows, n_, padded_, T(op_.delta), T(0), true, v);
-    return angle_tile<true>(a, b, i * E, rows, n_, padded_, T(op_.delta), T(op_.angle_weight / (n * n * n)), !distance_,
-                            v);
-  }
-
-  void measure_legs(int64_t first, int64_t count, const Buffer<T>& legs) {
-#pragma omp parallel for num_threads(threads_) schedule(dynamic)
-    for (int64_t at = 0; at < count * panels_; ++at) {
-      const int64_t j = at / panels_, k = at % panels_;
+  void measure_legs(const TileSet& set, int pair, bool count) {
+    grid_.each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
       alignas(64) T here[2][kTile<T>];
-      square_both(k, first + j, here[0], here[1]);
-      for (int side = 0; side < 2; ++side) store_legs(here[side], k * E, padded_, side, legs_of(legs, j));
+      square_both(set, i, j, here[0], here[1]);
+      angle_partial_[static_cast<std::size_t>(slot)] = store_legs(here[0], here[1], T(op_.delta), legs(pair, i, j));
+      if (gradient_) std::fill_n(tile(v_[pair], slot), kTile<T>, T(0));
+    });
+    if (count) add_angle_partial(set);
+  }
+
+  // Rounds of pairs of panels (i, j) in which no panel comes twice: a task adds to the rows of its two panels alone, so
+  // the tasks of a round run side by side and every sum grows in the order of the rounds.
+  void visit_block_triple(const TileSet* sets, int ac, int bc) {
+    const TileSet& ab = sets[0];
+    std::fill_n(angle_partial_.begin(), ab.size(), 0.0);
+    const int64_t rounds = std::max(ab.count_i, ab.count_j);
+    for (int64_t round = 0; round < rounds; ++round) {
+#pragma omp parallel for num_threads(threads_) schedule(dynamic)
+      for (int64_t i = 0; i < ab.count_i; ++i) {
+        const int64_t j = (round - i + rounds) % rounds;
+        if (j >= ab.count_j || (ab.diagonal && j < i)) continue;
+        double& loss = angle_partial_[static_cast<std::size_t>(ab.slot(i, j))];
+        loss = gradient_ ? visit_panels<true>(sets, ac, bc, i, j) : visit_panels<false>(sets, ac, bc, i, j);
+      }
     }
+    for (int64_t s = 0; s < ab.size(); ++s) angle_loss_ += 2 * angle_partial_[static_cast<std::size_t>(s)];
+  }
+
+  template <bool kGrad>
+  double visit_panels(const TileSet* sets, int ac, int bc, int64_t i, int64_t j) const {
+    const TileSet &ab = sets[0], &to_k = sets[1];
+    const double n = static_cast<double>(n_);
+    AngleTask<T> task;
+    task.count_i = std::min<int64_t>(E, n_ - (ab.first_i + i) * E);
+    task.count_j = std::min<int64_t>(E, n_ - (ab.first_j + j) * E);
+    task.same = ab.diagonal && i == j;
+    task.ordered = sets[2].diagonal;
+    task.first = task.ordered ? 2 * j : 0;
+    task.vectors = 2 * to_k.count_j;
+    task.legs_ik = legs(ac, i), task.legs_jk = legs(bc, j), task.legs_ij = legs(0, i, j);
+    task.delta = T(op_.delta), task.scale = T(op_.angle_weight / (n * n * n));
+    task.v_ij = nullptr;
+    const int64_t stride = Rows<T>::sums_stride(vectors());
+    task.sums = {sums_.get() + thread_number() * 2 * E * stride, stride};
+    if (!kGrad) return visit_triangles<false>(task);
+    for (int row = 0; row < 2 * E; ++row) {
+      std::fill(task.sums[row] + task.first * 2 * kLanes<T>, task.sums[row] + task.vectors * 2 * kLanes<T>, T(0));
+    }
+    task.v_ij = tile(v_[0], ab.slot(i, j));
+    const double loss = visit_triangles<true>(task);
+    for (int64_t k = task.first / 2; k < to_k.count_j; ++k) {
+      T *of_i = tile(v_[ac], to_k.slot(i, k)), *of_j = tile(v_[bc], sets[2].slot(j, k));
+      const Rows<T> legs_i = legs(ac, i, k), legs_j = legs(bc, j, k);
+      for (int row = 0; row < E; ++row) {
+        add_row(legs_i[row], task.sums[row] + k * 4 * kLanes<T>, task.scale, of_i + row * E);
+        add_row(legs_j[row], task.sums[E + row] + k * 4 * kLanes<T>, task.scale, of_j + row * E);
+      }
+    }
+    return loss;
+  }
+
+  // Triangles fill the upper half of the tiles on the diagonal.
+  void mirror_diagonal(const TileSet& set, int pair) const {
+    for (int64_t p = 0; set.diagonal && p < set.count_j; ++p) {
+      T* v = tile(v_[pair], set.slot(p, p));
+      for (int i = 0; i < E; ++i) {
+        for (int j = 0; j < i; ++j) v[i * E + j] = v[j * E + i];
+      }
+    }
+  }
+
+  void multiply(const TileSet& set, const T* v) {
+    multiply(set, v, true);
+    if (!set.diagonal) multiply(set, v, false);
   }
 
   // Rows of block i (or of block j) of 2 (diag(V 1) - V) X, with the columns of the other one.
-  void multiply(const TileSet& set, bool rows_of_i) {
+  void multiply(const TileSet& set, const T* v, bool rows_of_i) {
     const int64_t first_row = rows_of_i ? set.first_i : set.first_j, rows = rows_of_i ? set.count_i : set.count_j;
     const int64_t first_column = rows_of_i ? set.first_j : set.first_i, columns = rows_of_i ? set.count_j : set.count_i;
-    const int64_t depth = op_.student.columns;
-    // The first block that touches a row writes it: block (0, j) for the rows of j, and block (0, 0) for the rows of 0.
-    const bool accumulate = set.first_i != 0 || (rows_of_i && !set.diagonal);
-#pragma omp parallel for num_threads(threads_) schedule(dynamic)
+    std::vector<VTile<T>> tiles(static_cast<std::size_t>(rows * columns));
+    std::vector<double> degree(static_cast<std::size_t>(rows * E));
+#pragma omp parallel for num_threads(threads_) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
-      T* v = gathered_.get() + thread_number() * block_ * kTile<T>;
       for (int64_t column = 0; column < columns; ++column) {
-        T* to = v + column * kTile<T>;
-        const bool stored_as_is = set.diagonal ? column < row : !rows_of_i;
-        const T* tile = student_tile(stored_as_is ? set.slot(column, row) : set.slot(row, column));
-        if (stored_as_is) {
-          std::memcpy(to, tile, sizeof(T) * kTile<T>);
-        } else {
-          transpose_tile(tile, to);
+        const bool turned = set.diagonal ? column < row : !rows_of_i;
+        const T* data = v + (turned ? set.slot(column, row) : set.slot(row, column)) * kTile<T>;
+        tiles[static_cast<std::size_t>(row * columns + column)] = {data, turned};
+      }
+      degrees(tiles.data() + row * columns, columns, degree.data() + row * E);
+    }
+    // Blocks of kSide^2 products, whose V and coordinates are read from L2 again and again.
+    constexpr int64_t kSide = 4;
+    const int64_t groups = ceil_div(student_.depth(), E), across = ceil_div(groups, kSide);
+#pragma omp parallel for num_threads(threads_) schedule(dynamic)
+    for (int64_t block = 0; block < ceil_div(rows, kSide) * across; ++block) {
+      const int64_t g0 = block % across * kSide, row0 = block / across * kSide;
+      for (int64_t g = g0; g < std::min(groups, g0 + kSide); ++g) {
+        for (int64_t row = row0; row < std::min(rows, row0 + kSide); ++row) {
+          const int64_t i0 = (first_row + row) * E;
+          laplacian_times(tiles.data() + row * columns, columns, degree.data() + row * E, student_, g, first_column * E,
+                          i0, !resident(), static_cast<T*>(op_.grad) + i0 * student_.depth());
         }
       }
-      const int64_t i0 = (first_row + row) * E;
-      laplacian_times(v, columns * E, rows_.get(), padded_, first_column * E, i0, n_ - i0 < E ? n_ - i0 : E, depth,
-                      accumulate, static_cast<T*>(op_.grad) + i0 * depth);
     }
   }
 
   const Rkd& op_;
   const int threads_;
-  const int64_t n_, panels_, padded_, block_, blocks_;
+  const int64_t n_;
+  const Points<T> student_, teacher_;
+  const Grid grid_;
   const bool distance_, angle_, gradient_;
-  Buffer<T> student_, teacher_;              // column packings
-  Buffer<T> rows_;                           // row packing of the student
-  Buffer<T> student_tiles_, teacher_tiles_;  // distances; V takes the student's place
-  Buffer<T> legs_i_, legs_j_;
-  Buffer<T> gathered_;  // per thread: V of one panel of rows
+  Buffer<T> teacher_tiles_;   // the teacher's distances
+  Buffer<T> v_[3], legs_[3];  // of a pair of blocks; the student's distances, then V in their place
+  Buffer<T> sums_;            // per thread: A and B of a pair of panels
   std::vector<DistanceSums> partial_;
+  std::vector<double> angle_partial_;
   DistanceSums total_;
   double inv_mu_ = 0, inv_nu_ = 0, angle_loss_ = 0;
 };
 
+bool same(const RkdInput& x, const RkdInput& y) {
+  return x.data == y.data && x.dtype == y.dtype && x.row_stride == y.row_stride && x.column_stride == y.column_stride;
+}
+
+template <class T>
+void copy_tile(const T* tile, const PairwiseSqDist& op, int64_t i0, int64_t j0) {
+  constexpr int E = kEdge<T>;
+  const std::size_t width = static_cast<std::size_t>(std::min<int64_t>(E, op.other - j0)) * sizeof(T);
+  for (int64_t i = i0; i < std::min(op.rows, i0 + E); ++i) {
+    std::memcpy(static_cast<T*>(op.out) + i * op.other + j0, tile + (i - i0) * E, width);
+  }
+}
+
 template <class T>
 void squared_distances(const PairwiseSqDist& op, int threads) {
   constexpr int E = kEdge<T>;
-  const Buffer<T> x = pack_all_columns<T>(op.x, op.rows, threads), y = pack_all_columns<T>(op.y, op.other, threads);
-  const int64_t across = ceil_div(op.other, E), depth = op.x.columns;
+  const bool of_itself = same(op.x, op.y) && op.rows == op.other;
+  const Points<T> x(op.x, op.rows, of_itself, false, threads);
+  if (of_itself) {
+    const int64_t panels = ceil_div(op.rows, E);
+    const Grid grid{panels, panels, threads};
+    grid.each_tile(grid.pair(0, 0), [&](int64_t i, int64_t j, int64_t) {
+      alignas(64) T tile[2][kTile<T>];
+      square_tile(x, i, j, tile[0]);
+      transpose_tile(tile[0], tile[1]);
+      copy_tile(tile[0], op, i * E, j * E);
+      copy_tile(tile[1], op, j * E, i * E);
+    });
+    return;
+  }
+  const Points<T> y(op.y, op.other, false, false, threads);
+  const int64_t across = ceil_div(op.other, E);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t at = 0; at < ceil_div(op.rows, E) * across; ++at) {
-    const int64_t i0 = at / across * E, j0 = at % across * E;
     alignas(64) T tile[kTile<T>];
-    square_tile(x.get() + i0 * depth, y.get() + j0 * depth, depth, tile);
-    const int64_t width = op.other - j0 < E ? op.other - j0 : E;
-    for (int64_t i = i0; i < op.rows && i < i0 + E; ++i) {
-      std::memcpy(static_cast<T*>(op.out) + i * op.other + j0, tile + (i - i0) * E,
-                  static_cast<std::size_t>(width) * sizeof(T));
-    }
+    pair_sums<false>(x.panel(at / across), y.panel(at % across), x.depth(), tile);
+    copy_tile(tile, op, at / across * E, at % across * E);
   }
 }
 

@@ -1,8 +1,9 @@
-// Inputs repacked for the relational kernels, and the tile of squared distances made from them.
+// Points repacked for the relational kernels.
 //
 // A panel is kEdge = 2 vectors of points. Two packings of one input [N, D]:
-//   columns  [panel][D][kEdge]    a panel transposed: the distance tiles read one coordinate of kEdge points at once
-//   rows     [D / kEdge][N][kEdge]  kEdge coordinates of every point, centred: the product with V reads these
+//   columns      [panel][D][kEdge]        a panel transposed: a tile of pairs reads one coordinate of kEdge points at
+//                                         once
+//   coordinates  [D / kEdge][N][kEdge]    kEdge coordinates of every point: the product with V reads these
 #pragma once
 
 #include <cstddef>
@@ -22,6 +23,9 @@ template <class T>
 constexpr int kEdge = 2 * kLanes<T>;
 template <class T>
 constexpr int kTile = kEdge<T> * kEdge<T>;
+
+// Rows of a register block: with two vectors each they leave room for the operands in 32 (AVX-512) or 16 registers.
+constexpr int kBlockRows = kVectorBytes == 64 ? 8 : 4;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -63,113 +67,119 @@ void with_elements(const RkdInput& x, F f) {
   }
 }
 
-// One panel of points transposed to [D][kEdge]; points past N are zero.
+// A vector of `count` numbers, the other lanes zero.
 template <class T>
-void pack_columns(const RkdInput& x, int64_t n, int64_t panel, T* out) {
-  constexpr int E = kEdge<T>;
-  with_elements(x, [&](const auto* data) {
-    for (int l = 0; l < E; ++l) {
-      const int64_t i = panel * E + l;
-      if (i >= n) {
-        for (int64_t d = 0; d < x.columns; ++d) out[d * E + l] = T(0);
-        continue;
-      }
-      const auto* row = data + i * x.row_stride;
-      for (int64_t d = 0; d < x.columns; ++d) out[d * E + l] = static_cast<T>(widen(row[d * x.column_stride]));
+inline Lanes<T> load_part(const T* p, int64_t count) {
+  if (count >= kLanes<T>) return load(p);
+  alignas(kVectorBytes) T lane[kLanes<T>] = {};
+  for (int64_t l = 0; l < count; ++l) lane[l] = p[l];
+  return load(lane);
+}
+
+// One input in the packings above.
+template <class T>
+class Points {
+ public:
+  // `products`: whether distances may come from products. `coordinates`: whether the product with V will ask for them.
+  Points(const RkdInput& x, int64_t n, bool products, bool coordinates, int threads)
+      : n_(n), depth_(x.columns), by_products_(products && sizeof(T) == 4 && x.columns >= kFewestForProducts) {
+    find_rows(x, threads);
+    find_centre();
+    const int64_t panels = ceil_div(n_, E);
+    columns_ = Buffer<T>(panels * E * depth_);
+    if (coordinates) coordinates_ = Buffer<T>(ceil_div(depth_, E) * panels * E * E);
+    if (by_products_) norms_ = Buffer<double>(panels * E);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t p = 0; p < panels; ++p) pack(p);
+  }
+
+  int64_t size() const { return n_; }
+  int64_t padded() const { return ceil_div(n_, E) * E; }
+  int64_t depth() const { return depth_; }
+  const T* row(int64_t i) const { return rows_ + i * stride_; }                            // [D]
+  const T* panel(int64_t p) const { return columns_.get() + p * E * depth_; }              // [D][kEdge]
+  const T* coordinates(int64_t g) const { return coordinates_.get() + g * padded() * E; }  // [N][kEdge], centred
+
+  // Whether squared distances come from products of centred points (rkd_square.h); then the panels are centred, and
+  // these are the squared norms of what they hold.
+  bool by_products() const { return by_products_; }
+  const double* norms(int64_t p) const { return norms_.get() + p * E; }
+
+ private:
+  static constexpr int E = kEdge<T>, W = kLanes<T>;
+  static constexpr int64_t kFewestForProducts = 128;  // coordinates: below, there is little to save
+  static constexpr int64_t kSample = 64;
+
+  void find_rows(const RkdInput& x, int threads) {
+    if (x.dtype == (sizeof(T) == 4 ? kFloat32 : kFloat64) && x.column_stride == 1) {
+      rows_ = static_cast<const T*>(x.data);
+      stride_ = x.row_stride;
+      return;
     }
-  });
-}
-
-template <class T>
-Buffer<T> pack_all_columns(const RkdInput& x, int64_t n, int threads) {
-  const int64_t panels = ceil_div(n, kEdge<T>), size = x.columns * kEdge<T>;
-  Buffer<T> out(panels * size);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t p = 0; p < panels; ++p) pack_columns<T>(x, n, p, out.get() + p * size);
-  return out;
-}
-
-// Rows packing, minus the mean of each coordinate: the gradient does not change, and a common offset no longer costs
-// digits.
-template <class T>
-Buffer<T> pack_all_rows(const RkdInput& x, int64_t n, int threads) {
-  constexpr int E = kEdge<T>;
-  const int64_t groups = ceil_div(x.columns, E), rows = ceil_div(n, E) * E;
-  Buffer<T> out(groups * rows * E);
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t g = 0; g < groups; ++g) {
-    T* to = out.get() + g * rows * E;
-    double mean[E] = {};
-    const int64_t d0 = g * E, width = x.columns - d0 < E ? x.columns - d0 : E;
-    std::memset(to, 0, static_cast<std::size_t>(rows * E) * sizeof(T));
+    copy_ = Buffer<T>(n_ * depth_);
+    rows_ = copy_.get();
+    stride_ = depth_;
     with_elements(x, [&](const auto* data) {
-      for (int64_t i = 0; i < n; ++i) {
-        for (int64_t l = 0; l < width; ++l) {
-          const T v = static_cast<T>(widen(data[i * x.row_stride + (d0 + l) * x.column_stride]));
-          to[i * E + l] = v;
-          mean[l] += static_cast<double>(v);
+#pragma omp parallel for num_threads(threads) schedule(static)
+      for (int64_t i = 0; i < n_; ++i) {
+        T* to = copy_.get() + i * depth_;
+        for (int64_t d = 0; d < depth_; ++d) {
+          to[d] = static_cast<T>(widen(data[i * x.row_stride + d * x.column_stride]));
         }
       }
     });
-    for (int l = 0; l < E; ++l) mean[l] /= static_cast<double>(n);
-    for (int64_t i = 0; i < n; ++i) {
-      for (int l = 0; l < E; ++l) to[i * E + l] -= static_cast<T>(mean[l]);
-    }
   }
-  return out;
-}
 
-// Squared distances of panel a to panel b by direct differences: out[i][j] over kEdge x kEdge, both panels [D][kEdge].
-//
-// Summed in runs of 16 coordinates, then runs of 8 of those, then those: a long sum would cost the digits that the law
-// of cosines needs for points that nearly touch. Two slabs of 128 coordinates stay in L1.
-template <class T>
-void square_tile(const T* a, const T* b, int64_t depth, T* out) {
-  using V = Lanes<T>;
-  constexpr int E = kEdge<T>, W = kLanes<T>, kRows = 4;
-  constexpr int64_t kRun = 16, kSlab = 128;
-  for (int64_t d0 = 0; d0 < depth || d0 == 0; d0 += kSlab) {
-    const int64_t d1 = d0 + kSlab < depth ? d0 + kSlab : depth;
-    for (int i = 0; i < E; i += kRows) {
-      V slab[kRows][2] = {};
-      for (int64_t r0 = d0; r0 < d1; r0 += kRun) {
-        const int64_t r1 = r0 + kRun < d1 ? r0 + kRun : d1;
-        V sum[kRows][2] = {};
-        for (int64_t d = r0; d < r1; ++d) {
-          const V b0 = load(b + d * E), b1 = load(b + d * E + W);
-#pragma GCC unroll 4
-          for (int r = 0; r < kRows; ++r) {
-            const V x = spread(a[d * E + i + r]);
-            const V u = b0 - x, v = b1 - x;
-            sum[r][0] += u * u;
-            sum[r][1] += v * v;
-          }
+  // Neither distances nor gradients change when all points move, but a common offset would cost digits. Any origin
+  // among the points will do: the mean of some of them.
+  void find_centre() {
+    const int64_t width = ceil_div(depth_, E) * E, used = n_ < kSample ? n_ : kSample;
+    centre_ = Buffer<T>(width);
+    Buffer<double> sum(width);
+    for (int64_t d = 0; d < width; ++d) sum.get()[d] = 0;
+    for (int64_t k = 0; k < used; ++k) {
+      const T* x = row(k * n_ / used);
+      double* to = sum.get();
+      for (int64_t d = 0; d < depth_; ++d) to[d] += static_cast<double>(x[d]);
+    }
+    const double share = 1.0 / static_cast<double>(used < 1 ? 1 : used);
+    for (int64_t d = 0; d < width; ++d) centre_.get()[d] = static_cast<T>(sum.get()[d] * share);
+  }
+
+  void pack(int64_t p) {
+    const int64_t end = coordinates_.get() ? ceil_div(depth_, E) * E : depth_;
+    for (int64_t d0 = 0; d0 < end; d0 += W) {
+      const Lanes<T> centre = load(centre_.get() + d0);
+      for (int h = 0; h < 2; ++h) {
+        Lanes<T> block[W];
+        for (int l = 0; l < W; ++l) {
+          const int64_t i = p * E + h * W + l;
+          const Lanes<T> x = i < n_ ? load_part(row(i) + d0, depth_ - d0) : Lanes<T>{};
+          const Lanes<T> y = i < n_ ? x - centre : x;
+          if (coordinates_.get()) store(coordinates_.get() + (d0 / E * padded() + i) * E + d0 % E, y);
+          block[l] = by_products_ ? y : x;
         }
-        for (int r = 0; r < kRows; ++r) {
-          slab[r][0] += sum[r][0];
-          slab[r][1] += sum[r][1];
-        }
-      }
-      for (int r = 0; r < kRows; ++r) {
-        T* row = out + (i + r) * E;
-        store(row, d0 == 0 ? slab[r][0] : load(row) + slab[r][0]);
-        store(row + W, d0 == 0 ? slab[r][1] : load(row + W) + slab[r][1]);
+        transpose<T>(block);
+        T* to = columns_.get() + (p * depth_ + d0) * E + h * W;
+        for (int l = 0; l < W && d0 + l < depth_; ++l) store(to + l * E, block[l]);
       }
     }
-  }
-}
-
-// Zeroes what a tile holds past the last point.
-template <class T>
-void clear_padding(T* tile, int64_t rows, int64_t columns) {
-  constexpr int E = kEdge<T>;
-  if (rows >= E && columns >= E) return;
-  for (int i = 0; i < E; ++i) {
-    for (int j = 0; j < E; ++j) {
-      if (i >= rows || j >= columns) tile[i * E + j] = T(0);
+    if (!by_products_) return;
+    double sum[E] = {};
+    for (int64_t d = 0; d < depth_; ++d) {
+      const T* y = panel(p) + d * E;
+      for (int l = 0; l < E; ++l) sum[l] += static_cast<double>(y[l]) * static_cast<double>(y[l]);
     }
+    std::memcpy(norms_.get() + p * E, sum, sizeof(sum));
   }
-}
+
+  int64_t n_, depth_;
+  bool by_products_;
+  const T* rows_ = nullptr;
+  int64_t stride_ = 0;
+  Buffer<T> copy_, centre_, columns_, coordinates_;
+  Buffer<double> norms_;
+};
 
 }  // namespace KDX_ISA
 }  // namespace kdx
