@@ -1,4 +1,5 @@
-// Threads over a range, cut statically: which thread does an item never changes what the item's result is.
+// Threads over a range, cut into more pieces than threads: which thread takes a piece never changes what an item's
+// result is.
 #pragma once
 
 #if defined(_OPENMP)
@@ -9,18 +10,26 @@
 
 namespace kdx {
 
-// body(begin, end, thread) on up to `threads` threads, each with at least `grain` items.
+// Threads that a range of n items with at least `grain` in a piece keeps busy.
+inline int threads_for(int64_t n, int64_t grain, int threads) {
+  const int64_t pieces = n / (grain < 1 ? 1 : grain);
+#if defined(_OPENMP)
+  if (!omp_in_parallel() && threads > 1 && pieces > 1) return static_cast<int>(pieces < threads ? pieces : threads);
+#endif
+  return 1;
+}
+
+// body(begin, end, thread) on threads_for(...) threads. Pieces are handed out as threads come for them, because cores
+// are not always equally fast.
 template <class Body>
 void parallel_for(int64_t n, int64_t grain, int threads, const Body& body) {
-  int64_t parts = n / (grain < 1 ? 1 : grain);
-  parts = parts > threads ? threads : parts;
+  constexpr int64_t kPieces = 8;  // a thread
+  threads = threads_for(n, grain, threads);
 #if defined(_OPENMP)
-  if (parts > 1 && !omp_in_parallel()) {
-#pragma omp parallel num_threads(int(parts))
-    {
-      const int64_t k = omp_get_thread_num(), of = omp_get_num_threads();
-      body(n * k / of, n * (k + 1) / of, int(k));
-    }
+  if (threads > 1) {
+    const int64_t most = n / (grain < 1 ? 1 : grain), pieces = most < threads * kPieces ? most : threads * kPieces;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t k = 0; k < pieces; ++k) body(n * k / pieces, n * (k + 1) / pieces, omp_get_thread_num());
     return;
   }
 #endif

@@ -1,13 +1,12 @@
 // Threads, scratch memory and the final sum of softmax_kl on a CPU.
 #include "kdx/softmax_kl.h"
 
-#include <cstdlib>
-#include <memory>
 #include <new>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 #include "cpu/softmax_kl_rows.h"
 
 namespace kdx {
@@ -28,8 +27,16 @@ void store_losses(const SoftmaxKl& call, const double* rows, int64_t n) {
   for (int64_t r = 0; r < n; ++r) out[r] = T(rows[r]);
 }
 
-struct Free {
-  void operator()(void* p) const { std::free(p); }
+class Scratch {
+ public:
+  explicit Scratch(std::size_t bytes) : memory_(scratch_take(bytes, &size_)) {}
+  Scratch(const Scratch&) = delete;
+  ~Scratch() { scratch_return(memory_, size_); }
+  char* get() const { return static_cast<char*>(memory_); }
+
+ private:
+  std::size_t size_ = 0;  // declared first: it is set while memory_ is being made
+  void* memory_;
 };
 
 }  // namespace
@@ -41,19 +48,11 @@ const char* softmax_kl_cpu(const SoftmaxKl& call, int threads) try {
   if ((call.labels == nullptr) != (call.ce_rows == nullptr)) return "softmax_kl: labels and ce_rows go together";
   std::vector<double> losses(n);
   const auto rows = pick(KDX_VERSIONS(softmax_kl_rows));
-  const int64_t bytes = (softmax_kl_scratch(call) + 63) / 64 * 64;
-  bool out_of_memory = false;
-  parallel_for(n, kGrain / call.C + 1, threads, [&](int64_t begin, int64_t end, int) {
-    if (begin == end) return;
-    const std::unique_ptr<void, Free> scratch(std::aligned_alloc(64, bytes));
-    if (!scratch) {
-#pragma omp atomic write
-      out_of_memory = true;
-      return;
-    }
-    rows(call, begin, end, scratch.get(), losses.data());
+  const int64_t bytes = (softmax_kl_scratch(call) + 63) / 64 * 64, grain = kGrain / call.C + 1;
+  const Scratch scratch(static_cast<std::size_t>(bytes * threads_for(n, grain, threads)));
+  parallel_for(n, grain, threads, [&](int64_t begin, int64_t end, int thread) {
+    if (begin != end) rows(call, begin, end, scratch.get() + bytes * thread, losses.data());
   });
-  if (out_of_memory) return "softmax_kl: out of memory";
   call.dtype == kFloat64 ? store_losses<double>(call, losses.data(), n) : store_losses<float>(call, losses.data(), n);
   return nullptr;
 } catch (const std::bad_alloc&) {
