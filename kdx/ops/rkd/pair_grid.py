@@ -9,6 +9,7 @@ here waits for the device.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,17 +101,25 @@ class Stages(Protocol):
         """
 
 
-def run(
+def forward(
     stages: Stages,
-    student: Tensor,
-    teacher: Tensor,
-    weights: Weights,
+    student: Tensor,  # [N, D_s]
+    teacher: Tensor,  # [N, D_t]
+    distance_weight: float,
+    angle_weight: float,
+    delta: float,
     student_grad: bool,
     teacher_grad: bool,
-    cap: int | None = None,
-    block: int | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss and the wanted gradients, in float32."""
+    weights = Weights(student.shape[0], distance_weight, angle_weight, delta)
+    with torch.cuda.device(student.device) if student.is_cuda else nullcontext():
+        return _run(stages, student, teacher, weights, student_grad, teacher_grad)
+
+
+def _run(
+    stages: Stages, student: Tensor, teacher: Tensor, weights: Weights, student_grad: bool, teacher_grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     sides = [
         Side(x, swapped) for x, want, swapped in ((student, student_grad, False), (teacher, teacher_grad, True)) if want
     ]
@@ -119,8 +128,7 @@ def run(
         zeros = [torch.zeros_like(x, dtype=torch.float32) for x in (student, teacher)]
         loss = student.new_zeros((), dtype=torch.float32)
         return loss, zeros[0] if student_grad else None, zeros[1] if teacher_grad else None
-    whole = n <= (CAP if cap is None else cap)
-    loss, grads = (_whole if whole else _blocked)(stages, student, teacher, weights, sides, block or BLOCK)
+    loss, grads = (_whole if n <= CAP else _blocked)(stages, student, teacher, weights, sides)
     found = {side.swapped: grad for side, grad in zip(sides, grads, strict=True)}
     return loss, found.get(False), found.get(True)
 
@@ -137,7 +145,7 @@ def _value(weights: Weights, distance: Tensor | None, angle: Tensor | None) -> T
 
 
 def _whole(
-    stages: Stages, student: Tensor, teacher: Tensor, weights: Weights, sides: list[Side], _: int
+    stages: Stages, student: Tensor, teacher: Tensor, weights: Weights, sides: list[Side]
 ) -> tuple[Tensor, list[Tensor]]:
     block = Block(0, weights.n, 0, weights.n)
     s, t, means = stages.measure(student, teacher, block, weights.distance != 0)
@@ -171,9 +179,9 @@ def _blocks(n: int, size: int) -> Iterator[Block]:
 
 
 def _blocked(
-    stages: Stages, student: Tensor, teacher: Tensor, weights: Weights, sides: list[Side], size: int
+    stages: Stages, student: Tensor, teacher: Tensor, weights: Weights, sides: list[Side]
 ) -> tuple[Tensor, list[Tensor]]:
-    n = weights.n
+    n, size = weights.n, BLOCK
     means = student.new_zeros((4, 1), dtype=torch.float64)
     angle_loss = student.new_zeros((), dtype=torch.float64)
     out = [torch.zeros(side.points.shape, dtype=torch.float32, device=student.device) for side in sides]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
@@ -31,9 +29,9 @@ def forward(
     teacher_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss and the wanted gradients, in float32."""
-    weights = Weights(student.shape[0], distance_weight, angle_weight, delta)
-    with torch.cuda.device(student.device) if student.is_cuda else nullcontext():
-        return pair_grid.run(_Stages(), student, teacher, weights, student_grad, teacher_grad)
+    return pair_grid.forward(
+        _Stages(), student, teacher, distance_weight, angle_weight, delta, student_grad, teacher_grad
+    )
 
 
 def distance_tile(points: int) -> int:

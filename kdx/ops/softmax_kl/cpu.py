@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kdx.ops._dispatch import native
+from kdx.ops.softmax_kl.launch import accumulation, check, check_upstream
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/include/kdx/dtype.h
 
@@ -31,8 +32,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Row losses or their sum, and the gradient with respect to the student; README.md section "Backends"."""
     O, C, I = student.shape  # noqa: E741
-    acc = torch.float64 if student.dtype == torch.float64 else torch.float32
-    loss = torch.empty(() if reduce else (O, I), dtype=acc)
+    check(student, teacher, kl_rows, labels, ce_rows)
+    loss = torch.empty(() if reduce else (O, I), dtype=accumulation(student))
     out = torch.empty_like(student) if grad else None
     native("cpu").softmax_kl(
         student.data_ptr(),
@@ -61,6 +62,7 @@ def forward(
 
 def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
     """``grad * upstream`` in a new tensor, rounded once."""
+    check_upstream(grad, upstream)
     out = torch.empty_like(grad)
     if grad.stride() != out.stride():
         grad = grad.contiguous()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdx.ops import _workspace
 from kdx.ops._dispatch import native
+from kdx.ops.softmax_kl.launch import accumulation, check, check_upstream
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/include/kdx/dtype.h
 
@@ -16,17 +17,6 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 
 def unsupported(student: Tensor, teacher: Tensor) -> str | None:
     """Why this backend cannot run these tensors, or None."""
     return None if student.dtype in DTYPES else f"no {student.dtype} kernel"
-
-
-def _check(name: str, tensor: Tensor, dtype: torch.dtype, like: Tensor) -> int:
-    """The address of a tensor of row coefficients or labels, which the kernel reads as a plain array."""
-    rows = like.shape[0] * like.shape[2]
-    if tensor.dtype != dtype or tensor.device != like.device or tensor.numel() != rows or not tensor.is_contiguous():
-        raise ValueError(
-            f"{name}: expected {rows} contiguous {dtype} on {like.device}, got {tuple(tensor.shape)} {tensor.dtype} "
-            f"with strides {tensor.stride()} on {tensor.device}"
-        )
-    return tensor.data_ptr()
 
 
 def _strided(tensor: Tensor | None) -> tuple[int, int, int, int]:
@@ -52,12 +42,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Row losses or their sum, and the gradient with respect to the student; README.md section "Backends"."""
     O, C, I = student.shape  # noqa: E741
-    if teacher.shape != student.shape or teacher.dtype != student.dtype or teacher.device != student.device:
-        raise ValueError(
-            f"teacher: expected {tuple(student.shape)} {student.dtype} on {student.device} as the student is, "
-            f"got {tuple(teacher.shape)} {teacher.dtype} on {teacher.device}"
-        )
-    acc = torch.float64 if student.dtype == torch.float64 else torch.float32
+    check(student, teacher, kl_rows, labels, ce_rows)
+    acc = accumulation(student)
     out = torch.empty_like(student) if grad else None
     if O * I == 0:
         return torch.zeros(() if reduce else (O, I), dtype=acc, device=student.device), out
@@ -68,9 +54,9 @@ def forward(
         _strided(teacher),
         _strided(out),
         loss.data_ptr(),
-        0 if kl_rows is None else _check("kl_rows", kl_rows, acc, student),
-        0 if labels is None else _check("labels", labels, torch.int64, student),
-        0 if ce_rows is None else _check("ce_rows", ce_rows, acc, student),
+        0 if kl_rows is None else kl_rows.data_ptr(),
+        0 if labels is None else labels.data_ptr(),
+        0 if ce_rows is None else ce_rows.data_ptr(),
         (O, C, I),
         temperature,
         beta,
@@ -93,12 +79,7 @@ def forward(
 
 def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
     """``grad * upstream`` in a new tensor, rounded once; ``upstream`` is read by the kernel, not by the host."""
-    acc = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    if upstream.dtype != acc or upstream.device != grad.device or upstream.numel() != 1:
-        raise ValueError(
-            f"upstream: expected one {acc} on {grad.device}, "
-            f"got {tuple(upstream.shape)} {upstream.dtype} on {upstream.device}"
-        )
+    check_upstream(grad, upstream)
     out = torch.empty_like(grad)
     if grad.stride() != out.stride():  # empty_like is dense; grad was not
         grad = grad.contiguous()

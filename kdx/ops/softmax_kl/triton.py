@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdx.ops import _workspace
 from kdx.ops.softmax_kl import triton_kernels as kernels
+from kdx.ops.softmax_kl.launch import check, check_upstream
 
 _TICKET_BYTES = 16
 _STATISTICS = 6  # per row and split
@@ -127,16 +128,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Row losses or their sum, and the gradient with respect to the student; README.md section "Backends"."""
     O, C, I = student.shape  # noqa: E741
-    if teacher.shape != student.shape or teacher.dtype != student.dtype or teacher.device != student.device:
-        raise ValueError(
-            f"teacher: expected {tuple(student.shape)} {student.dtype} on {student.device} as the student is, "
-            f"got {tuple(teacher.shape)} {teacher.dtype} on {teacher.device}"
-        )
-    for name, rows in (("kl_rows", kl_rows), ("labels", labels), ("ce_rows", ce_rows)):
-        if rows is not None and (rows.numel() != O * I or not rows.is_contiguous() or rows.device != student.device):
-            raise ValueError(
-                f"{name}: expected {O * I} contiguous numbers on {student.device}, got {tuple(rows.shape)}"
-            )
+    check(student, teacher, kl_rows, labels, ce_rows)
     device = student.device
     out = torch.empty_like(student, dtype=_written(student)) if grad else None
     if O * I == 0:
@@ -225,11 +217,7 @@ def _split(
 
 def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
     """``grad * upstream`` in a new tensor, rounded once; ``upstream`` is read by the kernel, not by the host."""
-    if upstream.dtype != torch.float32 or upstream.device != grad.device or upstream.numel() != 1:
-        raise ValueError(
-            f"upstream: expected one torch.float32 on {grad.device}, "
-            f"got {tuple(upstream.shape)} {upstream.dtype} on {upstream.device}"
-        )
+    check_upstream(grad, upstream)
     out = torch.empty_like(grad, dtype=_written(grad))
     if grad.stride() != out.stride():  # empty_like is dense; grad was not
         grad = grad.contiguous()
