@@ -1,59 +1,10 @@
-"""rkd_distance: the distance-wise loss of N points, D = 512, against its authors' formula in eager PyTorch."""
+"""rkd_distance: the distance-wise loss."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from bench import rkd_authors
-from bench.registry import Case, Inputs, OpBench, Provider, backend
+from bench import rkd, rkd_authors
 from kdx.ops import rkd_distance
 
-DEPTH = 512
-CPU = (64, 256, 1024)
-GPU = (64, 256, 1024, 4096)
-
-
-def cases(device: str) -> list[Case]:
-    return [Case(f"{n}x{DEPTH}", torch.float32, "normal", {"N": n}) for n in (CPU if device == "cpu" else GPU)]
-
-
-def make(case: Case, device: torch.device) -> Inputs:
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(case.options["N"], DEPTH, generator=generator).to(device) for _ in range(2))
-    return student.requires_grad_(), teacher
-
-
-def truth(student: Tensor, teacher: Tensor) -> Tensor:
-    """In float64, by the CPU kernel: the tests hold it to the authors' definition, and plain PyTorch takes minutes."""
-    return rkd_distance(student.cpu(), teacher.cpu(), backend="auto").to(student.device)
-
-
-def providers(device: str) -> list[Provider]:
-    names = ("triton", "cuda") if device == "cuda" else ("cpu",)
-    return [
-        Provider("eager", rkd_authors.rkd_distance),
-        *(backend("rkd_distance", name, rkd_distance) for name in names),
-    ]
-
-
-def least_bytes(case: Case, backward: bool) -> int:
-    """Both inputs read once, the gradient written once; but the work is arithmetic, so shares of a copy say little."""
-    return case.options["N"] * DEPTH * 4 * (3 if backward else 2)
-
-
-def tolerance(case: Case, provider: str) -> tuple[float, float]:
-    """Eager distances come from a Gram matrix, which loses digits; its errors stand in the row."""
-    return (2e-6, 4e-6) if provider.startswith("kdx") else (1e-4, 1e-3)
-
-
-BENCH = OpBench(
-    op="rkd_distance",
-    cases=cases,
-    make=make,
-    truth=truth,
-    providers=providers,
-    least_bytes=least_bytes,
-    tolerance=tolerance,
-    sweep=("points N", lambda case: case.options["N"]),
+BENCH = rkd.bench(
+    "rkd_distance", rkd_distance, rkd_authors.rkd_distance, cpu=(64, 256, 1024), gpu=(64, 256, 1024, 4096)
 )
