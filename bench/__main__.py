@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from bench import registry, results, students, table
+from bench import registry, results, store, students, table
 from bench.measure import copy_bandwidth
 from bench.run import run
 
@@ -38,7 +38,15 @@ def main() -> int:
     derived.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     derived.add_argument("--epochs", type=int, default=4, help="of the students")
     derived.add_argument("--draw", action="store_true", help="only draw the picture from the rows that are there")
+    cached = commands.add_parser("store", help="epochs from a teacher store against epochs with the live teacher")
+    cached.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    cached.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
     options = parser.parse_args()
+    if options.command == "store":
+        if not options.table:
+            store.run(options.seeds)
+        print(store.table())
+        return 0
     if options.command == "students":
         if options.draw:
             students.draw()
