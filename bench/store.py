@@ -1,8 +1,8 @@
 """Epochs from a teacher store against epochs with the live teacher: ``python -m bench store``.
 
-The recipe fashion-cached on one thread: 4,500 images in four views, a teacher of 220,594 parameters, a student of 9,122,
-four epochs from the same weights in the same order for every arm of a seed. Time is CPU time of the process, which other
-load on the machine lengthens less than it does the wall time.
+The recipe fashion-cached on one thread: 4,500 images in four views, a teacher of 220,594 parameters, a student of
+9,122, four epochs from the same weights in the same order for every arm of a seed. Time is CPU time of the process,
+which other load on the machine lengthens less than it does the wall time.
 """
 
 from __future__ import annotations

@@ -53,7 +53,8 @@ class ProgressBar:
         )
         if self.verbose:
             resumed = f", resumed at step {run.step}" if run.step else ""
-            self.console.print(f"{name}: {run.total_steps} steps in {run.epochs} epochs{resumed}")
+            epochs = "" if run.open_ended else f" in {run.epochs} epochs"
+            self.console.print(f"{name}: {run.total_steps} steps{epochs}{resumed}")
 
     @hookimpl
     def kdx_step_end(self, run: Run, step: int, losses: Losses) -> None:
@@ -62,7 +63,7 @@ class ProgressBar:
             fields: dict[str, Any] = {}
             if run.logs(step):
                 terms = " ".join(f"{name} {term.item():.3f}" for name, term in losses.terms.items())
-                fields["losses"] = f"epoch {run.epoch + 1}/{run.epochs}  {terms}"
+                fields["losses"] = f"epoch {_of(run, run.epoch + 1)}  {terms}"
             self._progress.update(self._task, completed=step, **fields)
 
     @hookimpl
@@ -72,7 +73,7 @@ class ProgressBar:
         if self._progress:
             self._progress.update(self._task, metrics=shown)
         if self.verbose:
-            self.console.print(f"  epoch {run.epoch}/{run.epochs}, step {run.step}: {shown}")
+            self.console.print(f"  epoch {_of(run, run.epoch)}, step {run.step}: {shown}")
 
     @hookimpl
     def kdx_run_end(self, run: Run) -> None:  # the hook's signature
@@ -80,3 +81,8 @@ class ProgressBar:
         if self._progress:
             self._progress.stop()
             self._progress = None
+
+
+def _of(run: Run, epoch: int) -> str:
+    """An epoch and, unless steps alone decide, how many there will be."""
+    return f"{epoch}" if run.open_ended else f"{epoch}/{run.epochs}"

@@ -1,0 +1,68 @@
+"""Recipes that train on a stream: tested before trained on, reported over time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import kdx
+from kdx.errors import RecipeError
+from kdx.experiment import Experiment
+from kdx.recipe import check_recipe
+from kdx.report import draw_curves
+
+RECIPE = {
+    "threads": 1,
+    "data": {"dataset": {"name": "digits"}, "validation": 100, "stream": {"phases": 5}},
+    "student": {"model": {"name": "mlp", "hidden": [16]}},
+    "scheme": {"name": "mutual"},
+    "knowledge": {"kd": {"name": "soft-targets"}},
+    "train": {"steps": 60, "batch_size": 16, "optimizer": {"name": "AdamW", "lr": 0.01}},
+}
+
+
+@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+def test_the_report_shows_what_every_model_said_about_batches_that_it_had_not_seen(tmp_path) -> None:
+    told: list[str] = []
+    summary = Experiment(check_recipe(RECIPE), tmp_path / "run", tell=told.append).run()
+    assert summary["stages"]["alone"]["steps"] == summary["stages"]["distilled"]["steps"] == 60
+    found = {name: stage["prequential"] for name, stage in summary["stages"].items()}
+    assert found["alone"].keys() == {"student"}
+    assert found["distilled"].keys() == {"peer0", "peer1"}
+    for values in found.values():
+        assert all(0.2 < value < 1 for value in values.values())  # two classes at the start, ten at the end
+    assert any(line.startswith("alone: accuracy on each batch before training on it: student") for line in told)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "distilled" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "prequential/peer0" in row] == [50, 60]
+    curves = draw_curves(tmp_path / "run", summary).axes[2]
+    assert [line.get_label() for line in curves.lines] == [
+        "student alone",
+        "distilled student: peer0",
+        "distilled student: peer1",
+    ]
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": {"batch_size": 16}}, "train.steps: a stream has no end, so give the number of steps"),
+        (
+            {
+                "scheme": {"name": "offline"},
+                "teacher": {"model": {"name": "mlp"}, "train": {"steps": 5}, "store": {"views": 1}},
+            },
+            "the views of a stream never come again",
+        ),
+    ],
+)
+def test_a_stream_recipe_that_makes_no_sense_is_refused(change, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        check_recipe(RECIPE | change)
+
+
+def test_a_teacher_that_is_trained_first_needs_its_own_number_of_steps(tmp_path) -> None:
+    recipe = check_recipe(RECIPE | {"scheme": {"name": "offline"}, "teacher": {"model": {"name": "mlp"}}})
+    with pytest.raises(RecipeError, match=r"teacher\.train\.steps: a stream has no end"):
+        kdx.run(recipe, folder=tmp_path / "run")
