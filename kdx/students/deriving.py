@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from kdx import rng
 from kdx.batch import Batch
 from kdx.capture import unwrap
 from kdx.checkpoint import export_weights
@@ -31,6 +32,8 @@ from kdx.students.width import Importance, plan_width
 __all__ = ["HOWS", "Derived", "How", "derive", "inherit"]
 
 How = Literal["width", "depth", "depthwise", "low-rank"]
+FEW = 16
+"""Students whose latency is measured one by one rather than searched."""
 HOWS: tuple[How, ...] = ("width", "depth", "depthwise", "low-rank")
 
 
@@ -171,12 +174,13 @@ def derive(
     teacher = unwrap(teacher)
     contract = Contract.of(teacher, inputs, taps)
     example = _first(inputs, rows)
-    plan = _plan(how, teacher, inputs, importance)
-    edit = plan.edit(0 if target is None else _largest(how, plan, teacher, target, example))
-    if target is None and not plan.edit(0).model_dump().get("layers"):
-        raise StudentError(f"{how} changes nothing about {type(teacher).__name__}{_obstacles(plan)}")
-    model = copying.deepcopy(teacher).requires_grad_()
-    special = edit.derive(model, inputs)
+    with rng.isolated():  # structures are tried, with weights that are drawn and thrown away
+        plan = _plan(how, teacher, inputs, importance)
+        edit = plan.edit(0 if target is None else _largest(how, plan, teacher, target, example))
+        if target is None and not plan.edit(0).model_dump().get("layers"):
+            raise StudentError(f"{how} changes nothing about {type(teacher).__name__}{_obstacles(plan)}")
+        model = copying.deepcopy(teacher).requires_grad_()
+        special = edit.derive(model, inputs)
     contract.check(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     origins = {name: special.get(name) or Origin("copied", own, own) for name, own in shapes.items()}
@@ -196,8 +200,9 @@ def inherit(config: StudentConfig | Mapping[str, Any] | str | Path, teacher: nn.
     """
     model = copying.deepcopy(unwrap(teacher)).requires_grad_()
     contract = Contract.of(model, inputs)
-    for edit in read_config(config).edits:
-        edit.derive(model, inputs)
+    with rng.isolated():
+        for edit in read_config(config).edits:
+            edit.derive(model, inputs)
     contract.check(model)
     return model
 
@@ -225,29 +230,39 @@ def _plan(how: How, teacher: nn.Module, inputs: Any, importance: Importance) -> 
 
 
 def _largest(how: How, plan: Plan, teacher: nn.Module, target: Target, example: Any) -> int:
-    """The place of the largest student within the budget, by bisection; what they cost rises with the place."""
+    """The place of the largest student within the budget.
 
-    @functools.cache
-    def cost(place: int) -> float:
-        model = copying.deepcopy(teacher)
-        plan.edit(place).build(model)
-        return _cost(model, target, example)
+    Parameters and operations rise with the place, so bisection finds it; latency need not (two thin layers may take
+    longer than a thick one), so that a few students are all measured.
+    """
+    found: dict[int, float] = {}
+
+    def within(place: int) -> bool:
+        if place not in found:
+            model = copying.deepcopy(teacher)
+            plan.edit(place).build(model)
+            found[place] = _cost(model, target, example)
+        return found[place] <= budget
 
     whole = _cost(teacher, target, example)
     budget = target.budget(whole)
-    if cost(0) > budget:
-        least = cost(0)
+    if target.kind == "latency" and plan.settings <= FEW:
+        fitting = [place for place in range(plan.settings) if within(place)]
+    else:
+        low, high = 0, plan.settings
+        while within(0) and high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if within(middle) else (low, middle)
+        fitting = [low] if within(0) else []
+    if not fitting:
+        least, most = min(found.values()), max(whole, *found.values())
         raise StudentError(
             f"{how} cannot bring {type(teacher).__name__} down to {_amount(target, budget)} "
-            f"({budget / whole:.1%} of the teacher): it reaches {_amount(target, least)} to {_amount(target, whole)}, "
-            f"that is {least / whole:.1%} to 100%{_obstacles(plan)}. Go further in another way, or derive from the "
-            "result once more; standard layers in place of a module that is kept would help too"
+            f"({budget / whole:.1%} of the teacher): it reaches {_amount(target, least)} to {_amount(target, most)}, "
+            f"that is {least / whole:.1%} to {most / whole:.0%}{_obstacles(plan)}. Go further in another way, or "
+            "derive from the result once more; standard layers in place of a module that is kept would help too"
         )
-    low, high = 0, plan.settings
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) <= budget else (low, middle)
-    return low
+    return fitting[-1]
 
 
 def _cost(model: nn.Module, target: Target, example: Any) -> float:

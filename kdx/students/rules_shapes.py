@@ -43,11 +43,14 @@ def elementwise(trace: Trace, out: Any, *args: Any, **kwargs: Any) -> bool:
     for dim in range(out.dim()):
         size = out.shape[dim]
         own: list[Ids | None] = []
+        made = False
         for tensor in tensors:
             place = dim - out.dim() + tensor.dim()
             if place >= 0 and tensor.shape[place] == size:
                 own.append(trace.of(tensor)[place])
-        trace.match("adds or multiplies channels with something of a fixed size", *own)
+                made = made or (own[-1] is not None and id(tensor) not in trace.weights)
+        # a weight beside a plain dimension, as positions beside the length, is no news
+        trace.match("adds or multiplies channels with something of a fixed size" if made else None, *own)
         labels.append(_shared(own))
     return trace.set(out, labels)
 

@@ -50,10 +50,11 @@ def test_a_student_of_a_frozen_teacher_can_be_trained(how):
 @pytest.mark.parametrize("how", HOWS)
 def test_a_student_is_the_largest_within_its_budget_and_the_teacher_is_untouched(how):
     model = teacher().train()
-    before = copy.deepcopy(model.state_dict())
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     derived = derive(model, GREY, how=how, params="45%")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert parameters(derived.model) <= 0.45 * parameters(model)
     share = count_flops(derive(model, GREY, how=how, flops="45%").model, GREY) / count_flops(model, GREY)
@@ -81,6 +82,23 @@ def test_a_budget_of_latency_is_met_by_what_is_measured(monkeypatch):
     assert parameters(teacher()) in measured
     with pytest.raises(StudentError, match=r"down to 0\.105 ms .*: it reaches 3.63 ms to 10.5 ms"):
         derive(teacher(), GREY, how="depth", latency="1%")
+
+
+def test_a_smaller_student_that_takes_longer_is_passed_over(monkeypatch):
+    import kdx.students.deriving as module
+
+    times = {0: 3.0, 1: 1.0, 2: 2.0}  # by the number of replaced convolutions; measured in another order than sized
+
+    def measure(model, example, **_):
+        pairs = sum(name.endswith("pointwise") for name, _ in model.named_modules())
+        return Cost(0, 0, 0, times.get(pairs, 4.0), 0.1)
+
+    monkeypatch.setattr(module, "measure_cost", measure)
+    net = kdx.make("model", "convnet", width=4)  # three can be replaced
+    assert len(derive(net, GREY, how="depthwise", latency="40%").edit.layers) == 1
+    assert len(derive(net, GREY, how="depthwise", latency="70%").edit.layers) == 1
+    with pytest.raises(StudentError, match=r"it reaches 1 ms to 4 ms, that is 33\.3% to 133%"):
+        derive(net, GREY, how="depthwise", latency="10%")
 
 
 def test_the_table_shows_what_both_cost_and_where_weights_come_from():
