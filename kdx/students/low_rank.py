@@ -17,6 +17,8 @@ __all__ = ["LowRank", "plan_low_rank"]
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 FINEST = 128
+LEAST = 8
+"""The least rank that is planned: one below is a bottleneck for everything behind it (a classifier of rank 1, say)."""
 
 
 class LowRank(Edit):
@@ -63,7 +65,10 @@ class LowRank(Edit):
 
 
 def plan_low_rank(model: nn.Module, inputs: Any) -> Plan:
-    """Ranks as shares of each layer's full rank, in 128 steps; a layer that a rank would not make smaller stays."""
+    """Ranks as shares of each layer's full rank, at most 128, each at least 8.
+
+    A layer that its rank would not make smaller stays.
+    """
     tied = is_tied(model)
     inside = {f"{name}.out_proj" for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)}
     modules = dict(model.named_modules())
@@ -82,7 +87,7 @@ def plan_low_rank(model: nn.Module, inputs: Any) -> Plan:
             layers[name] = module.weight
 
     def ranks(share: float) -> dict[str, int]:
-        chosen = {name: max(1, round(share * _full_rank(weight))) for name, weight in layers.items()}
+        chosen = {name: max(LEAST, round(share * _full_rank(weight))) for name, weight in layers.items()}
         return {name: rank for name, rank in chosen.items() if _saves(layers[name], rank)}
 
     widest = max((_full_rank(weight) for weight in layers.values()), default=1)

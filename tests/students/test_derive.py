@@ -51,17 +51,17 @@ def test_a_student_of_a_frozen_teacher_can_be_trained(how):
 def test_a_student_is_the_largest_within_its_budget_and_the_teacher_is_untouched(how):
     model = teacher().train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    derived = derive(model, GREY, how=how, params="45%")
+    derived = derive(model, GREY, how=how, params="60%")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    assert parameters(derived.model) <= 0.45 * parameters(model)
-    share = count_flops(derive(model, GREY, how=how, flops="45%").model, GREY) / count_flops(model, GREY)
-    assert share <= 0.45
+    assert parameters(derived.model) <= 0.6 * parameters(model)
+    share = count_flops(derive(model, GREY, how=how, flops="75%").model, GREY) / count_flops(model, GREY)
+    assert share <= 0.75
     if how in ("width", "low-rank"):  # fine steps
-        assert parameters(derived.model) > 0.38 * parameters(model)
-        assert share > 0.35
+        assert parameters(derived.model) > 0.5 * parameters(model)
+        assert share > 0.6
     assert derived.model.training
 
 
