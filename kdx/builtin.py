@@ -190,8 +190,32 @@ def kdx_schemes() -> Iterable[Spec]:
         Spec(
             "mutual",
             "kdx.schemes.mutual:Mutual",
-            "peers teach each other, simultaneous updates",
+            "peers teach each other, in one step or in turn",
             "Zhang et al. 2018, arXiv:1706.00384",
+        ),
+        Spec(
+            "online",
+            "kdx.schemes.online:Online",
+            "a larger teacher and a student are trained together, one way",
+            "Gou et al. 2021, arXiv:2006.05525, section 3.2",
+        ),
+        Spec(
+            "one",
+            "kdx.schemes.one:ONE",
+            "the gated ensemble of a network's branches teaches each of them",
+            "Lan et al. 2018, arXiv:1806.04606",
+        ),
+        Spec(
+            "kdcl",
+            "kdx.schemes.kdcl:KDCL",
+            "peers that see different views learn from their ensemble",
+            "Guo et al. 2020, CVPR",
+        ),
+        Spec(
+            "multi-teacher",
+            "kdx.schemes.multi_teacher:MultiTeacher",
+            "several trained teachers, with different knowledge from each",
+            "You et al. 2017, doi:10.1145/3097983.3098135",
         ),
         Spec(
             "byot",

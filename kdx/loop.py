@@ -119,11 +119,7 @@ def fit(
     accelerator = _accelerator(mixed_precision, device)
     open_ended = epochs is None and steps is not None
     epochs, total_steps = _length(train, epochs, steps, accumulate)
-    if compile and (log_gradients or any(isinstance(weight, Balanced) for weight in scheme.weights.values())):
-        raise ValueError(
-            "gradients of single terms cannot be measured with compile=True; leave log_gradients and "
-            "balanced weights, or compile=True, out"
-        )
+    _check(scheme, accelerator, compile=compile, log_gradients=log_gradients)
     run = Run(scheme, None if folder is None else Path(folder), epochs, total_steps, log_every, open_ended=open_ended)
     tests = _tests(scheme, accelerator) if prequential else None
 
@@ -150,11 +146,15 @@ def fit(
             watchers.configure(run)
             while run.goes_on:
                 for window in _epoch(run, stream, accumulate, tests):
-                    losses = _backward(accelerator, engine, _measured(forward, run, log_gradients), window)
-                    if clip_grad_norm is not None:
-                        accelerator.clip_grad_norm_(trained, clip_grad_norm)
-                    prepared_optimizer.step()
-                    prepared_optimizer.zero_grad()
+                    phases = []
+                    for _ in _phases(scheme):
+                        measured = _measured(forward, run, log_gradients)
+                        phases.append(_backward(accelerator, engine, measured, window))
+                        if clip_grad_norm is not None:
+                            accelerator.clip_grad_norm_(trained, clip_grad_norm)
+                        prepared_optimizer.step()
+                        prepared_optimizer.zero_grad()  # to None: the others' state stands still in the next phase
+                    losses = Losses.joined(phases)
                     if scheduler and not accelerator.optimizer_step_was_skipped:
                         scheduler.step("step")
                     run.step += 1
@@ -194,6 +194,19 @@ def _accelerator(mixed_precision: str, device: str) -> Accelerator:
     # Accelerate keeps one state per process and refuses another precision or device; runs here follow one another
     AcceleratorState._reset_state(reset_partial_state=True)
     return Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
+
+
+def _check(scheme: Scheme, accelerator: Accelerator, *, compile: bool, log_gradients: int | None) -> None:
+    if compile and (log_gradients or any(isinstance(weight, Balanced) for weight in scheme.weights.values())):
+        raise ValueError(
+            "gradients of single terms cannot be measured with compile=True; leave log_gradients and "
+            "balanced weights, or compile=True, out"
+        )
+    if scheme.phases > 1 and accelerator.num_processes > 1:
+        raise ValueError(
+            f"{type(scheme).__name__} trains its parts in turn, and data parallelism waits for gradients of all; use "
+            "one process, or simultaneous updates"
+        )
 
 
 def _set_up(scheme: Scheme, train: Iterable[Any], device: torch.device) -> None:
@@ -264,6 +277,12 @@ def _epoch(run: Run, stream: Stream, accumulate: int, tests: Prequential | None)
         )
 
 
+def _phases(scheme: Scheme) -> Iterator[int]:
+    for phase in range(scheme.phases):
+        scheme.phase = phase
+        yield phase
+
+
 def _backward(accelerator: Accelerator, engine: Any, forward: Callable[[Batch], Losses], window: list[Batch]) -> Losses:
     """Accumulates the gradient of one optimizer step and returns its losses, detached."""
     if len(window) == 1:
@@ -285,7 +304,7 @@ def _backward(accelerator: Accelerator, engine: Any, forward: Callable[[Batch], 
 
 
 def _measured(forward: Callable[[Batch], Losses], run: Run, log_gradients: int | None) -> Callable[[Batch], Losses]:
-    """``forward`` that also measures each term's gradient, on the first micro-batch of a step in which that is due."""
+    """``forward`` that also measures each term's gradient, on the first micro-batch of a phase in which that is due."""
     scheme, step = run.scheme, run.step + 1
     changing = {name: weight for name, weight in scheme.weights.items() if not isinstance(weight, float)}
     logged = bool(log_gradients) and step % (log_gradients or 1) == 0
@@ -293,9 +312,13 @@ def _measured(forward: Callable[[Batch], Losses], run: Run, log_gradients: int |
     if not logged and not balanced:
         return forward
 
+    done = False
+
     def measure(batch: Batch) -> Losses:
+        nonlocal done
         losses = forward(batch)
-        if not any(name.startswith("grad/") for name in run.extra):
+        if not done:
+            done = True
             students = [parameter for student in scheme.students.values() for parameter in student.parameters()]
             found = term_gradients(losses, students)
             if balanced:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -32,6 +33,17 @@ class Losses(NamedTuple):
         for term in rest:
             total = total + term
         return cls(total, terms)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Losses]) -> Losses:
+        """The losses of the phases of one step; terms of one name are added."""
+        if len(parts) == 1:
+            return parts[0]
+        terms: dict[str, Tensor] = {}
+        for part in parts:
+            for name, term in part.terms.items():
+                terms[name] = terms[name] + term if name in terms else term
+        return cls.of(terms)
 
     def detach(self) -> Losses:
         """The same numbers without their graph."""

@@ -118,6 +118,8 @@ class Teacher(_Section):
     batch_statistics: bool = Field(
         False, description="normalise by the batch while teaching, as OFD wants it; its running statistics stay"
     )
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="what it computes in while teaching")
+    device: Literal["cpu"] | None = Field(None, description="cpu keeps a large teacher off the GPU while teaching")
     reuse: bool = Field(
         True,
         description="take the weights of a teacher trained before from .teachers beside the run's folder, if its "
@@ -307,7 +309,17 @@ def check_recipe(values: Any, where: str = "recipe") -> Recipe:
 
 SUPPLIED = {
     "scheme": frozenset(
-        {"student", "teacher", "teachers", "peers", "task", "knowledge", "student_output", "teacher_output"}
+        {
+            "student",
+            "teacher",
+            "teachers",
+            "peers",
+            "task",
+            "knowledge",
+            "qualities",
+            "student_output",
+            "teacher_output",
+        }
     ),
     "dataset": frozenset({"split"}),
     "model": frozenset({"num_classes", "input_shape"}),

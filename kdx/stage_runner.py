@@ -23,6 +23,7 @@ from kdx.experiment_plan import ref_of, train_of
 from kdx.flops import count_flops
 from kdx.loop import fit
 from kdx.recipe import Component, KnowledgeTerm, Recipe
+from kdx.recipe import Teacher as TeacherSection
 from kdx.registry import default_plugins
 from kdx.run_state import Run
 from kdx.schemes.base import Scheme
@@ -35,6 +36,7 @@ from kdx.teachers import Frozen, Teacher
 
 __all__ = ["StageRunner", "read_json", "write_json"]
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RESULT, MODEL, START = "result.json", "model.json", "start.safetensors"
 SMOOTHING = 0.1
 """Of the control with smoothed labels; Szegedy et al. 2016 and most work since."""
@@ -195,6 +197,8 @@ class StageRunner:
             given["teacher"] = self._teachers(stage, along=target.trains_teacher, only_first=True)["teacher"]
         if "teachers" in wants:
             given["teachers"] = self._teachers(stage, along=target.trains_teacher)
+        if "qualities" in wants:
+            given["qualities"] = {name: self.quality(name) for name in stage.teachers}
         scheme: Scheme = target(**given, **component.options)
         return scheme
 
@@ -230,8 +234,7 @@ class StageRunner:
                 folder = self.folder / name
                 teachers[key] = stored_teacher(self.recipe, self.data.few, self.model(name), name, folder, self.tell)
             else:
-                train_mode = section is not None and section.batch_statistics
-                teachers[key] = Frozen(self.model(name), train_mode=train_mode)
+                teachers[key] = _frozen(self.model(name), section)
         return teachers
 
     def _train(self, stage: Stage, scheme: Scheme, weights: Path) -> dict[str, Any]:
@@ -294,6 +297,13 @@ class StageRunner:
             resume=True,
             observers=self.observers,
         )
+
+
+def _frozen(model: nn.Module, section: TeacherSection | None) -> Frozen:
+    if section is None:
+        return Frozen(model)
+    dtype = DTYPES[section.dtype] if section.dtype else None
+    return Frozen(model, train_mode=section.batch_statistics, dtype=dtype, device=section.device)
 
 
 def _named(component: Component) -> dict[str, Any]:

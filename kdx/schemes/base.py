@@ -45,6 +45,13 @@ class Scheme(nn.Module, ABC):
     trains_teacher: ClassVar[bool] = False
     """Whether the teacher is trained along; an experiment then hands over a new model and no stage trains it first."""
 
+    phases: int = 1
+    """Forward, backward and optimizer step that :func:`kdx.fit` takes for each batch (each window of micro-batches)."""
+
+    phase: int = 0
+    """Which of them runs now. Parameters that its losses do not reach get no gradient, so that no optimizer of torch
+    moves them."""
+
     def __init__(self, *, task: Task = cross_entropy, knowledge: KnowledgeTerms | None = None) -> None:
         super().__init__()
         self.task_weight, self.task = _task(task)

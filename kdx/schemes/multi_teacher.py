@@ -1,0 +1,77 @@
+"""Several teachers, with different knowledge from each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from kdx.losses import cross_entropy
+from kdx.schemes.base import KnowledgeTerms, Task
+from kdx.schemes.offline import Offline
+from kdx.teachers import Ensemble, Teacher
+
+__all__ = ["MultiTeacher"]
+
+
+class MultiTeacher(Offline):
+    """Several trained teachers teach one student; every component says whose knowledge it reads.
+
+    Total: ``w_task * task(z_s, y) + sum_k w_k * knowledge_k(student, teachers)``. The tap ``logits`` on the teacher's
+    side is the combination of all teachers (:class:`kdx.teachers.Ensemble`), ``<name>/<tap>`` what one of them gives::
+
+        knowledge:
+          kd: {name: soft-targets, temperature: 4.0}                                    # of all
+          hint: {name: hint, student: stage1, teacher: large/stage2}                    # the layers of one
+          rkd: {name: rkd, student: avgpool, teacher: wide/avgpool}                     # the relations of another
+
+    Args:
+        student: the model to train.
+        teachers: name -> trained model, held frozen, or :class:`kdx.teachers.Teacher`; at least two.
+        task: see :class:`kdx.Scheme`.
+        knowledge: see :class:`kdx.Scheme`.
+        weights: ``"equal"``; ``"validation"``, in proportion to ``qualities``; ``"confidence"``, in each row by the
+            teacher's cross-entropy with the label; or name -> number.
+        over: what is combined, ``"logits"`` or ``"probabilities"`` softened at ``temperature``.
+        temperature: T of the combined probabilities; that of the soft targets.
+        qualities: name -> metric on held-out rows, which an experiment fills in.
+        student_output: see :class:`kdx.capture.Taps`.
+
+    Raises:
+        ValueError: fewer than two teachers, or weights that do not fit them.
+        CaptureError: a tap that no teacher has.
+
+    Papers: You et al., Learning from Multiple Teacher Networks, KDD 2017, https://doi.org/10.1145/3097983.3098135;
+    for ``"confidence"`` Zhang et al., ICASSP 2022, https://arxiv.org/abs/2201.00007.
+
+    Example:
+        >>> import torch, kdx
+        >>> teachers = {"one": nn.Linear(3, 2), "two": nn.Linear(3, 2)}
+        >>> knowledge = {"all": kdx.SoftTargets(4.0), "two": kdx.SoftTargets(4.0, teacher="two/logits")}
+        >>> scheme = MultiTeacher(nn.Linear(3, 2), teachers, knowledge=knowledge, weights={"one": 2.0, "two": 1.0})
+        >>> sorted(scheme((torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))).terms)
+        ['all', 'task', 'two']
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module | Teacher],
+        *,
+        task: Task = cross_entropy,
+        knowledge: KnowledgeTerms | None = None,
+        weights: Literal["equal", "validation", "confidence"] | Mapping[str, float] = "equal",
+        over: Literal["logits", "probabilities"] = "logits",
+        temperature: float = 1.0,
+        qualities: Mapping[str, float] | None = None,
+        student_output: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        if any(teacher is student for teacher in teachers.values()):
+            raise ValueError("the student is one of the teachers, which would be trained. Pass a copy")
+        if weights == "validation":
+            if qualities is None:
+                raise ValueError("weights='validation' needs qualities: a metric on held-out rows for each teacher")
+            weights = qualities
+        combined = Ensemble(teachers, weights=weights, over=over, temperature=temperature)
+        super().__init__(student, combined, task=task, knowledge=knowledge, student_output=student_output)

@@ -1,0 +1,120 @@
+"""Online distillation: teacher and student are trained together, end to end."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.batch import Batch
+from kdx.capture import Taps
+from kdx.losses import Losses, cross_entropy
+from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, evaluating, naming, setup_components
+from kdx.teachers import Live, Teacher
+
+__all__ = ["Online"]
+
+
+class Online(Scheme):
+    """A larger teacher and a student learn at the same time; the student also from what the teacher knows by now.
+
+    Total: ``v * task(z_t, y) + w * task(z_s, y) + sum_k w_k * knowledge_k(student, stop_gradient(teacher))``, v the
+    ``teacher_task``, w the task's weight. The teacher learns from the labels alone and each model is run once a step:
+    no gradient passes from the student to the teacher. Adam and the like give the teacher the same step for any v; with
+    SGD it scales its learning rate.
+
+    Both are evaluated after each epoch and exported, the student first, as ``student`` and ``teacher``. There is no
+    first stage to wait for, so that this is the scheme for data that keep coming: train on a loader without length and
+    give ``steps`` to :func:`kdx.fit`.
+
+    Args:
+        student: the model that is wanted.
+        teacher: a new or trained model, or a :class:`kdx.teachers.Live` one.
+        task: see :class:`kdx.Scheme`; its weight is the student's.
+        knowledge: see :class:`kdx.Scheme`.
+        teacher_task: weight v > 0 of the teacher's own task loss.
+        student_output: see :class:`kdx.capture.Taps`.
+        teacher_output: the same for the teacher.
+
+    Raises:
+        ValueError: one module as both, no task, or ``teacher_task`` not above 0: the teacher would learn nothing.
+        CaptureError: a component taps a layer that the student or the teacher does not have.
+
+    Paper: online distillation as in Gou et al., Knowledge Distillation: A Survey, IJCV 2021, section 3.2,
+    https://arxiv.org/abs/2006.05525.
+
+    Example:
+        >>> import torch, kdx
+        >>> student, teacher = torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Linear(8, 2))
+        >>> online = Online(student, teacher, knowledge={"kd": kdx.SoftTargets(4.0)})
+        >>> list(online((torch.ones(4, 3), torch.zeros(4, dtype=torch.int64))).terms)
+        ['task', 'kd', 'teacher/task']
+    """
+
+    trains_teacher = True
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Live,
+        *,
+        task: Task = cross_entropy,
+        knowledge: KnowledgeTerms | None = None,
+        teacher_task: float = 1.0,
+        student_output: Callable[[Any], Tensor] | None = None,
+        teacher_output: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        super().__init__(task=task, knowledge=knowledge)
+        if isinstance(teacher, Teacher) and not isinstance(teacher, Live):
+            raise TypeError(
+                f"teacher must be a model or a Live teacher, which is trained along; got {type(teacher).__name__}"
+            )
+        live = teacher if isinstance(teacher, Live) else Live(teacher, output=teacher_output)
+        if live.model is student:
+            raise ValueError("student and teacher are one module; pass two")
+        if self.task is None or not teacher_task > 0:
+            raise ValueError(f"the teacher learns from its task: give task, and teacher_task > 0, got {teacher_task}")
+        self.student = student
+        self.teacher = live
+        self.teacher_task = float(teacher_task)
+        self._taps = Taps(student, output=student_output)
+        for name, component in self.components.items():
+            with naming(name):
+                self._taps.add(component.student_taps)
+                self.teacher.tap(component.teacher_taps)
+
+    @property
+    @override
+    def students(self) -> dict[str, nn.Module]:
+        return {"student": self.student, "teacher": self.teacher.model}
+
+    @override
+    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
+        return self._taps.output if student == "student" else self.teacher.output
+
+    @override
+    def setup(self, batch: Batch | Any) -> None:
+        batch = Batch.of(batch)
+        with evaluating(self.student, self.teacher):
+            setup_components(
+                self.components.values(),
+                functools.partial(self._taps, batch.inputs),
+                functools.partial(self.teacher, batch),
+            )
+
+    @override
+    def forward(self, batch: Batch | Any) -> Losses:
+        batch = Batch.of(batch)
+        check_ready(self.components)
+        teacher, student = self.teacher.captured(batch), self._taps(batch.inputs)
+        task = self.task_term(student, batch)
+        terms = {} if task is None else {"task": task}
+        terms |= self.knowledge_terms(self.components, student, teacher.detach(), batch)
+        assert self.task is not None  # checked in __init__
+        if batch.targets is None:
+            raise ValueError("the teacher learns from its task but the batch has no targets; give targets")
+        terms["teacher/task"] = self.teacher_task * self.task(teacher.logits, batch.targets)
+        return Losses.of(terms)

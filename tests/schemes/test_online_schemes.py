@@ -1,0 +1,203 @@
+"""What every scheme of several learners owes: it trains, resumes exactly, exports what it says, shares nothing."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, TensorDataset
+
+import kdx
+from kdx.datasets import View
+from kdx.errors import Interrupted
+from kdx.hookspecs import hookimpl
+from kdx.models import ConvNet
+from kdx.registry import Plugins
+
+LAYERS = {"student": "stage2", "teacher": "stage2"}
+PAIRS = {"student": ("stage2", "stage3"), "teacher": ("stage2", "stage3")}
+EMBEDDING = {"student": "avgpool", "teacher": "avgpool"}
+COMPONENTS: dict[str, dict[str, Any]] = {
+    "logit-standardisation": {"around": kdx.SoftTargets(2.0)},
+    "rkd": EMBEDDING,
+    "sp": LAYERS,
+    "pkt": EMBEDDING,
+    "cc": EMBEDDING,
+    "irg": PAIRS | {"transform": "edge"},
+    "fsp": PAIRS,
+    "hint": LAYERS,
+    "attention-transfer": LAYERS,
+    "nst": LAYERS,
+    "vid": LAYERS,
+    "ofd": LAYERS,
+    "review-kd": PAIRS,
+    "crd": EMBEDDING | {"negatives": 8},
+    "semckd": PAIRS,
+}
+"""Options of the components that need some."""
+OWN = Plugins(entries=(), blocked=(), trace=False).components("knowledge").keys() - {
+    "simkd"
+}  # which has its own scheme
+
+
+def model(width: int = 4) -> ConvNet:
+    return ConvNet(width=width, stages=3, num_classes=3, input_shape=(1, 8, 8))
+
+
+Terms = dict[str, Any] | None
+SCHEMES: dict[str, Callable[[Terms], kdx.Scheme]] = {
+    "online": lambda terms: kdx.make("scheme", "online", model(), model(6), knowledge=terms or kd()),
+    "mutual": lambda terms: kdx.Mutual([model(), model(6)], knowledge=terms or kd()),
+    "mutual in turn": lambda terms: kdx.Mutual([model(), model(6)], knowledge=terms or kd(), updates="alternating"),
+    "one": lambda terms: kdx.make("scheme", "one", model(), split="stage1", branches=2, knowledge=terms),
+    "one, ensemble": lambda terms: kdx.make(
+        "scheme", "one", model(), split="stage1", branches=2, knowledge=terms, export="ensemble"
+    ),
+    "kdcl": lambda terms: kdx.make("scheme", "kdcl", [model(), model(6)], knowledge=terms, shift=1),
+    "multi-teacher": lambda terms: kdx.make(
+        "scheme", "multi-teacher", model(), {"a": model(6), "b": model(4)}, knowledge=terms or kd()
+    ),
+}
+STUDENTS = {
+    "online": ["student", "teacher"],
+    "mutual": ["peer0", "peer1"],
+    "mutual in turn": ["peer0", "peer1"],
+    "one": ["student"],
+    "one, ensemble": ["ensemble"],
+    "kdcl": ["peer0", "peer1"],
+    "multi-teacher": ["student"],
+}
+every_scheme = pytest.mark.parametrize("name", SCHEMES)
+every_training = pytest.mark.parametrize("name", [name for name in SCHEMES if name != "one, ensemble"])  # as "one"
+
+
+def kd() -> Terms:
+    return {"kd": kdx.SoftTargets(2.0)}
+
+
+def make(name: str, terms: Terms = None, seed: int = 0) -> kdx.Scheme:
+    torch.manual_seed(seed)
+    return SCHEMES[name](terms)
+
+
+@pytest.fixture
+def data(images) -> DataLoader:
+    return DataLoader(View(TensorDataset(*images)), 16, shuffle=True)
+
+
+class StopAt:
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @hookimpl
+    def kdx_step_end(self, step) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+@every_training
+def test_a_run_stopped_anywhere_ends_bitwise_where_the_unbroken_one_ends(name, data, tmp_path) -> None:
+    def run(folder: Path, **options) -> tuple[kdx.Scheme, Any]:
+        layer = {"student": "stage2", "teacher": "b/stage2" if name == "multi-teacher" else "stage2"}
+        terms = kd() | {"hint": (0.1, kdx.Hint(**layer))}
+        scheme = make(name, terms)
+        done = kdx.fit(scheme, data, epochs=2, seed=5, device="cpu", folder=folder, log_every=1, **options)
+        return scheme, done
+
+    unbroken, whole = run(tmp_path / "unbroken")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "broken", observers=[StopAt(8)])  # amid the second epoch
+    torch.manual_seed(99)
+    resumed, rest = run(tmp_path / "broken", resume=True)
+    assert rest.step == whole.step
+    assert unbroken.state_dict().keys() == resumed.state_dict().keys()
+    for key, value in tensors(unbroken).items():
+        assert tensors(resumed)[key].equal(value), key
+
+
+@every_training
+def test_twenty_steps_lower_the_task_loss_of_every_learner(name, data) -> None:
+    scheme = make(name)
+    batch = next(iter(data))
+    scheme.setup(batch)
+
+    def tasks() -> dict[str, float]:
+        scheme.eval()
+        with torch.no_grad():
+            parts = []
+            for phase in range(scheme.phases):
+                scheme.phase = phase
+                parts.append(scheme(batch))
+        return {key: term.item() for key, term in kdx.Losses.joined(parts).terms.items() if key.endswith("task")}
+
+    before = tasks()
+    kdx.fit(scheme, data, steps=20, optimizer={"name": "AdamW", "lr": 0.01}, schedule=None, device="cpu")
+    after = tasks()
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert after[key] < 0.9 * value, key
+
+
+@every_scheme
+def test_what_is_exported_is_the_plain_model_and_answers_alike(name, data, images, tmp_path) -> None:
+    scheme = make(name)
+    kdx.fit(scheme, data, epochs=1, evaluate=data, device="cpu", folder=tmp_path)
+    assert list(scheme.students) == STUDENTS[name]
+    assert sorted(path.stem for path in tmp_path.glob("*.safetensors")) == STUDENTS[name]
+    if name == "one, ensemble":
+        plain: torch.nn.Module = copy.deepcopy(scheme.ensemble)
+    else:
+        plain = model()  # the first student: no gate, no branch, no adapter
+    plain.load_state_dict(load_file(tmp_path / f"{STUDENTS[name][0]}.safetensors"))
+    inside = scheme.students[STUDENTS[name][0]]
+    assert plain.eval()(images[0]).equal(inside.eval()(images[0]))
+
+
+@every_training
+def test_two_instances_share_no_state_and_copies_pickle(name, data) -> None:
+    first, second = make(name), make(name)
+    kdx.fit(first, data, steps=3, device="cpu")
+    untouched = make(name)
+    for key, value in tensors(second).items():
+        assert value.equal(tensors(untouched)[key]), key
+    batch = next(iter(data))
+    first.eval()
+    for other in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert other(batch).total.equal(first(batch).total)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.add_(1.0)
+        assert not torch.isclose(other(batch).total, first(batch).total)
+
+
+@pytest.mark.parametrize("component", sorted(OWN))
+def test_every_component_composes_with_every_scheme(component, data) -> None:
+    batch = next(iter(data))
+    for name in STUDENTS.keys() - {"one, ensemble"}:
+        options = dict(COMPONENTS.get(component, {}))
+        if name == "multi-teacher" and "teacher" in options:
+            taps = options["teacher"]
+            options["teacher"] = f"a/{taps}" if isinstance(taps, str) else tuple(f"a/{tap}" for tap in taps)
+        scheme = make(name, {"own": kdx.make("knowledge", component, **options)})
+        scheme.dataset_size(96)
+        scheme.setup(batch)
+        scheme.train()
+        losses = scheme(batch)
+        losses.total.backward()
+        own = [term for key, term in losses.terms.items() if key.rpartition("/")[2] == "own"]
+        assert own, name
+        assert all(torch.isfinite(term) for term in own), name
+        first = next(iter(scheme.students.values()))
+        assert all(p.grad is None or torch.isfinite(p.grad).all() for p in first.parameters()), name
