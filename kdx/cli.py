@@ -253,9 +253,12 @@ def cache_outputs(
 
 
 @app.command("plugins", epilog="Example:  kdx plugins --json")
-def list_plugins(as_json: Json = False) -> None:
+def list_plugins(
+    timings: Annotated[bool, typer.Option("--timings", help="Slowest import first; name what makes it slow.")] = False,
+    as_json: Json = False,
+) -> None:
     """List the plugin packages: what they provide, and why a broken one was left out."""
-    from kdx.registry import KINDS, default_plugins
+    from kdx.registry import KINDS, SLOW, default_plugins
 
     plugins = default_plugins()
     provides: dict[str, list[str]] = {}
@@ -267,10 +270,16 @@ def list_plugins(as_json: Json = False) -> None:
     if as_json:
         _print_json(rows)
         return
-    for row in rows:
+    for row in sorted(rows, key=lambda row: -row["seconds"]) if timings else rows:
         typer.echo(f"{row['name']}  {row['distribution']} {row['version']}  {row['status']}".rstrip())
         provided = row["cause"] or f"{len(row['components'])} components"
         typer.echo(f"    {provided}; import took {row['seconds']:.3f} s")
+        if timings and row["seconds"] >= SLOW:
+            blame = f"it imports {', '.join(row['heavy'])}" if row["heavy"] else "it does too much when it is imported"
+            typer.echo(
+                f"    slow: every kdx command waits for it; {blame}. A module of hooks names components as import "
+                "strings and imports nothing else"
+            )
 
 
 @app.command("new-plugin", epilog="Example:  kdx new-plugin kdx-my-loss --kind knowledge")

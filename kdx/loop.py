@@ -181,10 +181,11 @@ def fit(
     except PluginError:
         state.save()  # an observer failed, the run did not
         raise
+    else:
+        state.finish()
     finally:
         accelerator.unwrap_model(engine, keep_fp32_wrapper=False)
         watchers.run_end(run)
-    state.finish()
     return run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -27,13 +28,17 @@ _EVENTS = ("kdx_configure", "kdx_step_end", "kdx_evaluated", "kdx_run_end")
 
 
 class Observers:
-    """Tells plugins first, then the given observers in their order, what happens in one run.
+    """Tells plugins first, in the order of their names, then the given observers in theirs, what happens in one run.
+
+    An observer that raises ends the run with a `PluginError` that names it; :func:`kdx.fit` writes a checkpoint first.
+    Of a run's end everyone is told, whoever raises; an error there never hides the one that ended the run.
 
     Args:
         extra: objects (or modules) with methods marked by ``kdx.hookimpl``.
 
     Raises:
-        PluginError: an observer implements an unknown hook, or asks for an argument the hook does not have.
+        PluginError: an observer implements an unknown hook, asks for an argument the hook does not have, or is a
+            wrapper around other observers.
     """
 
     def __init__(self, extra: Iterable[object]) -> None:
@@ -48,14 +53,21 @@ class Observers:
         # pluggy calls the last registered first
         for position, observer in reversed(list(enumerate(extra, start=1))):
             self._register(observer, f"{type(observer).__name__} (number {position})")
-        for name, plugin in watching.items():
-            self._register(plugin, name)
+        for name in sorted(watching, reverse=True):
+            self._register(watching[name], name)
 
     def _register(self, plugin: object, name: str) -> None:
         try:
             self._manager.register(plugin, name)
         except pluggy.PluginValidationError as error:
             raise PluginError(f"observer {name!r} cannot be used: {error}") from error
+        for event in _EVENTS:
+            for implementation in getattr(self._manager.hook, event).get_hookimpls():
+                if implementation.hookwrapper or implementation.wrapper:
+                    raise PluginError(
+                        f"observer {implementation.plugin_name!r} is a wrapper in {event}; observers are told one "
+                        "after the other and cannot wrap each other, take wrapper=True out"
+                    )
 
     def configure(self, run: Run) -> None:
         """The run is about to start."""
@@ -71,18 +83,35 @@ class Observers:
 
     def run_end(self, run: Run) -> None:
         """The run has ended, for whatever reason."""
-        self._tell("kdx_run_end", run=run)
+        failed: list[PluginError] = []
+        ended_by = sys.exception()
+        for implementation in self._in_order("kdx_run_end"):
+            try:
+                self._call(implementation, "kdx_run_end", {"run": run})
+            except PluginError as error:
+                failed.append(error)
+        if failed and ended_by is None:
+            raise failed[0]
+        for each in failed:
+            assert ended_by is not None
+            ended_by.add_note(str(each))
 
     def _tell(self, event: str, **arguments: Any) -> None:
-        for implementation in reversed(getattr(self._manager.hook, event).get_hookimpls()):
-            try:
-                implementation.function(*(arguments[name] for name in implementation.argnames))
-            except PluginError:
-                raise
-            except Exception as error:
-                raise PluginError(
-                    f"observer {implementation.plugin_name!r} failed in {event}: {type(error).__name__}: {error}"
-                ) from error
+        for implementation in self._in_order(event):
+            self._call(implementation, event, arguments)
+
+    def _in_order(self, event: str) -> list[Any]:
+        return list(reversed(getattr(self._manager.hook, event).get_hookimpls()))
+
+    def _call(self, implementation: Any, event: str, arguments: Mapping[str, Any]) -> None:
+        try:
+            implementation.function(*(arguments[name] for name in implementation.argnames))
+        except PluginError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"observer {implementation.plugin_name!r} failed in {event}: {type(error).__name__}: {error}"
+            ) from error
 
 
 class MetricsLog:

@@ -10,6 +10,7 @@ import functools
 import importlib
 import inspect
 import os
+import re
 import sys
 import time
 import warnings
@@ -20,7 +21,7 @@ from typing import Any, Literal, get_args
 
 import pluggy
 
-from kdx import hookspecs
+from kdx import __version__, hookspecs
 from kdx.errors import PluginError, PluginWarning, UnknownNameError, nearest
 from kdx.hookspecs import PROJECT, Spec
 
@@ -37,6 +38,10 @@ _HOOK = {
     "op": "kdx_ops",
 }
 BUILTIN = "kdx-builtin"
+SLOW = 0.2
+"""Seconds from which on the import of a plugin is slow: it makes every ``kdx`` command wait."""
+_HEAVY = ("torch", "numpy", "accelerate", "transformers", "matplotlib", "pydantic")
+_OTHER_VERSION = f"; or it was built for another version of kdx than {__version__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class PluginInfo:
         status: ``"loaded"``, ``"blocked"`` or ``"broken"``.
         cause: why it is broken, else None.
         seconds: time its import took.
+        heavy: large packages that its import pulled in, which no plugin needs to list its components.
     """
 
     name: str
@@ -69,6 +75,7 @@ class PluginInfo:
     status: Literal["loaded", "blocked", "broken"] = "loaded"
     cause: str | None = None
     seconds: float = 0.0
+    heavy: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -203,30 +210,44 @@ class Plugins:
             info.status = "blocked"
             self.infos.append(info)
             return
-        start = time.perf_counter()
+        if unmet := _unmet(entry):
+            self.infos.append(info)
+            self._broken(info, unmet, None, strict=self.strict)
+            return
+        start, before = time.perf_counter(), set(_HEAVY) & sys.modules.keys()
         try:
             plugin = entry.load()
         except (Exception, SystemExit) as error:
             self.infos.append(info)
-            self._broken(info, f"{type(error).__name__}: {error}", error, strict=self.strict)
+            self._broken(info, f"{type(error).__name__}: {error}{_hint(error)}", error, strict=self.strict)
             return
         info.seconds = time.perf_counter() - start
+        info.heavy = tuple(name for name in _HEAVY if name in sys.modules and name not in before)
         self._add(plugin, info, strict=self.strict)
 
     def _add(self, plugin: object, info: PluginInfo, *, strict: bool) -> None:
+        other = next((each for each in self.infos if each.name == info.name), None)
         self.infos.append(info)
+        if other is not None and self.manager.get_plugin(info.name) is not None:
+            cause = (
+                f"a plugin of this name is already registered, by {other.label} ({other.module}); one of the two "
+                "packages has to rename its entry point"
+            )
+            self._broken(info, cause, None, strict=strict)
+            return
         try:
             self.manager.register(plugin, name=info.name)
         except (ValueError, pluggy.PluginValidationError) as error:
             if self.manager.get_plugin(info.name) is plugin:
                 self.manager.unregister(plugin)
-            self._broken(info, str(error).replace("\n", " "), error, strict=strict)
+            hint = _OTHER_VERSION if isinstance(error, pluggy.PluginValidationError) else ""
+            self._broken(info, str(error).replace("\n", " ") + hint, error, strict=strict)
             return
         callers = self.manager.get_hookcallers(plugin) or []
         if unknown := [caller.name for caller in callers if not caller.has_spec()]:
             self.manager.unregister(plugin)
             known = [name for name in dir(hookspecs) if name.startswith("kdx_")]
-            cause = f"it implements an unknown hook {unknown[0]!r}; {nearest(unknown[0], known)}"
+            cause = f"it implements an unknown hook {unknown[0]!r}; {nearest(unknown[0], known)}{_OTHER_VERSION}"
             self._broken(info, cause, None, strict=strict)
 
     def _broken(self, info: PluginInfo, cause: str, error: BaseException | None, *, strict: bool) -> None:
@@ -259,6 +280,28 @@ class Plugins:
 def default_plugins() -> Plugins:
     """The registry of this process: kdx's own components and every installed plugin package."""
     return Plugins()
+
+
+def _unmet(entry: EntryPoint) -> str | None:
+    """What the package asks of kdx's version and does not get."""
+    for line in (entry.dist.requires if entry.dist else None) or ():
+        if re.match(r"kdx\s*[\[(<>=!~]", line):
+            from packaging.requirements import Requirement
+
+            wanted = Requirement(line)
+            applies = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+            if applies and not wanted.specifier.contains(__version__, prereleases=True):
+                return f"it needs kdx{wanted.specifier}, this is kdx {__version__}; update one of the two"
+    return None
+
+
+def _hint(error: BaseException) -> str:
+    if isinstance(error, ImportError) and ("circular import" in str(error) or "partially initialized" in str(error)):
+        return (
+            ". Its modules import each other: the module of hooks names components as import strings and imports "
+            "nothing of its own package"
+        )
+    return ""
 
 
 def _module_of(plugin: object) -> str:

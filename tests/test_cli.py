@@ -116,3 +116,27 @@ def test_errors_are_one_message_and_a_status_not_a_traceback(tmp_path: Path) -> 
     assert done.stderr.startswith("kdx: there is no recipe 'fashion-ofline'; did you mean 'fashion-offline'")
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_timings_name_a_slow_plugin_first_and_say_what_makes_it_slow(monkeypatch) -> None:
+    from kdx.registry import PluginInfo, Plugins
+
+    plugins = Plugins(entries=(), blocked=(), trace=False)
+    plugins.infos.append(PluginInfo("quick", "kdx-quick", "1.0", "quick.plugin", seconds=0.01))
+    plugins.infos.append(PluginInfo("slow", "kdx-slow", "1.0", "slow.plugin", seconds=1.5, heavy=("torch",)))
+    monkeypatch.setattr("kdx.registry.default_plugins", lambda: plugins)
+    lines = ok("plugins", "--timings").splitlines()
+    assert lines[0].startswith("slow  kdx-slow 1.0")
+    assert "slow: every kdx command waits for it; it imports torch" in lines[2]
+    assert sum("slow: every kdx command" in line for line in lines) == 1
+    assert "slow: every" not in ok("plugins")
+
+
+def test_env_shows_the_kernels_of_plugins(monkeypatch) -> None:
+    import kdx
+
+    problem = "backend 'rkd/gone' of plugin 'p' points at nothing"
+    monkeypatch.setitem(vars(kdx.ops), "plugin_backends", lambda: {"softmax_kl/mine": None, "rkd/gone": problem})
+    text = ok("env")
+    assert "softmax_kl/mine usable" in text
+    assert f"rkd/gone     not usable: {problem}" in text

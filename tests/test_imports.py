@@ -23,7 +23,7 @@ LAYERS = [
     {"schemes"},
     {"flops"},
     {"stream", "evaluation", "prequential", "observers", "cost", "models", "layers"},
-    {"run_state"},
+    {"run_state", "early_stopping", "tracker"},
     {"loop"},
     {"assistants", "progress", "report"},
     {"recipe", "tasks", "environment", "students"},

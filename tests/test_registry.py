@@ -14,7 +14,7 @@ import pytest
 import kdx
 from kdx.errors import PluginError, PluginWarning, UnknownNameError
 from kdx.hookspecs import Spec, hookimpl
-from kdx.registry import KINDS, Plugins
+from kdx.registry import KINDS, SLOW, Plugins
 
 GOOD = """
     from kdx import Spec, hookimpl
@@ -180,3 +180,65 @@ def test_a_plugin_can_be_registered_in_the_process() -> None:
     assert "mine" in plugins.components("knowledge")
     with pytest.raises(PluginError, match="already registered"):
         plugins.register(Mine(), "mine")
+
+
+class Distribution:
+    """What an entry point knows of its package."""
+
+    version = "1.0"
+
+    def __init__(self, name: str, *requires: str) -> None:
+        self.name, self.requires = name, list(requires)
+
+
+def of(entry: EntryPoint, *requires: str) -> EntryPoint:
+    vars(entry).update(dist=Distribution(f"dist-{entry.name}", *requires))
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("requires", "needs"),
+    [("kdx>=9", "kdx>=9"), ("kdx<0.0.1", "kdx<0.0.1"), ("kdx>=0.1", None), ("kdx", None), ("kdx-other>=9", None)],
+)
+def test_a_plugin_for_another_version_of_kdx_is_left_out_and_says_so(package, requires: str, needs: str | None) -> None:
+    entry = of(package("old", GOOD), "numpy", requires, "pytest; extra == 'test'")
+    plugins = quiet(entry)
+    info = next(info for info in plugins.infos if info.name == "old")
+    assert (info.status == "broken") == (needs is not None)
+    if needs is not None:
+        with pytest.warns(PluginWarning, match=f"dist-old 1.0.*it needs {needs}, this is kdx 0.1.0; update one of the"):
+            Plugins(entries=[entry])
+
+
+def test_a_hook_of_another_version_is_said_to_be_one(package) -> None:
+    code = "from kdx import hookimpl\n@hookimpl\ndef kdx_step_end(run, loss_by_rank):\n    pass"
+    with pytest.warns(PluginWarning, match="'loss_by_rank'.*built for another version of kdx than 0.1.0"):
+        Plugins(entries=[package("newer", code)])
+    code = "from kdx import hookimpl\n@hookimpl\ndef kdx_quantisers():\n    return []"
+    with pytest.warns(PluginWarning, match="unknown hook 'kdx_quantisers'.*built for another version of kdx"):
+        Plugins(entries=[package("newest", code)])
+
+
+def test_a_cyclic_import_is_explained(package) -> None:
+    package("cycle-loss", "from kdx_test_cycle import NAME\nclass Loss: pass")
+    code = "from kdx_test_cycle_loss import Loss\nfrom kdx import hookimpl\nNAME = 'cycle'"
+    with pytest.warns(PluginWarning, match="circular import.*import each other: the module of hooks names components"):
+        Plugins(entries=[package("cycle", code)])
+
+
+def test_two_packages_with_one_plugin_name_are_both_named(package) -> None:
+    entries = [of(package("same", GOOD)), of(EntryPoint("same", "textwrap", "kdx"))]
+    vars(entries[1]).update(dist=Distribution("dist-other"))
+    message = r"'same' of dist-other 1.0 \(textwrap\).*already registered, by dist-same 1.0 \(kdx_test_same\).*rename"
+    with pytest.warns(PluginWarning, match=message):
+        Plugins(entries=entries)
+
+
+def test_the_time_of_a_slow_import_and_what_it_pulled_in_are_known(package, monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "docstring_parser", raising=False)
+    monkeypatch.setattr("kdx.registry._HEAVY", ("docstring_parser", "pluggy"))
+    code = "import time, docstring_parser\ntime.sleep(0.21)\n" + textwrap.dedent(GOOD)
+    plugins = Plugins(entries=[package("slow", code), package("good", GOOD.replace("good-loss", "other-loss"))])
+    slow, good = (next(info for info in plugins.infos if info.name == name) for name in ("slow", "good"))
+    assert slow.seconds > SLOW > good.seconds
+    assert (slow.heavy, good.heavy) == (("docstring_parser",), ())
