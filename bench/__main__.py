@@ -37,7 +37,7 @@ def main() -> int:
     derived.add_argument("--folder", type=Path, default=Path("runs/students"), help="where the runs are kept")
     derived.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     derived.add_argument("--epochs", type=int, default=4, help="of the students")
-    derived.add_argument("--draw", action="store_true", help="only draw the picture from the rows that are there")
+    derived.add_argument("--draw", action="store_true", help="only redo picture and table, from the rows")
     cached = commands.add_parser("store", help="epochs from a teacher store against epochs with the live teacher")
     cached.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     cached.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
@@ -49,7 +49,7 @@ def main() -> int:
         return 0
     if options.command == "students":
         if options.draw:
-            students.draw()
+            students.document()
         else:
             students.run(options.folder, options.seeds, options.epochs)
         print(students.table())
