@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import typer
 import kdx
 from kdx import hookspecs
 from kdx.cli import app
-from kdx.recipe import Recipe, check_recipe
+from kdx.recipe import SUPPLIED, Recipe, check_recipe
 from kdx.registry import KINDS, default_plugins
 from tools.docs_pages import leaves, pages
 
@@ -26,6 +27,9 @@ WRITTEN = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / 
 @pytest.fixture(scope="module")
 def generated() -> dict[str, str]:
     return pages()
+
+
+TUTORIAL = "plugins/tutorial.md"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -56,10 +60,8 @@ def test_every_component_stands_on_its_page_with_its_options(generated: dict[str
             section = generated[f"components/{kind}.md"].split(f"### {name}\n")[1].split("\n### ")[0]
             assert (found[0].spec.paper or "") in section, name
             target = plugins.load(kind, name)
-            supplied = {"student", "teacher", "teachers", "peers", "task", "knowledge", "split", "num_classes"}
-            for option in set(inspect.signature(target).parameters) - supplied - {"input_shape"}:
-                if not option.endswith("_output"):
-                    assert f"| `{option}` |" in section, f"{name}: {option}"
+            for option in set(inspect.signature(target).parameters) - SUPPLIED.get(kind, frozenset()):
+                assert f"| `{option}` |" in section, f"{name}: {option}"
 
 
 def test_every_hook_stands_there_with_its_exact_signature(generated: dict[str, str]) -> None:
@@ -135,3 +137,35 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     page = (tmp_path / "site" / "components" / "knowledge" / "index.html").read_text()
     assert "soft-targets" in page
+
+
+@pytest.mark.slow
+def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", symlinks=True)
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    outer = [path for path in sys.path if path.endswith("site-packages")]
+    # this environment's packages, kdx among them, are seen from the new one, where the plugin is installed
+    (site / "outer.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in outer))
+    for command, module in {"kdx": "kdx.cli", "pytest": "pytest", "pip": "pip._internal.cli.main"}.items():
+        file = tmp_path / "venv" / "bin" / command
+        file.write_text(f"#!{tmp_path}/venv/bin/python\nimport sys\nfrom {module} import main\nsys.exit(main())\n")
+        file.chmod(0o755)
+    script = ["set -ex"]
+    fences = re.findall(r'```(\w+)(?: title="([^"]+)")?\n(.*?)```', (ROOT / "docs" / TUTORIAL).read_text(), re.DOTALL)
+    for language, title, text in fences:
+        if title:
+            script.append(f"cat > {title} <<'END_OF_FILE'\n{text}END_OF_FILE")
+        elif language == "sh":
+            script.append(text)
+    path = f"{tmp_path / 'venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    offline = {"PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_CONFIG_FILE": os.devnull}
+    result = subprocess.run(
+        ["bash", "-c", "\n".join(script)],
+        cwd=tmp_path,
+        env={**os.environ, **offline, "PATH": path, "PYTHONPATH": str(ROOT), "VIRTUAL_ENV": str(tmp_path / "venv")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert (tmp_path / "kdx-jeffreys" / "runs" / "jeffreys" / "summary.json").exists()
