@@ -160,10 +160,13 @@ def draw() -> None:
 
     with FILE.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     colours = dict(zip(STUDENTS, ("tab:blue", "tab:orange", "tab:green", "tab:red"), strict=True))
-    for axes, column, label in ((left, "parameters", "parameters"), (right, "latency_ms", "latency of one image, ms")):
+    for axes, column, label in (
+        (left, "parameters", "parameters"),
+        (right, "latency_ms", "latency of one image, ms of CPU time"),
+    ):
         for how, colour in {"teacher": "black", **colours}.items():
             for arm in ARMS:
                 mine = [row for row in rows if row["how"] == how and row["arm"] == arm]
@@ -177,7 +180,7 @@ def draw() -> None:
         axes.grid(alpha=0.3)
     left.set_xscale("log")
     left.set_ylabel("test accuracy, %")
-    right.legend(fontsize=8)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(FILE.with_suffix(".png"), dpi=110)
 
 
