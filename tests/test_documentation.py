@@ -46,7 +46,7 @@ def test_readme_commands_exist() -> None:
     readme = (ROOT / "README.md").read_text()
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^make (\w+)", readme, re.MULTILINE)) <= targets
-    commands = set(re.findall(r"^kdx (\w+)", "\n".join(blocks("README.md", "sh")), re.MULTILINE))
+    commands = set(re.findall(r"^kdx ([\w-]+)", "\n".join(blocks("README.md", "sh")), re.MULTILINE))
     assert commands
     for command in commands:
         subprocess.run([sys.executable, "-m", "kdx", command, "--help"], check=True, capture_output=True, cwd=ROOT)
