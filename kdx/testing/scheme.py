@@ -25,6 +25,7 @@ from kdx.testing.toys import toy_batches
 __all__ = ["check_scheme", "scheme_checks"]
 
 STEPS = 20
+_HOLDERS = (Teacher, nn.ModuleList, nn.ModuleDict)  # their own mode says nothing of the models they hold
 
 
 def check_scheme(
@@ -185,7 +186,7 @@ def check_teachers_keep_their_mode(scheme: Scheme, tags: SchemeTags) -> None:
     for mode in (True, False, True):
         ready.train(mode)
         _losses(ready, batches[0])
-        parts = [m for teacher in _teachers(ready) for m in teacher.modules() if not isinstance(m, Teacher)]
+        parts = [m for teacher in _teachers(ready) for m in teacher.modules() if not isinstance(m, _HOLDERS)]
         found.append([m.training for m in parts if m not in students])
     require(
         found[0] == found[1] == found[2],
