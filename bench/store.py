@@ -49,8 +49,8 @@ def run(seeds: list[int]) -> None:
         fit = {"optimizer": sgd, "schedule": one_cycle, "device": "cpu"}
         kdx.fit(kdx.Supervised(teacher), data.training(data.all, 128), epochs=TEACHER_EPOCHS, **fit)
         quality = evaluate(teacher, test)["accuracy"]
-        view = data.few.cycling(VIEWS)
         for arm in ARMS:
+            view = data.few.cycling(VIEWS)
             with tempfile.TemporaryDirectory() as folder:
                 source: Teacher = Frozen(teacher)
                 written, size = 0.0, 0.0

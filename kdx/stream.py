@@ -155,7 +155,9 @@ def _stateful(loader: Any) -> Any:
 
 
 def first_batch(loader: Iterable[Any]) -> Any:
-    """The batch that comes next, which comes again unless the stream neither restarts nor keeps its place."""
+    """The first batch of epoch 0; it comes again unless the stream neither restarts nor keeps its place."""
+    for owner in _epoch_owners(loader):
+        owner.set_epoch(0)
     source = _stateful(loader)
     place = source.state_dict() if source is not None else None
     item = next(iter(loader))

@@ -150,3 +150,13 @@ def test_a_batch_without_index_is_an_error(tmp_path, teacher, view, make_net) ->
     scheme = distil(make_net, Stored(write_store(tmp_path, teacher, view, views=3)))
     with pytest.raises(ValueError, match=r"a stored teacher needs batch\.index"):
         scheme((torch.zeros(2, 1, 6, 6), torch.zeros(2, dtype=torch.int64)))
+
+
+def test_adapters_are_set_up_on_the_first_view_whatever_epoch_the_data_are_in(
+    tmp_path, teacher, view, make_net
+) -> None:
+    store = write_store(tmp_path, teacher, view, what=["logits", "features:norm"], views=3)
+    view.set_epoch(2)  # where an earlier run left it
+    knowledge = {"hint": kdx.Hint(student="norm", teacher="norm")}
+    scheme = kdx.Offline(make_net(seed=9), Stored(store), knowledge=knowledge)
+    assert kdx.fit(scheme, loader(view), epochs=2, device="cpu").step == 8
