@@ -83,16 +83,25 @@ def plot(op: str, rows: list[Row]) -> list[str]:
         if not here:
             continue
         figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-        for provider in dict.fromkeys(r["provider"] for r in here):
-            points = sorted((float(r["x"]), float(r["median_ms"])) for r in here if r["provider"] == provider)
-            axes.plot(*zip(*points, strict=True), marker="o", label=provider)
-        # The least bytes of a case follow from its rate; at the speed of a copy they take this long.
-        limit = {float(r["x"]): float(r["median_ms"]) * float(r["share_of_copy"]) for r in here}
-        axes.plot(*zip(*sorted(limit.items()), strict=True), color="black", linestyle="--", label="copy limit")
+        devices = list(dict.fromkeys(r["device"] for r in here))
+        for device, style in zip(devices, ("-", "--", ":", "-."), strict=False):
+            mine = [r for r in here if r["device"] == device]
+            for color, provider in enumerate(dict.fromkeys(r["provider"] for r in mine)):
+                points = sorted((float(r["x"]), float(r["median_ms"])) for r in mine if r["provider"] == provider)
+                axes.plot(
+                    *zip(*points, strict=True), marker="o", color=f"C{color}", linestyle=style,
+                    label=f"{provider}, {device}" if len(devices) > 1 else provider,
+                )  # fmt: skip
+            # The least bytes of a case follow from its rate; at the speed of a copy they take this long.
+            limit = {float(r["x"]): float(r["median_ms"]) * float(r["share_of_copy"]) for r in mine}
+            label = "copy limit" if device == devices[0] else None
+            axes.plot(
+                *zip(*sorted(limit.items()), strict=True), color="black", linestyle=style, linewidth=1, label=label
+            )
         size = "points N" if op.startswith("rkd") else "classes C"
         axes.set(xscale="log", yscale="log", xlabel=size, ylabel="forward + backward, ms")
-        axes.set_title(f"{op}, {here[0]['dtype']}, {here[0]['device']}", fontsize=10)
-        axes.legend()
+        axes.set_title(f"{op}, {here[0]['dtype']}, {' and '.join(devices)}", fontsize=10)
+        axes.legend(fontsize=8)
         axes.grid(alpha=0.3, which="both")
         name = f"results/{op}-{kind}.png"
         figure.savefig(README.parent / name, dpi=110, metadata={"Software": None})
