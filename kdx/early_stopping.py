@@ -66,15 +66,16 @@ class EarlyStopping:
         self._look(run)
 
     def _look(self, run: Run) -> None:
-        if not run.history:
+        rows = [row for row in run.history if not any(key.startswith("prequential/") for key in row)]
+        if not rows:
             return
         name = self.metric if "/" in self.metric else f"{next(iter(run.scheme.students))}/{self.metric}"
-        if name not in run.history[-1]:
-            known = set(run.history[-1]) - {"epoch", "step"}
+        if name not in rows[-1]:
+            known = set(rows[-1]) - {"epoch", "step"}
             raise ValueError(f"metric: the evaluation has no {name!r}; {nearest(name, known)}")
         sign = 1.0 if self.mode == "max" else -1.0
         best, since = -math.inf, 0
-        for row in run.history:
+        for row in rows:
             value = sign * row[name]
             if value > best + self.min_delta or (best == -math.inf and math.isfinite(value)):
                 best, since = value, 0

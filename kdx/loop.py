@@ -269,6 +269,7 @@ def _epoch(run: Run, stream: Stream, accumulate: int, tests: Prequential | None)
                 run.extra = tests.row()
                 run.history.append({"epoch": run.epoch, "step": run.step + 1, **run.extra})
         yield window
+    stream.epoch_end()
     if empty:
         raise ValueError(
             f"train gave no batch in epoch {run.epoch}, after {run.step} of {run.total_steps} steps; an iterator runs "

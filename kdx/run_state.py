@@ -73,7 +73,7 @@ class Run:
         return step % self.log_every == 0 or step == self.total_steps
 
     def stop(self, reason: str) -> None:
-        """Asks the run to end after this step, as an early-stopping observer does."""
+        """Asks the run to end after this step, as an early-stopping observer does; resuming it trains no further."""
         self.stopped = reason
 
 
@@ -118,6 +118,7 @@ class State:
                 "seconds": run.seconds,
                 "epochs": run.epochs,
                 "total_steps": run.total_steps,
+                "stopped": run.stopped,
             },
         }
         save_checkpoint(self.run.folder / "checkpoints", run.step, state)
@@ -160,6 +161,7 @@ class State:
             self.prequential.load_state_dict(counts)
         run.step, run.epoch, run.seconds = state["step"], saved["epoch"], saved["seconds"]
         run.history, run.best, self.best = saved["history"], saved["best"], state["best"]
+        run.stopped = saved.get("stopped")
         run.learning_rate = self.optimizer.param_groups[0]["lr"]
         rng.restore(state["rng"])
 

@@ -46,6 +46,7 @@ class Stream:
         self.batches = count_batches(loader)
         self._source = _stateful(loader)
         self._place: Any = None
+        self._loaded: dict[str, Any] | None = None
 
     @property
     def resumes(self) -> bool:
@@ -59,7 +60,7 @@ class Stream:
         if not self._replay:
             self._epoch_start = self._now
             self._generators_start = [generator.get_state() for generator in self._generators]
-        skip, self._replay, self._consumed = self._replay, 0, 0
+        skip, self._replay, self._consumed, self._loaded = self._replay, 0, 0, None
         before = self._now, [generator.get_state() for generator in self._generators]
         if self._source is not None and self._place is not None:
             self._source.load_state_dict(self._place)
@@ -75,7 +76,6 @@ class Stream:
             with self._own_random_state():
                 item = next(batches, None)
             if item is None:
-                self._consumed = 0
                 return
             self._consumed += 1
             if self._consumed > skip:
@@ -91,8 +91,17 @@ class Stream:
             self._now = rng.capture(cuda=False)
             rng.restore(outside)
 
+    def epoch_end(self) -> None:
+        """What was handed out has been trained on; a short last window is handed out when the loader is empty already.
+
+        Until this is called a checkpoint is one amid the epoch, after all of its batches.
+        """
+        self._consumed = 0
+
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`load_state_dict` needs to go on after the batches that were consumed."""
+        if self._loaded is not None:
+            return self._loaded  # nothing was handed out since
         mid_epoch = self._consumed > 0
         if self._source is not None:
             return {
@@ -109,6 +118,7 @@ class Stream:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to the start of the saved epoch and skips what it had consumed."""
+        self._loaded = state
         self._now = self._epoch_start = state["global"]
         for generator, saved in zip(self._generators, state["own"], strict=True):
             generator.set_state(saved)

@@ -39,6 +39,20 @@ def test_it_stops_after_so_many_evaluations_without_improvement(net, values, opt
     assert (len(run.history) if run.stopped else None) == stops_after
 
 
+def test_rows_of_prequential_tests_between_the_evaluations_do_not_count(net, loader) -> None:
+    run = kdx.fit(
+        kdx.Supervised(net()),
+        loader,
+        epochs=4,
+        evaluate=loader,
+        optimizer={"name": "SGD", "lr": 0.0},
+        observers=[EarlyStopping(patience=9)],
+        prequential=True,
+        log_every=1,
+    )
+    assert run.epoch == 4
+
+
 def test_a_resumed_run_stops_where_an_unbroken_one_does(net, loader, tmp_path) -> None:
     still = {"name": "SGD", "lr": 0.0, "momentum": 0.0}
 

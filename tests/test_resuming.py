@@ -16,7 +16,7 @@ import kdx
 from kdx import rng
 from kdx.batch import Batch
 from kdx.checkpoint import atomic_write, latest_checkpoint, load_checkpoint, load_weights
-from kdx.errors import CheckpointError, Interrupted, KdxError, RunExistsError
+from kdx.errors import CheckpointError, Interrupted, KdxError, PluginError, RunExistsError
 from kdx.evaluation import evaluate
 from kdx.hookspecs import hookimpl
 from kdx.observers import read_metrics
@@ -90,6 +90,54 @@ def test_a_resumed_run_ends_bitwise_where_the_unbroken_one_ends(net, images, tmp
         load_checkpoint(latest_checkpoint(tmp_path / "broken/checkpoints"))["rng"]["torch"]
     )
     assert read_metrics(tmp_path / "broken/metrics.jsonl") == read_metrics(tmp_path / "unbroken/metrics.jsonl")
+
+
+def test_a_short_last_window_belongs_to_its_epoch_when_a_run_stops_after_it(net, images, tmp_path) -> None:
+    def run(folder: Path, **options):
+        torch.manual_seed(0)
+        loader = DataLoader(TensorDataset(*images), 16, shuffle=True)  # 6 batches: windows of 4 and of 2
+        return kdx.fit(kdx.Supervised(net()), loader, epochs=2, evaluate=loader, accumulate=4, folder=folder, **options)
+
+    whole = run(tmp_path / "unbroken")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "broken", observers=[StopAt(2)])
+    rest = run(tmp_path / "broken", resume=True)
+    assert (rest.step, rest.epoch, rest.history) == (whole.step, whole.epoch, whole.history)
+
+
+def test_an_observer_that_cannot_start_leaves_the_place_in_the_data_as_it_was(net, images, tmp_path) -> None:
+    def run(folder: Path, **options) -> kdx.Scheme:
+        torch.manual_seed(0)
+        scheme = kdx.Supervised(net())
+        loader = DataLoader(TensorDataset(*images), 16, shuffle=True)
+        kdx.fit(scheme, loader, epochs=2, seed=5, folder=folder, **options)
+        return scheme
+
+    class Broken:
+        @hookimpl
+        def kdx_configure(self, run) -> None:
+            raise OSError("no server")
+
+    unbroken = run(tmp_path / "unbroken")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "broken", observers=[StopAt(4)])
+    with pytest.raises(PluginError, match="no server"):
+        run(tmp_path / "broken", observers=[Broken()], resume=True)
+    resumed = run(tmp_path / "broken", resume=True)
+    for name, value in unbroken.state_dict().items():
+        assert resumed.state_dict()[name].equal(value), name
+
+
+def test_a_run_that_an_observer_ended_trains_no_further_when_it_is_resumed(net, loader, tmp_path) -> None:
+    class Enough:
+        @hookimpl
+        def kdx_step_end(self, run, step) -> None:
+            if step == 2:
+                run.stop("enough")
+
+    kdx.fit(kdx.Supervised(net()), loader, epochs=3, folder=tmp_path, observers=[Enough()])
+    again = kdx.fit(kdx.Supervised(net()), loader, epochs=3, folder=tmp_path, resume=True)
+    assert (again.step, again.stopped) == (2, "enough")
 
 
 def test_ctrl_c_finishes_the_step_and_says_how_to_resume(net, loader, tmp_path) -> None:
