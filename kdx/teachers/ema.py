@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, Self
 
 import torch
@@ -81,12 +82,13 @@ class EMA(Teacher):
     @torch.no_grad()
     def step_end(self, step: int, total: int) -> None:
         decay = min(self.decay, 1 - 1 / step) if self.warm_up else self.decay
-        now = unwrap(self._student[0]).state_dict()
-        for name, mean in self.average.state_dict().items():
+        student = unwrap(self._student[0])
+        own = chain(self.average.parameters(), self.average.buffers())  # tied ones once
+        for mean, now in zip(own, chain(student.parameters(), student.buffers()), strict=True):
             if mean.is_floating_point():
-                mean.lerp_(now[name].to(mean.dtype), 1 - decay)
+                mean.lerp_(now.to(mean.dtype), 1 - decay)
             else:
-                mean.copy_(now[name])
+                mean.copy_(now)
 
     @override
     def train(self, mode: bool = True) -> Self:

@@ -101,6 +101,27 @@ def test_the_average_is_what_its_formula_says(net) -> None:
     assert teacher.average.norm.num_batches_tracked == 4
 
 
+def test_tied_weights_are_averaged_once_and_a_module_may_have_extra_state() -> None:
+    class Tied(torch.nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(2, 2, bias=False)
+            self.again = torch.nn.Linear(2, 2, bias=False)
+            self.again.weight = self.weight
+
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 0}
+
+        def set_extra_state(self, state: dict[str, int]) -> None: ...
+
+    student = Tied()
+    teacher = EMA(student, decay=0.75, warm_up=False)
+    start = student.weight.detach().clone()
+    with torch.no_grad():
+        student.weight.add_(4.0)
+    teacher.step_end(1, 1)
+    torch.testing.assert_close(teacher.average.again.weight, start + 1.0)
+
+
 def test_a_snapshot_teaches_from_the_first_picture_to_the_next(net, batch) -> None:
     student = net(4)
     scheme = kdx.Offline(student, Snapshot(student, every=2), knowledge={"kd": kdx.SoftTargets()})
