@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import torch
 from torch import Tensor
 
 from kdx.losses import Losses
 
-__all__ = ["is_task", "term_gradients"]
+__all__ = ["is_task", "task_of", "term_gradients"]
 
 
 def term_gradients(losses: Losses, parameters: Iterable[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -23,14 +23,14 @@ def term_gradients(losses: Losses, parameters: Iterable[Tensor]) -> dict[str, tu
 
     Returns:
         Term name -> (norm, cosine), 0-dim fp32 tensors on the device. The cosine is NaN without a task loss or when one
-        of the gradients is zero. With several students a term is compared with the task loss of its own student.
+        of the gradients is zero. See :func:`task_of` for the task loss that counts.
     """
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     found = {name: _flat(term, wanted) for name, term in losses.terms.items() if term.requires_grad}
     norms = {name: gradient.norm() for name, gradient in found.items()}
     result = {}
     for name, gradient in found.items():
-        task = name.rpartition("/")[0] + "/task" if "/" in name else "task"
+        task = task_of(name, found)
         cosine = (
             torch.dot(gradient, found[task]) / (norms[name] * norms[task])
             if task in found
@@ -43,6 +43,12 @@ def term_gradients(losses: Losses, parameters: Iterable[Tensor]) -> dict[str, tu
 def is_task(term: str) -> bool:
     """Whether a term is a task loss, ``task`` or ``<student>/task``."""
     return term.rpartition("/")[2] == "task"
+
+
+def task_of(term: str, terms: Container[str]) -> str:
+    """The task loss that a term stands beside: of several students that of its own, ``<student>/task``."""
+    own = f"{term.rpartition('/')[0]}/task"
+    return own if own in terms else "task"
 
 
 def _flat(term: Tensor, parameters: list[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.errors import CaptureError
+from kdx.gradients import task_of
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Losses, cross_entropy
 from kdx.teachers import Teacher
@@ -164,11 +165,7 @@ class Scheme(nn.Module, ABC):
         for name, weight in self.weights.items():
             if isinstance(weight, Balanced):
                 terms = [term for term in norms if term.rpartition("/")[2] == name]
-                tasks = [
-                    norms[term.removesuffix(name) + "task"]
-                    for term in terms
-                    if term.removesuffix(name) + "task" in norms
-                ]
+                tasks = [norms[task] for term in terms if (task := task_of(term, norms)) in norms]
                 if not tasks:
                     raise ValueError(f"the weight of {name!r} is balanced against the task loss, but there is none")
                 now = self.get_buffer(f"_weight_{name}")

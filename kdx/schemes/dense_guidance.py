@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Taps
+from kdx.capture import Captured, Taps
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Losses, cross_entropy
 from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, evaluating, naming, setup_components
@@ -27,7 +27,8 @@ class DenseGuidance(Scheme):
 
     Total: ``w_task * task(z_s, y) + sum_k w_k * mean_{t in kept} knowledge_k(student, t)``, where ``kept`` are all but
     ``drop`` teachers drawn anew for each optimizer step. The mean over teachers keeps the size of the loss, and with it
-    the learning rate, whatever their number; the paper adds their losses up, which is the same but for that factor.
+    the learning rate, whatever their number; the paper adds their losses up, which is the same but for that factor. A
+    teacher that has nothing to teach yet (:attr:`kdx.teachers.Teacher.teaches`) is not among them.
 
     Which teachers a step leaves out follows from ``seed`` and the number of the step alone: every micro-batch of a
     step, every rank and a resumed run see the same draw. In a loop of one's own call ``advance(step, total)`` before
@@ -93,6 +94,7 @@ class DenseGuidance(Scheme):
         self._passes = 0
         self._taps = Taps(student, output=student_output)
         for name, teacher in self._teachers().items():
+            teacher.within(self._taps)
             for term, component in self._components_of(name).items():
                 with naming(term):
                     self._taps.add(component.student_taps)
@@ -130,12 +132,10 @@ class DenseGuidance(Scheme):
     def setup(self, batch: Batch | Any) -> None:
         batch = Batch.of(batch)
         with evaluating(self.student):
+            captured = functools.cache(lambda: self._taps(batch.inputs))
             for name, teacher in self._teachers().items():
-                setup_components(
-                    self._components_of(name).values(),
-                    functools.partial(self._taps, batch.inputs),
-                    functools.partial(teacher, batch),
-                )
+                answer = functools.partial(_answer, teacher, batch, captured)
+                setup_components(self._components_of(name).values(), captured, answer)
 
     @override
     def forward(self, batch: Batch | Any) -> Losses:
@@ -145,11 +145,12 @@ class DenseGuidance(Scheme):
         student = self._taps(batch.inputs)
         task = self.task_term(student, batch)
         terms = {} if task is None else {"task": task}
-        kept = self.kept(step)
+        teachers = self._teachers()
+        kept = [name for name in self.kept(step) if teachers[name].teaches]
         for name in kept:
             components = self._components_of(name)
             check_ready(components)
-            found = self.knowledge_terms(components, student, self._teachers()[name](batch), batch)
+            found = self.knowledge_terms(components, student, teachers[name].answer(batch, student), batch)
             terms |= {f"{name}/{term}": value / len(kept) for term, value in found.items()}
         return Losses.of(terms)
 
@@ -160,6 +161,10 @@ class DenseGuidance(Scheme):
         components = self.knowledge[teacher]
         assert isinstance(components, nn.ModuleDict)  # built in __init__
         return {name: part for name, part in components.items() if isinstance(part, Knowledge)}
+
+
+def _answer(teacher: Teacher, batch: Batch, student: Callable[[], Captured]) -> Captured:
+    return teacher.answer(batch, student())
 
 
 def copied(components: Mapping[str, Knowledge]) -> nn.ModuleDict:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -21,8 +23,11 @@ from kdx.capture import Taps
 from kdx.errors import Interrupted, PlanError
 from kdx.experiment import Experiment
 from kdx.hookspecs import hookimpl
+from kdx.observers import read_metrics
 from kdx.recipe import check_recipe
 from kdx.schemes.dense_guidance import DenseGuidance
+from kdx.teachers import Deeper, Snapshot
+from kdx.weights import Balanced
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning"),
@@ -258,6 +263,31 @@ def test_the_loss_is_the_task_and_the_mean_over_the_kept_teachers(net, batch) ->
     found = [kd(student, scheme.teachers[name](batch), batch) for name in scheme.kept(0)]
     wanted = torch.nn.functional.cross_entropy(student.logits, batch.targets) + torch.stack(found).mean()
     torch.testing.assert_close(losses.total, wanted)
+
+
+def test_a_balanced_weight_and_logged_gradients_compare_every_teacher_with_the_task(net, loader, tmp_path) -> None:
+    teachers = {f"t{k}": net(classes=3) for k in range(2)}
+    scheme = DenseGuidance(net(), teachers, knowledge={"kd": (Balanced(0.5), kdx.SoftTargets(5.0))}, seed=0)
+    kdx.fit(scheme, loader, epochs=1, folder=tmp_path, log_gradients=1, log_every=1)
+    assert scheme.weight("kd") != 1.0
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    cosines = [value for row in rows for key, value in row.items() if re.fullmatch(r"grad/t\d/kd/cosine", key)]
+    assert cosines
+    assert all(math.isfinite(cosine) for cosine in cosines)
+
+
+def test_a_teacher_with_nothing_to_teach_yet_says_nothing_and_one_inside_the_student_runs_no_second_pass(
+    net, batch
+) -> None:
+    student, passes = net(), []
+    teachers = {"old": Snapshot(student), "deep": Deeper(student)}
+    student.register_forward_hook(lambda *_: passes.append(1))
+    scheme = DenseGuidance(student, teachers, knowledge={"kd": kdx.SoftTargets(5.0)}, drop=0, seed=0)
+    assert set(scheme(batch).terms) == {"task", "deep/kd"}
+    scheme.epoch_start(1, 2)
+    passes.clear()
+    assert set(scheme(batch).terms) == {"task", "old/kd", "deep/kd"}
+    assert len(passes) == 1
 
 
 def test_frozen_teachers_stay_as_they_are_and_a_student_alone_learns(net, batch) -> None:
