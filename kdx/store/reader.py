@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from kdx.capture import Captured
@@ -19,7 +19,7 @@ from kdx.errors import StoreError
 from kdx.store.contents import parse
 from kdx.store.manifest import INDEX, Manifest, shard_name
 
-__all__ = ["DIGESTS", "Store"]
+__all__ = ["DIGESTS", "Store", "mapped"]
 
 DIGESTS = "inputs.digest"
 """The hash of the inputs that the teacher saw, one of each sample and view."""
@@ -62,7 +62,13 @@ class Store:
                 found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.bytes:,}"
                 raise StoreError(f"{path} {found}; run the same kdx cache again, it rewrites damaged shards")
         self.contents = parse(manifest.what)
-        self.index: Tensor = load_file(self.folder / INDEX)["index"]  # [rows], as the data set has them
+        index = (self.folder / INDEX).read_bytes()
+        if hashlib.sha256(index).hexdigest() != manifest.files[INDEX].sha256:
+            raise StoreError(
+                f"{self.folder / INDEX} is damaged: not as written; remove it and run the same kdx cache again, it "
+                "writes it anew"
+            )
+        self.index: Tensor = load(index)["index"]  # [rows], as the data set has them
         self._sorted, self._order = self.index.sort()
         self._shards: dict[int, dict[str, tuple[npt.NDArray[Any], torch.dtype]]] = {}
 
@@ -162,18 +168,24 @@ class Store:
 
     def _shard(self, number: int) -> dict[str, tuple[npt.NDArray[Any], torch.dtype]]:
         if number not in self._shards:
-            path = self.folder / shard_name(number)
-            try:
-                self._shards[number] = _mapped(path)
-            except (OSError, ValueError, KeyError) as error:
-                raise StoreError(
-                    f"{path} cannot be read ({error}); check with kdx cache --verify {self.folder}"
-                ) from error
+            self._shards[number] = mapped(self.folder / shard_name(number))
         return self._shards[number]
 
 
+def mapped(path: Path) -> dict[str, tuple[npt.NDArray[Any], torch.dtype]]:
+    """The tensors of a safetensors file, mapped and not read.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    try:
+        return _mapped(path)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); check with kdx cache --verify {path.parent}") from error
+
+
 def _mapped(path: Path) -> dict[str, tuple[npt.NDArray[Any], torch.dtype]]:
-    """The tensors of a safetensors file, mapped and not read: an 8-byte length, a JSON header, the numbers."""
+    """The same: an 8-byte length, a JSON header, the numbers."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header: Mapping[str, Any] = json.loads(file.read(length))

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.capture import LOGITS, Captured
+from kdx.errors import StoreError
 from kdx.store.content import Content, class_dtype, rounded
 
 __all__ = ["TopK"]
@@ -50,7 +51,7 @@ class TopK(Content):
         z = teacher.logits.double()  # [..., C]
         classes = z.shape[-1]
         if self.k > classes:
-            raise ValueError(f"topk:{self.k} wants more classes than the teacher's {classes}; take logits")
+            raise StoreError(f"topk:{self.k} wants more classes than the teacher's {classes}; take logits")
         values, which = z.topk(self.k)
         tail = (z / self.at).scatter(-1, which, -torch.inf).logsumexp(-1, keepdim=True)
         return {

@@ -24,7 +24,7 @@ from kdx.store.content import DTYPES, Content
 from kdx.store.contents import parse
 from kdx.store.fingerprint import describe, input_digests, teacher_hash
 from kdx.store.manifest import INDEX, MANIFEST, FileEntry, Manifest, differences, shard_name
-from kdx.store.reader import DIGESTS, Store
+from kdx.store.reader import DIGESTS, Store, mapped
 
 __all__ = ["write_store"]
 
@@ -117,6 +117,7 @@ def write_store(
             kdx=__version__,
         )
         manifest = _continued(folder, manifest, source.rows)
+        _compare_inputs(folder, manifest, first[DIGESTS], source.rows)
         _write_shards(folder, manifest, source, progress)
     return Store(folder)
 
@@ -181,16 +182,22 @@ class _Source:
                     "indices or else its position; wrap it in kdx.datasets.View"
                 )
             captured = self.taps(batch.to(device).inputs)
-            encoded = self._encode(captured, generator) | {DIGESTS: input_digests(batch.inputs, batch.rows)}
+            encoded = self._encode(captured, batch.rows, generator) | {DIGESTS: input_digests(batch.inputs, batch.rows)}
             for name, value in encoded.items():
                 parts.setdefault(name, []).append(value.cpu())
         return {name: torch.cat(values) for name, values in parts.items()}
 
-    def _encode(self, captured: Captured, generator: torch.Generator) -> dict[str, Tensor]:
+    def _encode(self, captured: Captured, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
         self.classes = captured.logits.shape[-1]
         encoded: dict[str, Tensor] = {}
         for text, content in self.contents.items():
             found = content.encode(captured, self.dtype, generator)
+            for name, value in found.items():
+                if len(value) != rows:
+                    raise StoreError(
+                        f"{text}: {name.partition('.')[2]!r} has shape {list(value.shape)} for a batch of {rows}; only "
+                        "what has samples along its first dimension can be stored"
+                    )
             self.owners |= dict.fromkeys(found, text)
             encoded |= found
         return encoded
@@ -210,6 +217,8 @@ def _continued(folder: Path, manifest: Manifest, rows: Tensor) -> Manifest:
     """The manifest to go on with: the folder's own, less the files that are damaged, or the new one."""
     index = save({"index": rows})
     entry = FileEntry(len(index), hashlib.sha256(index).hexdigest())
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file; a store is a folder, take another name")
     if (folder / MANIFEST).exists():
         old = Manifest.read(folder)
         wrong = differences(old.identity(), manifest.identity())
@@ -236,6 +245,21 @@ def _continued(folder: Path, manifest: Manifest, rows: Tensor) -> Manifest:
             manifest.files[INDEX] = entry
             manifest.write(folder)
     return manifest
+
+
+def _compare_inputs(folder: Path, manifest: Manifest, digests: Tensor, rows: Tensor) -> None:
+    """Refuses to go on with, or to take for these data, a store whose teacher saw other inputs: a transform's settings
+    need not show in the manifest.
+    """
+    if shard_name(0) not in manifest.files:
+        return
+    stored = torch.from_numpy(mapped(folder / shard_name(0))[DIGESTS][0][: len(digests)].copy())
+    wrong = (stored != digests[: len(stored)]).nonzero().flatten()
+    if len(wrong):
+        raise StoreError(
+            f"{folder} holds another store (sample {int(rows[wrong[0]])} looked otherwise to its teacher: the data or "
+            "the transform have changed); take another folder, or remove this one if nothing needs it"
+        )
 
 
 def _write_shards(folder: Path, manifest: Manifest, source: _Source, progress: Callable[[int, int], object]) -> None:

@@ -57,7 +57,7 @@ def test_top_k_stored_at_temperature_1_has_too_heavy_a_tail_at_4_as_documented()
 def test_top_k_of_all_classes_is_everything_and_of_more_an_error() -> None:
     logits = torch.randn(4, 6)
     torch.testing.assert_close(there_and_back("topk:6", logits), logits)
-    with pytest.raises(ValueError, match="topk:7 wants more classes than the teacher's 6"):
+    with pytest.raises(StoreError, match="topk:7 wants more classes than the teacher's 6"):
         there_and_back("topk:7", logits)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import default_collate
 
 from kdx.batch import Batch
+from kdx.datasets import View
 from kdx.errors import StoreError
 from kdx.store import Store, write_store
 from kdx.store.fingerprint import teacher_hash
@@ -158,6 +161,63 @@ def test_verify_finds_a_flipped_bit(tmp_path, teacher, view) -> None:
         Store(tmp_path).verify()
 
 
+def test_a_damaged_index_or_header_is_a_store_error_that_names_the_file(tmp_path, teacher, view) -> None:
+    write_store(tmp_path, teacher, view)
+    index, shard = tmp_path / "index.safetensors", tmp_path / "shard-00000.safetensors"
+    whole = index.read_bytes()
+    index.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # of the right length: another row number
+    with pytest.raises(StoreError, match=r"index.safetensors is damaged: not as written; remove it"):
+        Store(tmp_path)
+    index.write_bytes(whole)
+    shard.write_bytes((2).to_bytes(8, "little") + b"[]" + shard.read_bytes()[10:])
+    with pytest.raises(StoreError, match=r"shard-00000.safetensors cannot be read .*kdx cache --verify"):
+        Store(tmp_path).read(torch.tensor([7]))
+
+
+class Times:
+    """A transform whose settings the manifest does not hold."""
+
+    def __init__(self, *factors: float) -> None:
+        self.factors = factors
+
+    def __call__(self, inputs: torch.Tensor, index: torch.Tensor, epoch: int) -> torch.Tensor:
+        return inputs * self.factors[0]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_inputs_than_those_stored_are_refused_although_the_manifest_cannot_tell(
+    tmp_path, teacher, view, finished: bool
+) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 1 and not finished:
+            raise KeyboardInterrupt
+
+    once = View(view.dataset, view.indices, transform=Times(1.0))
+    options = {"batch_size": 8, "shard_rows": 8}
+    with contextlib.nullcontext() if finished else pytest.raises(KeyboardInterrupt):
+        write_store(tmp_path, teacher, once, progress=stop, **options)
+    before = contents_of(tmp_path)
+    with pytest.raises(StoreError, match=r"holds another store \(sample 5 looked otherwise to its teacher"):
+        write_store(tmp_path, teacher, View(view.dataset, view.indices, transform=Times(3.0)), **options)
+    assert contents_of(tmp_path) == before
+    assert write_store(tmp_path, teacher, once, batch_size=16, shard_rows=8).verify() == 5
+
+
+def test_a_tap_that_has_no_samples_along_its_first_dimension_is_refused(tmp_path, teacher, view) -> None:
+    class TokensFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.fc = nn.Identity(), nn.Linear(36, 7)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.tokens(images.flatten(1).T).T)  # 36 tokens, more than there are samples
+
+    message = r"features:tokens: 'tokens' has shape \[36, 32\] for a batch of 32"
+    with pytest.raises(StoreError, match=message):
+        write_store(tmp_path, TokensFirst(), view, what=["logits", "features:tokens"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_format_is_an_error_that_names_both(tmp_path, teacher, view) -> None:
     write_store(tmp_path, teacher, view)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -221,3 +281,6 @@ def test_bad_arguments_are_errors_that_say_what_to_do(tmp_path, teacher, view) -
     with pytest.raises(ValueError, match="give each sample its index"):
         write_store(tmp_path, teacher, view.dataset)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file is a file; a store is a folder"):
+        write_store(tmp_path / "file", teacher, view)
