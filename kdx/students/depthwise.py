@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdx.students.calls import record_calls
 from kdx.students.edit import Edit, Origin, Plan
-from kdx.students.factors import Conv, convolution, is_tied, layer_at, lost, replace_layer
+from kdx.students.factors import Conv, convolution, is_tied, layer_at, lost, own_code, replace_layer
 from kdx.students.trace import Kept
 
 __all__ = ["Depthwise", "plan_depthwise"]
@@ -70,6 +70,8 @@ def plan_depthwise(model: nn.Module, inputs: Any) -> Plan:
             continue  # nothing to separate
         if place == 0:
             kept.append(Kept(f"{name} ({type(layer).__name__})", "the first convolution stays, as in MobileNet"))
+        elif reason := own_code(layer, _CONV):
+            kept.append(Kept(f"{name} ({type(layer).__name__})", reason))
         elif id(weight) in tied:
             kept.append(Kept(f"{name} ({type(layer).__name__})", "its weight is shared with another module"))
         else:

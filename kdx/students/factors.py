@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdx.errors import StudentError
 from kdx.students.edit import Origin
 
-__all__ = ["Conv", "convolution", "is_tied", "layer_at", "lost", "replace_layer"]
+__all__ = ["Conv", "convolution", "is_tied", "layer_at", "lost", "own_code", "replace_layer"]
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -43,6 +43,14 @@ def layer_at(model: nn.Module, name: str, kinds: tuple[type[nn.Module], ...]) ->
         found = "none" if layer is None else type(layer).__name__
         raise StudentError(f"{type(model).__name__} must have a {wanted} at {name!r}; there is {found}")
     return layer
+
+
+def own_code(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> str | None:
+    """Why a layer of a class derived from ``kinds`` stays: two plain layers would not do what its code does."""
+    if type(layer) in kinds:
+        return None
+    kind = next(kind for kind in kinds if isinstance(layer, kind))
+    return f"a class derived from {kind.__name__}, whose code two plain layers would not run"
 
 
 def is_tied(model: nn.Module) -> set[int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdx.errors import StudentError
 from kdx.students.calls import record_calls
 from kdx.students.edit import Edit, Origin, Plan
-from kdx.students.factors import convolution, is_tied, layer_at, lost, replace_layer
+from kdx.students.factors import convolution, is_tied, layer_at, lost, own_code, replace_layer
 from kdx.students.trace import Kept
 
 __all__ = ["LowRank", "plan_low_rank"]
@@ -81,7 +81,9 @@ def plan_low_rank(model: nn.Module, inputs: Any) -> Plan:
             kept.append(Kept(what, "it reads its weights as tensors, not through layers that could be replaced"))
         if not isinstance(module, _LAYERS) or name not in calls or name in inside or _is_grouped(module):
             continue
-        if id(module.weight) in tied:
+        if reason := own_code(module, _LAYERS):
+            kept.append(Kept(what, reason))
+        elif id(module.weight) in tied:
             kept.append(Kept(what, "its weight is shared with another module"))
         else:
             layers[name] = module.weight

@@ -32,11 +32,13 @@ def get_tensor(model: nn.Module, name: str) -> Tensor:
 
 def set_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Puts tensors in the place of others, tied ones together, and fits their modules' attributes."""
+    # all of them first: a module with two names holds the new one at the second, and ids of freed tensors come again
+    before = {name: get_tensor(model, name) for name in tensors}
     made: dict[int, nn.Parameter] = {}
     touched: dict[int, nn.Module] = {}
     for name, tensor in tensors.items():
         path, _, own = name.rpartition(".")
-        module, old = model.get_submodule(path), get_tensor(model, name)
+        module, old = model.get_submodule(path), before[name]
         if isinstance(old, nn.Parameter):
             if id(old) not in made:
                 made[id(old)] = nn.Parameter(tensor, requires_grad=old.requires_grad)

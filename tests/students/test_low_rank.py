@@ -92,3 +92,22 @@ def test_tied_weights_stay_and_are_named():
     derived = derive(net, torch.zeros(2, 24), how="low-rank", params="90%")
     assert list(derived.edit.ranks) == ["3"]
     assert {item.module for item in derived.kept} == {"0 (Linear)", "2 (Linear)"}
+
+
+def test_a_layer_with_code_of_its_own_stays_and_is_named():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return 10 * super().forward(x)
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+    net = nn.Sequential(Scaled(64, 64), nn.ReLU(), nn.Linear(64, 32))
+    derived = derive(net, torch.zeros(2, 64), how="low-rank", params="90%")
+    assert list(derived.edit.ranks) == ["2"]
+    assert [item.module for item in derived.kept] == ["0 (Scaled)"]
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), Standardised(8, 8, 3), nn.Conv2d(8, 8, 3))
+    derived = derive(net, torch.zeros(2, 1, 9, 9), how="depthwise")
+    assert derived.edit.layers == ["2"]
+    assert "derived from Conv2d" in derived.kept[1].reason

@@ -168,6 +168,26 @@ def test_tied_weights_shrink_together_and_stay_tied():
     assert student.out.in_features == student.embedding.embedding_dim == student.body.out_features < 8
 
 
+def test_a_module_with_two_names_and_a_third_one_tied_to_it_stay_one_weight():
+    # the second name holds the new weight already, which may have the id of a weight that is gone
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enter, self.first = nn.Linear(4, 8), nn.Linear(8, 8)
+            self.again, self.tied, self.out = self.first, nn.Linear(8, 8), nn.Linear(8, 3)
+            self.tied.weight = self.first.weight
+
+        def forward(self, x):
+            for layer in (self.enter, self.first, self.again, self.tied):
+                x = layer(x).relu()
+            return self.out(x)
+
+    student = derive(Shared(), torch.zeros(2, 4), how="width", params="40%").model
+    assert student.again is student.first
+    assert student.tied.weight is student.first.weight
+    assert student.first.weight.shape == (3, 3)
+
+
 def test_what_cannot_be_narrowed_is_named_and_the_rest_still_is():
     derived = derive(nets.ResNet(groups=2), nets.IMAGES, how="width", params="50%")
     assert ("layer1.0.conv2 (Conv2d)", "a convolution in 2 groups") in [(k.module, k.reason) for k in derived.kept]
