@@ -23,16 +23,23 @@ def counting_flops() -> Iterator[FlopCounterMode]:
     """Counts the operations of what runs inside, with ``torch.utils.flop_counter``.
 
     Counted are matrix products, convolutions and attention, a multiplication and an addition as two; additions of a
-    bias, norms, activations and pooling are not. PyTorch's fused kernels for transformer layers and attention would
-    hide their products from the counter, so they are off inside; the operations are the same.
+    bias, norms, activations and pooling are not. PyTorch's fused kernels for transformer layers, attention and
+    recurrent layers would hide their products from the counter, so they are off inside; the operations are the same.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
+    # which run an LSTM, for one, as a single operation
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    enabled = [library.enabled for library in libraries]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
+        for library in libraries:
+            library.enabled = False
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        for library, before in zip(libraries, enabled, strict=True):
+            library.enabled = before
 
 
 def count_flops(model: nn.Module, inputs: Any) -> int:

@@ -44,3 +44,10 @@ def test_operations_are_the_sum_of_those_of_the_layers(name):
     named = dict(model.named_children())
     assert {layer.name for layer in outer} <= set(named)
     assert sum(layer.flops for layer in outer) == count_flops(model, images)
+
+
+def test_operations_of_an_lstm_include_those_of_its_fused_kernel():
+    steps = 2 * 5 * (4 * 8 * 4 + 4 * 8 * 8)  # five steps, four gates that read 4 inputs and 8 states
+    assert count_flops(nn.LSTM(4, 8, batch_first=True), torch.zeros(3, 5, 4)) == steps
+    assert torch.backends.mkldnn.enabled
+    assert torch.backends.cudnn.enabled
