@@ -48,7 +48,7 @@ def cache_teacher(
         StoreError: see :func:`kdx.store.write_store`.
     """
     if recipe.teacher is None or not any(stage.name == "teacher" for stage in plan(recipe)):
-        raise RecipeError("kdx cache: the recipe has no teacher that is trained before the student")
+        raise RecipeError("a store needs a teacher that is trained before the student, and the recipe has none")
     values = recipe.dump()
     given = {key: value for key, value in options.items() if value is not None}
     section = (values["teacher"]["store"] or {}) | given | {"folder": str(out)}

@@ -180,7 +180,9 @@ def _run(
 def cache_outputs(
     recipe: Annotated[str | None, typer.Argument(help="Name of a recipe, or path of a YAML file.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Override keys.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write; an interrupted store is gone on with.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Where to write; an interrupted store is gone on with.")
+    ] = None,
     what: Annotated[
         list[str] | None,
         typer.Option(help="logits, topk:K[@T], sample:K[@T] or features:TAP; several times for several."),

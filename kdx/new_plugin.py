@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,9 +91,10 @@ def _names(name: str, kind: str) -> dict[str, Any]:
             f"by '-', beginning with a letter{hint}"
         )
     package, component = name.replace("-", "_"), name.removeprefix("kdx-")
-    if package in ("kdx", "kdx_ext") or package in sys.stdlib_module_names or keyword.iskeyword(package):
+    if package == "kdx_ext" or keyword.iskeyword(package) or importlib.util.find_spec(package) is not None:
         raise KdxError(
-            f"{name!r} would make a module {package!r}, which Python or kdx has already; choose another name"
+            f"{name!r} would make a module {package!r}, which Python, kdx or an installed package has already; choose "
+            "another name"
         )
     symbol = "".join(word.capitalize() for word in component.split("-"))
     if kind == "op":
