@@ -36,9 +36,9 @@ def make_student(
     weights: Annotated[Path | None, typer.Option(help="Safetensors of the teacher; else none are copied.")] = None,
     data: Annotated[str, typer.Option(help="The data set whose shapes the teacher has.")] = "fashion-mnist",
     importance: Annotated[str, typer.Option(help="Norm by which width keeps channels, l1 or l2.")] = "l1",
-    out: Annotated[Path, typer.Option(help="Where to write the config; the weights go beside it.")] = Path(
-        "student.yaml"
-    ),
+    out: Annotated[
+        Path, typer.Option(dir_okay=False, help="Where to write the config; the weights go beside it.")
+    ] = Path("student.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -68,11 +68,11 @@ def make_student(
             shape=shape,
             importance=importance,  # type: ignore[arg-type]  # checked there
         )
+        files = student.save(out, weights=weights is not None, force=force)
     except ValueError as error:
         if isinstance(error, kdx.KdxError):
             raise
         raise typer.BadParameter(str(error)) from error
-    files = student.save(out, weights=weights is not None, force=force)
     if as_json:
         typer.echo(json.dumps(student.as_dict() | {"files": [str(file) for file in files]}, indent=2))
         return

@@ -101,7 +101,7 @@ class Derived:
             )
         path = Path(path)
         files = [path, path.with_suffix(".safetensors")] if weights else [path]
-        if len(set(files)) < len(files):
+        if path.suffix == ".safetensors":
             raise ValueError(f"path is the config's, its weights are written beside it as .safetensors; got {path}")
         if not force and (there := [file for file in files if file.exists()]):
             raise RunExistsError(f"{there[0]} exists already; --force (force=True) writes over it, --out takes another")

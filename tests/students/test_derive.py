@@ -155,13 +155,13 @@ def test_a_contract_holds_inputs_outputs_and_taps():
 
 def test_a_config_rebuilds_every_student_without_its_teacher(tmp_path):
     model = teacher()
-    vit = kdx.make("model", "vit", dim=16, depth=2)
+    vit = kdx.make("model", "vit", dim=32, depth=2)
     resnet = nets.settled(kdx.make("model", "resnet", depth=14), GREY)
     shape = {"num_classes": 10, "input_shape": [1, 28, 28]}
     expected = {}
     for name, old, base in (
         ("convnet", model, BASE),
-        ("vit", vit, {"name": "vit", "dim": 16, "depth": 2}),
+        ("vit", vit, {"name": "vit", "dim": 32, "depth": 2}),
         ("resnet", resnet, {"name": "resnet", "depth": 14}),
     ):
         for how in HOWS:
@@ -318,6 +318,11 @@ def test_the_command_compares_writes_and_says_how_to_go_on(tmp_path):
     assert report["student"]["parameters"] <= 5258 < report["teacher"]["parameters"] == 10516
     assert report["files"] == [str(tmp_path / "student.yaml")]  # an untrained teacher has no weights to copy
     assert runner.invoke(app, ["student", "make", text, "--params", "much"]).exit_code == 2
+    for out in (tmp_path, tmp_path / "student.safetensors"):  # a folder, and the place of the weights
+        assert (
+            runner.invoke(app, ["student", "make", text, "--params", "50%", "--out", str(out), "--force"]).exit_code
+            == 2
+        )
 
 
 RECIPE = {
