@@ -180,19 +180,26 @@ class StageRunner:
             smoothing = SMOOTHING if stage.role == "label-smoothing" else 0.0
             task = task_kind(recipe.task.name, margin=recipe.task.margin, label_smoothing=smoothing)
             return Supervised(self._student(stage, model), task=task.loss)
+        student = self._student(stage, model)
+        with rng.isolated():  # whatever else draws, the rows come in the order in which the student alone sees them
+            return self._taught(stage, model, student)
+
+    def _taught(self, stage: Stage, model: ModelRef, student: nn.Module) -> Scheme:
+        """The scheme under which a student is taught, with all that its signature names."""
+        recipe = self.recipe
         component = recipe.scheme if stage.scheme is None else Component.model_validate(stage.scheme)
         target = self.plugins.load("scheme", component.name)
         wants = inspect.signature(target).parameters
         given: dict[str, Any] = {}
         if "student" in wants:
-            given["student"] = self._student(stage, model)
+            given["student"] = student
         if "task" in wants:
             weight = recipe.task.weight if stage.task_weight is None else stage.task_weight
             given["task"] = (weight, self.task.loss)
         if "knowledge" in wants:
             given["knowledge"] = self._knowledge(stage)
         if "peers" in wants:
-            given["peers"] = [self._student(stage, model), *(self.build(peer) for peer in self._peers(model))]
+            given["peers"] = [student, *(self.build(peer) for peer in self._peers(model))]
         if "teacher" in wants:
             given["teacher"] = self._teachers(stage, along=target.trains_teacher, only_first=True)["teacher"]
         if "teachers" in wants:

@@ -26,6 +26,7 @@ from kdx.experiment_plan import plan
 from kdx.hookspecs import Spec, hookimpl
 from kdx.recipe import check_recipe, load_recipe, recipe_names
 from kdx.registry import default_plugins
+from kdx.stream import Stream
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [
@@ -435,6 +436,23 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_kept_teacher(run, tmp_path: Pat
     monkeypatch.undo()
     summary = Experiment(recipe(), tmp_path / "one").run(resume=True)
     assert "seconds" in summary["stages"]["teacher"]
+
+
+@pytest.mark.parametrize("scheme", ["offline", "online", "mutual"])
+def test_the_student_alone_and_the_taught_one_see_the_rows_in_one_order(scheme, run, monkeypatch) -> None:
+    seen: list[list[int]] = []
+    epoch = Stream.epoch
+
+    def watched(stream: Stream, number: int):
+        seen.append([])
+        for batch in epoch(stream, number):
+            seen[-1] += batch.index.tolist()
+            yield batch
+
+    monkeypatch.setattr(Stream, "epoch", watched)
+    run(scheme={"name": scheme}, **({"teacher": None} if scheme == "mutual" else {}))
+    alone, taught = seen[-2:]
+    assert alone == taught
 
 
 def test_controls_with_smoothed_labels_and_without_the_assistant(run, tmp_path: Path) -> None:
