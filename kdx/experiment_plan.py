@@ -42,6 +42,12 @@ def plan(recipe: Recipe) -> list[Stage]:
         raise RecipeError(
             f"teacher.store: scheme {recipe.scheme.name!r} trains the teacher along, so what it says changes; remove it"
         )
+    for name, section in recipe.all_teachers.items() if taught_along else ():
+        if section.dtype or section.device or section.batch_statistics:
+            raise RecipeError(
+                f"{name}: scheme {recipe.scheme.name!r} trains the teacher along, as the student is trained; remove "
+                "dtype, device and batch_statistics, which say how a finished one is held"
+            )
     stages = [Stage(name, "teacher", ref_of(section.model)) for name, section in teachers.items()]
     if recipe.assistant and "alone" not in recipe.controls:
         stages.append(Stage("alone", "alone", student))

@@ -134,6 +134,11 @@ class Teacher(_Section):
                 "store: with batch_statistics the teacher's outputs depend on the batch, so they cannot be stored by "
                 "sample; remove one of the two"
             )
+        if self.store and (self.dtype or self.device):
+            raise ValueError(
+                "store: the teacher runs only while its store is written, as it was trained; remove dtype and device "
+                "(store.dtype is that of the stored numbers)"
+            )
         return self
 
 
@@ -346,6 +351,8 @@ def _check_components(recipe: Recipe) -> None:
         raise RecipeError(f"{scheme} takes no teacher: remove the section teacher")
     if "teachers" not in wants and recipe.teachers and not recipe.assistant:
         raise RecipeError(f"{scheme} takes no more than one teacher: remove the section teachers")
+    if "knowledge" not in wants and recipe.knowledge and not recipe.assistant:
+        raise RecipeError(f"{scheme} takes no knowledge: remove the section knowledge (knowledge: null does so)")
     if "peers" not in wants and recipe.peers is not None:
         raise RecipeError(f"{scheme} has no peers: remove peers")
     for name, term in recipe.knowledge.items():

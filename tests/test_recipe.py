@@ -71,6 +71,8 @@ def test_every_recipe_of_kdx_is_valid_and_says_what_it_is(name: str) -> None:
         (changed("knowledge.hint", {"name": "hint", "student": "stage1"}), r"hint\)\.teacher: is required"),
         (without("teacher"), r"scheme 'offline' needs a teacher: give the section teacher"),
         (changed("scheme.name", "mutual"), r"scheme 'mutual' takes no teacher: remove the section teacher"),
+        (changed("scheme.name", "residual"), r"scheme 'residual' takes no knowledge: remove the section knowledge"),
+        (changed("teacher", {"dtype": "bf16", "store": {"views": 1}}), r"store: the teacher runs only while its store"),
         ([1, 2], r"a recipe must be a mapping of sections, got list"),
     ],
 )

@@ -438,6 +438,12 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_kept_teacher(run, tmp_path: Pat
     assert "seconds" in summary["stages"]["teacher"]
 
 
+@pytest.mark.parametrize("option", [{"dtype": "bf16"}, {"device": "cpu"}, {"batch_statistics": True}])
+def test_how_a_finished_teacher_is_held_is_refused_for_one_that_is_trained_along(option) -> None:
+    with pytest.raises(RecipeError, match="trains the teacher along, as the student is trained; remove dtype"):
+        plan(recipe(scheme={"name": "online"}, teacher={**TINY["teacher"], **option}))
+
+
 @pytest.mark.parametrize("scheme", ["offline", "online", "mutual"])
 def test_the_student_alone_and_the_taught_one_see_the_rows_in_one_order(scheme, run, monkeypatch) -> None:
     seen: list[list[int]] = []
