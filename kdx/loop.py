@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor
 
 from kdx import rng
@@ -116,7 +116,7 @@ def fit(
     """
     if seed is not None:
         set_seed(seed)
-    accelerator = _accelerator(mixed_precision, device)
+    accelerator = _accelerator(mixed_precision, device, skips=scheme.skips)
     open_ended = epochs is None and steps is not None
     epochs, total_steps = _length(train, epochs, steps, accumulate)
     _check(scheme, accelerator, compile=compile, log_gradients=log_gradients)
@@ -189,12 +189,13 @@ def fit(
     return run
 
 
-def _accelerator(mixed_precision: str, device: str) -> Accelerator:
+def _accelerator(mixed_precision: str, device: str, *, skips: bool) -> Accelerator:
     if device not in ("auto", "cpu"):
         raise ValueError(f"device must be 'auto' or 'cpu', got {device!r}; choose a GPU with CUDA_VISIBLE_DEVICES")
     # Accelerate keeps one state per process and refuses another precision or device; runs here follow one another
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu")
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=skips)
+    return Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu", kwargs_handlers=[parallel])
 
 
 def _check(scheme: Scheme, accelerator: Accelerator, *, compile: bool, log_gradients: int | None) -> None:

@@ -130,6 +130,21 @@ class Scheme(nn.Module, ABC):
         """Whether every learnable part exists, so that :meth:`setup` has nothing to build."""
         return all(part.ready for part in self.modules() if isinstance(part, Knowledge))
 
+    @property
+    def skips(self) -> bool:
+        """Whether a learnable component may sit out a step, so that data parallelism must look for its parameters."""
+        learnable = any(
+            not part.ready or any(True for _ in part.parameters())
+            for part in self.knowledge.modules()
+            if isinstance(part, Knowledge)
+        )
+        return learnable and self.leaves_out
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether some steps leave knowledge terms out: those of a teacher that has nothing to teach yet."""
+        return any(isinstance(part, Teacher) and not part.teaches for part in self.modules())
+
     def weight(self, name: str) -> float | Tensor:
         """The weight of a knowledge term now: a number, or a 0-dim tensor if it changes during training."""
         weight = self.weights[name]

@@ -114,6 +114,11 @@ class DenseGuidance(Scheme):
         super().advance(step, total)
         self._step = step
 
+    @property
+    @override
+    def leaves_out(self) -> bool:
+        return self.drop > 0 or super().leaves_out
+
     def kept(self, step: int) -> list[str]:
         """The teachers that teach in optimizer step ``step`` (from 0), in their order."""
         names = list(self.teachers)

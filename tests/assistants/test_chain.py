@@ -7,6 +7,9 @@ import math
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -320,3 +323,47 @@ def test_dense_guidance_keeps_one_teacher_at_least_and_names_what_is_wrong(net) 
     ):
         with pytest.raises(ValueError, match=message):
             DenseGuidance(student, **arguments)
+
+
+SKIPPING = """
+import sys, torch, kdx
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from kdx.schemes.dense_guidance import DenseGuidance
+from kdx.teachers import Snapshot
+
+def net(width):
+    return nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2))
+
+for build in (
+    lambda student, hint: DenseGuidance(student, {"a": net(6), "b": net(5)}, knowledge=hint, seed=0),
+    lambda student, hint: kdx.Offline(student, Snapshot(student), knowledge=hint),
+):
+    torch.manual_seed(0)
+    scheme = build(net(4), {"hint": kdx.Hint(student="0", teacher="0")})
+    data = TensorDataset(torch.randn(16, 3), torch.randint(2, (16,)))
+    kdx.fit(scheme, DataLoader(data, 4), epochs=2, device="cpu")
+print([p.sum().item() for p in scheme.parameters()])
+"""
+
+
+def test_two_ranks_agree_though_adapters_of_teachers_sit_out_some_steps() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launched = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment = os.environ | launched | {"PYTHONPATH": str(Path(kdx.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SKIPPING],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    finished = [(process, *process.communicate(timeout=120)) for process in started]
+    assert all(process.returncode == 0 for process, _, _ in finished), [errors for _, _, errors in finished]
+    first, second = (out.splitlines()[-1] for _, out, _ in finished)
+    assert first == second
