@@ -31,12 +31,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
-    """The entry point: errors of kdx become one message and a status, not a traceback."""
+    """The entry point: errors of kdx and of files become one message and a status, not a traceback."""
     try:
         app()
     except Interrupted as stop:
         _fail(str(stop), 128 + stop.signum)
-    except KdxError as error:
+    except (KdxError, OSError) as error:
         _fail(str(error), 1)
 
 

@@ -118,6 +118,15 @@ def test_errors_are_one_message_and_a_status_not_a_traceback(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_cannot_be_written_is_one_message_too(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where a folder is wanted")
+    command = [sys.executable, "-m", "kdx", "new-plugin", "kdx-mine", "--folder", str(tmp_path / "taken")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path / "taken") in done.stderr
+
+
 def test_timings_name_a_slow_plugin_first_and_say_what_makes_it_slow(monkeypatch) -> None:
     from kdx.registry import PluginInfo, Plugins
 
