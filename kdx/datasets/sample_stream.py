@@ -39,10 +39,10 @@ class SampleStream(IterableDataset[Batch]):
         >>> from itertools import islice
         >>> from kdx.datasets import Digits, View
         >>> stream = SampleStream(View(Digits("train")), phases=5)
-        >>> len({sample.targets for sample in islice(stream, 100)})
+        >>> len({sample.targets for sample in islice(stream, 50)})
         2
         >>> stream.state_dict()
-        {'position': 100}
+        {'position': 50}
     """
 
     def __init__(self, view: View, *, phases: int = 1, seed: int = 0) -> None:
