@@ -36,28 +36,36 @@ class Row:
 
     name: str
     cells: tuple[str, ...]
+    stage: str
 
 
 def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
-    """The table of a summary: a row per stage, the columns of :data:`COLUMNS`."""
+    """The table of a summary: a row per learner of each stage, the columns of :data:`COLUMNS`.
+
+    A stage of several learners (peers, a teacher beside its student) has a row for each; costs are those of the first.
+    """
     rows = []
+    metric, gain = summary["metric"], summary["gain"]
     for name, stage in summary["stages"].items():
-        gain = summary["gain"]
+        first, *others = _learners(name, stage)
         rows.append(
             Row(
-                LABELS.get(name, name),
+                first,
                 (
                     ", ".join(stage.get("teachers", ())),
-                    f"{100 * stage['test'][summary['metric']]:.2f} %",
-                    f"{100 * stage['validation'][summary['metric']]:.2f} %",
+                    _percent(stage["test"][metric]),
+                    _percent(stage["validation"][metric]),
                     f"{stage['parameters']:,}",
                     f"{stage['bytes'] / 1024:,.0f} KiB",
                     f"{stage['latency_ms']:.2f} ± {stage['latency_spread_ms'] / 2:.2f} ms",
                     _training(stage),
                     f"{gain:+.2f}" if name == "distilled" and gain is not None else "",
                 ),
+                stage=name,
             )
         )
+        blank = ("",) * (len(COLUMNS) - 3)
+        rows += [Row(label, ("", _percent(_tested(stage, label)[metric]), *blank), stage=name) for label in others]
     return rows
 
 
@@ -71,10 +79,11 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     left_out = {"validation", "training", "size" if chain else "taught by"}
     narrow = [i for i, column in enumerate(COLUMNS) if column not in left_out]
     table = Table(*(COLUMNS[i] for i in narrow), title=title)
+    table.columns[0].no_wrap = table.columns[narrow.index(COLUMNS.index("test"))].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
-    for row, stage in zip(stage_rows(summary), stages.values(), strict=True):
-        if stage.get("role") == "probe":
+    for row in stage_rows(summary):
+        if stages[row.stage].get("role") == "probe":
             continue  # short runs that only size the assistants; the page has them
         cells = (row.name, *row.cells)
         table.add_row(*(cells[i] for i in narrow))
@@ -89,9 +98,11 @@ def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
         "mean ± std",
         title=f"{summaries[0]['metric_label']} on test, %",
     )
-    for name in summaries[0]["stages"]:
-        values = [100 * item["stages"][name]["test"][item["metric"]] for item in summaries]
-        table.add_row(LABELS.get(name, name), *(f"{value:.2f}" for value in values), _spread(values))
+    table.columns[0].no_wrap = True
+    for name, stage in summaries[0]["stages"].items():
+        for label in _learners(name, stage):
+            values = [100 * _tested(item["stages"][name], label)[item["metric"]] for item in summaries]
+            table.add_row(label, *(f"{value:.2f}" for value in values), _spread(values))
     gains = [item["gain"] for item in summaries if item["gain"] is not None]
     if len(gains) == len(summaries):
         table.add_row("gain, points", *(f"{value:+.2f}" for value in gains), _spread(gains))
@@ -160,6 +171,23 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
     path = folder / "report.html"
     atomic_write(path, lambda temporary: temporary.write_text(page))
     return path
+
+
+def _learners(name: str, stage: Mapping[str, Any]) -> list[str]:
+    """What the rows of a stage are called: the stage first, with the learner's name if it has several."""
+    label = LABELS.get(name, name)
+    first, *others = stage.get("students", {"": None})
+    return [f"{label}, {first}" if others and first != "student" else label, *(f"  {other}" for other in others)]
+
+
+def _tested(stage: Mapping[str, Any], label: str) -> Mapping[str, float]:
+    """The test metrics of the learner in a row of :func:`_learners`."""
+    found: Mapping[str, float] = stage.get("students", {}).get(label.strip(), stage["test"])
+    return found
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
 
 
 def _training(stage: Mapping[str, Any]) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 
 import kdx
 from kdx.recipe import check_recipe, load_recipe
+from kdx.report import seeds_table, stages_table
 from kdx.schemes.multi_teacher import MultiTeacher
 from kdx.schemes.online import Online
 from kdx.teachers import Frozen
@@ -86,12 +89,32 @@ def _no_report(monkeypatch) -> None:
 def test_recipes_train_evaluate_and_export_every_learner(name, learners, changes, tmp_path: Path) -> None:
     scheme = changes.pop("scheme", None)
     recipe = load_recipe(name, SHORT | changes)
-    kdx.run(check_recipe(recipe.dump() | ({"scheme": scheme} if scheme else {})), folder=tmp_path / "run")
+    summary = kdx.run(check_recipe(recipe.dump() | ({"scheme": scheme} if scheme else {})), folder=tmp_path / "run")
     folder = tmp_path / "run" / "distilled"
     assert sorted(path.stem for path in folder.glob("*.safetensors")) == learners
     result = json.loads((folder / "result.json").read_text())
     assert list(result.get("students", {"student": 0})) == learners
     assert not (tmp_path / "run" / "teacher").exists()  # no stage trains a teacher first
+    first = "distilled student" + (f", {learners[0]}" if learners[1:] and learners[0] != "student" else "")
+    rows = [first, *(f"  {learner}" for learner in learners[1:])]
+    found = [result["test"], *(result["students"][learner] for learner in learners[1:])]
+    tested = [f"{100 * values['accuracy']:.2f}" for values in found]
+    shown = stages_table(summary)
+    assert list(shown.columns[0].cells) == rows
+    assert list(shown.columns[1].cells) == [f"{value} %" for value in tested]
+    over_seeds = seeds_table([summary, summary])
+    assert list(over_seeds.columns[0].cells) == rows
+    assert list(over_seeds.columns[2].cells) == tested
+
+
+def test_names_of_stages_stay_whole_on_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    quick = SHORT | {"controls": ["alone", "label-smoothing"], "data.labelled": 60}
+    summary = kdx.run(check_recipe(load_recipe("fashion-mutual", quick).dump()), folder=tmp_path / "run")
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(stages_table(summary))
+    lines = console.export_text().splitlines()
+    for name in ("student alone", "student alone, smoothed labels", "distilled student, peer0", "  peer1"):
+        assert any(name in line for line in lines), lines
 
 
 @pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
