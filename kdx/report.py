@@ -117,19 +117,14 @@ def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Figure:
     metric, label_of_metric = f"/{summary['metric']}", summary["metric_label"]
     for name in summary["stages"]:
         rows = read_metrics(folder / name / MetricsLog.name)
-        evaluated = [
-            (row["epoch"], next(v for k, v in row.items() if k.endswith(metric)))
-            for row in rows
-            if any(k.endswith(metric) for k in row)
-        ]
-        logged = [(row["step"], row["loss"]) for row in rows if "loss" in row]
         label = LABELS.get(name, name)
-        if evaluated:
-            quality.plot(
-                *zip(*((epoch, 100 * value) for epoch, value in evaluated), strict=True), marker=".", label=label
-            )
-        if logged:
-            loss.plot(*zip(*logged, strict=True), label=label)
+        learners = {key for row in rows for key in row if key.startswith("eval/") and key.endswith(metric)}
+        for learner in sorted(learners):
+            points = [(row["epoch"], 100 * row[learner]) for row in rows if learner in row]
+            of = "" if len(learners) == 1 else f": {learner.split('/')[1]}"
+            quality.plot(*zip(*points, strict=True), marker=".", label=label + of)
+        if logged := [(row["step"], row["loss"]) for row in rows if "loss" in row]:
+            loss.plot(*zip(*logged, strict=True), marker=".", label=label)
         for axes in further:
             _draw_prequential(axes, rows, label)
     quality.set(xlabel="epoch", ylabel=f"{label_of_metric} on validation, %", title=f"validation {label_of_metric}")

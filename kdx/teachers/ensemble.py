@@ -155,9 +155,9 @@ def confidence(logits: Tensor, targets: Tensor) -> Tensor:
     https://arxiv.org/abs/2201.00007.
 
     Example:
-        >>> logits = torch.tensor([[[4.0, 0.0]], [[0.0, 0.0]], [[0.0, 4.0]]])
+        >>> logits = torch.tensor([[[2.0, 0.0]], [[0.0, 0.0]], [[0.0, 2.0]]])
         >>> [round(weight, 2) for weight in confidence(logits, torch.tensor([0])).flatten().tolist()]
-        [0.49, 0.48, 0.02]
+        [0.45, 0.41, 0.14]
     """
     teachers, rows, classes = logits.shape
     loss = F.cross_entropy(
