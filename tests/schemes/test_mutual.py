@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import kdx
+from kdx.datasets import Digits, symmetric_noise
+from kdx.evaluation import evaluate
 from kdx.hookspecs import hookimpl
+from kdx.models import MLP
 
 
 def mutual(net, **options) -> kdx.Mutual:
@@ -116,3 +122,39 @@ def test_turns_need_one_process_and_a_known_kind(net, loader, monkeypatch) -> No
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 2))
     with pytest.raises(ValueError, match="Mutual trains its parts in turn, and data parallelism waits"):
         kdx.fit(mutual(net, updates="alternating"), loader, device="cpu")
+
+
+class Shuffled:
+    """Batches of tensors in a new order each epoch; a loader that costs nothing."""
+
+    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        self.inputs, self.targets = inputs, targets
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.inputs) / 128)
+
+    def __iter__(self):
+        for rows in torch.randperm(len(self.inputs)).split(128):
+            yield kdx.Batch(self.inputs[rows], self.targets[rows], rows)
+
+
+@pytest.mark.slow
+def test_under_label_noise_peers_beat_the_same_peers_alone() -> None:
+    """40 % of the labels of the digits are wrong; a peer and its control share data, noise, weights and order."""
+    torch.set_num_threads(1)
+    train, test = Digits("train"), Digits("test")
+    inputs, unseen = (torch.stack([image for image, _ in split]) for split in (train, test))
+    gains = []
+    for seed in range(4):
+        noisy = symmetric_noise(train.targets, 0.4, num_classes=10, seed=seed)
+        torch.manual_seed(seed)
+        peers = [MLP((128,), input_shape=(1, 8, 8)) for _ in range(2)]
+        alone = copy.deepcopy(peers)
+        together = kdx.Mutual(peers, knowledge={"kd": kdx.SoftTargets(1.0)})
+        for scheme in (together, *(kdx.make("scheme", "supervised", model) for model in alone)):
+            adam = {"name": "AdamW", "lr": 0.01}
+            kdx.fit(scheme, Shuffled(inputs, noisy), epochs=40, seed=seed, optimizer=adam, device="cpu")
+        for peer, control in zip(peers, alone, strict=True):
+            taught, own = (evaluate(model, [(unseen, test.targets)])["accuracy"] for model in (peer, control))
+            gains.append(100 * (taught - own))
+    assert sum(gains) / len(gains) > 0, gains
