@@ -286,9 +286,9 @@ class Along(kdx.Offline):
     trains_teacher = True
     given: ClassVar[list[nn.Module]] = []
 
-    def __init__(self, student, teacher, **options) -> None:
+    def __init__(self, student, teacher, *, task, knowledge) -> None:
         self.given.append(teacher)
-        super().__init__(student, teacher, **options)
+        super().__init__(student, teacher, task=task, knowledge=knowledge)
 
 
 @pytest.fixture
