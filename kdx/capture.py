@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdx.errors import CaptureError, nearest
 
@@ -17,7 +19,7 @@ __all__ = ["LOGITS", "Captured", "Taps", "call", "clean_name", "logits_of", "unw
 LOGITS = "logits"
 """The tap that is the model's own output."""
 
-_TAP = re.compile(r"(?P<module>[^:\[\]]+)(?P<end>:input)?(\[(?P<item>\w+)\])?")
+_TAP = re.compile(r"(?P<module>[^:\[\]]+)(?P<end>:input)?(\[(?P<item>\w+)\])?(?P<affine>:affine)?")
 _GLOB = re.compile(r"[*?]")
 
 
@@ -108,7 +110,9 @@ class Taps:
     - ``blocks.*.attn``: a glob, ``*`` and ``?`` within one level, ``**`` over any number of levels;
     - ``fc:input``: what enters the module instead of what leaves it;
     - ``encoder.layer.3[1]`` or ``[name]``: one item of a module that returns a tuple or mapping; without it the
-      first tensor of a tuple is taken.
+      first tensor of a tuple is taken;
+    - ``bn1:affine``, ``relu:input:affine``: not the tensor there but weight and bias, ``[2, C]``, of the BatchNorm that
+      ran last before it, the tapped one itself included.
 
     A module that runs several times in one forward pass gives its last output.
 
@@ -131,6 +135,7 @@ class Taps:
         self._values: dict[str, Tensor] = {}
         self._active = False
         self._handles: dict[str, Any] = {}
+        self._norm: nn.Module | None = None
         self.add(names)
 
     def add(self, names: Iterable[str]) -> None:
@@ -152,7 +157,7 @@ class Taps:
         Raises:
             CaptureError: a tapped module did not run.
         """
-        self._values = {}
+        self._values, self._norm = {}, None
         self._active = True
         try:
             result = call(self.model, inputs)
@@ -173,7 +178,9 @@ class Taps:
     def _resolve(self, tap: str) -> tuple[str, ...]:
         form = _TAP.fullmatch(tap)
         if form is None:
-            raise CaptureError(f"{tap!r} is no tap; write a module name, 'name:input', 'name[item]' or a glob")
+            raise CaptureError(
+                f"{tap!r} is no tap; write a module name, 'name:input', 'name[item]', 'name:affine' or a glob"
+            )
         modules = {clean_name(name): module for name, module in unwrap(self.model).named_modules()}
         modules.pop("", None)
         pattern, suffix = form["module"], tap[form.end("module") :]
@@ -187,20 +194,35 @@ class Taps:
                 f"tap {tap!r} comes after torch.compile, where new hooks never run; tap the plain model and compile "
                 "the scheme instead, or pass compile=True to kdx.fit"
             )
+        if form["affine"]:
+            for name, module in modules.items():
+                if isinstance(module, _BatchNorm) and f"{name}:norm" not in self._handles:
+                    self._handles[f"{name}:norm"] = module.register_forward_hook(self._note_norm)
         for name in names:
             if name + suffix not in self._handles:
-                self._handles[name + suffix] = self._hook(modules[name], name + suffix, form["end"], form["item"])
+                self._handles[name + suffix] = self._hook(modules[name], name + suffix, form)
         return tuple(name + suffix for name in names)
 
-    def _hook(self, module: nn.Module, name: str, end: str | None, item: str | None) -> Any:
-        record = functools.partial(self._record, name, item)
-        if end:
+    def _hook(self, module: nn.Module, name: str, form: re.Match[str]) -> Any:
+        record = functools.partial(self._record_affine if form["affine"] else self._record, name, form["item"])
+        if form["end"]:
             return module.register_forward_pre_hook(functools.partial(_record_input, record), with_kwargs=True)
         return module.register_forward_hook(functools.partial(_record_output, record))
 
     def _record(self, name: str, item: str | None, value: Any) -> None:
         if self._active:
             self._values[name] = _pick(name, item, value)
+
+    def _note_norm(self, module: nn.Module, _args: Any, _value: Any) -> None:
+        self._norm = module
+
+    def _record_affine(self, name: str, item: str | None, value: Any) -> None:
+        if self._active:
+            weight, bias = getattr(self._norm, "weight", None), getattr(self._norm, "bias", None)
+            if weight is None or bias is None:
+                found = "no BatchNorm ran before" if self._norm is None else "the BatchNorm before has none"
+                raise CaptureError(f"tap {name!r} asks for the weight and bias of a BatchNorm, but {found}")
+            self._values[name] = torch.stack([weight, bias])
 
 
 def _record_input(record: Callable[[Any], None], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.adapters import BatchNorm, channels, full, match_maps, trained
-from kdx.knowledge.operands import check_same_shape, in_full_precision
+from kdx.capture import Captured
+from kdx.knowledge.operands import check_choice, check_same_shape, in_full_precision
 from kdx.knowledge.paired import PairedLayers
 from kdx.matching import Strategy
 
@@ -55,12 +57,15 @@ def batchnorm_margin(batchnorm: nn.BatchNorm2d) -> Tensor:
     """
     if batchnorm.weight is None or batchnorm.bias is None:
         raise ValueError("batchnorm must have a weight and a bias (affine=True); its features are not normal otherwise")
-    mean, std = batchnorm.bias.detach().double(), batchnorm.weight.detach().double().abs()
+    return _normal_margin(batchnorm.weight.detach(), batchnorm.bias.detach())
+
+
+def _normal_margin(weight: Tensor, bias: Tensor) -> Tensor:
+    mean, std = bias.double(), weight.double().abs()
     z = -mean / std
     negative = torch.special.ndtr(z)
     density = torch.exp(-0.5 * z.square()) / (2 * torch.pi) ** 0.5
-    margin = torch.where(negative > 0.001, mean - std * density / negative, -3 * std)
-    return margin.to(batchnorm.weight.dtype)
+    return torch.where(negative > 0.001, mean - std * density / negative, -3 * std).to(weight.dtype)
 
 
 class OFD(PairedLayers):
@@ -68,23 +73,34 @@ class OFD(PairedLayers):
 
     Loss: ``sum_l 2^-(L-1-l) d_p(r(F_s), max(F_t, m))`` over the L pairs from shallow to deep, where ``d_p`` sums the
     squared differences of a sample except where ``r(F_s) <= max(F_t, m) <= 0``, averaged over the batch; no ``T^2``.
-    ``r`` is a 1x1 convolution with BatchNorm, learned with the student; gradients reach both. The weight in the paper
-    is 1e-3. Tap what enters the ReLU, usually the output of a BatchNorm or of a residual block's addition.
+    ``r`` is a 1x1 convolution with BatchNorm, learned with the student; gradients reach both. The authors' code weighs
+    it by 1e-3 on CIFAR-100, 1e-4 on ImageNet and 1e-5 for segmentation. Tap what enters the ReLU, the output of a
+    BatchNorm (``bn1``) or of a residual block's addition (``relu:input``), where no operation works in place: an
+    in-place ReLU or addition after the tap, as torchvision's, overwrites what was captured.
 
-    The margin ``m_c`` is the mean of a teacher's channel where it is negative. The paper takes it over the training
-    images or from the parameters of the BatchNorm before, as the authors' code does: give ``margins`` for that, see
-    :func:`batchnorm_margin`. Without them it is taken on the batch of ``setup`` (0 for a channel that is never negative
-    there). It is saved as a buffer.
+    The margin ``m_c`` is the mean of a teacher's channel where it is negative. As in the authors' code it comes from
+    the weight and bias of the teacher's BatchNorm, ``margins="batchnorm"`` (:func:`batchnorm_margin`): the tapped one,
+    or the one that ran last before the tap. Behind an addition that is an approximation, theirs too: they take the last
+    BatchNorm of the main branch. Without ``margins`` the mean is taken on the batch of ``setup``, for teachers without
+    BatchNorm (0 for a channel that is never negative there). It is saved as a buffer.
 
-    In the paper the teacher's BatchNorm normalises by the batch while it teaches, on purpose: give the scheme
-    ``kdx.teachers.Frozen(teacher, train_mode=True)``. The running statistics of the teacher stay as they are.
+    In the paper the teacher's BatchNorm normalises by the batch while it teaches, on purpose, and only so are the
+    margins exact: ``batch_statistics: true`` in a recipe's section ``teacher``, or
+    ``kdx.teachers.Frozen(teacher, train_mode=True)``. The running statistics of the teacher stay as they are::
+
+        knowledge:
+          ofd: {name: ofd, weight: 1e-3, student: [stage1.norm1], teacher: [stage1.norm1], margins: batchnorm}
 
     Args:
         student: taps of maps ``[N, C, H, W]`` before the ReLU, from shallow to deep.
         teacher: taps of maps before the ReLU.
         pairing: see :data:`kdx.matching.Strategy`.
-        margins: one tensor ``[C]`` per pair, or None to take them from the first batch.
+        margins: ``"batchnorm"``, one tensor ``[C]`` per pair, or None to take them from the first batch.
         seed: for ``pairing="random"``.
+
+    Raises:
+        ValueError: margins of other shapes than the teacher's channels.
+        CaptureError: ``"batchnorm"``, and none with weight and bias ran before a tap.
 
     Paper: Heo et al., A Comprehensive Overhaul of Feature Distillation, ICCV 2019, https://arxiv.org/abs/1904.01866;
     code: https://github.com/clovaai/overhaul-distillation.
@@ -107,15 +123,29 @@ class OFD(PairedLayers):
         student: str | tuple[str, ...],
         teacher: str | tuple[str, ...],
         pairing: Strategy = "explicit",
-        margins: Sequence[Tensor] | None = None,
+        margins: Literal["batchnorm"] | Sequence[Tensor] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed)
-        self.margins = None if margins is None else [margin.detach().clone() for margin in margins]
+        self.margins: list[Tensor] | None = None
+        if isinstance(margins, str):
+            check_choice("margins", margins, ("batchnorm",))
+        elif margins is not None:
+            self.margins = [margin.detach().clone() for margin in margins]
+        self.norms = tuple(f"{tap}:affine" for tap in self.teacher_layers) if margins == "batchnorm" else ()
+        self.teacher_taps = (*self.teacher_layers, *self.norms)
         self.connectors = nn.ModuleList()
 
     @override
+    def setup(self, student: Captured, teacher: Captured) -> None:
+        self._affine = teacher.select(self.norms)
+        super().setup(student, teacher)
+
+    @override
     def build(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        assert self.pairs is not None  # setup made them
+        if self.norms:
+            self.margins = [_normal_margin(*self._affine[j]) for _, j in self.pairs]
         margins = self.margins or [_mean_negative(teacher) for _, teacher in pairs]
         shapes = [(channels(teacher),) for _, teacher in pairs]
         if [tuple(margin.shape) for margin in margins] != shapes:

@@ -50,6 +50,7 @@ class PairedLayers(Knowledge):
             )
         if pairing not in SIMILARITIES:
             pair_by_depth(pairing, 1, 1)  # a misspelt strategy fails here
+        self.teacher_layers = self.teacher_taps  # a subclass may tap more than it pairs
         self.pairing: Strategy = pairing
         self.seed = seed
         self.pairs: Pairs | None = None
@@ -63,7 +64,7 @@ class PairedLayers(Knowledge):
     def setup(self, student: Captured, teacher: Captured) -> None:
         if self.pairs is not None:
             return
-        s, t = student.select(self.student_taps), teacher.select(self.teacher_taps)
+        s, t = student.select(self.student_taps), teacher.select(self.teacher_layers)
         self.pairs = pair_layers(self.pairing, s, t, seed=self.seed)
         if self.pairing in SIMILARITIES:
             self.register_buffer("chosen", torch.tensor(self.pairs))
@@ -84,7 +85,7 @@ class PairedLayers(Knowledge):
 
     @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
-        s, t = student.select(self.student_taps), teacher.select(self.teacher_taps)
+        s, t = student.select(self.student_taps), teacher.select(self.teacher_layers)
         if not self.ready:
             raise RuntimeError(
                 f"{type(self).__name__} has no pairs yet; call scheme.setup(batch) before the optimizer is built"

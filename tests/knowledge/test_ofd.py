@@ -128,3 +128,71 @@ def test_ofd_teacher_may_normalise_by_the_batch_and_keeps_its_statistics():
     # with batch statistics the features are normal with the BatchNorm's bias and weight, 0 and 1 here
     found = scheme.knowledge["ofd"].connectors[0].margin
     torch.testing.assert_close(found, batchnorm_margin(teacher[1]), atol=0.25, rtol=0)
+
+
+class Residual(nn.Module):
+    """conv, norm, relu, then a block whose relu follows an addition."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv, self.norm, self.relu = nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU()
+        self.conv2, self.norm2, self.relu2 = nn.Conv2d(width, width, 1), nn.BatchNorm2d(width), nn.ReLU()
+        self.fc = nn.Linear(4 * width, 2)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.conv(x)))
+        return self.fc(self.relu2(self.norm2(self.conv2(x)) + x).flatten(1))
+
+
+def normal_margin(weight, bias):
+    """E[x | x < 0] for x = bias + |weight| z, by the error function."""
+    found = []
+    for s, m in zip(weight.abs().tolist(), bias.tolist(), strict=True):
+        below = 0.5 * (1 + math.erf(-m / s / 2**0.5))
+        found.append(m - s * math.exp(-((m / s) ** 2) / 2) / (2 * math.pi) ** 0.5 / below if below > 0.001 else -3 * s)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("taps", "norms"),
+    [(("norm", "norm2"), ("norm", "norm2")), (("relu:input", "relu2:input"), ("norm", "norm2")), (("norm*",), None)],
+)
+def test_ofd_finds_the_batchnorm_before_each_tap(taps, norms):
+    torch.manual_seed(0)
+    student, teacher = Residual(2), Residual(3)
+    for norm in (teacher.norm, teacher.norm2):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    component = kdx.make("knowledge", "ofd", student=taps, teacher=taps, margins="batchnorm")
+    scheme = kdx.Offline(student, Frozen(teacher, train_mode=True), knowledge={"ofd": component})
+    batch = torch.randn(8, 1, 4, 4), torch.randint(2, (8,))
+    scheme.setup(batch)
+    assert torch.isfinite(scheme(batch).total)
+    for connector, name in zip(component.connectors, norms or ("norm", "norm2"), strict=True):
+        norm = teacher.get_submodule(name)
+        assert connector.margin.tolist() == pytest.approx(normal_margin(norm.weight, norm.bias), rel=1e-4)
+
+
+def test_ofd_margins_follow_the_pairs_and_the_member_of_an_ensemble():
+    torch.manual_seed(0)
+    teachers = {"one": Residual(3), "two": Residual(4)}
+    nn.init.constant_(teachers["two"].norm.bias, 0.5)
+    component = OFD(
+        student=("norm", "norm2"), teacher=("two/norm2", "two/norm"), pairing="reverse", margins="batchnorm"
+    )
+    scheme = kdx.make("scheme", "multi-teacher", student=Residual(2), teachers=teachers, knowledge={"ofd": component})
+    scheme.setup((torch.randn(8, 1, 4, 4), torch.randint(2, (8,))))
+    expected = [normal_margin(torch.ones(4), torch.full((4,), bias)) for bias in (0.5, 0.0)]
+    for connector, margin in zip(component.connectors, expected, strict=True):
+        assert connector.margin.tolist() == pytest.approx(margin, rel=1e-6)
+
+
+def test_ofd_says_when_there_is_no_batchnorm_to_take_margins_from():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    scheme = kdx.Offline(
+        Residual(2), net, knowledge={"ofd": OFD(student="norm", teacher="1:input", margins="batchnorm")}
+    )
+    with pytest.raises(kdx.errors.CaptureError, match=r"'1:input:affine'.*no BatchNorm ran before"):
+        scheme.setup((torch.randn(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)))
+    with pytest.raises(ValueError, match="batchnorm"):
+        OFD(student="norm", teacher="norm", margins="batch")
