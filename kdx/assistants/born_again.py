@@ -13,12 +13,16 @@ class BornAgain(Assistant):
     """Generations of the student, each trained from scratch under the recipe's scheme and taught by the one before.
 
     Generation 0 is the student trained on its labels alone (stage ``alone``); ``generation1`` .. follow, and the last
-    one is ``distilled``. Each starts from weights of its own (its number is added to the recipe's seed). The paper
-    trains on the labels and on the teacher's probabilities with equal weights at temperature 1: scheme ``offline`` with
-    knowledge ``soft-targets``, ``temperature: 1.0`` and a task weight of 1. The recipe has no section ``teacher``.
+    one is ``distilled``. Each starts from weights of its own (its number is added to the recipe's seed). The recipe has
+    no section ``teacher``. What a generation learns is the recipe's: scheme ``offline`` with knowledge ``soft-targets``
+    at ``temperature: 1.0``. With a task weight of 0 that is the paper's BAN (the teacher's probabilities alone, the
+    better one on its images), with 1 its BAN+L (labels as well, which its language models need).
+
+    Not offered are the two ablations of the paper, which replace the teacher's probabilities by their maximum as a
+    weight of the label's cross-entropy (CWTM) or permute all others (DKPP), and its ensembles of generations.
 
     Args:
-        generations: how many follow generation 0, >= 1. In the paper most of the gain comes with the first two.
+        generations: how many follow generation 0, >= 1. The paper's gains saturate after a few; it stops at three.
 
     Paper: Furlanello et al., Born Again Neural Networks, ICML 2018, https://arxiv.org/abs/1805.04770.
 

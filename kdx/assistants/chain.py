@@ -146,6 +146,7 @@ class DGKD(TAKD):
         candidates: see :class:`TAKD`.
         probe_epochs: see :class:`TAKD`.
         drop: teachers left out of a step where there are more than that; 0 keeps all.
+        reduction: ``"mean"`` over the teachers kept, or their ``"sum"`` as in the authors' code.
 
     Paper: Son et al., Densely Guided Knowledge Distillation using Multiple Teacher Assistants, ICCV 2021,
     https://arxiv.org/abs/2009.08825.
@@ -170,6 +171,7 @@ class DGKD(TAKD):
         candidates: int | Sequence[Mapping[str, Any]] = 3,
         probe_epochs: int = 1,
         drop: int = 1,
+        reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__(
             models=models,
@@ -182,7 +184,10 @@ class DGKD(TAKD):
         )
         if drop < 0:
             raise PlanError(f"drop must be a number of teachers, 0 or more; got {drop}")
+        if reduction not in ("mean", "sum"):
+            raise PlanError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
         self.drop = drop
+        self.reduction = reduction
 
     @override
     def _teachers_of(self, larger: Sequence[str]) -> tuple[str, ...]:
@@ -190,7 +195,9 @@ class DGKD(TAKD):
 
     @override
     def _taught(self, stage: Stage) -> Stage:
-        return dataclasses.replace(stage, scheme={"name": "dense-guidance", "drop": self.drop})
+        return dataclasses.replace(
+            stage, scheme={"name": "dense-guidance", "drop": self.drop, "reduction": self.reduction}
+        )
 
 
 def ref(model: Mapping[str, Any]) -> ModelRef:

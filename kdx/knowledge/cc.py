@@ -53,6 +53,8 @@ class CC(Relation):
     needs equal widths and depends on the order of the batch. No ``T^2``. Gradients reach both sides; the paper's form
     does not change when a feature is rotated, nor with the length of any sample's feature.
 
+    The paper adds this to soft targets: ``a CE + (1 - a) KD + b CC``.
+
     Memory: at most eleven ``N x N`` matrices in float32 beside the features and their unit vectors, backward included.
 
     Args:

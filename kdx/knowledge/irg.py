@@ -142,10 +142,13 @@ class IRG(Knowledge):
 
     ``variant="paper"`` differentiates the largest distance too; ``"code"`` takes it for a constant in the backward
     pass, as the authors' layers do; the loss is the same. The paper sums over the batch where means are taken here, and
-    leaves out ``"edge"`` as redundant; the authors' code weighs half of the sums by .005. The default weights are those
-    of the Knowledge-Distillation-Zoo benchmark, with means as here. The paper's one-to-many mode, in which the
-    teacher's last layer guides several layers of a student of another kind, is that layer named once for each of them:
-    ``teacher=("fc", "fc"), transform_weight=0``.
+    leaves out ``"edge"`` as redundant. The authors' code weighs by .005 half the sum of the transformations' squares
+    and half the sum of the edges' over N (Caffe's Euclidean loss divides by the first dimension, 1 and N); its edge
+    layer differentiates one end of an edge only, which by symmetry halves the gradient. Per layer, in terms of the
+    means here, that is ``edge_weight`` .0025 N in value and .00125 N in gradient, ``transform_weight`` .0025 N. The
+    default weights are those of the Knowledge-Distillation-Zoo benchmark, which flattens maps where the authors pool
+    them. The paper's one-to-many mode, in which the teacher's last layer guides several layers of a student of another
+    kind, is that layer named once for each of them: ``teacher=("fc", "fc"), transform_weight=0``.
 
     Args:
         vertex_weight: weight of the logits' squared error; 0 for models with different classes.

@@ -6,7 +6,7 @@ import copy
 import functools
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,25 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
 from kdx.knowledge.base import Knowledge
+from kdx.knowledge.operands import check_choice
 from kdx.losses import Losses, cross_entropy
 from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, evaluating, naming, setup_components
 from kdx.teachers import Teacher
 
-__all__ = ["DenseGuidance"]
+__all__ = ["DenseGuidance", "Reduction"]
+
+Reduction = Literal["mean", "sum"]
 
 
 class DenseGuidance(Scheme):
     """A student learns from several frozen teachers at once; each step leaves some of them out.
 
     Total: ``w_task * task(z_s, y) + sum_k w_k * mean_{t in kept} knowledge_k(student, t)``, where ``kept`` are all but
-    ``drop`` teachers drawn anew for each optimizer step. The mean over teachers keeps the size of the loss, and with it
-    the learning rate, whatever their number; the paper adds their losses up, which is the same but for that factor. A
-    teacher that has nothing to teach yet (:attr:`kdx.teachers.Teacher.teaches`) is not among them.
+    ``drop`` teachers drawn anew for each optimizer step. The mean over teachers keeps the weight of knowledge beside
+    the task whatever their number. ``reduction="sum"`` adds them up, as the authors' code does, beside a task term that
+    is counted once: k teachers then weigh k times. (Its KL is also a mean over classes, and its default weights are 0
+    for the task and 1 for knowledge, T = 5.) A teacher that has nothing to teach yet
+    (:attr:`kdx.teachers.Teacher.teaches`) is not among them.
 
     Which teachers a step leaves out follows from ``seed`` and the number of the step alone: every micro-batch of a
     step, every rank and a resumed run see the same draw. In a loop of one's own call ``advance(step, total)`` before
@@ -41,14 +46,16 @@ class DenseGuidance(Scheme):
         knowledge: see :class:`kdx.Scheme`; every teacher gets its own copy of a component, so that adapters and stores
             are not shared. Terms are named ``<teacher>/<name>``.
         drop: teachers left out of a step; where there are no more than ``drop``, all but one.
+        reduction: ``"mean"`` or ``"sum"`` over the teachers kept.
         seed: of the draws; None takes one from torch's generator and keeps it in the checkpoint.
         student_output: see :class:`kdx.capture.Taps`.
 
     Raises:
-        ValueError: there is no teacher or no knowledge, the student is one of the teachers, or ``drop`` is negative.
+        ValueError: there is no teacher or no knowledge, the student is one of the teachers, or ``drop`` is negative, or
+            another reduction.
 
     Paper: Son et al., Densely Guided Knowledge Distillation using Multiple Teacher Assistants, ICCV 2021,
-    https://arxiv.org/abs/2009.08825.
+    https://arxiv.org/abs/2009.08825; code: https://github.com/wonchulSon/DGKD.
 
     Example:
         >>> import torch, kdx
@@ -71,6 +78,7 @@ class DenseGuidance(Scheme):
         task: Task = cross_entropy,
         knowledge: KnowledgeTerms | None = None,
         drop: int = 1,
+        reduction: Reduction = "mean",
         seed: int | None = None,
         student_output: Callable[[Any], Tensor] | None = None,
     ) -> None:
@@ -85,6 +93,8 @@ class DenseGuidance(Scheme):
             raise ValueError(f"teacher name {wrong[0]!r} is not allowed: give one without '.' and '/'")
         if drop < 0:
             raise ValueError(f"drop must be a number of teachers, 0 or more; got {drop}")
+        check_choice("reduction", reduction, get_args(Reduction))
+        self.reduction: Reduction = reduction
         self.student = student
         self.teachers = nn.ModuleDict({name: Teacher.of(teacher) for name, teacher in teachers.items()})
         self.knowledge = nn.ModuleDict({name: copied(self.components) for name in teachers})
@@ -152,11 +162,12 @@ class DenseGuidance(Scheme):
         terms = {} if task is None else {"task": task}
         teachers = self._teachers()
         kept = [name for name in self.kept(step) if teachers[name].teaches]
+        share = 1 / len(kept) if kept and self.reduction == "mean" else 1.0
         for name in kept:
             components = self._components_of(name)
             check_ready(components)
             found = self.knowledge_terms(components, student, teachers[name].answer(batch, student), batch)
-            terms |= {f"{name}/{term}": value / len(kept) for term, value in found.items()}
+            terms |= {f"{name}/{term}": share * value for term, value in found.items()}
         return Losses.of(terms)
 
     def _teachers(self) -> dict[str, Teacher]:

@@ -35,9 +35,10 @@ class KDCL(Mutual):
     - ``"linear"``: ``sum_i a_i z_i`` with the convex a of the smallest cross-entropy, :func:`linear_ensemble`;
     - ``"min-logit"``: for each class the smallest logit relative to the label's, :func:`min_logit_ensemble`.
 
-    These compare with labels. In a row without one the ensemble is the mean of the logits. The paper's fourth rule,
-    weights from the peers' errors on held-out rows, is not offered. A component that reads layers has no ensemble to
-    read; between it every peer learns from each other one, as in :class:`kdx.Mutual`.
+    T = 2 and weight 1 are the paper's for CIFAR-100. These compare with labels. In a row without one the ensemble is
+    the mean of the logits. The paper's fourth rule, weights from the inverse of the peers' error correlations on
+    held-out rows, once per epoch, is not offered. A component that reads layers has no ensemble to read; between it
+    every peer learns from each other one, as in :class:`kdx.Mutual`.
 
     Each view is a shift and mirror image (:class:`kdx.datasets.ShiftFlip`) drawn by peer, epoch and ``batch.index``
     alone; leave the data set's own augmentation out then, or it comes first. In evaluation mode there are no views.

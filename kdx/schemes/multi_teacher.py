@@ -42,8 +42,14 @@ class MultiTeacher(Offline):
         ValueError: fewer than two teachers, or weights that do not fit them.
         CaptureError: a tap that no teacher has.
 
+    The soft targets of CA-MKD, ``sum_k w_k T^2 KL(p_k || p_s)`` with confidence weights ``w_k`` per row, have the
+    gradient of ``weights="confidence", over="probabilities"`` with T the soft targets' temperature; the authors' code
+    divides them by the number of teachers as well. Its term between features, weighted by what the teacher's classifier
+    makes of the student's adapted feature, is not offered.
+
     Papers: You et al., Learning from Multiple Teacher Networks, KDD 2017, https://doi.org/10.1145/3097983.3098135;
-    for ``"confidence"`` Zhang et al., ICASSP 2022, https://arxiv.org/abs/2201.00007.
+    for ``"confidence"`` Zhang et al., ICASSP 2022, https://arxiv.org/abs/2201.00007; code:
+    https://github.com/Rorozhl/CA-MKD.
 
     Example:
         >>> import torch, kdx

@@ -31,8 +31,10 @@ class Mutual(Scheme):
 
     With ``updates="simultaneous"`` all peers take one step on one pass. With ``"alternating"``, as the paper's
     algorithm has it, they are updated in turn for each batch and every peer learns from what those before it have
-    become: :attr:`phases` is K, and a call gives the losses of peer :attr:`phase` alone. The others then only teach: no
-    gradient, no graph, and their BatchNorm statistics stay. :func:`kdx.fit` takes care of it; in a loop of one's own::
+    become (the authors' code draws another batch for every turn, and adds the K - 1 divergences up where the paper and
+    this take their mean): :attr:`phases` is K, and a call gives the losses of peer :attr:`phase` alone. The others then
+    only teach: no gradient, no graph, and their BatchNorm statistics stay. :func:`kdx.fit` takes care of it; in a loop
+    of one's own::
 
         for batch in loader:
             for mutual.phase in range(mutual.phases):
@@ -51,7 +53,8 @@ class Mutual(Scheme):
     Raises:
         ValueError: fewer than two different peers, or another kind of updates.
 
-    Paper: Zhang et al., Deep Mutual Learning, CVPR 2018, https://arxiv.org/abs/1706.00384.
+    Paper: Zhang et al., Deep Mutual Learning, CVPR 2018, https://arxiv.org/abs/1706.00384; code:
+    https://github.com/YingZhangDUT/Deep-Mutual-Learning.
 
     Example:
         >>> import torch, kdx

@@ -135,8 +135,8 @@ class ONE(Scheme):
     Total: ``w [sum_b task(z_b, y) + task(z_e, y)] + sum_b sum_k w_k knowledge_k(branch b, stop_gradient(ensemble))``
     with ``z_e = sum_b g_b z_b`` and the gate g a linear layer with BatchNorm, ReLU and softmax on the shared feature.
     By default the knowledge is soft targets at T = 3 with weight 1. The ensemble learns from the labels alone, no
-    gradient of the soft targets reaches it. (The paper's coefficient of the soft targets is 1; a ramp is a weight
-    schedule.)
+    gradient of the soft targets reaches it. The paper's coefficient of the soft targets is 1; the authors' code ramps
+    it up over the first 80 of 300 epochs, for which ``warmup`` is the nearest schedule of a weight.
 
     The student is the first branch, unchanged in structure, and what is exported: the other branches and the gate are
     built at ``setup``, saved and trained with the scheme and gone at export. ``export="ensemble"`` keeps them all, as
@@ -157,7 +157,7 @@ class ONE(Scheme):
         CaptureError: the split or a tap names no layer.
 
     Paper: Lan, Zhu, Gong, Knowledge Distillation by On-the-Fly Native Ensemble, NeurIPS 2018,
-    https://arxiv.org/abs/1806.04606.
+    https://arxiv.org/abs/1806.04606; code: https://github.com/Lan1991Xu/ONE_NeurIPS2018.
 
     Example:
         >>> from kdx.models import ConvNet

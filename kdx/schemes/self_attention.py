@@ -87,7 +87,9 @@ class SAD(SelfLayers):
         student_output: see :class:`kdx.capture.Taps`.
 
     Paper: Hou et al., Learning Lightweight Lane Detection CNNs by Self Attention Distillation, ICCV 2019,
-    https://arxiv.org/abs/1908.00821; weight .1 as there.
+    https://arxiv.org/abs/1908.00821; weight .1 as there. Code, in Lua:
+    https://github.com/cardwing/Codes-for-Lane-Detection; it squares, sums over channels, resizes, takes the softmax and
+    the mean squared error, as here.
 
     Example:
         >>> from kdx.models import ConvNet

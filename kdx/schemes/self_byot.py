@@ -53,8 +53,12 @@ class BYOT(SelfLayers):
     Total, with C the deepest classifier (the network's own) and branches i on the stages before it:
     ``w CE(z_C, y) + sum_i [(1 - alpha) w CE(z_i, y) + alpha T^2 KL(sg p_C || p_i) + lambda ||F_i - sg F_C||^2]``, w the
     task's weight, T = 3, alpha = .1, lambda = 1e-6. The squared distance is summed over a sample's elements and
-    averaged over the batch (the authors' code sums over the batch of 128 as well, which would depend on how a batch is
-    split). The gradient of a branch reaches the stages up to its own, none reaches the deepest stage as the teacher.
+    averaged over the batch. The values are those of a re-implementation, which sums over its batch of 128 too; that
+    would depend on how a batch is split. Its term weighs as ``feature_weight=1.28e-4`` does here. What
+    the authors published is the journal's method, which differs: alpha .3 without T^2, the norm of the whole batch's
+    difference after a learned linear layer with weight .03, and branches with attention.
+    The gradient of a branch reaches the
+    stages up to its own, none reaches the deepest stage as the teacher.
 
     Branches (:class:`kdx.schemes.branches.Branch`) are built from the shapes at ``setup``, trained and saved with the
     scheme and no part of the student, which is exported as it was given.
@@ -69,14 +73,17 @@ class BYOT(SelfLayers):
         temperature: T of the soft targets.
         feature_weight: lambda; 0 leaves the term out.
         stages: taps from shallow to deep, the last one is F_C; None finds them.
-        variant: ``"paper"``, or ``"code"``: ``(1 - alpha)`` on the deepest cross-entropy too, and F pooled to vectors.
+        variant: ``"paper"``, or ``"code"``, that re-implementation: ``(1 - alpha)`` on the deepest cross-entropy too,
+            and F pooled to vectors.
         student_output: see :class:`kdx.capture.Taps`.
 
     Raises:
         ValueError: no stages were found, or the logits are not ``[N, C]``.
 
     Paper: Zhang et al., Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self
-    Distillation, ICCV 2019, https://arxiv.org/abs/1905.08094.
+    Distillation, ICCV 2019, https://arxiv.org/abs/1905.08094; re-implementation:
+    https://github.com/luanyunteng/pytorch-be-your-own-teacher; of the journal's method, by the authors:
+    https://github.com/ArchipLab-LinfengZhang/pytorch-self-distillation-final.
 
     Example:
         >>> import torch

@@ -23,14 +23,16 @@ class SnapshotDistillation(Offline):
     default soft targets at T = 2 with weight 1. The learning rate should fall within each cycle and start anew with the
     next, so that the teacher is a good one and differs from its student: in a recipe
     ``schedule: {name: CosineAnnealingWarmRestarts, T_0: 4, every: epoch}`` beside ``cycle: 4``. The picture is in
-    evaluation mode, is saved with the scheme and not exported.
+    evaluation mode, is saved with the scheme and not exported. The paper's abstract says as much: cycles of the
+    learning rate, the last snapshot of each for all of the next, its signal smoothed; how it smooths and
+    weighs the signal is not taken from the paper.
 
     Args:
         student: the model to train.
         cycle: epochs in a cycle, >= 1. A run no longer than one cycle learns from the labels alone.
         task: see :class:`kdx.Scheme`.
         knowledge: see :class:`kdx.Scheme`; replaces the soft targets.
-        temperature: T of the soft targets; the paper smooths the teacher's signal with 2 and more.
+        temperature: T of the soft targets, on both sides; 2 is ours, as the weight is.
         weight: of the soft targets.
         student_output: see :class:`kdx.capture.Taps`.
 

@@ -74,7 +74,7 @@ def test_in_dense_guidance_all_larger_ones_teach() -> None:
         "assistant-2": ("teacher", "assistant-1"),
         "distilled": ("teacher", "assistant-1", "assistant-2"),
     }
-    assert all(stage.scheme == {"name": "dense-guidance", "drop": 1} for stage in stages)
+    assert all(stage.scheme == {"name": "dense-guidance", "drop": 1, "reduction": "mean"} for stage in stages)
 
 
 def test_a_plan_is_the_same_every_time_and_fits_together() -> None:
@@ -257,14 +257,16 @@ def test_the_seed_of_the_draws_is_in_the_checkpoint(net) -> None:
     assert [other.kept(step) for step in range(20)] == [one.kept(step) for step in range(20)]
 
 
-def test_the_loss_is_the_task_and_the_mean_over_the_kept_teachers(net, batch) -> None:
-    scheme = dense(net).eval()
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_loss_is_the_task_once_and_the_mean_or_sum_over_the_kept_teachers(net, batch, reduction) -> None:
+    teachers = {f"t{k}": net(classes=3) for k in range(3)}
+    scheme = DenseGuidance(net(), teachers, knowledge={"kd": kdx.SoftTargets(5.0)}, reduction=reduction, seed=0).eval()
     scheme.advance(0, 1)
     losses = scheme(batch)
     kd = kdx.SoftTargets(5.0)
     student = Taps(scheme.student)(batch.inputs)
     found = [kd(student, scheme.teachers[name](batch), batch) for name in scheme.kept(0)]
-    wanted = torch.nn.functional.cross_entropy(student.logits, batch.targets) + torch.stack(found).mean()
+    wanted = torch.nn.functional.cross_entropy(student.logits, batch.targets) + getattr(torch.stack(found), reduction)()
     torch.testing.assert_close(losses.total, wanted)
 
 
@@ -320,6 +322,7 @@ def test_dense_guidance_keeps_one_teacher_at_least_and_names_what_is_wrong(net) 
         ({"teachers": {"t": student}, "knowledge": kd}, "the student is one of the teachers"),
         ({"teachers": {"a.b": net()}, "knowledge": kd}, r"'a\.b' is not allowed"),
         ({"teachers": {"t": net()}, "knowledge": kd, "drop": -1}, "drop must be a number of teachers"),
+        ({"teachers": {"t": net()}, "knowledge": kd, "reduction": "max"}, "there is no 'max'"),
     ):
         with pytest.raises(ValueError, match=message):
             DenseGuidance(student, **arguments)

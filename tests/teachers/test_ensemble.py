@@ -8,6 +8,7 @@ import torch
 
 import kdx
 from kdx.batch import Batch
+from kdx.capture import Captured
 from kdx.errors import CaptureError
 from kdx.teachers import Ensemble
 from kdx.teachers.ensemble import confidence
@@ -60,6 +61,23 @@ def test_rows_weigh_a_teacher_by_its_cross_entropy_and_equally_without_a_label(n
     np.testing.assert_allclose(softmax(ensemble(batch).logits.double().numpy()), expected, rtol=1e-5)
     with pytest.raises(ValueError, match=r"needs batch\.targets"):
         ensemble(Batch(batch.inputs))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_soft_targets_of_confident_teachers_have_the_gradient_of_ca_mkd(net, batch, temperature) -> None:
+    ensemble = Ensemble(members(net), weights="confidence", over="probabilities", temperature=temperature).double()
+    batch = Batch(batch.inputs.double(), batch.targets)
+    answer = ensemble(batch)
+    student = torch.randn(answer.logits.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    student.requires_grad_()
+    kdx.SoftTargets(temperature)(Captured({"logits": student}), answer, batch).backward()
+
+    z, y = logits_of(ensemble, batch), batch.targets.numpy()  # sum_k w_k T^2 KL(p_k || q), by its gradient T (q - p_k)
+    inverse = 1 / softmax(z)[:, np.arange(len(y)), y]  # exp of the cross-entropy
+    weights = (1 - inverse / inverse.sum(0)) / 2
+    gap = softmax(student.detach().numpy() / temperature) - softmax(z / temperature)
+    expected = temperature * (weights[..., None] * gap).sum(0) / len(y)
+    np.testing.assert_allclose(student.grad, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_a_teacher_that_is_sure_and_wrong_weighs_nothing() -> None:
