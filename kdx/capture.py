@@ -123,7 +123,8 @@ class Taps:
             nor has ``logits``.
 
     Raises:
-        CaptureError: a name matches no module (the near ones are listed), or the model is already compiled.
+        CaptureError: a name matches no module (the near ones are listed), or the model is already compiled; in a call,
+            a tapped module did not run, or an operation in place overwrote what it gave.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class Taps:
         self.output = output
         self.patterns: dict[str, tuple[str, ...]] = {}
         self._values: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
         self._active = False
         self._handles: dict[str, Any] = {}
         self._norm: nn.Module | None = None
@@ -155,9 +157,9 @@ class Taps:
         """Runs the model and returns what the taps saw, with their graph.
 
         Raises:
-            CaptureError: a tapped module did not run.
+            CaptureError: a tapped module did not run, or what it gave was overwritten.
         """
-        self._values, self._norm = {}, None
+        self._values, self._versions, self._norm = {}, {}, None
         self._active = True
         try:
             result = call(self.model, inputs)
@@ -169,6 +171,11 @@ class Taps:
             raise CaptureError(
                 f"tapped modules {missed} did not run in the forward pass, so they have no output to distil; "
                 "tap a module that runs, or the block that holds it"
+            )
+        if overwritten := [name for name, version in self._versions.items() if values[name]._version != version]:
+            raise CaptureError(
+                f"what came at the taps {overwritten} was overwritten later in the forward pass by an operation in "
+                "place, as nn.ReLU(inplace=True) or +=; build the model with inplace=False, or tap what does it"
             )
         return Captured(
             {name: values[name] for names in self.patterns.values() for name in names} | {LOGITS: values[LOGITS]},
@@ -211,7 +218,9 @@ class Taps:
 
     def _record(self, name: str, item: str | None, value: Any) -> None:
         if self._active:
-            self._values[name] = _pick(name, item, value)
+            self._values[name] = found = _pick(name, item, value)
+            if not torch.compiler.is_compiling() and not found.is_inference():
+                self._versions[name] = found._version
 
     def _note_norm(self, module: nn.Module, _args: Any, _value: Any) -> None:
         self._norm = module

@@ -187,3 +187,16 @@ def test_copies_and_pickles_capture_their_own_model() -> None:
 def test_captured_select_takes_plain_names() -> None:
     captured = Captured({"a": X})
     assert captured.select(("a",)) == [X]
+
+
+@pytest.mark.parametrize("tap", ["0", "1:input"])
+def test_a_tap_that_an_operation_in_place_overwrites_is_an_error(tap: str) -> None:
+    def net(inplace: bool) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=inplace), nn.Linear(4, 2))
+
+    with pytest.raises(CaptureError, match=f"taps \\['{tap}'\\] was overwritten.*inplace=False"):
+        Taps(net(True), (tap,))(torch.randn(8, 3))
+    assert (Taps(net(False), (tap,))(torch.randn(8, 3))[tap] < 0).any()
+    assert (Taps(net(True), ("1",))(torch.randn(8, 3))["1"] >= 0).all()
+    with torch.inference_mode():
+        assert Taps(net(False), (tap,))(torch.randn(8, 3))[tap].shape == (8, 4)

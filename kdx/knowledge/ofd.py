@@ -75,8 +75,8 @@ class OFD(PairedLayers):
     squared differences of a sample except where ``r(F_s) <= max(F_t, m) <= 0``, averaged over the batch; no ``T^2``.
     ``r`` is a 1x1 convolution with BatchNorm, learned with the student; gradients reach both. The authors' code weighs
     it by 1e-3 on CIFAR-100, 1e-4 on ImageNet and 1e-5 for segmentation. Tap what enters the ReLU, the output of a
-    BatchNorm (``bn1``) or of a residual block's addition (``relu:input``), where no operation works in place: an
-    in-place ReLU or addition after the tap, as torchvision's, overwrites what was captured.
+    BatchNorm (``bn1``) or of a residual block's addition (``relu:input``), in a model whose ReLU
+    and addition do not work in place, which would overwrite it (an error says so).
 
     The margin ``m_c`` is the mean of a teacher's channel where it is negative. As in the authors' code it comes from
     the weight and bias of the teacher's BatchNorm, ``margins="batchnorm"`` (:func:`batchnorm_margin`): the tapped one,
