@@ -103,6 +103,27 @@ def test_the_codes_gradient_takes_the_largest_distance_for_a_constant(random):
     assert (gradient - other).norm() > 1e-3 * gradient.norm()
 
 
+def test_weights_that_give_the_authors_code(random):
+    """Their Caffe layers: half the squared error over the first dimension, one end of each edge backward."""
+    n = 6
+    s, s_deep, t, t_deep = (random(n, 3, seed=seed) for seed in range(4))
+    a_s, a_t = edges_oracle(s.numpy()), edges_oracle(t.numpy())
+    b_s, b_t = transformation_oracle(s.numpy(), s_deep.numpy()), transformation_oracle(t.numpy(), t_deep.numpy())
+
+    value = 0.005 * ((a_s - a_t) ** 2).sum() / (2 * n)  # [N, N, 1, 1]: the first dimension is N
+    assert irg([s], [t], edge_weight=0.0025 * n).item() == pytest.approx(value, rel=1e-10)
+    value = 0.005 * ((b_s - b_t) ** 2).sum() / 2  # [1, 1, 1, N]
+    changes = irg([s, s_deep], [t, t_deep], edge_weight=0.0, transform_weight=0.0025 * n)
+    assert changes.item() == pytest.approx(value, rel=1e-10)
+
+    top = 0.005 * (a_s - a_t) / n  # what their loss hands back to the layer of edges
+    largest = ((s.numpy()[:, None] - s.numpy()) ** 2).sum(-1).max()
+    expected = (2 * top[..., None] * (s.numpy()[:, None] - s.numpy()) / largest).sum(1)
+    s.requires_grad_()
+    irg([s], [t], edge_weight=0.00125 * n, variant="code").backward()
+    np.testing.assert_allclose(s.grad, expected, rtol=1e-9)
+
+
 def test_what_holds_for_relations(check_relation):
     check_relation(lambda s, t: irg([s.flatten(1)], [t]))
 

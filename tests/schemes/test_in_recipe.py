@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kdx
+from kdx.knowledge.ofd import OFD, batchnorm_margin
 from kdx.models import ConvNet
 from kdx.recipe import check_recipe, load_recipe
 
@@ -56,3 +57,31 @@ def test_it_trains_a_student_for_two_epochs(name: str, fashion_folder: Path, tmp
     exported = load_file(folder / "student.safetensors")
     roots = {key.split(".")[0] for key in exported}
     assert roots == ({"body", "projector", "classifier"} if name == "simkd" else {"stage1", "stage2", "fc"})
+
+
+@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+def test_ofd_takes_its_margins_from_the_teachers_batchnorm(fashion_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("kdx.experiment.write_report", lambda folder, summary: None)
+    torch.manual_seed(1)
+    teacher = ConvNet(width=4)
+    torch.nn.init.normal_(teacher.stage1.norm1.bias)
+    save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
+    overrides = {
+        "teacher.weights": str(tmp_path / "teacher.safetensors"),
+        "teacher.batch_statistics": True,
+        "data.dataset": {"name": "fashion-mnist", "root": str(fashion_folder)},
+        "knowledge.ofd": {
+            "name": "ofd",
+            "weight": 1e-3,
+            "student": "stage1.norm1",
+            "teacher": "stage1.norm1",
+            "margins": "batchnorm",
+        },
+    }
+    seen = []
+    original = OFD.build
+    monkeypatch.setattr(OFD, "build", lambda self, pairs: (original(self, pairs), seen.append(self.connectors[0])))
+    kdx.run("fashion-offline", folder=tmp_path / "run", **SHORT, **overrides)
+    assert torch.equal(seen[0].margin.cpu(), batchnorm_margin(teacher.stage1.norm1))
+    lines = (tmp_path / "run" / "distilled" / "metrics.jsonl").read_text().splitlines()
+    assert any(json.loads(line).get("term/ofd", 0) > 0 for line in lines)

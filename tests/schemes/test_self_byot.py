@@ -66,7 +66,7 @@ def test_the_terms_are_those_of_the_paper(batch, variant) -> None:
     torch.testing.assert_close(losses.total, sum(expected.values()))
 
 
-def test_the_defaults_are_those_of_the_authors() -> None:
+def test_the_defaults_are_those_of_the_re_implementation() -> None:
     scheme = BYOT(ConvNet(width=4, stages=3))
     assert scheme.weights == {"kd": 0.1, "feature": 1e-6}
     assert scheme.components["kd"].temperature == 3.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pydoc
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -173,3 +176,16 @@ def test_every_scheme_is_in_the_table() -> None:
 def test_a_tied_pair_of_toy_models_is_the_same_for_the_same_seed() -> None:
     one, other = toy_model(seed=3), toy_model(seed=3)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("hook", ["kdx_knowledge", "kdx_schemes", "kdx_assistants"])
+def test_the_docstring_of_every_method_gives_the_paper_of_its_entry(hook: str) -> None:
+    for spec in getattr(kdx.builtin, hook)():
+        text = pydoc.getdoc(pydoc.locate(spec.target.replace(":", ".")))
+        if spec.paper is None:
+            assert spec.name == "supervised"
+            continue
+        assert re.search(r"Papers?: ", text), spec.name
+        assert re.search(r"\d{4}", spec.paper)[0] in text, spec.name
+        if arxiv := re.search(r"arXiv:(\S+?)(,|$)", spec.paper):
+            assert f"https://arxiv.org/abs/{arxiv[1]}" in text, spec.name
