@@ -89,7 +89,8 @@ class SAD(SelfLayers):
     Paper: Hou et al., Learning Lightweight Lane Detection CNNs by Self Attention Distillation, ICCV 2019,
     https://arxiv.org/abs/1908.00821; weight .1 as there. Code, in Lua:
     https://github.com/cardwing/Codes-for-Lane-Detection; it squares, sums over channels, resizes, takes the softmax and
-    the mean squared error, as here.
+    the mean squared error, as here. Where a re-implementation (https://github.com/InhwanBae/ENet-SAD_Pytorch) lets the
+    gradient reach both maps, here the deeper one only teaches.
 
     Example:
         >>> from kdx.models import ConvNet
