@@ -75,8 +75,8 @@ class OFD(PairedLayers):
     squared differences of a sample except where ``r(F_s) <= max(F_t, m) <= 0``, averaged over the batch; no ``T^2``.
     ``r`` is a 1x1 convolution with BatchNorm, learned with the student; gradients reach both. The authors' code weighs
     it by 1e-3 on CIFAR-100, 1e-4 on ImageNet and 1e-5 for segmentation. Tap what enters the ReLU, the output of a
-    BatchNorm (``bn1``) or of a residual block's addition (``relu:input``), in a model whose ReLU
-    and addition do not work in place, which would overwrite it (an error says so).
+    BatchNorm (``bn1``) or of a residual block's addition (``relu:input``), in a model whose ReLU and addition do not
+    work in place, which would overwrite it (an error says so).
 
     The margin ``m_c`` is the mean of a teacher's channel where it is negative. As in the authors' code it comes from
     the weight and bias of the teacher's BatchNorm, ``margins="batchnorm"`` (:func:`batchnorm_margin`): the tapped one,
@@ -140,13 +140,13 @@ class OFD(PairedLayers):
     def setup(self, student: Captured, teacher: Captured) -> None:
         self._affine = teacher.select(self.norms)
         super().setup(student, teacher)
+        self._affine = []
 
     @override
     def build(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         assert self.pairs is not None  # setup made them
-        if self.norms:
-            self.margins = [_normal_margin(*self._affine[j]) for _, j in self.pairs]
-        margins = self.margins or [_mean_negative(teacher) for _, teacher in pairs]
+        margins = self.margins or [_normal_margin(*self._affine[j]) for _, j in self.pairs if self.norms]
+        margins = margins or [_mean_negative(teacher) for _, teacher in pairs]
         shapes = [(channels(teacher),) for _, teacher in pairs]
         if [tuple(margin.shape) for margin in margins] != shapes:
             raise ValueError(
