@@ -29,7 +29,8 @@ class Rest(nn.Module):
     """A copy of a network that begins behind a layer; modules before it are gone.
 
     Works where the modules before the layer are run one after the other, as the stages of a CNN are, so that each can
-    be replaced by nothing. Learnable modules of the copy are initialised anew.
+    be replaced by nothing. Learnable modules of the copy are initialised anew, as torch does it by default: what the
+    model's own ``__init__`` did to them is not known.
 
     Args:
         model: the network; it is not changed.
