@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ class Scheme(nn.Module, ABC):
     @property
     def components(self) -> dict[str, Knowledge]:
         """The knowledge components by name."""
-        return {name: part for name, part in self.knowledge.items() if isinstance(part, Knowledge)}
+        return components_in(self.knowledge)
 
     def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
         """What reads the logits in a student's output, None for the usual ways."""
@@ -212,6 +213,17 @@ class Scheme(nn.Module, ABC):
                 _check_estimates(name, component, teacher)
                 terms[name] = self.weight(name) * component(student, teacher, batch)
         return terms
+
+
+def components_in(parts: nn.Module) -> dict[str, Knowledge]:
+    """The knowledge components of an ``nn.ModuleDict`` by name."""
+    assert isinstance(parts, nn.ModuleDict)
+    return {name: part for name, part in parts.items() if isinstance(part, Knowledge)}
+
+
+def own_copies(components: Mapping[str, Knowledge]) -> nn.ModuleDict:
+    """Components for one pair of student and teacher, so that no two pairs share adapters and stores."""
+    return nn.ModuleDict({name: copy.deepcopy(component) for name, component in components.items()})
 
 
 def setup_components(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import random
 from collections.abc import Callable, Mapping
@@ -13,11 +12,21 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Captured, Taps
+from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.operands import check_choice
 from kdx.losses import Losses, cross_entropy
-from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, evaluating, naming, setup_components
+from kdx.schemes.base import (
+    KnowledgeTerms,
+    Task,
+    check_ready,
+    components_in,
+    evaluating,
+    naming,
+    own_copies,
+    setup_components,
+)
+from kdx.schemes.one_student import OneStudent
 from kdx.teachers import Teacher
 
 __all__ = ["DenseGuidance", "Reduction"]
@@ -25,7 +34,7 @@ __all__ = ["DenseGuidance", "Reduction"]
 Reduction = Literal["mean", "sum"]
 
 
-class DenseGuidance(Scheme):
+class DenseGuidance(OneStudent):
     """A student learns from several frozen teachers at once; each step leaves some of them out.
 
     Total: ``w_task * task(z_s, y) + sum_k w_k * mean_{t in kept} knowledge_k(student, t)``, where ``kept`` are all but
@@ -82,7 +91,7 @@ class DenseGuidance(Scheme):
         seed: int | None = None,
         student_output: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        super().__init__(task=task, knowledge=knowledge)
+        super().__init__(student, task=task, knowledge=knowledge, student_output=student_output)
         if not teachers:
             raise ValueError("teachers must name at least one teacher, got none")
         if not self.components:
@@ -95,29 +104,18 @@ class DenseGuidance(Scheme):
             raise ValueError(f"drop must be a number of teachers, 0 or more; got {drop}")
         check_choice("reduction", reduction, get_args(Reduction))
         self.reduction: Reduction = reduction
-        self.student = student
         self.teachers = nn.ModuleDict({name: Teacher.of(teacher) for name, teacher in teachers.items()})
-        self.knowledge = nn.ModuleDict({name: copied(self.components) for name in teachers})
+        self.knowledge = nn.ModuleDict({name: own_copies(self.components) for name in teachers})
         self.drop = min(drop, len(teachers) - 1)
         self.seed = int(torch.randint(2**31, ())) if seed is None else seed
         self._step: int | None = None
         self._passes = 0
-        self._taps = Taps(student, output=student_output)
         for name, teacher in self._teachers().items():
             teacher.within(self._taps)
             for term, component in self._components_of(name).items():
                 with naming(term):
                     self._taps.add(component.student_taps)
                     teacher.tap(component.teacher_taps)
-
-    @property
-    @override
-    def students(self) -> dict[str, nn.Module]:
-        return {"student": self.student}
-
-    @override
-    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
-        return self._taps.output
 
     @override
     def advance(self, step: int, total: int) -> None:
@@ -174,15 +172,8 @@ class DenseGuidance(Scheme):
         return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, Teacher)}
 
     def _components_of(self, teacher: str) -> dict[str, Knowledge]:
-        components = self.knowledge[teacher]
-        assert isinstance(components, nn.ModuleDict)  # built in __init__
-        return {name: part for name, part in components.items() if isinstance(part, Knowledge)}
+        return components_in(self.knowledge[teacher])
 
 
 def _answer(teacher: Teacher, batch: Batch, student: Callable[[], Captured]) -> Captured:
     return teacher.answer(batch, student())
-
-
-def copied(components: Mapping[str, Knowledge]) -> nn.ModuleDict:
-    """Components of their own for one teacher."""
-    return nn.ModuleDict({name: copy.deepcopy(component) for name, component in components.items()})

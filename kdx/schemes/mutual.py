@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -15,7 +14,17 @@ from kdx.capture import Captured, Taps
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.operands import check_choice
 from kdx.losses import Losses, cross_entropy
-from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, evaluating, naming, setup_components
+from kdx.schemes.base import (
+    KnowledgeTerms,
+    Scheme,
+    Task,
+    check_ready,
+    components_in,
+    evaluating,
+    naming,
+    own_copies,
+    setup_components,
+)
 from kdx.teachers.base import unchanged_buffers
 
 __all__ = ["Mutual", "Updates"]
@@ -82,9 +91,7 @@ class Mutual(Scheme):
         self._taps = [Taps(peer) for peer in peers]
         self.knowledge = nn.ModuleDict(
             {
-                f"{learner}<-{source}": nn.ModuleDict(
-                    {name: copy.deepcopy(component) for name, component in components.items()}
-                )
+                f"{learner}<-{source}": own_copies(components)
                 for learner in range(len(peers))
                 for source, components in self.sources(learner, self.components).items()
                 if components
@@ -157,8 +164,6 @@ class Mutual(Scheme):
         """Learner, source and components."""
         lessons = []
         for key, components in self.knowledge.items():
-            assert isinstance(components, nn.ModuleDict)  # built in __init__
             learner, source = key.split("<-")
-            found = {name: part for name, part in components.items() if isinstance(part, Knowledge)}
-            lessons.append((int(learner), source, found))
+            lessons.append((int(learner), source, components_in(components)))
         return lessons

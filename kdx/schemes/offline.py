@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Taps
 from kdx.losses import Losses, cross_entropy
-from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, evaluating, naming, setup_components
+from kdx.schemes.base import KnowledgeTerms, Task, check_ready, evaluating, naming, setup_components
+from kdx.schemes.one_student import OneStudent
 from kdx.teachers import Teacher
 
 __all__ = ["Offline"]
 
 
-class Offline(Scheme):
+class Offline(OneStudent):
     """A trained teacher teaches a student; nothing about the teacher changes.
 
     Total: ``w_task * task(z_s, y) + sum_k w_k * knowledge_k(student, teacher)``. While a teacher has nothing to teach
@@ -56,26 +56,15 @@ class Offline(Scheme):
         student_output: Callable[[Any], Tensor] | None = None,
         teacher_output: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        super().__init__(task=task, knowledge=knowledge)
+        super().__init__(student, task=task, knowledge=knowledge, student_output=student_output)
         if student is teacher:
             raise ValueError("student and teacher are one module; the teacher would be trained. Pass a copy")
-        self.student = student
         self.teacher = Teacher.of(teacher, teacher_output)
-        self._taps = Taps(student, output=student_output)
         self.teacher.within(self._taps)
         for name, component in self.components.items():
             with naming(name):
                 self._taps.add(component.student_taps)
                 self.teacher.tap(component.teacher_taps)
-
-    @property
-    @override
-    def students(self) -> dict[str, nn.Module]:
-        return {"student": self.student}
-
-    @override
-    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
-        return self._taps.output
 
     @override
     def setup(self, batch: Batch | Any) -> None:

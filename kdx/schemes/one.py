@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -23,8 +22,10 @@ from kdx.schemes.base import (
     Scheme,
     Task,
     check_ready,
+    components_in,
     evaluating,
     naming,
+    own_copies,
     setup_components,
 )
 from kdx.schemes.rest import Rest, modules_before
@@ -185,9 +186,7 @@ class ONE(Scheme):
         check_choice("export", export, get_args(Export))
         self.export: Export = export
         self.ensemble = NativeEnsemble(unwrap(student), split, branches, output=student_output)
-        self.knowledge = nn.ModuleDict(
-            {f"branch{b}": nn.ModuleDict(copy.deepcopy(self.components)) for b in range(branches)}
-        )
+        self.knowledge = nn.ModuleDict({f"branch{b}": own_copies(self.components) for b in range(branches)})
         for name, component in self._lesson(0).items():
             with naming(name):
                 self.ensemble.tap((*component.student_taps, *component.teacher_taps))
@@ -234,6 +233,4 @@ class ONE(Scheme):
         return Losses.of(terms)
 
     def _lesson(self, branch: int) -> dict[str, Knowledge]:
-        parts = self.knowledge[f"branch{branch}"]
-        assert isinstance(parts, nn.ModuleDict)  # built in __init__
-        return {name: part for name, part in parts.items() if isinstance(part, Knowledge)}
+        return components_in(self.knowledge[f"branch{branch}"])

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Taps
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import Losses, cross_entropy
 from kdx.samplers import SameClassPairs
-from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, evaluating, naming, setup_components
+from kdx.schemes.base import KnowledgeTerms, Task, check_ready, evaluating, setup_components
+from kdx.schemes.one_student import OneStudent
 
 __all__ = ["CSKD"]
 
 
-class CSKD(Scheme):
+class CSKD(OneStudent):
     """Class-wise self-knowledge distillation: two samples of one class should be predicted alike.
 
     Total: ``w task(z(x), y) + w_k knowledge(z(x), sg z(x'))`` with x' another sample of the class of x, by default soft
@@ -60,22 +60,14 @@ class CSKD(Scheme):
         weight: float = 1.0,
         student_output: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        super().__init__(task=task, knowledge=knowledge or {"kd": (weight, SoftTargets(temperature))})
-        self.student = student
-        self._taps = Taps(student, output=student_output)
+        super().__init__(
+            student,
+            task=task,
+            knowledge=knowledge or {"kd": (weight, SoftTargets(temperature))},
+            student_output=student_output,
+        )
         self._checked = False
-        for name, component in self.components.items():
-            with naming(name):
-                self._taps.add((*component.student_taps, *component.teacher_taps))
-
-    @property
-    @override
-    def students(self) -> dict[str, nn.Module]:
-        return {"student": self.student}
-
-    @override
-    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
-        return self._taps.output
+        self._tap_both_sides()
 
     @override
     def batches(self, targets: Tensor, batch_size: int, num_samples: int) -> SameClassPairs:

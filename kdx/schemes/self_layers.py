@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,15 +11,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Captured, Taps
+from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
-from kdx.schemes.base import KnowledgeTerms, Scheme, Task, evaluating, setup_components
+from kdx.schemes.base import KnowledgeTerms, Task, components_in, evaluating, own_copies, setup_components
+from kdx.schemes.one_student import OneStudent
 from kdx.schemes.stages import find_stages
 
 __all__ = ["SelfLayers"]
 
 
-class SelfLayers(Scheme):
+class SelfLayers(OneStudent):
     """Base of schemes in which stages of the student teach shallower ones; every lesson has its own components.
 
     Knowledge reads what a subclass calls its :attr:`names`, not taps of the model: the layers are those of ``stages``.
@@ -45,7 +44,7 @@ class SelfLayers(Scheme):
         stages: Sequence[str] | None,
         student_output: Callable[[Any], Tensor] | None,
     ) -> None:
-        super().__init__(task=task, knowledge=knowledge)
+        super().__init__(student, task=task, knowledge=knowledge, student_output=student_output)
         for name, component in self.components.items():
             for tap in (*component.student_taps, *component.teacher_taps):
                 if tap not in names:
@@ -55,19 +54,9 @@ class SelfLayers(Scheme):
                     )
         if stages is not None and len(stages) < 2:
             raise ValueError(f"stages must name at least two modules, from shallow to deep; got {list(stages)}")
-        self.student = student
         self.stages = () if stages is None else tuple(stages)
-        self._taps = Taps(student, ("logits", *self.stages), output=student_output)
+        self._taps.add(self.stages)
         self._set_up = False
-
-    @property
-    @override
-    def students(self) -> dict[str, nn.Module]:
-        return {"student": self.student}
-
-    @override
-    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
-        return self._taps.output
 
     @property
     @override
@@ -85,11 +74,12 @@ class SelfLayers(Scheme):
         with evaluating(self.student), torch.no_grad():
             captured = self._taps(batch.inputs)
             self.build(captured)
-        copies = [copy.deepcopy(self.components) for _ in self.stages[1:]]
-        self.knowledge = nn.ModuleDict({f"lesson{k}": nn.ModuleDict(parts) for k, parts in enumerate(copies)})
+        lessons = range(len(self.stages) - 1)
+        self.knowledge = nn.ModuleDict({f"lesson{k}": own_copies(self.components) for k in lessons})
         with evaluating(self), torch.no_grad():
-            for components, (student, teacher) in zip(copies, self.lessons(captured), strict=True):
-                setup_components(components.values(), partial(_given, student), partial(_given, teacher))
+            for k, (student, teacher) in zip(lessons, self.lessons(captured), strict=True):
+                components = self.lesson_components(k).values()
+                setup_components(components, lambda s=student: s, lambda t=teacher: t)  # type: ignore[misc]
         self.knowledge.train(self.training)
         self._set_up = True
 
@@ -102,9 +92,7 @@ class SelfLayers(Scheme):
 
     def lesson_components(self, lesson: int) -> dict[str, Knowledge]:
         """The components of one lesson by name."""
-        parts = self.knowledge[f"lesson{lesson}"]
-        assert isinstance(parts, nn.ModuleDict)  # built in setup
-        return {name: part for name, part in parts.items() if isinstance(part, Knowledge)}
+        return components_in(self.knowledge[f"lesson{lesson}"])
 
     def captured(self, batch: Batch) -> Captured:
         """One pass of the student."""
@@ -114,7 +102,3 @@ class SelfLayers(Scheme):
                 "once, before the optimizer is built (kdx.fit does)"
             )
         return self._taps(batch.inputs)
-
-
-def _given(captured: Captured) -> Captured:
-    return captured

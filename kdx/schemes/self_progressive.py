@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Captured, Taps
+from kdx.capture import Captured
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.knowledge.whole_batch import whole_batch
 from kdx.losses import Losses, cross_entropy
-from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, evaluating, naming, setup_components
+from kdx.schemes.base import KnowledgeTerms, Task, check_ready, evaluating, setup_components
+from kdx.schemes.one_student import OneStudent
 
 __all__ = ["PSKD", "SampleStore"]
 
@@ -75,7 +76,7 @@ class SampleStore(nn.Module):
             self.get_buffer(f"before{k}").copy_(self.get_buffer(f"now{k}"))
 
 
-class PSKD(Scheme):
+class PSKD(OneStudent):
     """Progressive self-knowledge distillation: each sample's prediction of the last epoch is its teacher in this one.
 
     Total in epoch e of E (from 0): ``(1 - a_e) w task(z, y) + a_e sum_k w_k knowledge_k(z, sg z of epoch e - 1)`` with
@@ -127,29 +128,18 @@ class PSKD(Scheme):
         knowledge: KnowledgeTerms | None = None,
         student_output: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        super().__init__(task=task, knowledge=knowledge or {"kd": SoftTargets(1.0)})
+        super().__init__(
+            student, task=task, knowledge=knowledge or {"kd": SoftTargets(1.0)}, student_output=student_output
+        )
         if samples is not None and samples < 1:
             raise ValueError(f"samples must be >= 1, got {samples}")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        self.student = student
         self.samples = samples
         self.alpha = float(alpha)
         self.store: SampleStore | None = None
         self.register_buffer("alpha_now", torch.tensor(0.0))
-        self._taps = Taps(student, output=student_output)
-        for name, component in self.components.items():
-            with naming(name):
-                self._taps.add((*component.student_taps, *component.teacher_taps))
-
-    @property
-    @override
-    def students(self) -> dict[str, nn.Module]:
-        return {"student": self.student}
-
-    @override
-    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
-        return self._taps.output
+        self._tap_both_sides()
 
     @property
     @override

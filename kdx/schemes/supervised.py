@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Taps
 from kdx.losses import Losses, cross_entropy
-from kdx.schemes.base import Scheme, Task
+from kdx.schemes.base import Task
+from kdx.schemes.one_student import OneStudent
 
 __all__ = ["Supervised"]
 
 
-class Supervised(Scheme):
+class Supervised(OneStudent):
     """Trains one model on the task loss: a teacher, or a student alone as the control.
 
     Args:
@@ -38,18 +38,7 @@ class Supervised(Scheme):
         task: Task = cross_entropy,
         student_output: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        super().__init__(task=task)
-        self.student = student
-        self._taps = Taps(student, output=student_output)
-
-    @property
-    @override
-    def students(self) -> dict[str, nn.Module]:
-        return {"student": self.student}
-
-    @override
-    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
-        return self._taps.output
+        super().__init__(student, task=task, student_output=student_output)
 
     @override
     def forward(self, batch: Batch | Any) -> Losses:

@@ -1,0 +1,53 @@
+"""The base of the schemes that train one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from kdx.capture import Taps
+from kdx.losses import cross_entropy
+from kdx.schemes.base import KnowledgeTerms, Scheme, Task, naming
+
+__all__ = ["OneStudent"]
+
+
+class OneStudent(Scheme):
+    """Trains one model, whose layers ``self._taps`` captures; it is evaluated and exported as ``student``.
+
+    Args:
+        student: the model to train.
+        task: see :class:`kdx.Scheme`.
+        knowledge: see :class:`kdx.Scheme`.
+        student_output: see :class:`kdx.capture.Taps`.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        task: Task = cross_entropy,
+        knowledge: KnowledgeTerms | None = None,
+        student_output: Callable[[Any], Tensor] | None = None,
+    ) -> None:
+        super().__init__(task=task, knowledge=knowledge)
+        self.student = student
+        self._taps = Taps(student, output=student_output)
+
+    @property
+    @override
+    def students(self) -> dict[str, nn.Module]:
+        return {"student": self.student}
+
+    @override
+    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
+        return self._taps.output
+
+    def _tap_both_sides(self) -> None:
+        """Captures what the components read on either side, for a student that is its own teacher."""
+        for name, component in self.components.items():
+            with naming(name):
+                self._taps.add((*component.student_taps, *component.teacher_taps))
