@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from kdx.cli_output import Json, print_json
 
 student_app = typer.Typer(
     name="student",
@@ -40,7 +41,7 @@ def make_student(
         Path, typer.Option(dir_okay=False, help="Where to write the config; the weights go beside it.")
     ] = Path("student.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Derive the largest student within a budget, compare its costs, write what rebuilds it without the teacher."""
     import torch
@@ -74,7 +75,7 @@ def make_student(
             raise
         raise typer.BadParameter(str(error)) from error
     if as_json:
-        typer.echo(json.dumps(student.as_dict() | {"files": [str(file) for file in files]}, indent=2))
+        print_json(student.as_dict() | {"files": [str(file) for file in files]})
         return
     typer.echo(student.table())
     if weights is None:

@@ -32,7 +32,8 @@ LAYERS = [
     {"stage_store"},
     {"stage_runner"},
     {"experiment", "caching"},
-    {"cli_student"},
+    {"cli_output"},
+    {"cli_show", "cli_student"},
     {"cli", "testing"},
     {"__main__"},
 ]
