@@ -1,0 +1,74 @@
+"""Trained teachers that later runs use again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdx.experiment import Experiment
+from tests.stages.tiny import TINY, recipe, same, weights
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning"),
+    pytest.mark.filterwarnings("ignore::kdx.assistants.gap.GapWarning"),
+]
+
+
+def test_a_teacher_is_reused_by_hash_and_a_changed_key_trains_anew(run, tmp_path: Path) -> None:
+    first = run("one")["stages"]
+    again = run("two", train={"epochs": 2, "batch_size": 128}, data={**TINY["data"], "labelled": 200})["stages"]
+    assert "seconds" in first["teacher"]
+    assert again["teacher"]["reused"] == str(next((tmp_path / ".teachers").iterdir()))
+    assert again["teacher"]["test"] == first["teacher"]["test"]
+    assert same(weights(tmp_path / "one", "teacher"), weights(tmp_path / "two", "teacher"))
+    teacher = TINY["teacher"]
+    changes = {
+        "seed": {"seed": 1},
+        "model": {"teacher": {**teacher, "model": {"name": "mlp", "hidden": [24]}}},
+        "train": {"teacher": {**teacher, "train": {"epochs": 1, "batch_size": 64}}},
+        "rows": {"data": {**TINY["data"], "validation": 101}},
+        "augment": {"data": {**TINY["data"], "augment": {"shift": 1}}},
+        "reuse": {"teacher": {**teacher, "reuse": False}},
+    }
+    for name, change in changes.items():
+        assert "seconds" in run(name, **change)["stages"]["teacher"], name
+    assert len(list((tmp_path / ".teachers").iterdir())) == len(changes)  # one each, none for reuse=False
+
+
+def test_the_distilled_student_is_the_same_whether_its_teacher_was_trained_or_reused(run, tmp_path: Path) -> None:
+    run("one")
+    run("two")
+    assert same(weights(tmp_path / "one", "distilled"), weights(tmp_path / "two", "distilled"))
+
+
+@pytest.mark.parametrize("damage", ["weights", "manifest", "missing"])
+def test_a_damaged_kept_teacher_is_told_about_and_trained_anew(damage: str, run, tmp_path: Path) -> None:
+    run("one")
+    entry = next((tmp_path / ".teachers").iterdir())
+    if damage == "weights":
+        data = bytearray((entry / "student.safetensors").read_bytes())
+        data[-1] ^= 1
+        (entry / "student.safetensors").write_bytes(data)
+    elif damage == "manifest":
+        (entry / "manifest.json").write_text("{")
+    else:
+        (entry / "student.safetensors").unlink()
+    told: list[str] = []
+    summary = Experiment(recipe(), tmp_path / "two", tell=told.append).run()
+    assert "seconds" in summary["stages"]["teacher"]
+    assert any("is damaged" in message and "trained anew" in message for message in told)
+    assert "reused" in run("three")["stages"]["teacher"]
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_kept_teacher(run, tmp_path: Path, monkeypatch) -> None:
+    def full(path: Path) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kdx.teacher_cache._sha256", full)
+    with pytest.raises(OSError, match="No space left"):
+        run("one")
+    assert list((tmp_path / ".teachers").iterdir()) == []
+    monkeypatch.undo()
+    summary = Experiment(recipe(), tmp_path / "one").run(resume=True)
+    assert "seconds" in summary["stages"]["teacher"]
