@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import pickle
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
 
@@ -19,8 +16,22 @@ from torch.utils._pytree import tree_leaves
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
+from kdx.testing import KnowledgeTags
+from kdx.testing.knowledge import check_finite_scalar, check_inputs_unchanged
+from kdx.testing.knowledge_numerics import check_autocast, check_compiles, check_half_precision
+from kdx.testing.knowledge_state import check_copies, check_pickles, check_state_dict
 
 Features = Mapping[str, Tensor]
+CHECKS = (
+    check_finite_scalar,
+    check_inputs_unchanged,
+    check_half_precision,
+    check_autocast,
+    check_copies,
+    check_pickles,
+    check_state_dict,
+    check_compiles,
+)
 
 
 def _loss(
@@ -52,27 +63,28 @@ def random() -> Callable[..., Tensor]:
 
 @pytest.fixture
 def check_component() -> Callable[..., None]:
-    """``check(component, student, teacher, batch)`` on float64 features: what holds for every component.
+    """``check(component, student, teacher, batch)``: what the conformance kit asks, on these float64 features.
 
-    One finite float32 number; inputs untouched; half-precision features give what their rounded float64 values give;
-    autocast changes nothing; copies, pickles and loaded states give the same number; a full graph compiles.
+    One finite float32 number that is as exact as float32 allows; inputs untouched; half-precision features give what
+    their rounded float64 values give; autocast changes nothing; copies, pickles and loaded states give the same number;
+    a full graph compiles.
     """
 
     def check(component: Knowledge, student: Features, teacher: Features, batch: Batch | None = None) -> None:
         batch = batch or Batch(None)
-        component = component.double()
-        kept = copy.deepcopy((dict(student), dict(teacher)))
-        truth, gradients = _loss(component, student, teacher, batch)
-        assert truth.dtype == torch.float64
-        assert truth.dim() == 0
-        assert torch.isfinite(truth)
-        assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
-        for now, before in zip((student, teacher), kept, strict=True):
-            assert all(torch.equal(now[name], before[name]) for name in before), "an input was changed in place"
+        tags = KnowledgeTags(inputs=lambda rows: (student, teacher, batch))
+        for asked in CHECKS:
+            asked(component, tags)
+        assert repr(copy.deepcopy(component)) == repr(component)
 
-        _check_precision(component, student, teacher, batch)
-        _check_copies(component, student, teacher, batch, truth)
-        _check_compiles(component, student, teacher, batch, truth, gradients)
+        single = [{name: value.float() for name, value in side.items()} for side in (student, teacher)]
+        exact = [{name: value.double() for name, value in side.items()} for side in single]
+        expected, wanted = _loss(component.double(), *exact, batch)
+        assert expected.dtype == torch.float64
+        loss, found = _loss(copy.deepcopy(component).float(), *single, batch)
+        torch.testing.assert_close(loss.double(), expected, rtol=2e-5, atol=2e-6)
+        for name, gradient in found.items():
+            assert (gradient.double() - wanted[name]).norm() <= 5e-5 * wanted[name].norm() + 1e-6
 
     return check
 
@@ -119,59 +131,6 @@ def check_relation(random: Callable[..., Tensor]) -> Callable[..., None]:
             loss(s, t[:3])
 
     return check
-
-
-def _check_precision(component: Knowledge, student: Features, teacher: Features, batch: Batch) -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        narrow = [{name: value.to(dtype) for name, value in side.items()} for side in (student, teacher)]
-        exact = [{name: value.double() for name, value in side.items()} for side in narrow]
-        expected, expected_gradients = _loss(component.double(), *exact, batch)
-        single = copy.deepcopy(component).float()
-        for autocast in (False, True):
-            loss, gradients = _loss(single, *narrow, batch, autocast=autocast)
-            assert loss.dtype == torch.float32
-            torch.testing.assert_close(loss.double(), expected, rtol=2e-5, atol=2e-6)
-            for name, gradient in gradients.items():
-                assert gradient.dtype == dtype
-                wanted = expected_gradients[name]
-                step = torch.finfo(dtype).eps if dtype != torch.float32 else 5e-5
-                error = (gradient.double() - wanted).norm()
-                assert error <= step * wanted.norm() + 1e-6, f"gradient of {name} in {dtype}, autocast {autocast}"
-
-
-def _check_copies(component: Knowledge, student: Features, teacher: Features, batch: Batch, truth: Tensor) -> None:
-    buffer = io.BytesIO()
-    torch.save(component.state_dict(), buffer)
-    buffer.seek(0)
-    loaded = copy.deepcopy(component)
-    loaded.load_state_dict(torch.load(buffer, weights_only=True))
-    for twin in (copy.deepcopy(component), pickle.loads(pickle.dumps(component)), loaded):
-        assert torch.equal(_loss(twin, student, teacher, batch)[0], truth)
-        assert repr(twin) == repr(component)
-
-
-def _check_compiles(
-    component: Knowledge,
-    student: Features,
-    teacher: Features,
-    batch: Batch,
-    truth: Tensor,
-    gradients: dict[str, Tensor],
-) -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(
-        lambda s, t: component(Captured(s), Captured(t), batch), fullgraph=True, backend="aot_eager"
-    )
-    leaves = {name: value.detach().clone().requires_grad_() for name, value in student.items()}
-    with warnings.catch_warnings():  # torch's own tracer instantiates the autograd functions of kdx.ops
-        warnings.filterwarnings(
-            "ignore", message=".*Function.* should not be instantiated", category=DeprecationWarning
-        )
-        loss = compiled(leaves, dict(teacher))
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    torch.testing.assert_close(loss.detach(), truth, rtol=1e-10, atol=1e-12)
-    for name, gradient in zip(leaves, found, strict=True):
-        torch.testing.assert_close(gradient, gradients[name], rtol=1e-8, atol=1e-10)
 
 
 class _LiveBytes(TorchDispatchMode):
