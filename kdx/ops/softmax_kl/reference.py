@@ -107,12 +107,17 @@ def _row_coefficient(rows: Tensor | None, scale: float, student: Tensor) -> Tens
     return scale * (ones if rows is None else rows.reshape(O, 1, I))
 
 
-def _labels(labels: Tensor, ce: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels ``[O, 1, I]`` safe to index with, and the coefficient: NaN where a label that counts is no class."""
+def _labelled(
+    student: Tensor, labels: Tensor, ce_rows: Tensor | None, ce_scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits ``[O, C, I]`` of the rows that count, their labels ``[O, 1, I]`` safe to index with, and the
+    coefficient: NaN where a label that counts is no class.
+    """
     O, C, I = student.shape  # noqa: E741
-    y = labels.reshape(O, 1, I)
+    y, ce = labels.reshape(O, 1, I), _row_coefficient(ce_rows, ce_scale, student)
     outside = (y < 0) | (y >= C)
-    return torch.where(outside, 0, y), torch.where(outside & (ce != 0), torch.nan, ce)
+    ce = torch.where(outside & (ce != 0), torch.nan, ce)
+    return torch.where(ce == 0, 0.0, student.to(ce.dtype)), torch.where(outside, 0, y), ce
 
 
 def losses(
@@ -133,8 +138,7 @@ def losses(
     k = _classes(torch.where(kl == 0, 0.0, student), torch.where(kl == 0, 0.0, teacher), temperature)
     loss = kl.squeeze(1) * _divergence(k, divergence, beta)
     if labels is not None:
-        y, ce = _labels(labels, _row_coefficient(ce_rows, ce_scale, student), student)
-        s = torch.where(ce == 0, 0.0, student.to(kl.dtype))
+        s, y, ce = _labelled(student, labels, ce_rows, ce_scale)
         loss = loss - (ce * F.log_softmax(s, 1).gather(1, y)).squeeze(1)
     return loss
 
@@ -156,8 +160,7 @@ def gradient(
     k = _classes(torch.where(kl == 0, 0.0, student), torch.where(kl == 0, 0.0, teacher), temperature)
     grad = torch.where(kl == 0, 0.0, kl * _divergence_gradient(k, divergence, beta, temperature))
     if labels is not None:
-        y, ce = _labels(labels, _row_coefficient(ce_rows, ce_scale, student), student)
-        s = torch.where(ce == 0, 0.0, student.to(kl.dtype))
+        s, y, ce = _labelled(student, labels, ce_rows, ce_scale)
         one_hot = torch.zeros_like(s).scatter(1, y, 1.0)
         grad = grad + torch.where(ce == 0, 0.0, ce * (F.softmax(s, 1) - one_hot))
     return grad
