@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
 
-__all__ = ["Policy", "Teacher", "unchanged_buffers"]
+__all__ = ["ModelTeacher", "Policy", "Teacher", "unchanged_buffers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,21 @@ class Teacher(nn.Module, ABC):
 
     def step_end(self, step: int, total: int) -> None:
         """Optimizer step ``step`` (from 1) of ``total`` has moved the student."""
+
+
+class ModelTeacher(Teacher):
+    """A teacher that asks one model, without gradient; a subclass sets ``_taps``, the taps on that model."""
+
+    _taps: Taps
+
+    @override
+    def tap(self, names: Iterable[str]) -> None:
+        self._taps.add(names)
+
+    @override
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Captured:
+        return self._taps(batch.inputs).detach()
 
 
 @contextmanager

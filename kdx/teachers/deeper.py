@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
-from kdx.teachers.base import Policy, Teacher
+from kdx.teachers.base import ModelTeacher, Policy
 
 __all__ = ["Deeper"]
 
 
-class Deeper(Teacher):
+class Deeper(ModelTeacher):
     """Layers of the student that teach shallower ones: reads what the student's own pass has captured.
 
     No second pass, no second model: in a scheme the student's taps capture both sides, and what the teacher gives is
@@ -32,6 +31,7 @@ class Deeper(Teacher):
         output: see :class:`kdx.capture.Taps`.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
         >>> teacher, taps = Deeper(net), Taps(net)
         >>> teacher.within(taps)
@@ -53,15 +53,6 @@ class Deeper(Teacher):
             raise ValueError("Deeper teaches the network whose deeper layers it reads; give both the same module")
         self._taps.remove()
         self._taps = taps
-
-    @override
-    def tap(self, names: Iterable[str]) -> None:
-        self._taps.add(names)
-
-    @override
-    @torch.no_grad()
-    def forward(self, batch: Batch) -> Captured:
-        return self._taps(batch.inputs).detach()
 
     @override
     def answer(self, batch: Batch, student: Captured) -> Captured:

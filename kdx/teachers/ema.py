@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
 from typing import Any, Self
 
@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.batch import Batch
-from kdx.capture import Captured, Taps, unwrap
-from kdx.teachers.base import Policy, Teacher
+from kdx.capture import Taps, unwrap
+from kdx.teachers.base import ModelTeacher, Policy
 
 __all__ = ["EMA"]
 
 
-class EMA(Teacher):
+class EMA(ModelTeacher):
     """The mean teacher: an exponential moving average of the student's weights, in evaluation mode.
 
     After optimizer step t (from 1): ``m <- a_t m + (1 - a_t) w`` with ``a_t = min(decay, 1 - 1 / t)``, so that the
@@ -68,15 +67,6 @@ class EMA(Teacher):
         self._student = (student,)  # in a tuple, so that it is no submodule of its own teacher
         self.average = copy.deepcopy(unwrap(student)).requires_grad_(False).eval()
         self._taps = Taps(self.average, output=output)
-
-    @override
-    def tap(self, names: Iterable[str]) -> None:
-        self._taps.add(names)
-
-    @override
-    @torch.no_grad()
-    def forward(self, batch: Batch) -> Captured:
-        return self._taps(batch.inputs).detach()
 
     @override
     @torch.no_grad()

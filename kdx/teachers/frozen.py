@@ -13,12 +13,12 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
-from kdx.teachers.base import Policy, Teacher, unchanged_buffers
+from kdx.teachers.base import ModelTeacher, Policy, unchanged_buffers
 
 __all__ = ["Frozen"]
 
 
-class Frozen(Teacher):
+class Frozen(ModelTeacher):
     """A model that only teaches: evaluation mode, no gradient, nothing about it changes.
 
     The model is deliberately not a submodule. So it is in no ``parameters()``, in no checkpoint and in no export, no
@@ -77,10 +77,6 @@ class Frozen(Teacher):
     def model(self) -> nn.Module:
         """The teacher's module."""
         return self._taps.model
-
-    @override
-    def tap(self, names: Iterable[str]) -> None:
-        self._taps.add(names)
 
     @override
     def forward(self, batch: Batch) -> Captured:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
-from kdx.teachers.base import Policy, Teacher
+from kdx.teachers.base import ModelTeacher, Policy
 
 __all__ = ["Live"]
 
 
-class Live(Teacher):
+class Live(ModelTeacher):
     """A model that learns from its own task while it teaches, and never from its student.
 
     It is a submodule: in ``parameters()``, in checkpoints and in its owner's mode. What :meth:`forward` gives is
@@ -45,10 +45,6 @@ class Live(Teacher):
     def output(self) -> Callable[[Any], Tensor] | None:
         """What reads the logits in the model's output."""
         return self._taps.output
-
-    @override
-    def tap(self, names: Iterable[str]) -> None:
-        self._taps.add(names)
 
     def captured(self, batch: Batch) -> Captured:
         """One pass with its graph, for the teacher's own task."""

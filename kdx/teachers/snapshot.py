@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.batch import Batch
-from kdx.capture import Captured, Taps, unwrap
-from kdx.teachers.base import Policy, Teacher
+from kdx.capture import Taps, unwrap
+from kdx.teachers.base import ModelTeacher, Policy
 
 __all__ = ["Snapshot"]
 
 
-class Snapshot(Teacher):
+class Snapshot(ModelTeacher):
     """The student as it was at an earlier epoch's end, in evaluation mode.
 
     A picture is taken at the start of epochs ``every``, ``2 every``, ... and teaches until the next one; before the
@@ -37,6 +35,7 @@ class Snapshot(Teacher):
     https://arxiv.org/abs/1812.00123.
 
     Example:
+        >>> import torch
         >>> student = torch.nn.Linear(1, 1)
         >>> teacher = Snapshot(student)
         >>> teacher.epoch_start(0, 2)
@@ -63,15 +62,6 @@ class Snapshot(Teacher):
     @override
     def teaches(self) -> bool:
         return self._taken
-
-    @override
-    def tap(self, names: Iterable[str]) -> None:
-        self._taps.add(names)
-
-    @override
-    @torch.no_grad()
-    def forward(self, batch: Batch) -> Captured:
-        return self._taps(batch.inputs).detach()
 
     @override
     def epoch_start(self, epoch: int, epochs: int) -> None:
