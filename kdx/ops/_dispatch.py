@@ -223,6 +223,9 @@ def ask(module: ModuleType, *tensors: Tensor) -> str | None:
 def select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
     """The backend that runs ``op`` on these tensors: its name and its module.
 
+    The choice looks at the machine, which ``torch.compile`` cannot trace: a function that calls it carries the
+    decorator ``torch.compiler.allow_in_graph``, or is an operator of torch.library, as kdx's own are.
+
     Raises:
         UnknownNameError: no backend of this name.
         BackendError: the named backend cannot run here.

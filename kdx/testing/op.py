@@ -14,7 +14,7 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdx.ops import _dispatch
-from kdx.testing.check import Check, bind, fail, require, run_all
+from kdx.testing.check import Check, CheckFailed, bind, fail, require, run_all
 from kdx.testing.op_subject import OpSubject, OpTags, Options, Result, cast, leaf, subject_of
 
 __all__ = ["check_op", "op_checks"]
@@ -252,15 +252,20 @@ def check_operators(op: OpSubject) -> None:
 
 
 def check_compiles(op: OpSubject) -> None:
-    """It compiles into one graph (``torch.compile(fullgraph=True)``), with the same values and gradients."""
+    """It compiles into one graph (``fullgraph=True``), as the first call of a process too, with the same results."""
     tensors = cast(op.inputs(), _dtype(op))
     expected = op.run(tensors)
     torch.compiler.reset()
+    _dispatch.forget()  # as in a process that has called no op yet
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)  # by torch's own tracer
         compiled = torch.compile(op.call, fullgraph=True, backend="aot_eager")
         leaves = [leaf(tensor) for tensor in tensors]
-        value = compiled(leaves)
+        try:
+            value = compiled(leaves)
+        except Exception as error:
+            hint = "has the op the decorator torch.compiler.allow_in_graph, and is its kernel one of torch.library?"
+            raise CheckFailed(f"{type(error).__name__}: {' '.join(str(error).split())[:400]}; {hint}") from error
         wanted = [tensor for tensor in leaves if tensor.requires_grad]
         gradients = iter(torch.autograd.grad(value.sum(), wanted, allow_unused=True, materialize_grads=True))
     found = Result(value.detach(), tuple(next(gradients) if x.requires_grad else None for x in leaves))

@@ -157,6 +157,20 @@ def test_a_defect_beside_the_values_is_caught(install, module, functions, name) 
         check()
 
 
+def traced_choice(student, teacher, *, weight: float = 1.0, backend: str = "auto"):
+    """The same as ``square``, but torch.compile would have to trace how the backend is chosen.
+
+    Args:
+        student: ``[N, C]``.
+        teacher: ``[N, C]``.
+        weight: multiplies it.
+        backend: see :func:`kdx.ops.explain`.
+    """
+    _, module = kdx.ops.select("traced_choice", backend, student, teacher)
+    return weight * module.forward(student, teacher)
+
+
+@torch.compiler.allow_in_graph
 def square(student, teacher, *, weight: float = 1.0, backend: str = "auto"):
     """Mean squared difference of two tensors.
 
@@ -189,6 +203,18 @@ def test_a_whole_new_op_passes_is_shown_and_its_defects_are_caught(install, modu
     assert plan.reasons == {"reference": "branches comes first"}
     with pytest.raises(CheckFailed, match="backend 'branches', fails the check 'compiles'"):
         check_op("square", backend="branches", tags=tags)
+
+
+def test_an_op_whose_choice_would_be_traced_is_caught(install, module) -> None:
+    """After one eager call even this one compiles: the check has to look at the first call."""
+    module("kdx_test_traced", traced_choice=traced_choice)
+    install(
+        Spec("traced_choice", "kdx_test_traced:traced_choice", "mean squared difference"),
+        Spec("traced_choice/reference", module("kdx_test_traced_reference", forward=rows_of), "plain"),
+    )
+    (check,) = [check for check in checks_of("traced_choice", backend="reference") if check.name == "compiles"]
+    with pytest.raises(CheckFailed, match=r"torch\.compiler\.allow_in_graph"):
+        check()
 
 
 def branches(student, teacher):
