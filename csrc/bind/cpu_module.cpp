@@ -10,7 +10,7 @@ void bind_rkd(py::module_& m);
 void bind_softmax_kl(py::module_& m);
 
 PYBIND11_MODULE(_cpu, m) {
-  m.def("isa", [] { return kdx::isa_name(kdx::isa()); }, "The instruction set in use: base, avx2 or avx512.");
+  m.def("isa", [] { return kdx::isa_name(kdx::isa()); }, "The instruction set in use: base, avx2, avx512 or amx.");
   m.attr("compiler") = KDX_COMPILER;
 #if defined(_OPENMP)
   m.attr("openmp") = _OPENMP;

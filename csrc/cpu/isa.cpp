@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "cpu/matrix.h"
+
 namespace kdx {
 
 namespace {
@@ -15,7 +17,7 @@ Isa detect() {
     best = kAvx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
-      best = kAvx512;
+      best = matrix::available() ? kAmx : kAvx512;
     }
   }
 #endif
@@ -34,6 +36,9 @@ Isa isa() {
   return chosen;
 }
 
-const char* isa_name(Isa level) { return level == kBase ? "base" : level == kAvx2 ? "avx2" : "avx512"; }
+const char* isa_name(Isa level) {
+  constexpr const char* kNames[] = {"base", "avx2", "avx512", "amx"};
+  return kNames[level];
+}
 
 }  // namespace kdx

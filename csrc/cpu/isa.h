@@ -3,13 +3,14 @@
 
 namespace kdx {
 
-enum Isa : int { kBase = 0, kAvx2 = 1, kAvx512 = 2 };
+enum Isa : int { kBase = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3 };  // kAmx: AVX-512 with the engine of cpu/matrix.h
 
-// What this CPU and this build both have, lowered (never raised) by KDX_CPU_ISA=base|avx2|avx512. Read once.
+// What this CPU and this build both have, lowered (never raised) by KDX_CPU_ISA=base|avx2|avx512|amx. Read once.
 Isa isa();
 const char* isa_name(Isa isa);
 
-// A kernel's versions, in the order of Isa; those above what was built are null.
+// A kernel's versions, in the order of Isa; those above what was built are null. (The matrix engine is used from within
+// the last one.)
 template <class Fn>
 Fn pick(Fn base, Fn avx2, Fn avx512) {
   if (isa() >= kAvx512 && avx512) return avx512;

@@ -57,17 +57,30 @@ inline __attribute__((always_inline)) Lanes<T> spread(T x) {
   return x - Lanes<T>{};  // x - 0 is x for every x, so only the broadcast is left
 }
 
+template <class T, int kCount>
+struct Shorter {
+  typedef T type __attribute__((vector_size(kCount * sizeof(T))));
+};
+
+// The lower or upper half of a vector of floats as doubles.
+inline __attribute__((always_inline)) Lanes<double> half_as_doubles(Lanes<float> v, int half) {
+#if defined(__AVX512F__)
+  const __m512d x = reinterpret_cast<__m512d>(v);
+  const __m256d part = half == 0 ? _mm512_maskz_extractf64x4_pd(0xff, x, 0) : _mm512_maskz_extractf64x4_pd(0xff, x, 1);
+  return reinterpret_cast<Lanes<double>>(_mm512_maskz_cvtps_pd(0xff, reinterpret_cast<__m256>(part)));
+#else
+  typename Shorter<float, kLanes<double>>::type x;
+  std::memcpy(&x, reinterpret_cast<const char*>(&v) + half * sizeof(x), sizeof(x));
+  return __builtin_convertvector(x, Lanes<double>);
+#endif
+}
+
 template <class T>
 inline double sum_lanes(Lanes<T> v) {
   double total = 0.0;
   for (int l = 0; l < kLanes<T>; ++l) total += static_cast<double>(v[l]);
   return total;
 }
-
-template <class T, int kCount>
-struct Shorter {
-  typedef T type __attribute__((vector_size(kCount * sizeof(T))));
-};
 
 // The lanes of a vector added up in its own precision, halves onto halves.
 template <class T, class V>

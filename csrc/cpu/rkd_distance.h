@@ -67,10 +67,10 @@ void distance_loss(const T* student, const T* teacher, T inv_mu, T inv_nu, T del
   sums.slope_times_distance += sum_lanes<T>(b);
 }
 
-// V_ij = scale (psi_ij - shift) / d_ij, with shift = B / (n mu) and scale = weight / (N^2 mu); 0 for duplicates. In
-// place of the student's distances.
+// V_ij = scale (psi_ij - shift) / d_ij, with shift = B / (n mu) and scale = weight / (N^2 mu); 0 for duplicates. V may
+// take the place of the student's distances.
 template <class T>
-void distance_gradient(T* student, const T* teacher, T inv_mu, T inv_nu, T delta_, T shift_, T scale_) {
+void distance_gradient(const T* student, const T* teacher, T inv_mu, T inv_nu, T delta_, T shift_, T scale_, T* out) {
   using V = Lanes<T>;
   const V mu = spread(inv_mu), nu = spread(inv_nu), delta = spread(delta_), shift = spread(shift_),
           scale = spread(scale_);
@@ -78,7 +78,7 @@ void distance_gradient(T* student, const T* teacher, T inv_mu, T inv_nu, T delta
     const V d = load(student + e);
     const V psi = huber_slope(V(d * mu - load(teacher + e) * nu), delta);
     const V v = scale * (psi - shift) / d;
-    store(student + e, d == V{} ? V{} : v);
+    store(out + e, d == V{} ? V{} : v);
   }
 }
 

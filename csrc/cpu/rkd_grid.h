@@ -49,27 +49,34 @@ struct Grid {
     }
   }
 
-  // f(local panel i, local panel j, slot) for every tile, a square of kSide^2 tiles after the other: their panels are
-  // read from L2 again and again.
+  // f(local panel j, local panels [i0, i1)) for columns of at most kSide tiles that cover the set, a square of kSide^2
+  // tiles after the other: their panels are read from L2 again and again.
   template <class F>
-  void each_tile(const TileSet& set, F f) const {
+  void each_column(const TileSet& set, F f) const {
     constexpr int64_t kSide = 4;
     std::vector<std::pair<int64_t, int64_t>> order;
-    order.reserve(static_cast<std::size_t>(set.size()));
     for (int64_t bj = 0; bj < set.count_j; bj += kSide) {
       for (int64_t bi = 0; bi < set.count_i; bi += kSide) {
         for (int64_t j = bj; j < set.count_j && j < bj + kSide; ++j) {
-          for (int64_t i = bi; i < set.count_i && i < bi + kSide && !(set.diagonal && i > j); ++i)
-            order.push_back({i, j});
+          if (!set.diagonal || bi <= j) order.push_back({bi, j});
         }
       }
     }
-    const int64_t size = set.size();
+    const int64_t size = static_cast<int64_t>(order.size());
 #pragma omp parallel for num_threads(static_cast<int>(threads)) schedule(dynamic)
     for (int64_t at = 0; at < size; ++at) {
-      const auto [i, j] = order[static_cast<std::size_t>(at)];
-      f(i, j, set.slot(i, j));
+      const auto [i0, j] = order[static_cast<std::size_t>(at)];
+      const int64_t end = set.diagonal ? j + 1 : set.count_i;
+      f(j, i0, i0 + kSide < end ? i0 + kSide : end);
     }
+  }
+
+  // f(local panel i, local panel j, slot) for every tile.
+  template <class F>
+  void each_tile(const TileSet& set, F f) const {
+    each_column(set, [&](int64_t j, int64_t i0, int64_t i1) {
+      for (int64_t i = i0; i < i1; ++i) f(i, j, set.slot(i, j));
+    });
   }
 };
 

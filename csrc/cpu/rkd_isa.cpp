@@ -36,8 +36,6 @@ class Relational {
       : op_(op),
         threads_(threads),
         n_(op.rows),
-        student_(op.student, n_, true, op.grad != nullptr, threads),
-        teacher_(op.teacher, n_, true, false, threads),
         grid_{ceil_div(n_, E), std::min(ceil_div(op.block, E), ceil_div(n_, E)), threads},
         distance_(op.distance_weight != 0),
         angle_(op.angle_weight != 0),
@@ -45,7 +43,13 @@ class Relational {
 
   void run() {
     allocate();
-    if (resident()) measure_everything();
+    if (resident()) {
+      measure_everything();
+    } else {
+      teacher_ = teacher();
+      student_ = student();
+    }
+    if (gradient_) student_.prepare_for_v(resident(), threads_);
     if (distance_) {
       if (!resident()) sum_distances();
       inv_mu_ = inverse_mean(total_.student, total_.student_count);
@@ -78,7 +82,7 @@ class Relational {
   void allocate() {
     const int64_t tiles = resident() ? grid_.pair(0, 0).size() : grid_.block * grid_.block;
     const int64_t pairs = resident() ? 1 : std::min<int64_t>(3, grid_.blocks() * (grid_.blocks() + 1) / 2);
-    if (distance_ || resident()) teacher_tiles_ = Buffer<T>(tiles * kTile<T>);
+    if (resident()) teacher_tiles_ = Buffer<T>(tiles * kTile<T>);
     for (int64_t p = 0; p < pairs; ++p) {
       if (distance_ || gradient_) v_[p] = Buffer<T>(tiles * kTile<T>);
       if (angle_) legs_[p] = Buffer<T>(grid_.block * E * Rows<T>::legs_stride(vectors()));
@@ -106,9 +110,18 @@ class Relational {
     for (int64_t s = 0; s < set.size(); ++s) angle_loss_ += angle_partial_[static_cast<std::size_t>(s)] * times(set, s);
   }
 
-  void square_both(const TileSet& set, int64_t i, int64_t j, T* s, T* t) const {
-    square_tile(student_, set.first_i + i, set.first_j + j, s);
-    square_tile(teacher_, set.first_i + i, set.first_j + j, t);
+  // f(i, j, slot, squared distances of student and teacher) for every tile.
+  template <class F>
+  void each_squared(const TileSet& set, F f) const {
+    grid_.each_column(set, [&](int64_t j, int64_t i0, int64_t i1) {
+      const Column<T> of_student(student_, set.first_j + j), of_teacher(teacher_, set.first_j + j);
+      alignas(64) T s[kTile<T>], t[kTile<T>];
+      for (int64_t i = i0; i < i1; ++i) {
+        square_tile(student_, set.first_i + i, of_student, s);
+        square_tile(teacher_, set.first_i + i, of_teacher, t);
+        f(i, j, set.slot(i, j), s, t);
+      }
+    });
   }
 
   static void to_distances(T* s, T* t, DistanceSums& sums) {
@@ -116,32 +129,57 @@ class Relational {
     distances_in_place(t, sums.teacher, sums.teacher_count);
   }
 
-  // The whole grid once: legs for the angles, distances and their sums. One input after the other, so that its panels
-  // stay in cache.
+  Points<T> student() const { return {op_.student, n_, true, gradient_, threads_}; }
+  Points<T> teacher() const { return {op_.teacher, n_, true, false, threads_}; }
+
+  // The whole grid once: legs for the angles, distances and their sums. One input after the other, each packed just
+  // before it is read, so that it stays in cache.
   void measure_everything() {
     const TileSet set = grid_.pair(0, 0);
     clear_partial(set);
-    grid_.each_tile(
-        set, [&](int64_t i, int64_t j, int64_t slot) { square_tile(teacher_, i, j, tile(teacher_tiles_, slot)); });
-    grid_.each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
-      alignas(64) T here[kTile<T>];
-      T *s = distance_ ? tile(v_[0], slot) : here, *t = tile(teacher_tiles_, slot);
-      square_tile(student_, i, j, s);
-      if (angle_) angle_partial_[static_cast<std::size_t>(slot)] = store_legs(s, t, T(op_.delta), legs(0, i, j));
-      if (distance_) to_distances(s, t, partial_[static_cast<std::size_t>(slot)]);
-      if (gradient_ && !distance_) std::fill_n(tile(v_[0], slot), kTile<T>, T(0));
+    teacher_ = teacher();
+    grid_.each_column(set, [&](int64_t j, int64_t i0, int64_t i1) {
+      const Column<T> column(teacher_, j);
+      for (int64_t i = i0; i < i1; ++i) square_tile(teacher_, i, column, tile(teacher_tiles_, set.slot(i, j)));
+    });
+    teacher_ = {};
+    student_ = student();
+    grid_.each_column(set, [&](int64_t j, int64_t i0, int64_t i1) {
+      const Column<T> column(student_, j);
+      for (int64_t i = i0; i < i1; ++i) {
+        const int64_t slot = set.slot(i, j);
+        alignas(64) T here[kTile<T>];
+        T *s = distance_ ? tile(v_[0], slot) : here, *t = tile(teacher_tiles_, slot);
+        square_tile(student_, i, column, s);
+        if (angle_) angle_partial_[static_cast<std::size_t>(slot)] = store_legs(s, t, T(op_.delta), legs(0, i, j));
+        if (distance_) to_distances(s, t, partial_[static_cast<std::size_t>(slot)]);
+        if (gradient_ && !distance_) std::fill_n(tile(v_[0], slot), kTile<T>, T(0));
+      }
     });
     if (distance_) add_partial(set);
     if (angle_) add_angle_partial(set);
   }
 
+  // f(slot, distances of student and teacher) for every tile, kept or computed anew.
+  template <class F>
+  void each_distance(const TileSet& set, F f) const {
+    if (resident()) {
+      grid_.each_tile(set,
+                      [&](int64_t, int64_t, int64_t slot) { f(slot, tile(v_[0], slot), tile(teacher_tiles_, slot)); });
+    } else {
+      each_squared(set, [&](int64_t, int64_t, int64_t slot, T* s, T* t) {
+        DistanceSums known;
+        to_distances(s, t, known);
+        f(slot, s, t);
+      });
+    }
+  }
+
   void sum_distances() {
     grid_.each_block_pair([&](const TileSet& set) {
       clear_partial(set);
-      grid_.each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
-        alignas(64) T here[2][kTile<T>];
-        square_both(set, i, j, here[0], here[1]);
-        to_distances(here[0], here[1], partial_[static_cast<std::size_t>(slot)]);
+      each_squared(set, [&](int64_t, int64_t, int64_t slot, T* s, T* t) {
+        to_distances(s, t, partial_[static_cast<std::size_t>(slot)]);
       });
       add_partial(set);
     });
@@ -150,16 +188,8 @@ class Relational {
   void sum_losses() {
     grid_.each_block_pair([&](const TileSet& set) {
       clear_partial(set);
-      grid_.each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
+      each_distance(set, [&](int64_t slot, const T* s, const T* t) {
         DistanceSums& sums = partial_[static_cast<std::size_t>(slot)];
-        alignas(64) T here[2][kTile<T>];
-        T* s = resident() ? tile(v_[0], slot) : here[0];
-        T* t = resident() ? tile(teacher_tiles_, slot) : here[1];
-        if (!resident()) {
-          DistanceSums known;
-          square_both(set, i, j, s, t);
-          to_distances(s, t, known);
-        }
         distance_loss(s, t, T(inv_mu_), T(inv_nu_), T(op_.delta), sums);
       });
       add_partial(set);
@@ -171,14 +201,8 @@ class Relational {
     const double n = static_cast<double>(n_);
     const double scale = op_.distance_weight * inv_mu_ / (n * n);
     const double shift = total_.student_count == 0 ? 0 : total_.slope_times_distance * inv_mu_ / total_.student_count;
-    grid_.each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
-      T *s = tile(v_[0], slot), *t = tile(teacher_tiles_, slot);
-      if (!resident()) {
-        DistanceSums known;
-        square_both(set, i, j, s, t);
-        to_distances(s, t, known);
-      }
-      distance_gradient(s, t, T(inv_mu_), T(inv_nu_), T(op_.delta), T(shift), T(scale));
+    each_distance(set, [&](int64_t slot, const T* s, const T* t) {
+      distance_gradient(s, t, T(inv_mu_), T(inv_nu_), T(op_.delta), T(shift), T(scale), tile(v_[0], slot));
     });
     if (!resident()) multiply(set, v_[0].get());
   }
@@ -207,10 +231,8 @@ class Relational {
   }
 
   void measure_legs(const TileSet& set, int pair, bool count) {
-    grid_.each_tile(set, [&](int64_t i, int64_t j, int64_t slot) {
-      alignas(64) T here[2][kTile<T>];
-      square_both(set, i, j, here[0], here[1]);
-      angle_partial_[static_cast<std::size_t>(slot)] = store_legs(here[0], here[1], T(op_.delta), legs(pair, i, j));
+    each_squared(set, [&](int64_t i, int64_t j, int64_t slot, T* s, T* t) {
+      angle_partial_[static_cast<std::size_t>(slot)] = store_legs(s, t, T(op_.delta), legs(pair, i, j));
       if (gradient_) std::fill_n(tile(v_[pair], slot), kTile<T>, T(0));
     });
     if (count) add_angle_partial(set);
@@ -297,17 +319,34 @@ class Relational {
       }
       degrees(tiles.data() + row * columns, columns, degree.data() + row * E);
     }
-    // Blocks of kSide^2 products, whose V and coordinates are read from L2 again and again.
+    // Blocks of products, whose V and coordinates are read from L2 again and again. The engine takes wider ones,
+    // because V is split anew for each; their width does not show in the result.
     constexpr int64_t kSide = 4;
-    const int64_t groups = ceil_div(student_.depth(), E), across = ceil_div(groups, kSide);
+    const int64_t groups = student_.groups(), share = ceil_div(groups * ceil_div(rows, kSide), threads_);
+    const int64_t width = student_.on_engine() ? std::clamp(share, kSide, 4 * kSide) : kSide;
+    const int64_t across = ceil_div(groups, width);
 #pragma omp parallel for num_threads(threads_) schedule(dynamic)
     for (int64_t block = 0; block < ceil_div(rows, kSide) * across; ++block) {
-      const int64_t g0 = block % across * kSide, row0 = block / across * kSide;
-      for (int64_t g = g0; g < std::min(groups, g0 + kSide); ++g) {
-        for (int64_t row = row0; row < std::min(rows, row0 + kSide); ++row) {
+      const int64_t g0 = block % across * width, row0 = block / across * kSide, row1 = std::min(rows, row0 + kSide);
+      Buffer<uint16_t> left;
+      if constexpr (sizeof(T) == 4) {
+        if (student_.on_engine()) {
+          left = Buffer<uint16_t>((row1 - row0) * columns * matrix::kBlock);
+          split_tiles(tiles.data() + row0 * columns, (row1 - row0) * columns, left.get());
+        }
+      }
+      for (int64_t g = g0; g < std::min(groups, g0 + width); ++g) {
+        for (int64_t row = row0; row < row1; ++row) {
+          alignas(64) T sum[kTile<T>];
+          if (student_.on_engine()) {
+            matrix::multiply(left.get() + (row - row0) * columns * matrix::kBlock, student_.right_of_v(first_column, g),
+                             groups, columns, reinterpret_cast<float*>(sum));
+          } else {
+            v_times(tiles.data() + row * columns, columns, student_.coordinates(g) + first_column * E * E, sum);
+          }
           const int64_t i0 = (first_row + row) * E;
-          laplacian_times(tiles.data() + row * columns, columns, degree.data() + row * E, student_, g, first_column * E,
-                          i0, !resident(), static_cast<T*>(op_.grad) + i0 * student_.depth());
+          write_gradient(sum, degree.data() + row * E, student_, g, i0, !resident(),
+                         static_cast<T*>(op_.grad) + i0 * student_.depth());
         }
       }
     }
@@ -316,10 +355,10 @@ class Relational {
   const Rkd& op_;
   const int threads_;
   const int64_t n_;
-  const Points<T> student_, teacher_;
+  Points<T> student_, teacher_;
   const Grid grid_;
   const bool distance_, angle_, gradient_;
-  Buffer<T> teacher_tiles_;   // the teacher's distances
+  Buffer<T> teacher_tiles_;   // the teacher's distances, when there is one block
   Buffer<T> v_[3], legs_[3];  // of a pair of blocks; the student's distances, then V in their place
   Buffer<T> sums_;            // per thread: A and B of a pair of panels
   std::vector<DistanceSums> partial_;
@@ -349,12 +388,15 @@ void squared_distances(const PairwiseSqDist& op, int threads) {
   if (of_itself) {
     const int64_t panels = ceil_div(op.rows, E);
     const Grid grid{panels, panels, threads};
-    grid.each_tile(grid.pair(0, 0), [&](int64_t i, int64_t j, int64_t) {
-      alignas(64) T tile[2][kTile<T>];
-      square_tile(x, i, j, tile[0]);
-      transpose_tile(tile[0], tile[1]);
-      copy_tile(tile[0], op, i * E, j * E);
-      copy_tile(tile[1], op, j * E, i * E);
+    grid.each_column(grid.pair(0, 0), [&](int64_t j, int64_t i0, int64_t i1) {
+      const Column<T> column(x, j);
+      for (int64_t i = i0; i < i1; ++i) {
+        alignas(64) T tile[2][kTile<T>];
+        square_tile(x, i, column, tile[0]);
+        transpose_tile(tile[0], tile[1]);
+        copy_tile(tile[0], op, i * E, j * E);
+        copy_tile(tile[1], op, j * E, i * E);
+      }
     });
     return;
   }

@@ -46,28 +46,21 @@ inline __attribute__((always_inline)) void add_products(const T* tile, int i, co
   }
 }
 
-// The group g of kEdge coordinates of the panel of rows from first_row on. `v` are its tiles against the panels from
-// first_column on, `degree` the sums of its rows. out[row][D] gets 2 (sum_j v_ij x_i - sum_j v_ij x_j), added when
-// `accumulate`.
+// A panel of rows of V, by its tiles, times kEdge coordinates `x` of their points.
 template <class T>
-void laplacian_times(const VTile<T>* v, int64_t tiles, const double* degree, const Points<T>& x, int64_t g,
-                     int64_t first_column, int64_t first_row, bool accumulate, T* out) {
+void v_times(const VTile<T>* v, int64_t tiles, const T* x, T* sum) {
   using V = Lanes<T>;
   constexpr int E = kEdge<T>, W = kLanes<T>, R = kBlockRows;
   constexpr int64_t kRun = 128 / E;  // tiles that are summed before they are added to the total
-  const int64_t depth = x.depth(), rows = x.size() - first_row < E ? x.size() - first_row : E;
-  const T* xg = x.coordinates(g);
-  alignas(64) T sum[E * E];
   for (int64_t t0 = 0; t0 < tiles; t0 += kRun) {
     const int64_t t1 = t0 + kRun < tiles ? t0 + kRun : tiles;
     for (int i = 0; i < E; i += R) {
       V acc[R][2] = {};
       for (int64_t t = t0; t < t1; ++t) {
-        const T* x_of_tile = xg + (first_column + t * E) * E;
         if (v[t].turned) {
-          add_products<true>(v[t].data, i, x_of_tile, acc);
+          add_products<true>(v[t].data, i, x + t * E * E, acc);
         } else {
-          add_products<false>(v[t].data, i, x_of_tile, acc);
+          add_products<false>(v[t].data, i, x + t * E * E, acc);
         }
       }
       for (int r = 0; r < R; ++r) {
@@ -77,14 +70,38 @@ void laplacian_times(const VTile<T>* v, int64_t tiles, const double* degree, con
       }
     }
   }
+}
+
+// A panel of rows of V as left operands of the matrix engine.
+inline void split_tiles(const VTile<float>* v, int64_t tiles, uint16_t* left) {
+  constexpr float kOrigin[matrix::kSide] = {};
+  for (int64_t t = 0; t < tiles; ++t) {
+    alignas(64) float turned[kTile<float>];
+    if (v[t].turned) transpose_tile(v[t].data, turned);
+    matrix::split(v[t].turned ? turned : v[t].data, matrix::kSide, kOrigin, left + t * matrix::kBlock);
+  }
+}
+
+// Group g of the coordinates of the points from first_row on: out[row][D] gets 2 (degree_i x_i - sum_i), added when
+// `accumulate`.
+template <class T>
+void write_gradient(const T* sum, const double* degree, const Points<T>& x, int64_t g, int64_t first_row,
+                    bool accumulate, T* out) {
+  constexpr int E = kEdge<T>;
+  const int64_t depth = x.depth(), rows = x.size() - first_row < E ? x.size() - first_row : E;
   const int64_t width = depth - g * E < E ? depth - g * E : E;
+  constexpr T kOrigin[E] = {};
+  const bool packed = !x.on_engine();  // and centred
+  const T* from = packed ? x.coordinates(g) + first_row * E : x.row(first_row) + g * E;
+  const T* origin = packed ? kOrigin : x.centre() + g * E;
+  const int64_t stride = packed ? E : x.stride();
   for (int64_t i = 0; i < rows; ++i) {
-    const T *xi = xg + (first_row + i) * E, *si = sum + i * E, of_i = static_cast<T>(degree[i]);
+    const T *xi = from + i * stride, *si = sum + i * E, of_i = static_cast<T>(degree[i]);
     T* to = out + i * depth + g * E;
     if (accumulate) {
-      for (int64_t c = 0; c < width; ++c) to[c] += T(2) * (of_i * xi[c] - si[c]);
+      for (int64_t c = 0; c < width; ++c) to[c] += T(2) * (of_i * (xi[c] - origin[c]) - si[c]);
     } else {
-      for (int64_t c = 0; c < width; ++c) to[c] = T(2) * (of_i * xi[c] - si[c]);
+      for (int64_t c = 0; c < width; ++c) to[c] = T(2) * (of_i * (xi[c] - origin[c]) - si[c]);
     }
   }
 }

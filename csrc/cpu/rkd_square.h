@@ -76,6 +76,7 @@ template <class T>
 void squares_from_products(const Points<T>& x, int64_t i, int64_t j, T* tile) {
   constexpr int E = kEdge<T>;
   const double *of_i = x.norms(i), *of_j = x.norms(j);
+  const T least = x.on_engine() ? T(matrix::kLeastSum) : T(0);
   T bound[kTile<T>];
   int near = 0;
   for (int r = 0; r < E; ++r) {
@@ -83,7 +84,7 @@ void squares_from_products(const Points<T>& x, int64_t i, int64_t j, T* tile) {
     for (int c = 0; c < E; ++c) {
       const double both = of_i[r] + of_j[c];
       row[c] = static_cast<T>(both - 2 * static_cast<double>(row[c]));
-      bound[r * E + c] = static_cast<T>(kNear * both);
+      bound[r * E + c] = static_cast<T>(kNear * both) + least;
     }
     for (int c = 0; c < E; ++c) near |= !(row[c] >= bound[r * E + c]);  // NaN is near
   }
@@ -111,12 +112,35 @@ void clear_padding(T* tile, int64_t rows, int64_t columns) {
   }
 }
 
-// Squared distances of panel i to panel j of the same points.
+// A panel that others are measured against, as the matrix engine reads it.
 template <class T>
-void square_tile(const Points<T>& x, int64_t i, int64_t j, T* out) {
+struct Column {
+  Column(const Points<T>& x, int64_t panel) : panel(panel) {
+    if (!x.on_engine()) return;
+    blocks = Buffer<uint16_t>(x.groups() * matrix::kBlock);
+    for (int64_t b = 0; b < x.groups(); ++b) {
+      matrix::right_of_transpose(x.left(panel) + b * matrix::kBlock, blocks.get() + b * matrix::kBlock);
+    }
+  }
+  int64_t panel;
+  Buffer<uint16_t> blocks;
+};
+
+// Squared distances of panel i to another of the same points.
+template <class T>
+void square_tile(const Points<T>& x, int64_t i, const Column<T>& column, T* out) {
   constexpr int E = kEdge<T>;
+  const int64_t j = column.panel;
   if (x.by_products()) {
-    pair_sums<true>(x.panel(i), x.panel(j), x.depth(), out);
+    if (x.on_engine()) {
+      matrix::multiply(x.left(i), column.blocks.get(), 1, x.groups(), reinterpret_cast<float*>(out));
+      // The engine adds the parts of a b and b a in another order.
+      for (int r = 0; i == j && r < E; ++r) {
+        for (int c = 0; c < r; ++c) out[r * E + c] = out[c * E + r];
+      }
+    } else {
+      pair_sums<true>(x.panel(i), x.panel(j), x.depth(), out);
+    }
     squares_from_products(x, i, j, out);
   } else {
     pair_sums<false>(x.panel(i), x.panel(j), x.depth(), out);

@@ -103,7 +103,7 @@ def test_the_note_of_the_build_is_what_the_package_reports():
     assert (info["cpu"] is None) == (module is not None)
 
 
-@pytest.mark.parametrize("limit", ["base", "avx2", "avx512"])
+@pytest.mark.parametrize("limit", ["base", "avx2", "avx512", "amx"])
 def test_the_instruction_set_can_be_lowered_and_results_stay_in_the_budget(limit):
     if kdx.ops.backends()["cpu"] is not None:
         pytest.skip(kdx.ops.backends()["cpu"])
@@ -118,6 +118,13 @@ for dtype, divergence in ((torch.float32, "forward"), (torch.bfloat16, "jsd"), (
     mine = kdx.ops.softmax_kl(s, t, divergence=divergence, backend="cpu").double()
     want = kdx.ops.softmax_kl(s.double(), t.double(), divergence=divergence, backend="reference")
     errors.append(((mine - want).abs() / want).item())
+for depth in (20, 200):  # the second one is multiplied by the matrix engine where there is one
+    s, t = torch.randn(70, depth, generator=generator), torch.randn(70, 40, generator=generator)
+    for scale in (1.0, 1e-9, 1e9):
+        ours, exact = (scale * s).requires_grad_(), (scale * s).double().requires_grad_()
+        mine = torch.autograd.grad(kdx.ops.rkd(ours, t, backend="cpu"), ours)[0].double()
+        want = torch.autograd.grad(kdx.ops.rkd(exact, t.double(), backend="reference"), exact)[0]
+        errors.append(((mine - want).norm() / want.norm()).item())
 print(json.dumps([_dispatch.native("cpu").isa(), errors]))
 """
     done = subprocess.run(
@@ -129,7 +136,7 @@ print(json.dumps([_dispatch.native("cpu").isa(), errors]))
         check=True,
     )
     isa, errors = json.loads(done.stdout)
-    order = ["base", "avx2", "avx512"]
+    order = ["base", "avx2", "avx512", "amx"]
     own = _dispatch.native("cpu").isa()
     assert isa == min(own, limit, key=order.index)
     assert max(errors) < 1e-5

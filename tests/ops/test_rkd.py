@@ -247,6 +247,20 @@ def test_products_of_many_coordinates_keep_the_digits_of_direct_differences(requ
     close(grad.numpy(), gradient, BUDGET[torch.float32][1], 2 * np.linalg.norm(plain.double().numpy() - gradient))
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-7, 1.0, 1e7, 1e12])
+def test_squared_distances_keep_their_digits_at_any_scale(require, scale):
+    """Matrix engines take small numbers for zero: data far from 1, and tiny points among others, go another way."""
+    require("rkd", "cpu")
+    x = points(40, 160)
+    x[::2] *= 1e-11  # too near the centre for products, whose sums would have lost their digits
+    x = scale * torch.cat([x, -x])
+    exact = (x[:, None].double() - x[None].double()).square().sum(-1)
+    off_diagonal = ~torch.eye(80, dtype=torch.bool)
+    found = pairwise_sq_dist(x, backend="cpu").double()
+    normal = off_diagonal & (exact > 1e-37)
+    assert ((found - exact).abs() / exact)[normal].max() <= 4e-7
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_right_on_hard_data(backend, kind, wide_tiles):
     # The bound is that of the float32 reference, which has the same digits to work with, times a small factor.
@@ -454,3 +468,14 @@ def test_a_backend_without_float64_says_so(request, name, require):
     require("rkd", name)
     with pytest.raises(BackendError, match="no float64 kernel; the backends cpu and reference"):
         rkd(points(4, 3).double(), points(4, 3), backend=name)
+
+
+def test_torch_func_takes_gradients_and_refuses_what_has_no_formula(require):
+    require("rkd", "cpu")
+    student, teacher = points(20, 6), points(20, 5, seed=1)
+    x = student.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(rkd(x, teacher), x)
+    found = torch.func.grad(lambda s: rkd(s, teacher))(student)
+    close(found.numpy(), expected.double().numpy(), 1e-6)
+    with pytest.raises(NotImplementedError, match="forward mode"):
+        torch.func.jvp(lambda s: rkd(s, teacher), (student,), (student,))

@@ -15,6 +15,8 @@ from kdx.ops.rkd import reference
 
 __all__ = ["Options", "loss_of"]
 
+_PLAIN = (Tensor, Parameter)
+
 
 class Options(NamedTuple):
     """Everything about a call that is not a tensor."""
@@ -68,15 +70,64 @@ define(
 def _run(
     student: Tensor, teacher: Tensor, options: Options, student_grad: bool, teacher_grad: bool, backend: str
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    plain = all(type(x) in (Tensor, Parameter) for x in (student, teacher))
-    if plain and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+    if type(student) in _PLAIN and type(teacher) in _PLAIN and not torch.compiler.is_compiling() and not _transformed():
         return _op(student, teacher, *options, student_grad, teacher_grad, backend)
     loss, grad_s, grad_t = torch.ops.kdx.rkd(student, teacher, *options, student_grad, teacher_grad, backend)
     return loss, grad_s if student_grad else None, grad_t if teacher_grad else None
 
 
+def _transformed() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 class _Loss(torch.autograd.Function):
     """The loss, with the gradients made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        options: Options,
+        student_grad: bool,
+        teacher_grad: bool,
+        backend: str,
+    ) -> Tensor:
+        loss, *grads = _run(student, teacher, options, student_grad, teacher_grad, backend)
+        ctx.save_for_backward(student, teacher, *grads)
+        ctx.options = options
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        student, teacher, *grads = ctx.saved_tensors
+        result: list[Tensor | None] = [None, None]
+        wanted = [i for i in (0, 1) if ctx.needs_input_grad[i]]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # create_graph: formulas that autograd can follow
+            value = reference.loss(student, teacher, *ctx.options)
+            inputs = [(student, teacher)[i] for i in wanted]
+            found = torch.autograd.grad(value, inputs, upstream, create_graph=True) if wanted else ()
+            for i, grad in zip(wanted, found, strict=True):
+                result[i] = grad
+        else:
+            for i in wanted:
+                result[i] = _scaled(grads[i], upstream, (student, teacher)[i].dtype)
+        return *result, None, None, None, None
+
+
+def _scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """``grad * upstream``; the same tensor where the upstream is known to be 1, as ``loss.backward()`` has it."""
+    readable = type(upstream) is Tensor and upstream.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and not _transformed() and upstream.item() == 1.0:
+        return grad if grad.dtype == dtype else grad.to(dtype)
+    return (grad * upstream).to(dtype)
+
+
+class _TransformedLoss(torch.autograd.Function):
+    """The same for torch.func transforms, which want it written in two functions; that costs 0.1 ms a call."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -88,37 +139,24 @@ class _Loss(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         student, teacher, options, _, _, _ = inputs
         _, *grads = output
-        ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(g for g in grads if g is not None))
         ctx.save_for_backward(student, teacher, *grads)
         ctx.options = options
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        student, teacher, *grads = ctx.saved_tensors
-        result: list[Tensor | None] = [None, None]
-        wanted = [i for i in (0, 1) if upstream is not None and ctx.needs_input_grad[i]]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # create_graph: formulas that autograd can follow
-            value = reference.loss(student, teacher, *ctx.options)
-            inputs = [(student, teacher)[i] for i in wanted]
-            found = torch.autograd.grad(value, inputs, upstream, create_graph=True) if wanted else ()
-            for i, grad in zip(wanted, found, strict=True):
-                result[i] = grad
-        else:
-            for i in wanted:
-                result[i] = (grads[i] * upstream).to((student, teacher)[i].dtype)
-        return *result, None, None, None, None
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
+        return _Loss.backward(ctx, upstream)
 
 
 def loss_of(student: Tensor, teacher: Tensor, options: Options, backend: str) -> Tensor:
     """The weighted losses, differentiable with respect to student and teacher."""
-    grads = torch.is_grad_enabled()
+    grads, transformed = torch.is_grad_enabled(), _transformed()
     for_student, for_teacher = grads and student.requires_grad, grads and teacher.requires_grad
-    if not (for_student or for_teacher):
+    if not (for_student or for_teacher or transformed):
         return _run(student, teacher, options, False, False, backend)[0]
     if teacher is student:
         teacher = student.view_as(student)  # dynamo does not trace an autograd function that is given one tensor twice
-    apply: Any = _Loss.apply
-    loss: Tensor = apply(student, teacher, options, for_student, for_teacher, backend)[0]
+    apply: Any = _TransformedLoss.apply if transformed else _Loss.apply
+    result = apply(student, teacher, options, for_student, for_teacher, backend)
+    loss: Tensor = result[0] if transformed else result
     return loss
