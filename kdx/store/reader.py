@@ -92,7 +92,7 @@ class Store:
         """What the teacher said about samples in one view.
 
         Args:
-            index: rows of the data set, int64 ``[N]``, in any order, on any device.
+            index: rows of the data set, int64 ``[N]`` with N >= 1, in any order, on any device.
             view: 0 .. views - 1.
 
         Returns:
@@ -133,11 +133,15 @@ class Store:
         return len(files)
 
     def positions(self, index: Tensor) -> Tensor:
-        """Where samples stand in the store.
+        """Where samples stand in the store, int64 ``[N]``.
 
         Raises:
-            StoreError: one is not in it.
+            StoreError: one is not in it, or ``index`` is no list of samples.
         """
+        if index.dim() != 1 or len(index) == 0:
+            raise StoreError(
+                f"index must be int64 [N] with N >= 1, got {list(index.shape)}; give the rows of at least one sample"
+            )
         wanted = index.cpu().contiguous()
         at = torch.searchsorted(self._sorted, wanted).clamp(max=max(0, len(self._sorted) - 1))
         if missing := wanted[self._sorted[at] != wanted].tolist():

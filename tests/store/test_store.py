@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -284,3 +285,12 @@ def test_bad_arguments_are_errors_that_say_what_to_do(tmp_path, teacher, view) -
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="file is a file; a store is a folder"):
         write_store(tmp_path / "file", teacher, view)
+
+
+@pytest.mark.parametrize("index", [torch.empty(0, dtype=torch.int64), torch.tensor(7), torch.tensor([[7, 8]])])
+def test_an_index_that_is_no_list_of_samples_is_a_store_error(tmp_path, teacher, view, index: torch.Tensor) -> None:
+    store = write_store(tmp_path, teacher, view)
+    message = re.escape(f"index must be int64 [N] with N >= 1, got {list(index.shape)}")
+    for ask in (store.read, store.digests, store.positions):
+        with pytest.raises(StoreError, match=message):
+            ask(index)
