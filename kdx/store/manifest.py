@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,7 +12,7 @@ from typing import Any
 from kdx.checkpoint import atomic_write
 from kdx.errors import StoreError
 
-__all__ = ["FORMAT", "INDEX", "MANIFEST", "FileEntry", "Manifest", "differences"]
+__all__ = ["FORMAT", "INDEX", "MANIFEST", "FileEntry", "Manifest", "differences", "file_entry", "shard_name"]
 
 FORMAT = 1
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
@@ -23,6 +24,11 @@ class FileEntry:
 
     bytes: int
     sha256: str
+
+
+def file_entry(data: bytes) -> FileEntry:
+    """The entry of a file with this content."""
+    return FileEntry(len(data), hashlib.sha256(data).hexdigest())
 
 
 @dataclass(slots=True)

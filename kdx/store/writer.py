@@ -23,7 +23,7 @@ from kdx.errors import StoreError
 from kdx.store.content import DTYPES, Content
 from kdx.store.contents import parse
 from kdx.store.fingerprint import describe, input_digests, teacher_hash
-from kdx.store.manifest import INDEX, MANIFEST, FileEntry, Manifest, differences, shard_name
+from kdx.store.manifest import INDEX, MANIFEST, Manifest, differences, file_entry, shard_name
 from kdx.store.reader import DIGESTS, Store, mapped
 
 __all__ = ["write_store"]
@@ -116,9 +116,10 @@ def write_store(
             tensors=dict(source.owners),
             kdx=__version__,
         )
-        manifest = _continued(folder, manifest, source.rows)
+        index = save({"index": source.rows})
+        manifest = _continued(folder, manifest, index)
         _compare_inputs(folder, manifest, first[DIGESTS], source.rows)
-        _write_shards(folder, manifest, source, progress)
+        _write(folder, manifest, index, source, progress)
     return Store(folder)
 
 
@@ -213,16 +214,14 @@ def _shard_rows(first: Mapping[str, Tensor], batch_size: int, wanted: int | None
     return -(-wanted // batch_size) * batch_size
 
 
-def _continued(folder: Path, manifest: Manifest, rows: Tensor) -> Manifest:
+def _continued(folder: Path, manifest: Manifest, index: bytes) -> Manifest:
     """The manifest to go on with: the folder's own, less the files that are damaged, or the new one."""
-    index = save({"index": rows})
-    entry = FileEntry(len(index), hashlib.sha256(index).hexdigest())
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is a file; a store is a folder, take another name")
     if (folder / MANIFEST).exists():
         old = Manifest.read(folder)
         wrong = differences(old.identity(), manifest.identity())
-        if INDEX in old.files and old.files[INDEX] != entry:
+        if INDEX in old.files and old.files[INDEX] != file_entry(index):
             wrong.append("rows: stored others than those of the data")
         if wrong:
             raise StoreError(
@@ -234,16 +233,9 @@ def _continued(folder: Path, manifest: Manifest, rows: Tensor) -> Manifest:
             for name, file in old.files.items()
             if (folder / name).exists() and (folder / name).stat().st_size == file.bytes
         }
-        for stale in folder.glob(".*.tmp"):
-            stale.unlink()
-        manifest = old
-    elif folder.exists() and any(path.suffix == ".safetensors" for path in folder.iterdir()):
+        return old
+    if folder.exists() and any(path.suffix == ".safetensors" for path in folder.iterdir()):
         raise StoreError(f"{folder} holds files but no {MANIFEST}; take another folder, nothing is overwritten")
-    if INDEX not in manifest.files:
-        with _space(folder, manifest):
-            atomic_write(folder / INDEX, lambda path: path.write_bytes(index))
-            manifest.files[INDEX] = entry
-            manifest.write(folder)
     return manifest
 
 
@@ -262,8 +254,20 @@ def _compare_inputs(folder: Path, manifest: Manifest, digests: Tensor, rows: Ten
         )
 
 
-def _write_shards(folder: Path, manifest: Manifest, source: _Source, progress: Callable[[int, int], object]) -> None:
+def _write(
+    folder: Path, manifest: Manifest, index: bytes, source: _Source, progress: Callable[[int, int], object]
+) -> None:
+    """Writes what is missing: the manifest, which makes the folder this store's, then file by file."""
     progress(manifest.done, manifest.shards)
+    if manifest.complete:
+        return
+    for stale in (*folder.glob(f".{MANIFEST}.*.tmp"), *folder.glob(".*.safetensors.*.tmp")):
+        stale.unlink()
+    if not (folder / MANIFEST).exists():
+        with _space(folder, manifest):
+            manifest.write(folder)
+    if INDEX not in manifest.files:
+        _write_file(folder, manifest, INDEX, index)
     for number in range(manifest.shards):
         name = shard_name(number)
         if name in manifest.files:
@@ -271,15 +275,16 @@ def _write_shards(folder: Path, manifest: Manifest, source: _Source, progress: C
         view, part = divmod(number, manifest.shards_per_view)
         start = part * manifest.shard_rows
         data = save(source.encode(view, range(start, min(start + manifest.shard_rows, manifest.rows))))
-        with _space(folder, manifest):
-            _write_bytes(folder / name, data)
-            manifest.files[name] = FileEntry(len(data), hashlib.sha256(data).hexdigest())
-            manifest.write(folder)
+        _write_file(folder, manifest, name, data)
         progress(manifest.done, manifest.shards)
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
-    atomic_write(path, lambda temporary: temporary.write_bytes(data))
+def _write_file(folder: Path, manifest: Manifest, name: str, data: bytes) -> None:
+    """Puts a file into place, then its entry into the manifest."""
+    with _space(folder, manifest):
+        atomic_write(folder / name, lambda path: path.write_bytes(data))
+        manifest.files[name] = file_entry(data)
+        manifest.write(folder)
 
 
 @contextmanager

@@ -83,13 +83,13 @@ import os, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests" / "store")!r}]
 from conftest import classifier, images_view
 from kdx.store import write_store, writer
-plain = writer._write_bytes
-def dying(path, data):
-    if path.name == "shard-00003.safetensors":
-        path.with_name(f".{{path.name}}.1.tmp").write_bytes(data[:100])
+plain = writer._write_file
+def dying(folder, manifest, name, data):
+    if name == "shard-00003.safetensors":
+        (folder / f".{{name}}.1.tmp").write_bytes(data[:100])
         os.kill(os.getpid(), signal.SIGKILL)
-    plain(path, data)
-writer._write_bytes = dying
+    plain(folder, manifest, name, data)
+writer._write_file = dying
 folder, options = {str(tmp_path / "killed")!r}, dict(what="sample:6", views=3, batch_size=8, shard_rows=16)
 write_store(folder, classifier(), images_view(), **options)
 """
@@ -105,6 +105,58 @@ write_store(folder, classifier(), images_view(), **options)
     assert told[0] == (3, 6)
     assert os.stat(tmp_path / "killed" / "shard-00002.safetensors").st_mtime_ns == kept
     assert contents_of(tmp_path / "killed") == contents_of(tmp_path / "whole")
+
+
+class Killed(BaseException):
+    """The process is gone: no clean-up touches a file any more."""
+
+
+def killed_at(monkeypatch, step: int) -> list[int]:
+    """Ends the writing before a write, amid it, or between it and its renaming; returns the steps done."""
+    done = [0]
+
+    def tick() -> None:
+        if done[0] == step:
+            raise Killed
+        done[0] += 1
+
+    def dying(plain, half: bool):
+        def call(path: Path, *arguments, **options):
+            tick()
+            try:
+                tick()
+            except Killed:
+                if half:
+                    plain(path, arguments[0][: len(arguments[0]) // 2])
+                raise
+            return plain(path, *arguments, **options)
+
+        return call
+
+    for name in ("write_bytes", "write_text"):
+        monkeypatch.setattr(Path, name, dying(getattr(Path, name), half=True))
+    for name in ("replace", "unlink"):
+        monkeypatch.setattr(Path, name, dying(getattr(Path, name), half=False))
+    return done
+
+
+def test_killed_at_any_write_it_goes_on_and_ends_as_one_written_in_one_go(tmp_path, teacher, view, monkeypatch) -> None:
+    options = {"views": 2, "batch_size": 8, "shard_rows": 16}
+    with monkeypatch.context() as patch:
+        steps = killed_at(patch, sys.maxsize)
+        write_store(tmp_path / "whole", teacher, view, **options)
+    whole = contents_of(tmp_path / "whole")
+    assert steps[0] == 4 * (1 + 2 * 5)  # a manifest, then one after each of five files
+    for step in range(steps[0]):
+        folder = tmp_path / f"killed-{step}"
+        with monkeypatch.context() as patch:
+            killed_at(patch, step)
+            with pytest.raises(Killed):
+                write_store(folder, teacher, view, **options)
+        with pytest.raises(StoreError, match=r"holds no teacher store|is incomplete: . of 4 shards"):
+            Store(folder)
+        write_store(folder, teacher, view, **options)
+        assert contents_of(folder) == whole, step
 
 
 def test_a_full_disk_is_a_clear_error_that_loses_nothing(tmp_path, teacher, view, monkeypatch) -> None:
