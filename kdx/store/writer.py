@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,6 +30,7 @@ from kdx.store.reader import DIGESTS, Store, mapped
 __all__ = ["write_store"]
 
 SHARD_BYTES = 32 << 20
+LOCK = ".lock"
 
 
 def write_store(
@@ -74,8 +76,8 @@ def write_store(
         The store, complete.
 
     Raises:
-        StoreError: the folder holds another store (what differs is said), the disk is full, or the outputs cannot be
-            stored.
+        StoreError: the folder holds another store (what differs is said), another writer is in it, the disk is full,
+            or the outputs cannot be stored.
         ValueError: an argument is wrong.
 
     Example:
@@ -101,7 +103,7 @@ def write_store(
     with source.opened():
         about = describe(data) | dict(origin or {})
         first = source.encode(0, range(min(batch_size, len(source.rows))))
-        manifest = Manifest(
+        wanted = Manifest(
             teacher={"class": type(teacher).__qualname__, "hash": teacher_hash(teacher)},
             data=about,
             data_hash=hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest(),
@@ -116,10 +118,12 @@ def write_store(
             tensors=dict(source.owners),
             kdx=__version__,
         )
-        index = save({"index": source.rows})
-        manifest = _continued(folder, manifest, index)
-        _compare_inputs(folder, manifest, first[DIGESTS], source.rows)
-        _write(folder, manifest, index, source, progress)
+        manifest = _continued(folder, wanted, source.rows, first[DIGESTS])
+        progress(manifest.done, manifest.shards)
+        if not manifest.complete:
+            with _alone(folder, manifest):
+                # once more, for another writer may have gone on until now
+                _write(folder, _continued(folder, wanted, source.rows, first[DIGESTS]), source, progress)
     return Store(folder)
 
 
@@ -214,14 +218,14 @@ def _shard_rows(first: Mapping[str, Tensor], batch_size: int, wanted: int | None
     return -(-wanted // batch_size) * batch_size
 
 
-def _continued(folder: Path, manifest: Manifest, index: bytes) -> Manifest:
-    """The manifest to go on with: the folder's own, less the files that are damaged, or the new one."""
+def _continued(folder: Path, wanted: Manifest, rows: Tensor, digests: Tensor) -> Manifest:
+    """The manifest to go on with: the folder's own, less the files that are damaged, or the wanted one."""
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} is a file; a store is a folder, take another name")
     if (folder / MANIFEST).exists():
         old = Manifest.read(folder)
-        wrong = differences(old.identity(), manifest.identity())
-        if INDEX in old.files and old.files[INDEX] != file_entry(index):
+        wrong = differences(old.identity(), wanted.identity())
+        if INDEX in old.files and old.files[INDEX] != file_entry(_index(rows)):
             wrong.append("rows: stored others than those of the data")
         if wrong:
             raise StoreError(
@@ -233,10 +237,11 @@ def _continued(folder: Path, manifest: Manifest, index: bytes) -> Manifest:
             for name, file in old.files.items()
             if (folder / name).exists() and (folder / name).stat().st_size == file.bytes
         }
+        _compare_inputs(folder, old, digests, rows)
         return old
     if folder.exists() and any(path.suffix == ".safetensors" for path in folder.iterdir()):
         raise StoreError(f"{folder} holds files but no {MANIFEST}; take another folder, nothing is overwritten")
-    return manifest
+    return wanted
 
 
 def _compare_inputs(folder: Path, manifest: Manifest, digests: Tensor, rows: Tensor) -> None:
@@ -254,20 +259,15 @@ def _compare_inputs(folder: Path, manifest: Manifest, digests: Tensor, rows: Ten
         )
 
 
-def _write(
-    folder: Path, manifest: Manifest, index: bytes, source: _Source, progress: Callable[[int, int], object]
-) -> None:
+def _write(folder: Path, manifest: Manifest, source: _Source, progress: Callable[[int, int], object]) -> None:
     """Writes what is missing: the manifest, which makes the folder this store's, then file by file."""
-    progress(manifest.done, manifest.shards)
-    if manifest.complete:
-        return
     for stale in (*folder.glob(f".{MANIFEST}.*.tmp"), *folder.glob(".*.safetensors.*.tmp")):
         stale.unlink()
     if not (folder / MANIFEST).exists():
         with _space(folder, manifest):
             manifest.write(folder)
     if INDEX not in manifest.files:
-        _write_file(folder, manifest, INDEX, index)
+        _write_file(folder, manifest, INDEX, _index(source.rows))
     for number in range(manifest.shards):
         name = shard_name(number)
         if name in manifest.files:
@@ -279,12 +279,35 @@ def _write(
         progress(manifest.done, manifest.shards)
 
 
+def _index(rows: Tensor) -> bytes:
+    return save({"index": rows})
+
+
 def _write_file(folder: Path, manifest: Manifest, name: str, data: bytes) -> None:
     """Puts a file into place, then its entry into the manifest."""
     with _space(folder, manifest):
         atomic_write(folder / name, lambda path: path.write_bytes(data))
         manifest.files[name] = file_entry(data)
         manifest.write(folder)
+
+
+@contextmanager
+def _alone(folder: Path, manifest: Manifest) -> Iterator[None]:
+    """Keeps other writers out of a folder. The lock is the system's: it ends with the process, however that ends."""
+    lock = FileLock(folder / LOCK)
+    try:
+        with _space(folder, manifest):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise StoreError(
+            f"another writer is in the store {folder}; wait until it has finished, the same call then opens what it "
+            "wrote, or take another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

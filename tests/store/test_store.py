@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -159,6 +160,26 @@ def test_killed_at_any_write_it_goes_on_and_ends_as_one_written_in_one_go(tmp_pa
         assert contents_of(folder) == whole, step
 
 
+def test_a_second_writer_of_a_folder_is_refused_and_the_first_ends_undisturbed(
+    tmp_path, teacher, view, make_net, make_view
+) -> None:
+    options = {"views": 3, "batch_size": 8, "shard_rows": 16}
+    folder, refused = tmp_path / "both", []
+
+    def second(done: int, total: int) -> None:
+        if 0 < done < total:
+            with pytest.raises(StoreError, match=r"another writer is in the store .*both.*wait until it has finished"):
+                write_store(folder, make_net(), make_view(), **options)
+            refused.append(done)
+
+    write_store(folder, teacher, view, progress=second, **options)
+    assert refused == [1, 2, 3, 4, 5]
+    write_store(tmp_path / "alone", teacher, view, **options)
+    assert contents_of(folder) == contents_of(tmp_path / "alone")
+    with FileLock(folder / ".lock"):  # a store that is complete is only opened
+        assert write_store(folder, teacher, view, **options).verify() == 7
+
+
 def test_a_full_disk_is_a_clear_error_that_loses_nothing(tmp_path, teacher, view, monkeypatch) -> None:
     plain, written = Path.write_bytes, []
 
@@ -178,6 +199,7 @@ def test_a_full_disk_is_a_clear_error_that_loses_nothing(tmp_path, teacher, view
         with pytest.raises(StoreError, match=r"no space left .* after 1 of 6 shards, which are kept; free some space"):
             write_store(tmp_path / "s", teacher, view, **options)
     assert {path.name for path in (tmp_path / "s").iterdir()} == {
+        ".lock",
         "manifest.json",
         "index.safetensors",
         "shard-00000.safetensors",
