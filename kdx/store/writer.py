@@ -248,9 +248,10 @@ def _compare_inputs(folder: Path, manifest: Manifest, digests: Tensor, rows: Ten
     """Refuses to go on with, or to take for these data, a store whose teacher saw other inputs: a transform's settings
     need not show in the manifest.
     """
-    if shard_name(0) not in manifest.files:
+    first = shard_name(0)
+    if first not in manifest.files:
         return
-    stored = torch.from_numpy(mapped(folder / shard_name(0))[DIGESTS][0][: len(digests)].copy())
+    stored = torch.from_numpy(mapped(folder / first, manifest.files[first])[DIGESTS][0][: len(digests)].copy())
     wrong = (stored != digests[: len(stored)]).nonzero().flatten()
     if len(wrong):
         raise StoreError(

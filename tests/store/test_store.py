@@ -236,6 +236,30 @@ def test_verify_finds_a_flipped_bit(tmp_path, teacher, view) -> None:
         Store(tmp_path).verify()
 
 
+def test_a_flipped_bit_is_found_when_its_shard_is_first_opened(tmp_path, teacher, view) -> None:
+    options = {"views": 3, "batch_size": 8, "shard_rows": 16}
+    write_store(tmp_path, teacher, view, **options)
+    whole = contents_of(tmp_path)
+    message = r"{} is damaged: not as written; remove it and run the same kdx cache again, it writes it anew"
+    for shard, ask in (
+        ("shard-00004.safetensors", lambda: Store(tmp_path).read(torch.tensor([7]), 2)),
+        ("shard-00004.safetensors", lambda: Store(tmp_path).digests(torch.tensor([7]), 2)),
+        ("shard-00000.safetensors", lambda: write_store(tmp_path, teacher, view, **options)),
+    ):
+        data = bytearray(whole[shard])
+        data[-1] ^= 1  # in the numbers: no header, no length tells
+        (tmp_path / shard).write_bytes(data)
+        with pytest.raises(StoreError, match=message.format(shard)):
+            ask()
+        (tmp_path / shard).unlink()
+        write_store(tmp_path, teacher, view, **options)
+        assert contents_of(tmp_path) == whole
+    store = Store(tmp_path)
+    (tmp_path / "shard-00004.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"shard-00004.safetensors cannot be read .*kdx cache --verify"):
+        store.read(torch.tensor([7]), 2)
+
+
 def test_a_damaged_index_or_header_is_a_store_error_that_names_the_file(tmp_path, teacher, view) -> None:
     write_store(tmp_path, teacher, view)
     index, shard = tmp_path / "index.safetensors", tmp_path / "shard-00000.safetensors"
@@ -245,7 +269,7 @@ def test_a_damaged_index_or_header_is_a_store_error_that_names_the_file(tmp_path
         Store(tmp_path)
     index.write_bytes(whole)
     shard.write_bytes((2).to_bytes(8, "little") + b"[]" + shard.read_bytes()[10:])
-    with pytest.raises(StoreError, match=r"shard-00000.safetensors cannot be read .*kdx cache --verify"):
+    with pytest.raises(StoreError, match=r"shard-00000.safetensors is damaged: not as written; remove it"):
         Store(tmp_path).read(torch.tensor([7]))
 
 
