@@ -14,7 +14,7 @@ from kdx.testing import (
     checks_of,
     parametrize_checks,
 )
-from tests.testing import mutants
+from tests.testing.mutants import assistant, knowledge, scheme
 
 VECTORS = KnowledgeTags(student_shapes={"a": (6,)}, teacher_shapes={"b": (6,), "c": (6,)})
 
@@ -24,20 +24,20 @@ def named(checks, name):
 
 
 def test_a_sound_component_passes_everything() -> None:
-    check_knowledge(mutants.Sound(), tags=VECTORS)
-    check_assistant(mutants.Plan())
-    check_scheme(mutants.Pair())
+    check_knowledge(knowledge.Sound(), tags=VECTORS)
+    check_assistant(assistant.Plan())
+    check_scheme(scheme.Pair())
 
 
-@pytest.mark.parametrize("mutant", mutants.KNOWLEDGE, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize("mutant", knowledge.MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_defect_of_a_knowledge_component_is_caught(mutant) -> None:
     check = named(checks_of(mutant(), tags=VECTORS), mutant.caught_by)
     with pytest.raises(CheckFailed, match=f"{mutant.__name__} fails the check '{mutant.caught_by}'") as caught:
         check()
-    assert ("': it raised" in str(caught.value)) == (mutant is mutants.BreaksTheGraph), "caught for another reason"
+    assert ("': it raised" in str(caught.value)) == (mutant is knowledge.BreaksTheGraph), "caught for another reason"
 
 
-@pytest.mark.parametrize("mutant", mutants.ASSISTANTS, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize("mutant", assistant.MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_defect_of_an_assistant_is_caught(mutant) -> None:
     with pytest.raises(CheckFailed) as caught:
         check_assistant(mutant())
@@ -46,7 +46,7 @@ def test_a_defect_of_an_assistant_is_caught(mutant) -> None:
     ]
 
 
-@pytest.mark.parametrize("mutant", mutants.SCHEMES, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize("mutant", scheme.MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_a_defect_of_a_scheme_is_caught(mutant) -> None:
     with pytest.raises(CheckFailed, match=f"{mutant.__name__} fails the check '{mutant.caught_by}'") as caught:
         named(checks_of(mutant()), mutant.caught_by)()
@@ -55,16 +55,16 @@ def test_a_defect_of_a_scheme_is_caught(mutant) -> None:
 
 def test_every_check_has_a_mutant() -> None:
     for checks, broken in (
-        (checks_of(mutants.NotZeroWhenEqual(), tags=VECTORS), mutants.KNOWLEDGE),
-        (checks_of(mutants.Plan()), mutants.ASSISTANTS),
-        (checks_of(mutants.Pair()), mutants.SCHEMES),
+        (checks_of(knowledge.NotZeroWhenEqual(), tags=VECTORS), knowledge.MUTANTS),
+        (checks_of(assistant.Plan()), assistant.MUTANTS),
+        (checks_of(scheme.Pair()), scheme.MUTANTS),
     ):
         assert {check.name for check in checks} == {mutant.caught_by for mutant in broken}
         assert all(check.sentence.endswith(".") for check in checks)
 
 
 def test_all_failures_are_reported_at_once_and_named() -> None:
-    class Two(mutants.Detached):  # no docstring of its own, and no gradient
+    class Two(knowledge.Detached):  # no docstring of its own, and no gradient
         pass
 
     with pytest.raises(CheckFailed) as caught:
@@ -76,13 +76,13 @@ def test_all_failures_are_reported_at_once_and_named() -> None:
 
 def test_an_expected_failure_needs_a_reason_and_is_an_error_once_it_passes() -> None:
     reason = {"documented": "written when the paper is out"}
-    check_knowledge(mutants.Undocumented(), tags=VECTORS, expected_failures=reason)
+    check_knowledge(knowledge.Undocumented(), tags=VECTORS, expected_failures=reason)
     with pytest.raises(CheckFailed, match=r"Sound passes the check 'documented', which was expected to fail \(written"):
-        check_knowledge(mutants.Sound(), tags=VECTORS, expected_failures=reason)
+        check_knowledge(knowledge.Sound(), tags=VECTORS, expected_failures=reason)
     with pytest.raises(ValueError, match=r"expected_failures\['documented'\]: expected a reason, got ''"):
-        check_knowledge(mutants.Undocumented(), tags=VECTORS, expected_failures={"documented": ""})
+        check_knowledge(knowledge.Undocumented(), tags=VECTORS, expected_failures={"documented": ""})
     with pytest.raises(ValueError, match="no check 'document' of Undocumented; did you mean 'documented'"):
-        check_knowledge(mutants.Undocumented(), tags=VECTORS, expected_failures={"document": "later"})
+        check_knowledge(knowledge.Undocumented(), tags=VECTORS, expected_failures={"document": "later"})
 
 
 def test_parametrize_checks_gives_ids_and_strict_marks() -> None:
@@ -121,7 +121,7 @@ def test_what_has_no_checks_is_refused(obj) -> None:
 def test_checking_leaves_the_component_and_the_random_state_alone() -> None:
     import torch
 
-    component = mutants.Sound()
+    component = knowledge.Sound()
     before = torch.get_rng_state()
     check_knowledge(component, tags=VECTORS)
     assert component.layer is None
