@@ -30,7 +30,8 @@ class Captured(dict[str, Tensor]):
         values: concrete tap name -> tensor, in the order the taps were asked for.
         patterns: tap as written (a glob, say) -> the concrete names it stands for.
         estimates: tap -> temperature T, where the tensor is T times the log of an unbiased estimate of
-            ``softmax(logits / T)`` (see :mod:`kdx.store.sample`) and thus good for what is linear in it only.
+            ``softmax(logits / T)`` (see :mod:`kdx.store.sample`) and thus good for what is linear in it only; None
+            where it is made of such estimates in a way that is biased at every temperature.
     """
 
     def __init__(
@@ -38,11 +39,11 @@ class Captured(dict[str, Tensor]):
         values: Mapping[str, Tensor],
         patterns: Mapping[str, tuple[str, ...]] | None = None,
         *,
-        estimates: Mapping[str, float] | None = None,
+        estimates: Mapping[str, float | None] | None = None,
     ) -> None:
         super().__init__(values)
         self.patterns = dict(patterns or {})
-        self.estimates = dict(estimates or {})
+        self.estimates: dict[str, float | None] = dict(estimates or {})
 
     def __missing__(self, name: str) -> Tensor:
         raise CaptureError(f"tap {name!r} was not captured; {nearest(name, self)}")

@@ -272,12 +272,19 @@ def naming(name: str) -> Iterator[None]:
 
 def _check_estimates(name: str, component: Knowledge, teacher: Captured) -> None:
     for tap in component.teacher_taps:
-        temperature = teacher.estimates.get(tap)
-        if temperature is not None and not component.accepts_estimate(temperature):
+        if tap not in teacher.estimates:
+            continue
+        temperature = teacher.estimates[tap]
+        whose = f"knowledge {name!r} ({type(component).__name__}): the teacher's {tap!r} are"
+        if temperature is None:
             raise ValueError(
-                f"knowledge {name!r} ({type(component).__name__}): the teacher's {tap!r} are classes sampled at "
-                f"temperature {temperature:g}, from which soft-targets of that temperature learn without bias and "
-                "nothing else does; set that temperature, or store logits or topk instead"
+                f"{whose} combined of sampled classes in a way that is biased; combine them with over='probabilities', "
+                "constant weights and the temperature they were sampled at, or store logits or topk instead"
+            )
+        if not component.accepts_estimate(temperature):
+            raise ValueError(
+                f"{whose} classes sampled at temperature {temperature:g}, from which soft-targets of that temperature "
+                "learn without bias and nothing else does; set that temperature, or store logits or topk instead"
             )
 
 

@@ -29,7 +29,9 @@ class Ensemble(Teacher):
     - ``over="probabilities"``: ``z = T log sum_k w_k softmax(z_k / T)``, so that soft targets at the same temperature
       T see the mean of the softened probabilities.
 
-    Every member keeps its own policy.
+    Every member keeps its own policy. Where a member's classes are sampled (:mod:`kdx.store.sample`), the combination
+    is unbiased with ``over="probabilities"`` at their temperature and constant weights; learning from any other is
+    refused.
 
     Args:
         teachers: name -> :class:`Teacher`, or plain model, held frozen; at least two.
@@ -120,12 +122,23 @@ class Ensemble(Teacher):
         logits = torch.stack([captured.logits for captured in answers.values()])  # [K, N, C]
         values = {LOGITS: self._mean(logits, batch)}
         patterns: dict[str, tuple[str, ...]] = {LOGITS: (LOGITS,)}
+        estimates = self._estimates(answers)
         for name, captured in answers.items():
             values |= {f"{name}/{tap}": value for tap, value in captured.items()}
             patterns |= {
                 f"{name}/{tap}": tuple(f"{name}/{found}" for found in names) for tap, names in captured.patterns.items()
             }
-        return Captured(values, patterns).detach()
+            estimates |= {f"{name}/{tap}": temperature for tap, temperature in captured.estimates.items()}
+        return Captured(values, patterns, estimates=estimates).detach()
+
+    def _estimates(self, answers: Mapping[str, Captured]) -> dict[str, float | None]:
+        """Whether the combination is an estimate, and at which temperature an unbiased one."""
+        temperatures = {captured.estimates[LOGITS] for captured in answers.values() if LOGITS in captured.estimates}
+        if not temperatures:
+            return {}
+        # the mean of probabilities is linear in them; with logarithms, or weights that depend on the draws, it is not
+        unbiased = self.over == "probabilities" and not self.per_row and temperatures == {self.temperature}
+        return {LOGITS: self.temperature if unbiased else None}
 
     def _mean(self, logits: Tensor, batch: Batch) -> Tensor:
         shape = [-1, *[1] * (logits.dim() - 1)]

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.errors import StoreError
 from kdx.knowledge.dkd import DKD
@@ -15,7 +16,7 @@ from kdx.knowledge.soft_targets import SoftTargets
 from kdx.schemes.offline import Offline
 from kdx.store.content import DTYPES
 from kdx.store.contents import parse
-from kdx.teachers import Teacher
+from kdx.teachers import Ensemble, Teacher
 
 
 def there_and_back(text: str, logits: torch.Tensor, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -123,6 +124,54 @@ def test_sampled_classes_are_refused_by_all_but_soft_targets_of_their_temperatur
         distil(batch)
     allowed = Offline(torch.nn.Linear(2, 3), Fixed(said), knowledge={"term": SoftTargets(4.0)})
     assert torch.isfinite(allowed(batch).total)
+
+
+def sampled(*logits: float, temperature: float = 4.0, rows: int = 4) -> Fixed:
+    """A teacher whose classes are sampled, eight a row."""
+    z = torch.tensor([logits]).expand(rows, -1)
+    values = {"logits": there_and_back(f"sample:8@{temperature:g}", z)}
+    return Fixed(Captured(values, estimates={"logits": temperature}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"over": "logits"},
+        {"over": "probabilities", "temperature": 2.0},
+        {"over": "probabilities", "temperature": 4.0, "weights": "confidence"},
+    ],
+    ids=["mean of logits", "another temperature", "weights that depend on the draws"],
+)
+def test_combinations_of_sampled_classes_that_are_biased_are_refused(options) -> None:
+    ensemble = Ensemble({"stored": sampled(2.0, 0.0, 1.0), "live": torch.nn.Linear(2, 3)}, **options)
+    batch = (torch.randn(4, 2), torch.zeros(4, dtype=torch.int64))
+    for temperature in (2.0, 4.0):
+        distil = Offline(torch.nn.Linear(2, 3), ensemble, knowledge={"all": SoftTargets(temperature)})
+        with pytest.raises(ValueError, match=r"'all' \(SoftTargets\): .* over='probabilities', constant weights"):
+            distil(batch)
+    alone = Offline(torch.nn.Linear(2, 3), ensemble, knowledge={"one": SoftTargets(4.0, teacher="stored/logits")})
+    assert torch.isfinite(alone(batch).total)
+    alone = Offline(torch.nn.Linear(2, 3), ensemble, knowledge={"one": ReverseKL(4.0, teacher="stored/logits")})
+    with pytest.raises(ValueError, match="the teacher's 'stored/logits' are classes sampled at temperature 4"):
+        alone(batch)
+
+
+def test_the_mean_of_sampled_probabilities_is_unbiased_and_serves_soft_targets_of_their_temperature_alone() -> None:
+    one, two = (2.0, 1.0, 0.0, -1.0, -3.0), (-1.0, 0.0, 0.0, 2.0, -3.0)
+    known = Captured({"logits": torch.tensor([two]).expand(20_000, -1)})
+    teachers = {"sampled": sampled(*one, rows=20_000), "known": Fixed(known)}
+    ensemble = Ensemble(teachers, over="probabilities", temperature=4.0, weights={"sampled": 3.0, "known": 1.0})
+    found = (ensemble(Batch(torch.zeros(20_000, 1))).logits / 4).softmax(1).double()
+    p, q = ((torch.tensor(z, dtype=torch.float64) / 4).softmax(0) for z in (one, two))
+    sigma = 0.75 * (p * (1 - p) / 8 / 20_000).sqrt()  # of the mean
+    assert ((found.mean(0) - (0.75 * p + 0.25 * q)).abs() < 4.5 * sigma).all()
+
+    batch = (torch.randn(20_000, 2), torch.zeros(20_000, dtype=torch.int64))
+    allowed = Offline(torch.nn.Linear(2, 5), ensemble, knowledge={"all": SoftTargets(4.0)})
+    assert torch.isfinite(allowed(batch).total)
+    for component in (SoftTargets(2.0), DKD()):
+        with pytest.raises(ValueError, match="the teacher's 'logits' are classes sampled at temperature 4"):
+            Offline(torch.nn.Linear(2, 5), ensemble, knowledge={"all": component})(batch)
 
 
 def test_what_cannot_be_stored_is_an_error_and_not_a_number() -> None:
