@@ -32,6 +32,8 @@ class Captured(dict[str, Tensor]):
         estimates: tap -> temperature T, where the tensor is T times the log of an unbiased estimate of
             ``softmax(logits / T)`` (see :mod:`kdx.store.sample`) and thus good for what is linear in it only; None
             where it is made of such estimates in a way that is biased at every temperature.
+        tails: tap -> the temperatures at which classes that are stored as one have the mass they should (see
+            :mod:`kdx.store.top_k`); several where teachers are combined.
     """
 
     def __init__(
@@ -40,10 +42,12 @@ class Captured(dict[str, Tensor]):
         patterns: Mapping[str, tuple[str, ...]] | None = None,
         *,
         estimates: Mapping[str, float | None] | None = None,
+        tails: Mapping[str, frozenset[float]] | None = None,
     ) -> None:
         super().__init__(values)
         self.patterns = dict(patterns or {})
         self.estimates: dict[str, float | None] = dict(estimates or {})
+        self.tails = dict(tails or {})
 
     def __missing__(self, name: str) -> Tensor:
         raise CaptureError(f"tap {name!r} was not captured; {nearest(name, self)}")
@@ -61,7 +65,7 @@ class Captured(dict[str, Tensor]):
     def detach(self) -> Captured:
         """The same tensors without their graph."""
         values = {name: value.detach() for name, value in self.items()}
-        return Captured(values, self.patterns, estimates=self.estimates)
+        return Captured(values, self.patterns, estimates=self.estimates, tails=self.tails)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

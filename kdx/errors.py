@@ -17,6 +17,7 @@ __all__ = [
     "RecipeError",
     "RunExistsError",
     "StoreError",
+    "StoreWarning",
     "StudentError",
     "UnknownNameError",
     "nearest",
@@ -61,6 +62,10 @@ class RunExistsError(KdxError, FileExistsError):
 
 class StoreError(KdxError, RuntimeError):
     """A teacher store is incomplete or damaged, or holds what another teacher said or saw."""
+
+
+class StoreWarning(UserWarning):
+    """What a teacher store holds is read in a way that biases what is learned from it."""
 
 
 class StudentError(KdxError, ValueError):

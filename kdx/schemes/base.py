@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.errors import CaptureError
+from kdx.errors import CaptureError, StoreWarning
 from kdx.gradients import task_of
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Losses, cross_entropy
@@ -211,6 +212,7 @@ class Scheme(nn.Module, ABC):
                         "kdx.Batch(inputs, targets, index)"
                     )
                 _check_estimates(name, component, teacher)
+                _warn_of_tails(name, component, teacher)
                 terms[name] = self.weight(name) * component(student, teacher, batch)
         return terms
 
@@ -286,6 +288,21 @@ def _check_estimates(name: str, component: Knowledge, teacher: Captured) -> None
                 f"{whose} classes sampled at temperature {temperature:g}, from which soft-targets of that temperature "
                 "learn without bias and nothing else does; set that temperature, or store logits or topk instead"
             )
+
+
+def _warn_of_tails(name: str, component: Knowledge, teacher: Captured) -> None:
+    softens = getattr(component, "temperature", None)  # as every component calls it that softens logits
+    for tap in component.teacher_taps:
+        for stored in sorted(teacher.tails.get(tap, ())):
+            if softens is not None and softens != stored:
+                weigh = "much" if softens > stored else "little"
+                warnings.warn(
+                    f"knowledge {name!r} ({type(component).__name__}): softens at temperature {softens:g} the "
+                    f"teacher's {tap!r}, top classes stored for temperature {stored:g}; the other classes together "
+                    f"weigh too {weigh}: write the store with topk:K@{softens:g}, or set temperature {stored:g}",
+                    StoreWarning,
+                    stacklevel=2,
+                )
 
 
 def _task(task: Task) -> tuple[float, TaskFn | None]:

@@ -29,6 +29,10 @@ class Content(ABC):
     tap: str = LOGITS
     temperature: float | None = None
 
+    def tail_temperature(self, classes: int) -> float | None:  # most contents store every class by itself
+        """Where the lesser classes are stored as one: the temperature at which their mass is right."""
+        return None
+
     @abstractmethod
     def encode(self, teacher: Captured, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
         """Name -> ``[N, ...]``, what is written."""

@@ -100,13 +100,16 @@ class Store:
         manifest = self.manifest
         values: dict[str, Tensor] = {}
         estimates: dict[str, float] = {}
+        tails: dict[str, frozenset[float]] = {}
         for text, content in self.contents.items():
             parts = {name: stored[name] for name, owner in manifest.tensors.items() if owner == text}
             values |= content.decode(parts, manifest.classes)
             if content.temperature is not None:
                 estimates[content.tap] = content.temperature
+            if (temperature := content.tail_temperature(manifest.classes)) is not None:
+                tails[content.tap] = frozenset([temperature])
         values = {name: value.to(index.device) for name, value in values.items()}
-        return Captured(values, self.taps, estimates=estimates)
+        return Captured(values, self.taps, estimates=estimates, tails=tails)
 
     def digests(self, index: Tensor, view: int = 0) -> Tensor:
         """The hashes of the inputs that the teacher saw; see :func:`kdx.store.fingerprint.input_digests`."""

@@ -22,9 +22,13 @@ class TopK(Content):
     Stored are ``z_c`` of the top k, exact up to rounding, and ``L = log sum_{other c} exp(z_c / T)``. Read back, every
     other class gets the logit ``T (L - log(C - k))``: the mass that the tail has in ``softmax(z / T)``, spread evenly
     over it. So at temperature T the top k and the tail as a whole have the teacher's probabilities, up to rounding, and
-    the order within the tail is lost. **Bias**: a student is pulled to a flat tail. At a temperature above T the tail
-    gets too much mass, below T too little (Jensen's inequality for ``p^(T/T')``): store with the temperature you
-    distil at. A tail of nothing but -inf stays -inf.
+    the order within the tail is lost. **Bias**: a student is pulled to a flat tail.
+
+    At another temperature T' the classes of the top k keep their right proportions to each other, but the tail gets too
+    much mass above T and too little below (Jensen's inequality for ``p^(T/T')``): its odds against the top k are off by
+    a factor between 1 and ``(C - k)^(1 - T/T')``. No scalar of a row tells the mass at all temperatures, so this cannot
+    be undone: store with the temperature you distil at. A scheme warns (:class:`kdx.errors.StoreWarning`) where a
+    component with another ``temperature`` learns from it. A tail of nothing but -inf stays -inf.
 
     Args:
         k: 1 .. C.
@@ -45,6 +49,10 @@ class TopK(Content):
     def __init__(self, k: int, temperature: float = 1.0) -> None:
         self.k = k
         self.at = temperature
+
+    @override
+    def tail_temperature(self, classes: int) -> float | None:
+        return self.at if self.k < classes else None
 
     @override
     def encode(self, teacher: Captured, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:

@@ -122,14 +122,15 @@ class Ensemble(Teacher):
         logits = torch.stack([captured.logits for captured in answers.values()])  # [K, N, C]
         values = {LOGITS: self._mean(logits, batch)}
         patterns: dict[str, tuple[str, ...]] = {LOGITS: (LOGITS,)}
-        estimates = self._estimates(answers)
+        estimates, tails = self._estimates(answers), self._tails(answers)
         for name, captured in answers.items():
             values |= {f"{name}/{tap}": value for tap, value in captured.items()}
             patterns |= {
                 f"{name}/{tap}": tuple(f"{name}/{found}" for found in names) for tap, names in captured.patterns.items()
             }
             estimates |= {f"{name}/{tap}": temperature for tap, temperature in captured.estimates.items()}
-        return Captured(values, patterns, estimates=estimates).detach()
+            tails |= {f"{name}/{tap}": temperatures for tap, temperatures in captured.tails.items()}
+        return Captured(values, patterns, estimates=estimates, tails=tails).detach()
 
     def _estimates(self, answers: Mapping[str, Captured]) -> dict[str, float | None]:
         """Whether the combination is an estimate, and at which temperature an unbiased one."""
@@ -139,6 +140,13 @@ class Ensemble(Teacher):
         # the mean of probabilities is linear in them; with logarithms, or weights that depend on the draws, it is not
         unbiased = self.over == "probabilities" and not self.per_row and temperatures == {self.temperature}
         return {LOGITS: self.temperature if unbiased else None}
+
+    def _tails(self, answers: Mapping[str, Captured]) -> dict[str, frozenset[float]]:
+        """At which temperatures the combination has the tails of its members right, or is itself made."""
+        temperatures = frozenset[float]().union(*(captured.tails.get(LOGITS, ()) for captured in answers.values()))
+        if temperatures and self.over == "probabilities":
+            temperatures |= {self.temperature}
+        return {LOGITS: temperatures} if temperatures else {}
 
     def _mean(self, logits: Tensor, batch: Batch) -> Tensor:
         shape = [-1, *[1] * (logits.dim() - 1)]

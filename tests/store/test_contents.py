@@ -6,17 +6,20 @@ import math
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.errors import StoreError
+from kdx.errors import StoreError, StoreWarning
 from kdx.knowledge.dkd import DKD
+from kdx.knowledge.logits import Logits
 from kdx.knowledge.reverse_kl import ReverseKL
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.schemes.offline import Offline
+from kdx.store import write_store
 from kdx.store.content import DTYPES
 from kdx.store.contents import parse
-from kdx.teachers import Ensemble, Teacher
+from kdx.teachers import Ensemble, Stored, Teacher
 
 
 def there_and_back(text: str, logits: torch.Tensor, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -53,6 +56,56 @@ def test_top_k_stored_at_temperature_1_has_too_heavy_a_tail_at_4_as_documented()
     tail = torch.ones_like(logits).scatter(1, top, 0.0)
     exact = ((logits / 4).softmax(1) * tail).sum(1)
     assert (((there_and_back("topk:5", logits).double() / 4).softmax(1) * tail).sum(1) > exact).all()
+
+
+@pytest.mark.parametrize("read_at", [0.5, 1.0, 2.0, 4.0, 16.0])
+def test_the_tail_of_top_k_is_off_by_a_bounded_factor_at_another_temperature(read_at: float) -> None:
+    logits = 3 * torch.randn(64, 30, dtype=torch.float64)
+    top = logits.topk(5).indices
+    tail = torch.ones_like(logits).scatter(1, top, 0.0)
+    p = (logits / read_at).softmax(1)
+    q = (there_and_back("topk:5@2", logits).double() / read_at).softmax(1)
+    odds = (q * tail).sum(1) / (p * tail).sum(1) * p.gather(1, top).sum(1) / q.gather(1, top).sum(1)
+    bound = 25 ** (1 - 2 / read_at)  # 1 at the temperature of the store
+    low, high = sorted((1.0, bound))
+    assert (odds > low * (1 - 1e-5)).all()
+    assert (odds < high * (1 + 1e-5)).all()
+    relative = q.gather(1, top) / q.gather(1, top).sum(1, keepdim=True)
+    torch.testing.assert_close(relative, (logits.gather(1, top) / read_at).softmax(1), rtol=1e-5, atol=0)
+
+
+def test_softening_top_k_at_another_temperature_than_the_stores_is_warned_of(tmp_path, teacher, view, make_net) -> None:
+    batch = Batch.of(next(iter(DataLoader(view, 8))))
+    at_four, at_one, whole = (
+        Stored(write_store(tmp_path / what, teacher, view, what=what, views=3))
+        for what in ("topk:3@4", "topk:3", "topk:7")
+    )
+
+    def learns(source: Teacher, component) -> None:
+        Offline(make_net(), source, task=None, knowledge={"kd": component})(batch)
+
+    message = (
+        r"knowledge 'kd' \(SoftTargets\): softens at temperature {:g} the teacher's '{}', top classes stored for "
+        r"temperature {:g}.* write the store with topk:K@{:g}, or set temperature {:g}"
+    )
+    for source, tap, stored, softens in (
+        (at_one, "logits", 1, 4),
+        (at_four, "logits", 4, 1),
+        (Ensemble({"one": at_one, "two": at_four}), "logits", 1, 4),
+        (Ensemble({"one": at_one, "two": at_four}), "one/logits", 1, 4),
+        (Ensemble({"one": at_one, "live": teacher}, over="probabilities", temperature=4.0), "logits", 4, 1),
+    ):
+        with pytest.warns(StoreWarning, match=message.format(softens, tap, stored, softens, stored)):
+            learns(source, SoftTargets(softens, teacher=tap))
+    for source, component in (
+        (at_one, SoftTargets(1.0)),
+        (at_four, SoftTargets(4.0)),
+        (at_four, DKD()),  # softens at 4 by default
+        (whole, SoftTargets(4.0)),  # has no tail
+        (at_one, Logits()),  # softens nothing
+        (Ensemble({"four": at_four, "live": teacher}, over="probabilities", temperature=4.0), SoftTargets(4.0)),
+    ):
+        learns(source, component)  # a warning is an error in tests
 
 
 def test_top_k_of_all_classes_is_everything_and_of_more_an_error() -> None:
