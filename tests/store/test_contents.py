@@ -37,6 +37,19 @@ def test_whole_logits_come_back_within_the_rounding_of_their_dtype(dtype: str, d
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize(("dtype", "digits"), [("fp16", 2.0**-11), ("bf16", 2.0**-8)])
+def test_rounded_logits_keep_the_probabilities_within_the_bounds_of_the_readme(
+    dtype: str, digits: float, temperature: float
+) -> None:
+    logits = 6 * torch.randn(500, 20)
+    back = there_and_back("logits", logits, DTYPES[dtype])
+    p, q = ((z.double() / temperature).log_softmax(1) for z in (logits, back))
+    error = digits * logits.abs().amax(1) / temperature  # [N]
+    assert ((q - p).abs().amax(1) <= 2 * error).all()
+    assert ((p.exp() * (p - q)).sum(1) <= error**2 / 2).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_top_k_keeps_the_probabilities_of_its_classes_and_the_mass_of_the_tail(temperature: float) -> None:
     logits = 3 * torch.randn(64, 30, dtype=torch.float64)
     back = there_and_back(f"topk:5@{temperature:g}", logits)

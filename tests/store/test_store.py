@@ -370,6 +370,32 @@ def test_a_store_of_another_teacher_or_other_data_is_refused_with_what_differs(
         Stored(tmp_path, teacher=teacher)
 
 
+def test_samples_in_another_order_are_still_matched_by_what_they_are(tmp_path, teacher, view, make_view) -> None:
+    store = write_store(tmp_path, teacher, view, views=3, dtype="fp32", batch_size=8, shard_rows=16)
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(2))
+    shuffled = make_view(rows=view.indices[order])
+    stored = Stored(store, teacher=teacher, data=shuffled)
+    for epoch in (0, 2):
+        stored.epoch_start(epoch, 3)
+        batch, logits = said(teacher, shuffled, epoch, list(range(32)))
+        assert batch.index.tolist() == (order + 5).tolist()
+        torch.testing.assert_close(stored(batch).logits, logits, rtol=1e-5, atol=1e-6)
+    with pytest.raises(StoreError, match="rows: stored others than those of the data"):
+        write_store(tmp_path, teacher, shuffled, views=3, dtype="fp32", batch_size=8, shard_rows=16)
+
+
+def test_a_data_set_whose_rows_have_moved_is_refused(tmp_path, teacher, view, make_view) -> None:
+    write_store(tmp_path, teacher, view, views=3)
+    moved = make_view()
+    moved.dataset.images = moved.dataset.images.roll(1, 0)  # row numbers stay, images do not
+    stored = Stored(tmp_path, teacher=teacher, data=moved)
+    batch, _ = said(teacher, moved, 0, list(range(8)))
+    with pytest.raises(StoreError, match=r"other inputs than the teacher saw: sample 5 in view 0 .*\(8 of 8 samples"):
+        stored(batch)
+    with pytest.raises(StoreError, match="sample 5 looked otherwise to its teacher"):
+        write_store(tmp_path, teacher, moved, views=3)
+
+
 def test_bad_arguments_are_errors_that_say_what_to_do(tmp_path, teacher, view) -> None:
     with pytest.raises(ValueError, match="dtype must be one of fp16, bf16, fp32; got 'int8'"):
         write_store(tmp_path, teacher, view, dtype="int8")
