@@ -24,10 +24,14 @@ GRADIENT_RTOL = {torch.float32: 5e-5, torch.bfloat16: 2.0**-7, torch.float16: 2.
 
 
 def check_gradient_is_right(component: Knowledge, tags: KnowledgeTags) -> None:
-    """In float64 its gradients, in the student's features and in its own parameters, are those of its values."""
+    """In float64 its gradients, in the student's features and in its own parameters, are finite and those of its
+    values.
+    """
     sample = draw(component, tags, torch.float64)
     ready = prepared(component, sample, torch.float64)
-    ready(*sample)  # what is fixed by the first training batch is fixed now
+    _, gradients = loss_and_gradients(ready, sample)  # what is fixed by the first training batch is fixed now
+    for name, gradient in gradients.items():
+        require(bool(gradient.isfinite().all()), f"in training mode the gradient in {name!r} is not finite")
     ready.eval()  # so that a call changes no state
     names = list(sample.student)
     own = {name: value for name, value in ready.named_parameters() if value.requires_grad}
@@ -49,21 +53,26 @@ def check_gradient_is_right(component: Knowledge, tags: KnowledgeTags) -> None:
 def check_half_precision(component: Knowledge, tags: KnowledgeTags) -> None:
     """Features in bfloat16 and float16 give the float32 loss of their rounded values, and gradients rounded once."""
     for dtype in (torch.bfloat16, torch.float16):
-        _check_precision(component, tags, dtype, autocast=False)
+        _check_precision(component, tags, dtype)
 
 
 def check_autocast(component: Knowledge, tags: KnowledgeTags) -> None:
-    """Under autocast to bfloat16, with features in float32 and bfloat16, loss and gradients are as exact as without."""
-    for dtype in (torch.float32, torch.bfloat16):
-        _check_precision(component, tags, dtype, autocast=True)
+    """Under autocast to bfloat16 and to float16, with features in float32 and in that dtype, loss and gradients are as
+    exact as without.
+    """
+    for half in (torch.bfloat16, torch.float16):
+        for dtype in (torch.float32, half):
+            _check_precision(component, tags, dtype, autocast=half)
 
 
-def _check_precision(component: Knowledge, tags: KnowledgeTags, dtype: torch.dtype, *, autocast: bool) -> None:
+def _check_precision(
+    component: Knowledge, tags: KnowledgeTags, dtype: torch.dtype, *, autocast: torch.dtype | None = None
+) -> None:
     narrow = draw(component, tags, dtype)
     single = prepared(component, narrow)
     expected, wanted = loss_and_gradients(copy.deepcopy(single).double(), narrow.to(torch.float64))
     loss, gradients = loss_and_gradients(single, narrow, autocast=autocast)
-    where = f"features in {dtype}" + (" under autocast" if autocast else "")
+    where = f"features in {dtype}" + (f" under autocast to {autocast}" if autocast else "")
     require(loss.dtype == torch.float32, f"{where}: the loss is {loss.dtype}; compute in float32 (x.float())")
     require(
         torch.allclose(loss.double(), expected, rtol=LOSS_RTOL, atol=LOSS_ATOL),

@@ -94,16 +94,16 @@ def prepared(component: Knowledge, sample: Sample, dtype: torch.dtype = torch.fl
 
 
 def loss_and_gradients(
-    component: Knowledge, sample: Sample, *, autocast: bool = False, seed: int = 0
+    component: Knowledge, sample: Sample, *, autocast: torch.dtype | None = None, seed: int = 0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss, detached, and its gradients in the student's features; randomness is seeded.
 
-    The backward pass is never under autocast.
+    ``autocast`` is the dtype of autocast, None for none; the backward pass is never under it.
     """
     leaves = {name: value.detach().clone().requires_grad_() for name, value in sample.student.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
             loss = component(Captured(leaves, sample.student.patterns), sample.teacher.detach(), sample.batch)
     require(isinstance(loss, Tensor), f"it returned {type(loss).__name__}, not a tensor")
     require(loss.dim() == 0, f"the loss has shape {list(loss.shape)}, not that of one number")

@@ -67,6 +67,14 @@ class SharesState(Sound):
         return super().forward(student, teacher, batch) + 0.1 * len(self.memory)
 
 
+class PrintsItsAddress(Sound):
+    caught_by = "copies"
+    __doc__ = Sound.__doc__
+
+    def extra_repr(self) -> str:
+        return f"at {id(self):#x}"
+
+
 class CannotBePickled(Sound):
     caught_by = "pickles"
     __doc__ = Sound.__doc__
@@ -235,6 +243,15 @@ class WrongGradient(Sound):
         return super().loss(s, t) + (s * s.detach()).sum() * 0.1
 
 
+class GradientIsNaNInTraining(Sound):
+    caught_by = "gradient_is_right"
+    __doc__ = Sound.__doc__
+
+    def loss(self, s, t):
+        rest = (s - s.detach()).square().sum().sqrt()  # 0, with the gradient 0 / 0
+        return super().loss(s, t) + rest if self.training else super().loss(s, t)
+
+
 class HalfPrecision(Sound):
     caught_by = "half_precision"
     __doc__ = Sound.__doc__
@@ -252,6 +269,16 @@ class UnderAutocast(Sound):
 
     def loss(self, s, t):
         return self.scale * F.mse_loss(self.layer(s), t).to(s.dtype)
+
+
+class UnderAutocastToFloat16(Sound):
+    caught_by = "autocast"
+    __doc__ = Sound.__doc__
+
+    def loss(self, s, t):
+        if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16:
+            return self.scale * F.mse_loss(self.layer(s), t).to(s.dtype)
+        return super().loss(s, t)
 
 
 class BreaksTheGraph(Sound):
