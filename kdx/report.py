@@ -160,6 +160,7 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
             rows=stage_rows(summary),
             recipe=(folder / "recipe.yaml").read_text(),
             environment=(folder / "environment.json").read_text(),
+            panels="; ".join(axes.get_title() for axes in figure.axes),
             picture=base64.b64encode(picture.read_bytes()).decode(),
         )
     )
