@@ -174,17 +174,23 @@ class Plugins:
 
         Raises:
             UnknownNameError: there is none of this name.
-            PluginError: its target does not import; the plugin is named.
+            PluginError: its target does not import or cannot be called; the plugin is named.
         """
         component = self.get(kind, name)
         module, _, attribute = component.spec.target.partition(":")
+        where = (
+            f"{kind} {name!r} of plugin {component.plugin!r} ({self.label(component.plugin)}) points at "
+            f"{component.spec.target!r}, which"
+        )
         try:
-            return functools.reduce(getattr, filter(None, attribute.split(".")), importlib.import_module(module))
+            target = functools.reduce(getattr, filter(None, attribute.split(".")), importlib.import_module(module))
         except Exception as error:
+            raise PluginError(f"{where} does not import: {type(error).__name__}: {error}") from error
+        if not callable(target) and "/" not in name:  # a backend of an op is a module
             raise PluginError(
-                f"{kind} {name!r} of plugin {component.plugin!r} ({self.label(component.plugin)}) points at "
-                f"{component.spec.target!r}, which does not import: {type(error).__name__}: {error}"
-            ) from error
+                f"{where} is {target!r}, not a class or function; write it as 'package.module:Class' in kdx.Spec"
+            )
+        return target
 
     def make(self, kind: Kind, name: str, /, *args: Any, **options: Any) -> Any:
         """Builds a component by name.
@@ -243,12 +249,25 @@ class Plugins:
             hint = _OTHER_VERSION if isinstance(error, pluggy.PluginValidationError) else ""
             self._broken(info, str(error).replace("\n", " ") + hint, error, strict=strict)
             return
+        if wrong := self._wrong_hooks(plugin):
+            self.manager.unregister(plugin)
+            self._broken(info, wrong, None, strict=strict)
+
+    def _wrong_hooks(self, plugin: object) -> str | None:
+        """What is wrong with the hooks of a plugin that pluggy has registered."""
+        known = [name for name in dir(hookspecs) if name.startswith("kdx_")]
         callers = self.manager.get_hookcallers(plugin) or []
         if unknown := [caller.name for caller in callers if not caller.has_spec()]:
-            self.manager.unregister(plugin)
-            known = [name for name in dir(hookspecs) if name.startswith("kdx_")]
-            cause = f"it implements an unknown hook {unknown[0]!r}; {nearest(unknown[0], known)}{_OTHER_VERSION}"
-            self._broken(info, cause, None, strict=strict)
+            return f"it implements an unknown hook {unknown[0]!r}; {nearest(unknown[0], known)}{_OTHER_VERSION}"
+        marked = {caller.name for caller in callers}
+        if unmarked := [name for name in known if hasattr(plugin, name) and name not in marked]:
+            return f"its {unmarked[0]} is not marked; write @kdx.hookimpl above it"
+        if not callers:
+            return (
+                "it implements no hook; the entry point has to name the module of the functions that @kdx.hookimpl "
+                f"marks, as {known[0]}"
+            )
+        return None
 
     def _broken(self, info: PluginInfo, cause: str, error: BaseException | None, *, strict: bool) -> None:
         info.status, info.cause = "broken", cause
@@ -259,15 +278,17 @@ class Plugins:
 
     def _specs(self, implementation: Any) -> list[Spec]:
         info = next(info for info in self.infos if info.name == implementation.plugin_name)
+        hook = implementation.function.__name__
         try:
-            specs = list(implementation.function())
+            found = implementation.function()
+            specs = list(found) if isinstance(found, Iterable) else None
         except Exception as error:
-            self._broken(
-                info, f"listing its components failed: {type(error).__name__}: {error}", error, strict=self.strict
-            )
+            self._broken(info, f"its {hook} raised {type(error).__name__}: {error}", error, strict=self.strict)
             return []
-        if wrong := [spec for spec in specs if not isinstance(spec, Spec)]:
-            self._broken(info, f"its hook returned {wrong[0]!r}, expected kdx.Spec objects", None, strict=self.strict)
+        wrong = [found] if specs is None else [spec for spec in specs if not isinstance(spec, Spec)]
+        if specs is None or wrong:
+            cause = f"its {hook} gave {wrong[0]!r}, expected kdx.Spec objects in a list"
+            self._broken(info, cause, None, strict=self.strict)
             return []
         return specs
 

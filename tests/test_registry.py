@@ -77,8 +77,10 @@ def test_a_good_package_is_found(package) -> None:
             "from kdx import hookimpl\n@hookimpl\ndef kdx_knowlege():\n    return []",
             "unknown hook 'kdx_knowlege'; did you mean 'kdx_knowledge'",
         ),
+        ("def kdx_knowledge():\n    return []", "its kdx_knowledge is not marked; write @kdx.hookimpl above it"),
+        ("from kdx import Spec", "implements no hook; the entry point has to name the module of the functions that"),
     ],
-    ids=["import error", "exit", "syntax error", "unknown argument", "misspelt hook"],
+    ids=["import error", "exit", "syntax error", "unknown argument", "misspelt hook", "no mark", "no hook"],
 )
 def test_a_broken_package_is_one_warning_and_the_rest_works(package, code: str, cause: str) -> None:
     entries = [package("bad", code), package("good", GOOD)]
@@ -97,12 +99,20 @@ def test_a_broken_package_is_one_warning_and_the_rest_works(package, code: str, 
 @pytest.mark.parametrize(
     ("code", "cause"),
     [
-        ("from kdx import hookimpl\n@hookimpl\ndef kdx_models():\n    return 1 / 0", "ZeroDivisionError"),
-        ("from kdx import hookimpl\n@hookimpl\ndef kdx_models():\n    return ['cnn']", "expected kdx.Spec objects"),
+        ("return 1 / 0", "its kdx_models raised ZeroDivisionError: division by zero"),
+        ("return ['cnn']", r"its kdx_models gave 'cnn', expected kdx.Spec objects in a list"),
+        ("pass", r"its kdx_models gave None, expected kdx.Spec objects in a list"),
+        ("return Spec('cnn', 'a:B', 'c')", r"its kdx_models gave Spec\(.*\), expected kdx.Spec objects in a list"),
+        (
+            "return [Spec('cnn', str, 'c')]",
+            "Spec: target must be a string as 'package.module:Class', got <class 'str",
+        ),
+        ("return [Spec(str, 'a:B', 'c')]", "Spec: name must be a string, got <class 'str'>"),
     ],
-    ids=["raises", "wrong type"],
+    ids=["raises", "wrong type", "nothing", "not a list", "a class as target", "a class as name"],
 )
 def test_a_package_that_fails_to_list_its_components_is_left_out(package, code: str, cause: str) -> None:
+    code = f"from kdx import Spec, hookimpl\n@hookimpl\ndef kdx_models():\n    {code}"
     plugins = Plugins(entries=[package("bad", code)])
     with pytest.warns(PluginWarning, match=cause):
         names = plugins.components("model")
@@ -139,6 +149,14 @@ def test_a_target_that_does_not_import_is_raised_when_used(package) -> None:
     plugins = Plugins(entries=[package("late", code)])
     assert "good-loss" in plugins.components("knowledge")
     with pytest.raises(PluginError, match=r"'good-loss' of plugin 'late'.*'kdx_no_such.module:Loss'"):
+        plugins.make("knowledge", "good-loss")
+
+
+@pytest.mark.parametrize("target", ["kdx.knowledge.hint", "kdx.knowledge.hint:__all__", "kdx.knowledge.hint:"])
+def test_a_target_that_is_no_class_is_raised_when_used(package, target: str) -> None:
+    plugins = Plugins(entries=[package("late", GOOD.replace("kdx.knowledge.hint:Hint", target))])
+    message = f"'good-loss' of plugin 'late'.*'{target}', which is .*, not a class or function; write it as 'package"
+    with pytest.raises(PluginError, match=message):
         plugins.make("knowledge", "good-loss")
 
 

@@ -18,7 +18,7 @@ def kdx_knowledge():
 """
 # what is replaced in the sound one, by what -> the check that catches it, what it says
 MUTANTS = {
-    "no hook": ("@hookimpl", "", "hooks", "is @kdx.hookimpl missing"),
+    "no hook": ("@hookimpl", "", "hooks", "write @kdx.hookimpl above it"),
     "an unknown hook": ("kdx_knowledge", "kdx_knowlege", "hooks", "did you mean 'kdx_knowledge'"),
     "an unknown argument": ("kdx_knowledge()", "kdx_knowledge(run)", "hooks", "'run'"),
     "no Spec": ("return", "return [1]; return", "lists_components", "expected kdx.Spec objects"),
@@ -29,7 +29,7 @@ MUTANTS = {
     "no module": ("kdx.knowledge.hint", "kdx.knowledge.hnt", "targets", "does not import"),
     "another kind": ("hint:Hint", "hint:hint", "targets", "not a subclass of kdx.Knowledge"),
     "another hook": ("kdx_knowledge", "kdx_schemes", "targets", "not a subclass of kdx.Scheme"),
-    "no callable": ("kdx_knowledge", "kdx_models", "targets", "which cannot be called"),
+    "no callable": ("kdx_knowledge", "kdx_models", "targets", "not a class or function"),
     "no docstring": ("kdx_knowledge", "kdx_datasets", "targets", "has no docstring"),
     "imports torch": ("from kdx", "import torch\nfrom kdx", "imports_no_torch", "imports torch"),
     "lists with torch": ("return", "import torch; return", "imports_no_torch", "imports torch"),
