@@ -271,11 +271,12 @@ class StageRunner:
             "epoch": (run.best or {}).get("epoch"),
         }
         if self.recipe.data.stream:
-            row = next(row for row in reversed(run.history) if any(key.startswith("prequential/") for key in row))
-            ends = {key: value for key, value in row.items() if key.endswith("/so_far")}
+            # the newest of each; none in a stage that stopped before its first log
+            ends = {key: value for row in run.history for key, value in row.items() if key.endswith("/so_far")}
             result["prequential"] = {key.split("/")[1]: value for key, value in ends.items()}
-            shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in result["prequential"].items())
-            self.tell(f"{stage.name}: accuracy on each batch before training on it: {shown}")
+            if ends:
+                shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in result["prequential"].items())
+                self.tell(f"{stage.name}: accuracy on each batch before training on it: {shown}")
         return result
 
     def _fit(self, stage: Stage, scheme: Scheme) -> Run:

@@ -9,6 +9,7 @@ import pytest
 import kdx
 from kdx.errors import RecipeError
 from kdx.experiment import Experiment
+from kdx.hookspecs import hookimpl
 from kdx.recipe import check_recipe
 from kdx.report import draw_curves
 
@@ -42,6 +43,38 @@ def test_the_report_shows_what_every_model_said_about_batches_that_it_had_not_se
         "distilled student: peer1",
     ]
     assert (tmp_path / "run" / "report.html").exists()
+
+
+class Stop:
+    """Ends every stage after a step, as early stopping does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @hookimpl
+    def kdx_step_end(self, run, step):
+        if step == self.step:
+            run.stop("for a test")
+
+
+@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+def test_a_stage_that_stops_before_its_first_log_has_no_accuracy_so_far(tmp_path) -> None:
+    told: list[str] = []
+    summary = Experiment(check_recipe(RECIPE), tmp_path / "run", [Stop(3)], tell=told.append).run()
+    assert {name: stage["steps"] for name, stage in summary["stages"].items()} == {"alone": 3, "distilled": 3}
+    assert all(stage["prequential"] == {} for stage in summary["stages"].values())
+    assert not [line for line in told if "accuracy on each batch" in line]
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+def test_a_stage_that_stops_after_a_log_keeps_the_accuracy_of_that_log(tmp_path) -> None:
+    summary = Experiment(check_recipe(RECIPE), tmp_path / "run", [Stop(53)]).run()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "distilled" / "metrics.jsonl").read_text().splitlines()]
+    (logged,) = [row for row in rows if "prequential/peer0" in row]
+    assert summary["stages"]["distilled"]["prequential"] == {
+        name: logged[f"prequential/{name}/so_far"] for name in ("peer0", "peer1")
+    }
 
 
 @pytest.mark.parametrize(
