@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment
 from matplotlib.figure import Figure
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from kdx.checkpoint import atomic_write
@@ -19,7 +20,18 @@ from kdx.observers import MetricsLog, read_metrics
 
 __all__ = ["draw_curves", "seeds_table", "stage_rows", "stages_table", "write_report"]
 
-COLUMNS = ("", "taught by", "test", "validation", "parameters", "size", "latency", "training", "gain, points")
+COLUMNS = (
+    "",
+    "taught by",
+    "test, %",
+    "validation, %",
+    "parameters",
+    "size, KiB",
+    "latency, ms",
+    "training",
+    "gain, points",
+)
+LATENCY = "latency: median ± half the distance between the 20th and the 80th percentile, one sample on one thread"
 LABELS = {
     "teacher": "teacher",
     "alone": "student alone",
@@ -56,8 +68,8 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
                     _percent(stage["test"][metric]),
                     _percent(stage["validation"][metric]),
                     f"{stage['parameters']:,}",
-                    f"{stage['bytes'] / 1024:,.0f} KiB",
-                    f"{stage['latency_ms']:.2f} ± {stage['latency_spread_ms'] / 2:.2f} ms",
+                    f"{stage['bytes'] / 1024:,.0f}",
+                    _latency(stage["latency_ms"], stage["latency_spread_ms"] / 2),
                     _training(stage),
                     f"{gain:+.2f}" if name == "distilled" and gain is not None else "",
                 ),
@@ -70,18 +82,19 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
 
 
 def stages_table(summary: Mapping[str, Any]) -> Table:
-    """The table for the terminal."""
+    """The table for the terminal: what fits into 80 columns beside the longest name; the page has the rest."""
     title = (
         f"{summary['recipe']}, seed {summary['seed']}: {summary['metric_label']} on {summary['test_rows']:,} test rows"
     )
     stages = summary["stages"]
     chain = any(len(stage.get("teachers", ())) > 1 or stage.get("role") == "assistant" for stage in stages.values())
-    left_out = {"validation", "training", "size" if chain else "taught by"}
+    left_out = {"validation, %", "size, KiB", "training", "latency, ms" if chain else "taught by"}
     narrow = [i for i, column in enumerate(COLUMNS) if column not in left_out]
-    table = Table(*(COLUMNS[i] for i in narrow), title=title)
-    table.columns[0].no_wrap = table.columns[narrow.index(COLUMNS.index("test"))].no_wrap = True
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = Table(title=title, caption=None if chain else LATENCY)
+    for i in narrow:
+        justify: JustifyMethod = "right" if i else "left"
+        header = COLUMNS[i].replace(", ", ",\n")  # the unit below its quantity
+        table.add_column(header, justify=justify, no_wrap=COLUMNS[i] != "taught by", overflow="fold")
     for row in stage_rows(summary):
         if stages[row.stage].get("role") == "probe":
             continue  # short runs that only size the assistants; the page has them
@@ -157,6 +170,7 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
         .render(
             summary=summary,
             columns=COLUMNS,
+            latency=LATENCY,
             rows=stage_rows(summary),
             recipe=(folder / "recipe.yaml").read_text(),
             environment=(folder / "environment.json").read_text(),
@@ -183,7 +197,13 @@ def _tested(stage: Mapping[str, Any], label: str) -> Mapping[str, float]:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
+    return f"{100 * value:.2f}"
+
+
+def _latency(median: float, spread: float) -> str:
+    """In milliseconds, to the digits that a timing has and 11 columns hold."""
+    digits = 2 if median < 10 else 1 if median < 100 else 0
+    return f"{median:.{digits}f} ± {spread:.{digits}f}"
 
 
 def _training(stage: Mapping[str, Any]) -> str:

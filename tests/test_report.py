@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
-from kdx.report import draw_curves, write_report
+from kdx.report import draw_curves, stages_table, write_report
 
 
 def stage(**further: Any) -> dict[str, Any]:
@@ -94,3 +98,38 @@ def test_the_text_for_the_picture_names_every_panel(folder: Path, summary: dict[
     assert panels[2] == "test, then train (prequential)"
     page = Page(write_report(folder, summary).read_text())
     assert all(panel in page.alt for panel in panels)
+
+
+def printed(table: Table) -> str:
+    """A table on a terminal of 80 columns."""
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("latency", [0.41, 12.34, 345.6])
+@pytest.mark.parametrize("chain", [False, True])
+def test_on_a_terminal_of_80_columns_no_number_and_no_name_is_broken(
+    summary: dict[str, Any], chain: bool, latency: float
+) -> None:
+    stages = summary["stages"]
+    for each in stages.values():
+        each |= {"latency_ms": latency, "latency_spread_ms": latency / 5, "parameters": 123_508_032}
+    if chain:
+        stages["distilled"] |= {"teachers": ["teacher", "assistant-1", "assistant-2"]}
+    text = printed(stages_table(summary))
+    for name in ("student alone", "student alone, smoothed labels", "distilled student, peer0"):
+        (line,) = (line for line in text.splitlines() if f"{name} " in line)
+        assert "123,508,032" in line
+        assert "81.25" in line
+        assert chain or re.search({0.41: r"0\.41 ± 0\.04", 12.34: r"12\.3 ± 1\.2", 345.6: "346 ± 35"}[latency], line)
+    assert "-12.50" in text
+    assert "peer1" in text
+
+
+def test_what_stands_behind_the_latencys_plus_minus_is_said(folder: Path, summary: dict[str, Any]) -> None:
+    meaning = "median ± half the distance between the 20th and the 80th percentile, one sample on one thread"
+    assert meaning in " ".join(printed(stages_table(summary)).split())
+    page = write_report(folder, summary).read_text()
+    assert meaning in page
+    assert "<td>1.23 ± 0.12</td>" in page

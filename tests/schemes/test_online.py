@@ -101,7 +101,7 @@ def test_recipes_train_evaluate_and_export_every_learner(name, learners, changes
     tested = [f"{100 * values['accuracy']:.2f}" for values in found]
     shown = stages_table(summary)
     assert list(shown.columns[0].cells) == rows
-    assert list(shown.columns[1].cells) == [f"{value} %" for value in tested]
+    assert list(shown.columns[1].cells) == tested
     over_seeds = seeds_table([summary, summary])
     assert list(over_seeds.columns[0].cells) == rows
     assert list(over_seeds.columns[2].cells) == tested
