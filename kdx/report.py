@@ -104,11 +104,11 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
 
 
 def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """Mean and standard deviation over seeds, and the paired gains."""
+    """Mean and standard deviation over seeds, and the paired gains; one seed has no deviation."""
     table = Table(
         "",
         *(f"seed {item['seed']}" for item in summaries),
-        "mean ± std",
+        "mean ± std" if len(summaries) > 1 else "mean",
         title=f"{summaries[0]['metric_label']} on test, %",
     )
     table.columns[0].no_wrap = True
@@ -213,5 +213,5 @@ def _training(stage: Mapping[str, Any]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.2f} ± {spread:.2f}"
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from kdx.report import draw_curves, stages_table, write_report
+from kdx.report import draw_curves, seeds_table, stages_table, write_report
 
 
 def stage(**further: Any) -> dict[str, Any]:
@@ -133,3 +133,11 @@ def test_what_stands_behind_the_latencys_plus_minus_is_said(folder: Path, summar
     page = write_report(folder, summary).read_text()
     assert meaning in page
     assert "<td>1.23 ± 0.12</td>" in page
+
+
+def test_one_seed_has_no_spread(summary: dict[str, Any]) -> None:
+    one, two = seeds_table([summary]), seeds_table([summary, summary | {"seed": 1, "gain": -10.5}])
+    assert one.columns[-1].header == "mean"
+    assert list(one.columns[-1].cells) == ["81.25", "81.25", "81.25", "60.00", "-12.50"]
+    assert two.columns[-1].header == "mean ± std"
+    assert list(two.columns[-1].cells)[-1] == "-11.50 ± 1.41"
