@@ -37,6 +37,12 @@ _HOOK = {
     "dataset": "kdx_datasets",
     "op": "kdx_ops",
 }
+_BASE = {
+    "knowledge": "kdx.knowledge.base:Knowledge",
+    "scheme": "kdx.schemes.base:Scheme",
+    "assistant": "kdx.assistants.base:Assistant",
+}
+"""What a component of a kind derives from, where there is such a class; imported when a component is."""
 BUILTIN = "kdx-builtin"
 SLOW = 0.2
 """Seconds from which on the import of a plugin is slow: it makes every ``kdx`` command wait."""
@@ -174,22 +180,25 @@ class Plugins:
 
         Raises:
             UnknownNameError: there is none of this name.
-            PluginError: its target does not import or cannot be called; the plugin is named.
+            PluginError: its target does not import or is not of its kind; the plugin is named.
         """
         component = self.get(kind, name)
-        module, _, attribute = component.spec.target.partition(":")
         where = (
             f"{kind} {name!r} of plugin {component.plugin!r} ({self.label(component.plugin)}) points at "
             f"{component.spec.target!r}, which"
         )
         try:
-            target = functools.reduce(getattr, filter(None, attribute.split(".")), importlib.import_module(module))
+            target = _imported(component.spec.target)
         except Exception as error:
             raise PluginError(f"{where} does not import: {type(error).__name__}: {error}") from error
         if not callable(target) and "/" not in name:  # a backend of an op is a module
             raise PluginError(
                 f"{where} is {target!r}, not a class or function; write it as 'package.module:Class' in kdx.Spec"
             )
+        if kind in _BASE:
+            base = _imported(_BASE[kind])
+            if not (inspect.isclass(target) and issubclass(target, base)):
+                raise PluginError(f"{where} is {target!r}, not a subclass of kdx.{base.__name__}")
         return target
 
     def make(self, kind: Kind, name: str, /, *args: Any, **options: Any) -> Any:
@@ -301,6 +310,12 @@ class Plugins:
 def default_plugins() -> Plugins:
     """The registry of this process: kdx's own components and every installed plugin package."""
     return Plugins()
+
+
+def _imported(target: str) -> Any:
+    """What an import string, ``"package.module:Class"``, names."""
+    module, _, attribute = target.partition(":")
+    return functools.reduce(getattr, filter(None, attribute.split(".")), importlib.import_module(module))
 
 
 def _unmet(entry: EntryPoint) -> str | None:

@@ -14,7 +14,7 @@ import pytest
 import kdx
 from kdx.errors import PluginError, PluginWarning, UnknownNameError
 from kdx.hookspecs import Spec, hookimpl
-from kdx.registry import KINDS, SLOW, Plugins
+from kdx.registry import KINDS, SLOW, Kind, Plugins
 
 GOOD = """
     from kdx import Spec, hookimpl
@@ -158,6 +158,23 @@ def test_a_target_that_is_no_class_is_raised_when_used(package, target: str) -> 
     message = f"'good-loss' of plugin 'late'.*'{target}', which is .*, not a class or function; write it as 'package"
     with pytest.raises(PluginError, match=message):
         plugins.make("knowledge", "good-loss")
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "base"),
+    [
+        ("knowledge", "kdx.knowledge.hint:hint", "Knowledge"),
+        ("scheme", "kdx.knowledge.hint:Hint", "Scheme"),
+        ("assistant", "kdx.registry:Plugins", "Assistant"),
+    ],
+)
+def test_a_component_of_another_kind_is_raised_when_used(package, kind: Kind, target: str, base: str) -> None:
+    hook = {"knowledge": "kdx_knowledge", "scheme": "kdx_schemes", "assistant": "kdx_assistants"}[kind]
+    code = GOOD.replace("kdx.knowledge.hint:Hint", target).replace("kdx_knowledge", hook)
+    plugins = Plugins(entries=[package("late", code)])
+    message = f"{kind} 'good-loss' of plugin 'late'.*'{target}', which is .*, not a subclass of kdx.{base}"
+    with pytest.raises(PluginError, match=message):
+        plugins.load(kind, "good-loss")
 
 
 def test_packages_can_be_blocked_by_argument_and_by_environment(package, monkeypatch) -> None:

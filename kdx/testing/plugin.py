@@ -12,17 +12,13 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
-from kdx.assistants.base import Assistant
 from kdx.errors import PluginError, nearest
 from kdx.hookspecs import PROJECT, Spec
-from kdx.knowledge.base import Knowledge
 from kdx.registry import KINDS, Kind, Plugins
-from kdx.schemes.base import Scheme
 from kdx.testing.check import Check, bind, fail, require, run_all
 
 __all__ = ["check_plugin", "plugin_checks"]
 
-_BASES: dict[str, type] = {"knowledge": Knowledge, "scheme": Scheme, "assistant": Assistant}
 _OP = re.compile(r"[a-z][a-z0-9_]*(/[a-z][a-z0-9_-]*)?")
 _KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -153,12 +149,6 @@ def check_targets(plugin: _Plugin) -> None:
             missing = [name for name in ("unsupported", "forward") if not callable(getattr(target, name, None))]
             require(not missing, f"backend {spec.name!r}: {spec.target} defines no function {missing}")
             continue
-        base = _BASES.get(kind)
-        if base is not None:
-            require(
-                inspect.isclass(target) and issubclass(target, base),
-                f"{kind} {spec.name!r}: {spec.target} is {target!r}, not a subclass of kdx.{base.__name__}",
-            )
         require(bool(inspect.getdoc(target)), f"{kind} {spec.name!r}: {spec.target} has no docstring")
 
 
