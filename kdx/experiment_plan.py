@@ -48,6 +48,11 @@ def plan(recipe: Recipe) -> list[Stage]:
                 f"{name}: scheme {recipe.scheme.name!r} trains the teacher along, as the student is trained; remove "
                 "dtype, device and batch_statistics, which say how a finished one is held"
             )
+        if own := [key for key in Train.model_fields if getattr(section.train, key) != getattr(Train(), key)]:
+            raise RecipeError(
+                f"{name}.train: scheme {recipe.scheme.name!r} trains the teacher along, with the student and as the "
+                f"section train says; got {', '.join(sorted(own))}; remove {name}.train, and set them in train"
+            )
     stages = [Stage(name, "teacher", ref_of(section.model)) for name, section in teachers.items()]
     if recipe.assistant and "alone" not in recipe.controls:
         stages.append(Stage("alone", "alone", student))

@@ -11,7 +11,7 @@ from kdx.assistants.base import ModelRef, Stage, in_order
 from kdx.cli import app
 from kdx.errors import KdxError, PlanError, RecipeError
 from kdx.experiment_plan import plan
-from kdx.recipe import load_recipe, recipe_names
+from kdx.recipe import check_recipe, load_recipe, recipe_names
 from tests.stages.tiny import NET, TINY, recipe
 
 
@@ -99,7 +99,16 @@ def test_a_dry_run_prints_the_stages_and_who_teaches_them(tmp_path: Path) -> Non
 @pytest.mark.parametrize("option", [{"dtype": "bf16"}, {"device": "cpu"}, {"batch_statistics": True}])
 def test_how_a_finished_teacher_is_held_is_refused_for_one_that_is_trained_along(option) -> None:
     with pytest.raises(RecipeError, match="trains the teacher along, as the student is trained; remove dtype"):
-        plan(recipe(scheme={"name": "online"}, teacher={**TINY["teacher"], **option}))
+        plan(recipe(scheme={"name": "online"}, teacher={"model": TINY["teacher"]["model"], **option}))
+
+
+def test_a_training_of_its_own_is_refused_for_a_teacher_that_is_trained_along() -> None:
+    untrained = {"model": TINY["teacher"]["model"]}
+    message = r"teacher\.train: scheme 'online' trains the teacher along, .* train says; got batch_size, epochs; remove"
+    with pytest.raises(RecipeError, match=message):
+        plan(recipe(scheme={"name": "online"}, teacher=TINY["teacher"]))
+    resolved = recipe(scheme={"name": "online"}, teacher=untrained)  # its dump spells the defaults out
+    assert [stage.name for stage in plan(check_recipe(resolved.dump()))] == ["alone", "distilled"]
 
 
 def test_a_teacher_of_a_name_that_is_no_folder_is_refused() -> None:

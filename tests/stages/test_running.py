@@ -174,7 +174,7 @@ def test_a_produced_structure_that_breaks_the_contract_is_refused_before_it_is_t
 
 def test_a_scheme_that_trains_its_teacher_is_given_a_new_one_and_no_stage_trains_it(run, plugin) -> None:
     Along.given.clear()
-    summary = run(scheme={"name": "along"})
+    summary = run(scheme={"name": "along"}, teacher={"model": TINY["teacher"]["model"]})
     assert list(summary["stages"]) == ["alone", "distilled"]
     assert [type(teacher).__name__ for teacher in Along.given] == ["MLP"]
 
@@ -242,7 +242,8 @@ def test_the_student_alone_and_the_taught_one_see_the_rows_in_one_order(scheme, 
             yield batch
 
     monkeypatch.setattr(Stream, "epoch", watched)
-    run(scheme={"name": scheme}, **({"teacher": None} if scheme == "mutual" else {}))
+    teachers = {"offline": TINY["teacher"], "online": {"model": TINY["teacher"]["model"]}, "mutual": None}
+    run(scheme={"name": scheme}, teacher=teachers[scheme])
     alone, taught = seen[-2:]
     assert alone == taught
 
