@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ class Experiment:
                     f"the run in {folder} was started with another recipe ({'; '.join(changed)}); resume it with the "
                     "same one, or take another folder"
                 )
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and not all(_left_by_a_start(path) for path in folder.iterdir()):
             raise RunExistsError(f"{folder} is not empty and holds no run of kdx; take another folder")
         if not (folder / RECIPE).exists():
             write_json(folder / ENVIRONMENT, environment(self.recipe.seed))
@@ -194,6 +195,11 @@ class Experiment:
             "gain": test["distilled"] - test["alone"] if "alone" in test else None,
             "warnings": self.warnings,
         }
+
+
+def _left_by_a_start(path: Path) -> bool:
+    """Whether a run that was killed before its recipe was there may have left this file; none depends on it."""
+    return any(fnmatch(path.name, name) for name in (ENVIRONMENT, f".{ENVIRONMENT}.*.tmp", f".{RECIPE}.*.tmp"))
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

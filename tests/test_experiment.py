@@ -122,6 +122,31 @@ def test_a_run_is_never_overwritten(finished: Path, tmp_path: Path) -> None:
         kdx.run("fashion-offline", folder=other, **SHORT)
 
 
+STARTED = ("environment.json", ".environment.json.17.tmp", ".recipe.yaml.17.tmp")
+
+
+@pytest.mark.parametrize("left", [STARTED[:1], STARTED[1:2], STARTED], ids=["environment", "temporary", "both"])
+@pytest.mark.parametrize("resume", [False, True], ids=["again", "resumed"])
+def test_a_run_that_was_killed_before_its_recipe_was_written_is_begun_anew(left, resume: bool, tmp_path: Path) -> None:
+    for name in left:
+        (tmp_path / name).write_text("{}")
+    experiment = Experiment(load_recipe("fashion-offline", SHORT), tmp_path)
+    experiment._claim(resume=resume, force=False)
+    assert load_recipe(tmp_path / "recipe.yaml") == experiment.recipe
+    assert json.loads((tmp_path / "environment.json").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize("other", ["thesis.tmp", ".thesis.tex.17.tmp", "summary.json", "teacher/result.json"])
+def test_what_no_start_of_a_run_leaves_behind_is_not_taken_for_one(other: str, tmp_path: Path) -> None:
+    for name in ("environment.json", other):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(RunExistsError, match="is not empty and holds no run"):
+            Experiment(load_recipe("fashion-offline", SHORT), tmp_path)._claim(resume=resume, force=False)
+    assert (tmp_path / "environment.json").read_text() == "mine"
+
+
 def test_force_moves_the_old_run_aside(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
