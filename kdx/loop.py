@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import signal
 import time
@@ -132,7 +133,7 @@ def fit(
     raw_optimizer = make_optimizer(optimizer, trained)
     scheduler = make_schedule(schedule, raw_optimizer, steps=total_steps, epochs=epochs)
     engine, prepared_optimizer = accelerator.prepare(scheme, raw_optimizer)
-    forward: Callable[[Batch], Losses] = torch.compile(engine) if compile else engine
+    forward = functools.partial(_losses, torch.compile(engine) if compile else engine, type(scheme).__name__)
     stream = Stream(train, accelerator.device)
     state = State(run, accelerator, raw_optimizer, scheduler, stream, tests)
     state.claim(resume=resume)
@@ -278,6 +279,16 @@ def _epoch(run: Run, stream: Stream, accumulate: int, tests: Prequential | None)
             if run.step
             else "train is empty; give at least one batch"
         )
+
+
+def _losses(engine: Callable[[Batch], Any], scheme: str, batch: Batch) -> Losses:
+    losses = engine(batch)
+    if not isinstance(losses, Losses):
+        raise TypeError(
+            f"{scheme}.forward must return kdx.Losses, got {type(losses).__name__}; kdx.Losses.of({{name: term, ...}}) "
+            "makes them"
+        )
+    return losses
 
 
 def _phases(scheme: Scheme) -> Iterator[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdx.batch import IGNORE
 
-__all__ = ["Losses", "cross_entropy"]
+__all__ = ["Losses", "cross_entropy", "scalar"]
 
 
 class Losses(NamedTuple):
@@ -26,9 +26,16 @@ class Losses(NamedTuple):
 
     @classmethod
     def of(cls, terms: dict[str, Tensor]) -> Losses:
-        """Losses whose total is the sum of ``terms``."""
+        """Losses whose total is the sum of ``terms``.
+
+        Raises:
+            ValueError: there are none.
+            TypeError: one is not a scalar.
+        """
         if not terms:
             raise ValueError("a scheme needs at least one term: a task loss or one knowledge component")
+        for name, term in terms.items():
+            scalar(f"term {name!r}", term)
         total, *rest = terms.values()
         for term in rest:
             total = total + term
@@ -48,6 +55,20 @@ class Losses(NamedTuple):
     def detach(self) -> Losses:
         """The same numbers without their graph."""
         return Losses(self.total.detach(), {name: term.detach() for name, term in self.terms.items()})
+
+
+def scalar(what: str, value: object) -> Tensor:
+    """``value``, if it is a loss that ``backward`` can be called on.
+
+    Raises:
+        TypeError: it is not; the message begins with ``what``.
+    """
+    if isinstance(value, Tensor) and value.dim() == 0 and value.is_floating_point():
+        return value
+    came = type(value).__name__
+    if isinstance(value, Tensor):
+        came = f"a tensor of {value.dtype} with shape {list(value.shape)}"
+    raise TypeError(f"{what}: expected one number, a 0-dim tensor of floating point as .mean() gives it, got {came}")
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

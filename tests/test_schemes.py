@@ -176,6 +176,48 @@ def test_bad_arguments_say_what_was_expected(net, build, error, message) -> None
         build(net)
 
 
+class Gives(kdx.Knowledge):
+    """What ``make`` makes of the student's logits, as a plugin might."""
+
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, student, teacher, batch):
+        return self.make(student.logits)
+
+
+@pytest.mark.parametrize(
+    ("make", "came"),
+    [
+        (lambda z: z.square().mean(1), r"a tensor of torch.float32 with shape \[16\]"),
+        (lambda z: z.mean()[None], r"a tensor of torch.float32 with shape \[1\]"),
+        (lambda z: z.argmax(), r"a tensor of torch.int64 with shape \[\]"),
+        (lambda z: z.mean().item(), "float"),
+        (lambda z: None, "NoneType"),
+        (lambda z: (z.mean(), z), "tuple"),
+    ],
+    ids=["a row each", "a vector of one", "integers", "a number without graph", "nothing", "a tuple"],
+)
+def test_a_component_that_gives_no_scalar_is_named(net, batch, make, came) -> None:
+    scheme = kdx.Offline(net(), net(), knowledge={"mine": (0.5, Gives(make))})
+    with pytest.raises(TypeError, match=rf"knowledge 'mine' \(Gives\): expected one number, .*got {came}$"):
+        scheme(batch)
+    with pytest.raises(TypeError, match=rf"term 'mine': expected one number, .*got {came}$"):
+        kdx.Losses.of({"mine": make(torch.zeros(16, 3))})
+
+
+@pytest.mark.parametrize("gives", [lambda losses: losses.total, lambda losses: losses.terms, lambda losses: None])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_scheme_that_gives_no_losses_is_told_how_to_make_them(net, loader, gives, accumulate) -> None:
+    class Mine(kdx.Supervised):
+        def forward(self, batch):
+            return gives(super().forward(batch))
+
+    with pytest.raises(TypeError, match=r"Mine.forward must return kdx.Losses, got \w+; kdx.Losses.of\(\{name: term"):
+        kdx.fit(Mine(net()), loader, epochs=1, accumulate=accumulate, device="cpu")
+
+
 def test_mutual_terms_are_dml_and_the_task_is_counted_once_per_peer(net, batch) -> None:
     peers = [net(3), net(4), net(5)]
     scheme = kdx.Mutual(peers, knowledge={"kd": kdx.SoftTargets(1.0)}).eval()

@@ -17,7 +17,7 @@ from kdx.capture import Captured
 from kdx.errors import CaptureError, StoreWarning
 from kdx.gradients import task_of
 from kdx.knowledge.base import Knowledge
-from kdx.losses import Losses, cross_entropy
+from kdx.losses import Losses, cross_entropy, scalar
 from kdx.teachers import Teacher
 from kdx.weights import Balanced, Weight
 
@@ -213,7 +213,8 @@ class Scheme(nn.Module, ABC):
                     )
                 _check_estimates(name, component, teacher)
                 _warn_of_tails(name, component, teacher)
-                terms[name] = self.weight(name) * component(student, teacher, batch)
+                term = component(student, teacher, batch)
+                terms[name] = self.weight(name) * scalar(f"knowledge {name!r} ({type(component).__name__})", term)
         return terms
 
 
