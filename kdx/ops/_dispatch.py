@@ -231,13 +231,22 @@ def select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
         BackendError: the named backend cannot run here.
 
     """
-    if (found := _chosen.get((op, backend, tensors[0].device.type, tensors[0].dtype))) is not None:
+    key = (op, backend, *[(tensor.device, tensor.dtype) for tensor in tensors])
+    if (found := _chosen.get(key)) is not None:
         return found
     found = _select(op, backend, *tensors)
-    # the reasons of the others may change with the environment or the device's index
-    if (found[0] not in ("cuda", "triton") and tensors[0].device.type == "cpu") or found[0] == "reference":
-        _chosen[op, backend, tensors[0].device.type, tensors[0].dtype] = found
+    if _is_kept(op, backend, found[0]):
+        _chosen[key] = found
     return found
+
+
+def _is_kept(op: str, backend: str, name: str) -> bool:
+    """Whether a choice hangs on the devices and dtypes alone, as the built-in backends look at nothing else.
+
+    Those from outside may look at more, and Triton on a CPU looks at the environment.
+    """
+    asked = _row(op) if backend == "auto" else (name,)
+    return _SHARED.get(op, op) in _TABLE and all(each in _BUILTIN for each in asked) and name in ("cpu", "reference")
 
 
 def _select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:

@@ -72,3 +72,50 @@ def test_a_backend_added_from_outside_is_asked_first_and_explained(table, monkey
         kdx.ops.register_backend("softmax_kl", "cuda", "mine")
     with pytest.raises(UnknownNameError, match="no op 'nothing'"):
         kdx.ops.register_backend("nothing", "mine", "mine")
+
+
+@pytest.mark.parametrize(
+    ("takes", "first", "then"),
+    [
+        (lambda student, teacher: teacher.dtype == torch.float64, (X, X.double()), (X, X)),
+        (lambda student, teacher: len(student) == 2, (X, X), (X[:1], X[:1])),
+        (lambda student, teacher: not student.requires_grad, (X, X), (X.clone().requires_grad_(), X)),
+    ],
+    ids=["the second tensor's dtype", "the number of rows", "whether a gradient is wanted"],
+)
+def test_a_choice_is_made_anew_where_a_backend_from_outside_may_choose_otherwise(
+    table, monkeypatch, takes, first, then
+):
+    module = types.ModuleType("mine")
+    module.unsupported = lambda *tensors: None if takes(*tensors) else "not these"
+    monkeypatch.setitem(sys.modules, "mine", module)
+    kdx.ops.register_backend("softmax_kl", "mine", "mine")
+    for _ in range(2):
+        for tensors in (first, then):
+            expected = kdx.ops.explain("softmax_kl", *tensors).backend
+            assert _dispatch.select("softmax_kl", "auto", *tensors)[0] == expected
+    assert _dispatch.select("softmax_kl", "mine", *first)[0] == "mine"
+    with pytest.raises(kdx.errors.BackendError, match="not these"):
+        _dispatch.select("softmax_kl", "mine", *then)
+
+
+def test_a_choice_is_kept_for_the_dtypes_of_all_tensors(table):
+    for teacher in (X, X.double(), X.bool(), X):
+        found = kdx.ops.explain("rkd", X, teacher).backend
+        assert _dispatch.select("rkd", "auto", X, teacher)[0] == found
+
+
+def test_a_choice_is_kept_for_one_device_and_not_for_its_kind(table, monkeypatch):
+    capability = {0: (7, 5), 1: (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[device.index])
+    monkeypatch.setattr(_dispatch, "_compiled", lambda kind: (types.ModuleType(kind), ""))
+    monkeypatch.setattr(_dispatch, "_has_triton", lambda: False)
+    for index, expected in ((0, "reference"), (1, "cuda"), (0, "reference")):
+        tensor = types.SimpleNamespace(device=torch.device("cuda", index), dtype=torch.float32)
+        assert _dispatch.select("softmax_kl", "auto", tensor, tensor)[0] == expected
+
+
+def test_a_choice_among_the_built_in_backends_is_made_once(table, monkeypatch):
+    kept = _dispatch.select("softmax_kl", "auto", X, X)
+    monkeypatch.setattr(_dispatch, "_select", lambda *arguments: pytest.fail("chosen anew"))
+    assert _dispatch.select("softmax_kl", "auto", X[:1], X[:1]) == kept
