@@ -11,6 +11,7 @@ import torch
 from kdx.errors import RecipeError
 from kdx.experiment_plan import plan
 from kdx.recipe import Recipe, StoreSection, check_recipe
+from kdx.rehearsal import rehearse_store
 from kdx.stage_runner import StageRunner
 from kdx.stage_store import write_stage_store
 from kdx.store import Store
@@ -57,6 +58,7 @@ def cache_teacher(
     store: StoreSection | None = recipe.teacher.store
     assert store is not None
     runner = StageRunner(recipe, out, plan(recipe), TeacherCache(teachers), observers, tell)
+    rehearse_store(runner, "teacher")
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads or threads)
     try:

@@ -20,6 +20,7 @@ from kdx.errors import RecipeError, RunExistsError
 from kdx.experiment_data import ExperimentData
 from kdx.experiment_plan import assistant_of, plan
 from kdx.recipe import Recipe, check_recipe, load_recipe
+from kdx.rehearsal import rehearse
 from kdx.report import write_report
 from kdx.stage_runner import StageRunner, read_json, write_json
 from kdx.teacher_cache import TeacherCache
@@ -133,29 +134,30 @@ class Experiment:
         return summary
 
     def _claim(self, *, resume: bool, force: bool) -> None:
-        """Makes the folder this run's own, and never anyone else's."""
-        folder = self.folder
-        if (folder / RECIPE).exists():
-            if force:
-                aside = next(
-                    path for n in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}.old-{n}")).exists()
-                )
-                shutil.move(folder, aside)
-            elif not resume:
+        """Makes the folder this run's own, and never anyone else's; nothing is moved or written that cannot run."""
+        folder, begun = self.folder, (self.folder / RECIPE).exists()
+        if begun and not force:
+            if not resume:
                 raise RunExistsError(
                     f"{folder} holds a run already; --resume goes on with it (a finished one is only read), --force "
                     "moves it aside, --folder takes another place"
                 )
-            elif changed := _differences(load_recipe(folder / RECIPE).dump(), self.recipe.dump()):
+            if changed := _differences(load_recipe(folder / RECIPE).dump(), self.recipe.dump()):
                 raise RecipeError(
                     f"the run in {folder} was started with another recipe ({'; '.join(changed)}); resume it with the "
                     "same one, or take another folder"
                 )
-        elif folder.exists() and not all(_left_by_a_start(path) for path in folder.iterdir()):
+            return
+        if not begun and folder.exists() and not all(_left_by_a_start(path) for path in folder.iterdir()):
             raise RunExistsError(f"{folder} is not empty and holds no run of kdx; take another folder")
-        if not (folder / RECIPE).exists():
-            write_json(folder / ENVIRONMENT, environment(self.recipe.seed))
-            atomic_write(folder / RECIPE, lambda path: path.write_text(self.recipe.yaml()))
+        rehearse(self.runner)
+        if begun:
+            aside = next(
+                path for n in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}.old-{n}")).exists()
+            )
+            shutil.move(folder, aside)
+        write_json(folder / ENVIRONMENT, environment(self.recipe.seed))
+        atomic_write(folder / RECIPE, lambda path: path.write_text(self.recipe.yaml()))
 
     def _guard(self, results: Mapping[str, dict[str, Any]]) -> None:
         """Says, before the student is taught, that a teacher is too weak or the gap to it too wide."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from kdx.recipe import Component, KnowledgeTerm, Recipe, Train, check_component
 from kdx.registry import default_plugins
 from kdx.students.structure import structure_of
 
-__all__ = ["assistant_of", "plan", "ref_of", "train_of"]
+__all__ = ["assistant_of", "locating", "plan", "ref_of", "train_of"]
 
 
 def plan(recipe: Recipe) -> list[Stage]:
@@ -89,11 +90,22 @@ def assistant_of(recipe: Recipe) -> Assistant | None:
     """
     if recipe.assistant is None:
         return None
-    try:
+    with locating(f"assistant ({recipe.assistant.name})"):
         made: Assistant = default_plugins().make("assistant", recipe.assistant.name, **recipe.assistant.options)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"assistant ({recipe.assistant.name}): {error}") from error
     return made
+
+
+@contextmanager
+def locating(path: str) -> Iterator[None]:
+    """Says where the values stand that a component refuses when it is built.
+
+    Raises:
+        RecipeError: the component raised a ValueError or a TypeError.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{path}: {error}") from error
 
 
 def ref_of(component: Component) -> ModelRef:

@@ -32,7 +32,7 @@ from kdx.signals import Signals
 from kdx.stream import Stream, count_batches, dataset_size, first_batch, windows
 from kdx.weights import Balanced
 
-__all__ = ["fit"]
+__all__ = ["fit", "run_length"]
 
 
 def fit(
@@ -119,7 +119,7 @@ def fit(
         set_seed(seed)
     accelerator = _accelerator(mixed_precision, device, skips=scheme.skips)
     open_ended = epochs is None and steps is not None
-    epochs, total_steps = _length(train, epochs, steps, accumulate)
+    epochs, total_steps = run_length(train, epochs, steps, accumulate)
     _check(scheme, accelerator, compile=compile, log_gradients=log_gradients)
     run = Run(scheme, None if folder is None else Path(folder), epochs, total_steps, log_every, open_ended=open_ended)
     tests = _tests(scheme, accelerator) if prequential else None
@@ -219,7 +219,12 @@ def _set_up(scheme: Scheme, train: Iterable[Any], device: torch.device) -> None:
         scheme.setup(Batch.of(first_batch(train)).to(device))
 
 
-def _length(train: Iterable[Any], epochs: int | None, steps: int | None, accumulate: int) -> tuple[int, int]:
+def run_length(train: Iterable[Any], epochs: int | None, steps: int | None, accumulate: int) -> tuple[int, int]:
+    """The epochs and the optimizer steps that :func:`fit` will take.
+
+    Raises:
+        ValueError: a number below 1, data without a batch, or data without a length and no ``steps``.
+    """
     for name, value in (("epochs", epochs), ("steps", steps), ("accumulate", accumulate)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name} must be an integer >= 1, got {value!r}")

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from kdx import evaluation, rng
 from kdx.assistants.base import ModelRef, Stage, Structure
+from kdx.batch import Batch
 from kdx.checkpoint import atomic_write, export_weights, load_weights
 from kdx.cost import measure_cost
 from kdx.datasets.view import View
 from kdx.experiment_data import ExperimentData
-from kdx.experiment_plan import ref_of, train_of
+from kdx.experiment_plan import locating, ref_of, train_of
 from kdx.flops import count_flops
 from kdx.loop import fit
 from kdx.recipe import Component, KnowledgeTerm, Recipe
@@ -32,9 +34,9 @@ from kdx.stage_store import store_views, stored_teacher
 from kdx.students.contract import Contract
 from kdx.tasks import task_kind
 from kdx.teacher_cache import TeacherCache
-from kdx.teachers import Frozen, Teacher
+from kdx.teachers import Frozen, Stored, Teacher
 
-__all__ = ["StageRunner", "read_json", "write_json"]
+__all__ = ["StageRunner", "named", "read_json", "write_json"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RESULT, MODEL, START = "result.json", "model.json", "start.safetensors"
@@ -131,7 +133,8 @@ class StageRunner:
 
     def build(self, ref: ModelRef) -> nn.Module:
         """A new model for the shapes of the data."""
-        model: nn.Module = self.plugins.make("model", ref.name, **ref.options, **self.data.shape)
+        with locating(f"model ({ref.name})"):
+            model: nn.Module = self.plugins.make("model", ref.name, **ref.options, **self.data.shape)
         return model
 
     def parameters(self, ref: ModelRef) -> int:
@@ -206,17 +209,19 @@ class StageRunner:
             given["teachers"] = self._teachers(stage, along=target.trains_teacher)
         if "qualities" in wants:
             given["qualities"] = {name: self.quality(name) for name in stage.teachers}
-        scheme: Scheme = target(**given, **component.options)
+        with locating(f"stage {stage.name}: scheme ({component.name})"):
+            scheme: Scheme = target(**given, **component.options)
         return scheme
 
     def _knowledge(self, stage: Stage) -> dict[str, Any]:
         terms: Mapping[str, KnowledgeTerm] = self.recipe.knowledge
         if stage.knowledge is not None:
             terms = {name: KnowledgeTerm.model_validate(term) for name, term in stage.knowledge.items()}
-        return {
-            name: (term.weight, self.plugins.make("knowledge", term.name, **term.options))
-            for name, term in terms.items()
-        }
+        made = {}
+        for name, term in terms.items():
+            with locating(f"stage {stage.name}: knowledge.{name} ({term.name})"):
+                made[name] = (term.weight, self.plugins.make("knowledge", term.name, **term.options))
+        return made
 
     def _peers(self, student: ModelRef) -> list[ModelRef]:
         """The peers beside the student."""
@@ -238,11 +243,13 @@ class StageRunner:
                 if weights := sections[name].weights:
                     load_weights(teachers[key], weights)
             elif section and section.store:
-                folder = self.folder / name
-                teachers[key] = stored_teacher(self.recipe, self.data.few, self.model(name), name, folder, self.tell)
+                teachers[key] = self._stored(name)
             else:
                 teachers[key] = _frozen(self.model(name), section)
         return teachers
+
+    def _stored(self, name: str) -> Stored:
+        return stored_teacher(self.recipe, self.data.few, self.model(name), name, self.folder / name, self.tell)
 
     def _train(self, stage: Stage, scheme: Scheme, weights: Path) -> dict[str, Any]:
         """Trains or loads the stage's model and leaves its weights in the folder."""
@@ -281,21 +288,17 @@ class StageRunner:
 
     def _fit(self, stage: Stage, scheme: Scheme) -> Run:
         train = train_of(stage, self.recipe)
-        rows = stage.rows or {"teacher": "all", "assistant": "few", "distilled": "few"}.get(stage.role, "labelled")
-        data: View = getattr(self.data, rows)
-        if views := store_views(self.recipe, stage.teachers):
-            data = data.cycling(views)
         return fit(
             scheme,
-            self.data.training(data, train.batch_size, scheme),
+            self._batches(stage, scheme),
             epochs=None if train.steps else train.epochs,
             steps=train.steps,
             prequential=self.recipe.data.stream is not None,
             evaluate=self.data.evaluation(self.data.validation),
             metrics=self.task.metrics,
             select=self.task.metric if stage.select else None,
-            optimizer=_named(train.optimizer),
-            schedule=_named(train.schedule) if train.schedule else None,
+            optimizer=named(train.optimizer),
+            schedule=named(train.schedule) if train.schedule else None,
             accumulate=train.accumulate,
             clip_grad_norm=train.clip_grad_norm,
             mixed_precision=train.mixed_precision,
@@ -306,6 +309,13 @@ class StageRunner:
             observers=self.observers,
         )
 
+    def _batches(self, stage: Stage, scheme: Scheme) -> DataLoader[Batch]:
+        rows = stage.rows or {"teacher": "all", "assistant": "few", "distilled": "few"}.get(stage.role, "labelled")
+        data: View = getattr(self.data, rows)
+        if views := store_views(self.recipe, stage.teachers):
+            data = data.cycling(views)
+        return self.data.training(data, train_of(stage, self.recipe).batch_size, scheme)
+
 
 def _frozen(model: nn.Module, section: TeacherSection | None) -> Frozen:
     if section is None:
@@ -314,7 +324,8 @@ def _frozen(model: nn.Module, section: TeacherSection | None) -> Frozen:
     return Frozen(model, train_mode=section.batch_statistics, dtype=dtype, device=section.device)
 
 
-def _named(component: Component) -> dict[str, Any]:
+def named(component: Component) -> dict[str, Any]:
+    """A component as :func:`kdx.fit` takes optimizers and schedules."""
     return {"name": component.name, **component.options}
 
 

@@ -31,6 +31,7 @@ LAYERS = [
     {"teacher_cache"},
     {"stage_store"},
     {"stage_runner"},
+    {"rehearsal"},
     {"experiment", "caching"},
     {"cli_output"},
     {"cli_show", "cli_student"},

@@ -176,7 +176,11 @@ def test_a_scheme_that_trains_its_teacher_is_given_a_new_one_and_no_stage_trains
     Along.given.clear()
     summary = run(scheme={"name": "along"}, teacher={"model": TINY["teacher"]["model"]})
     assert list(summary["stages"]) == ["alone", "distilled"]
-    assert [type(teacher).__name__ for teacher in Along.given] == ["MLP"]
+    assert [type(teacher).__name__ for teacher in Along.given] == [
+        "MLP",
+        "MLP",
+    ]  # to see that it can be built, to train
+    assert len({id(teacher) for teacher in Along.given}) == 2
 
 
 def test_hint_then_distil_goes_on_from_the_hint_stages_weights(run, tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""The stages of an experiment built once before any is trained, so that what their parts refuse is known by then."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import nn
+from typing_extensions import override
+
+from kdx import rng
+from kdx.assistants.base import ModelRef, Stage
+from kdx.datasets.view import View
+from kdx.experiment_plan import locating, train_of
+from kdx.loop import run_length
+from kdx.optim import make_optimizer, make_schedule
+from kdx.stage_runner import StageRunner, named
+from kdx.stage_store import write_stage_store
+from kdx.teachers import Stored
+
+__all__ = ["rehearse", "rehearse_store"]
+
+ROWS = 2
+"""Training rows of which a store is written."""
+
+
+def rehearse(runner: StageRunner) -> None:
+    """Builds what every stage will train, with new models in place of trained ones; trains, keeps and draws nothing.
+
+    Of a stage whose student or teacher is made from a trained model only the knowledge is built.
+
+    Raises:
+        RecipeError: a model, a scheme, a knowledge component, an optimizer or a schedule refuses its options.
+        KdxError: a tap that there is not, outputs that cannot be stored, weights that cannot be loaded.
+    """
+    with TemporaryDirectory() as folder, rng.isolated():
+        rehearsal = _Rehearsal(runner, Path(folder))
+        for stage in runner.stages.values():
+            rehearsal.build_stage(stage)
+
+
+def rehearse_store(runner: StageRunner, teacher: str) -> None:
+    """Stores some of what a teacher that is not trained yet says, and forgets it.
+
+    Raises:
+        KdxError: see :func:`rehearse`.
+    """
+    with TemporaryDirectory() as folder, rng.isolated():
+        _Rehearsal(runner, Path(folder))._stored(teacher)
+
+
+class _Rehearsal(StageRunner):
+    """A runner for which no stage has been trained.
+
+    Args:
+        runner: whose stages are built.
+        folder: for stores.
+    """
+
+    def __init__(self, runner: StageRunner, folder: Path) -> None:
+        super().__init__(runner.recipe, folder, list(runner.stages.values()), runner.cache)
+        self.data = runner.data
+
+    def build_stage(self, stage: Stage) -> None:
+        """Builds the models, the scheme, the batches, the optimizer and the schedule of a stage."""
+        if not all(isinstance(self.stages[name].model, ModelRef) for name in (stage.name, *stage.teachers)):
+            if stage.role in ("assistant", "distilled"):
+                self._knowledge(stage)
+            return
+        scheme = self._scheme(stage, self.ref(stage.name))
+        if stage.role == "untrained":
+            return
+        train = train_of(stage, self.recipe)
+        with locating(f"stage {stage.name}: train"):
+            batches = self._batches(stage, scheme)
+            epochs, steps = run_length(batches, None if train.steps else train.epochs, train.steps, train.accumulate)
+            optimizer = make_optimizer(named(train.optimizer), scheme.parameters())
+            make_schedule(named(train.schedule) if train.schedule else None, optimizer, steps=steps, epochs=epochs)
+
+    @override
+    def model(self, stage: str) -> nn.Module:
+        return self.build(self.ref(stage))
+
+    @override
+    def quality(self, stage: str) -> float:
+        return 1.0
+
+    @override
+    def _student(self, stage: Stage, model: ModelRef) -> nn.Module:
+        return super()._student(replace(stage, start=None), model)
+
+    @override
+    def _stored(self, name: str) -> Stored:
+        section = self.recipe.all_teachers.get(name, self.recipe.teacher)
+        assert section is not None
+        assert section.store is not None
+        rows = View(self.data.few.dataset, self.data.few.indices[:ROWS])
+        store = section.store.model_copy(update={"views": 1})
+        return Stored(write_stage_store(self.recipe, rows, self.model(name), store, self.folder / name))
