@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,9 @@ SAMPLED = 64
 class TeacherCache:
     """A folder of trained teachers, one subfolder each, named by the hash of its key.
 
-    The key is the model, the shapes, the rows with their labels and a sample of their pixels, the task, the training,
-    the seed, the number of threads, and the version of kdx and of this format: whatever of it changes, the teacher is
-    trained anew. An entry appears whole or not at all.
+    The key is the model (of a file that its options name the content, not the path), the shapes, the rows with their
+    labels and a sample of their pixels, the task, the training, the seed, the number of threads, and the version of kdx
+    and of this format: whatever of it changes, the teacher is trained anew. An entry appears whole or not at all.
 
     Args:
         folder: where; it need not exist.
@@ -51,7 +51,7 @@ class TeacherCache:
         key = {
             "format": FORMAT,
             "kdx": __version__,
-            "model": {"name": stage.model.name, **stage.model.options},
+            "model": {"name": stage.model.name, **_with_contents(stage.model.options)},
             "shape": data.shape,
             # which labels the student may see and how rows are fetched are nothing to the teacher
             "data": recipe.data.model_dump(mode="json", exclude={"labelled", "workers"}),
@@ -114,6 +114,17 @@ class Entry:
                 raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def _with_contents(value: Any) -> Any:
+    """Options in which the hash of its content stands for the path of every file."""
+    if isinstance(value, Mapping):
+        return {key: _with_contents(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_contents(item) for item in value]
+    if isinstance(value, str | Path) and os.path.isfile(value):  # unlike Path.is_file, false for a text that is no path
+        return {"sha256": _sha256(Path(value))}
+    return value
 
 
 def _fingerprint(view: View) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,24 @@ def test_a_teacher_is_reused_by_hash_and_a_changed_key_trains_anew(run, tmp_path
     for name, change in changes.items():
         assert "seconds" in run(name, **change)["stages"]["teacher"], name
     assert len(list((tmp_path / ".teachers").iterdir())) == len(changes)  # one each, none for reuse=False
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["option", "nested"])
+def test_a_teacher_built_from_a_file_is_known_by_what_is_in_the_file_and_not_by_its_path(
+    nested: bool, run, tmp_path: Path
+) -> None:
+    def teacher(path: Path, dropout: float) -> dict:
+        base = {"name": "mlp", "hidden": [24, 16], "dropout": dropout}  # the shapes of its weights are the same
+        path.write_text(json.dumps({"base": base, "edits": []}))
+        model = {"name": "derived", "config": str(path)}
+        if nested:
+            model = {"name": "residual-sum", "student": model, "assistant": {"name": "mlp", "hidden": [4]}}
+        return {**TINY["teacher"], "model": model}
+
+    assert "seconds" in run("one", teacher=teacher(tmp_path / "a.json", 0.0))["stages"]["teacher"]
+    assert "seconds" in run("two", teacher=teacher(tmp_path / "a.json", 0.5))["stages"]["teacher"]
+    assert "reused" in run("three", teacher=teacher(tmp_path / "b.json", 0.5))["stages"]["teacher"]
+    assert "reused" in run("four", teacher=teacher(tmp_path / "a.json", 0.0))["stages"]["teacher"]
 
 
 def test_the_distilled_student_is_the_same_whether_its_teacher_was_trained_or_reused(run, tmp_path: Path) -> None:
