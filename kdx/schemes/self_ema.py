@@ -21,9 +21,10 @@ class EmaTeacher(Offline):
     """The exponential moving average of the student's weights teaches the student (mean teacher).
 
     Total: ``w task(z, y) + w_k knowledge(z, z_m)``, by default soft targets at T = 1 with weight 1. After optimizer
-    step t: ``m <- a_t m + (1 - a_t) w``, ``a_t = min(decay, 1 - 1 / t)``: a plain mean at first, as in the authors'
-    code. BatchNorm's running statistics are averaged as the weights are, and the average answers in evaluation mode
-    (the authors let it gather statistics of its own, in training mode). It is saved with the scheme and not exported.
+    step t: ``m <- a_t m + (1 - a_t) w``, ``a_t = min(decay, 1 - 1 / (t + 1))``: a plain mean at first, of the initial
+    weights too, as in the authors' code. BatchNorm's running statistics are averaged as the weights are, and the
+    average answers in evaluation mode (the authors let it gather statistics of its own, in training mode). It is saved
+    with the scheme and not exported.
 
     It learns from unlabelled rows too. The paper compares probabilities by their mean squared error and raises the
     weight over the first epochs; in a recipe ``weight: {kind: warmup, to: 1.0, steps: 500}`` does the latter. Both

@@ -20,10 +20,10 @@ __all__ = ["EMA"]
 class EMA(ModelTeacher):
     """The mean teacher: an exponential moving average of the student's weights, in evaluation mode.
 
-    After optimizer step t (from 1): ``m <- a_t m + (1 - a_t) w`` with ``a_t = min(decay, 1 - 1 / t)``, so that the
-    first steps are a plain mean, as in the authors' code; ``warm_up=False`` takes ``decay`` at once. BatchNorm's
-    running statistics are averaged as the weights are (the authors let the teacher gather its own); counters are
-    copied.
+    After optimizer step t (from 1): ``m <- a_t m + (1 - a_t) w`` with ``a_t = min(decay, 1 - 1 / (t + 1))``, as in the
+    authors' code, which counts the step before it averages. So at first m is the plain mean of the initial weights and
+    those after each step; ``warm_up=False`` takes ``decay`` at once. BatchNorm's running statistics are averaged as the
+    weights are (the authors let the teacher gather its own); counters are copied.
 
     The average starts as a copy of the student, is saved with the scheme, moves with it and is never trained or
     exported. :func:`kdx.fit` calls ``scheme.step_end``; in a loop of one's own call it after each optimizer step.
@@ -37,7 +37,8 @@ class EMA(ModelTeacher):
     Raises:
         ValueError: ``decay`` is outside [0, 1).
 
-    Paper: Tarvainen, Valpola, Mean teachers are better role models, NeurIPS 2017, https://arxiv.org/abs/1703.01780.
+    Paper: Tarvainen, Valpola, Mean teachers are better role models, NeurIPS 2017, https://arxiv.org/abs/1703.01780;
+    code: https://github.com/CuriousAI/mean-teacher (the teacher begins there with random weights of its own).
 
     Example:
         >>> student = torch.nn.Linear(1, 1, bias=False)
@@ -71,7 +72,7 @@ class EMA(ModelTeacher):
     @override
     @torch.no_grad()
     def step_end(self, step: int, total: int) -> None:
-        decay = min(self.decay, 1 - 1 / step) if self.warm_up else self.decay
+        decay = min(self.decay, 1 - 1 / (step + 1)) if self.warm_up else self.decay
         student = unwrap(self._student[0])
         own = chain(self.average.parameters(), self.average.buffers())  # tied ones once
         for mean, now in zip(own, chain(student.parameters(), student.buffers()), strict=True):

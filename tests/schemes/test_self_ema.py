@@ -25,19 +25,31 @@ class Watch:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_average_follows_every_optimizer_step_statistics_of_batchnorm_included(net, images, accumulate) -> None:
     scheme = EmaTeacher(net(), decay=0.75)
+    start = {name: value.double().clone() for name, value in scheme.student.state_dict().items()}
     watch = Watch()
     loader = DataLoader(TensorDataset(*images), 16)
     kdx.fit(scheme, loader, epochs=1, accumulate=accumulate, observers=[watch], optimizer="SGD", device="cpu")
     assert len(watch.students) == 6 // accumulate
     for name, found in scheme.teacher.average.state_dict().items():
-        mean = watch.students[0][name]  # a_1 = 0
-        for step, student in enumerate(watch.students[1:], start=2):
-            decay = min(0.75, 1 - 1 / step)
+        mean = start[name]
+        for step, student in enumerate(watch.students, start=1):
+            decay = min(0.75, 1 - 1 / (step + 1))
             mean = decay * mean + (1 - decay) * student[name]
         if name == "norm.num_batches_tracked":
             assert found.item() == 6
         else:
             torch.testing.assert_close(found.double(), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_averages_are_plain_means_of_the_initial_and_every_later_student(net, loader) -> None:
+    scheme = EmaTeacher(net(), decay=0.999)
+    weights, watch = [scheme.student.fc.weight.detach().double().clone()], Watch()
+    kdx.fit(scheme, loader, epochs=1, observers=[watch], optimizer="SGD", device="cpu")
+    weights += [student["fc.weight"] for student in watch.students]
+    assert len(weights) > 3
+    torch.testing.assert_close(
+        scheme.teacher.average.fc.weight.double(), torch.stack(weights).mean(0), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_value_defaults_and_who_gets_a_gradient(net, batch) -> None:

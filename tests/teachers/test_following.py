@@ -84,7 +84,7 @@ def test_a_step_trains_the_student_alone(net, batch, source) -> None:
 
 def test_the_average_is_what_its_formula_says(net) -> None:
     student = net(4)
-    teacher = EMA(student, decay=0.5)
+    teacher = EMA(student, decay=0.75)
     expected = student.fc.weight.detach().double().clone()
     running = student.norm.running_var.double().clone()
     for step in range(1, 5):
@@ -93,7 +93,7 @@ def test_the_average_is_what_its_formula_says(net) -> None:
             student.norm.running_var.mul_(1.5)
             student.norm.num_batches_tracked.add_(1)
         teacher.step_end(step, 4)
-        decay = min(0.5, 1 - 1 / step)
+        decay = min(0.75, 1 - 1 / (step + 1))  # 1/2, 2/3, 3/4, 3/4
         expected = decay * expected + (1 - decay) * student.fc.weight.double()
         running = decay * running + (1 - decay) * student.norm.running_var.double()
     torch.testing.assert_close(teacher.average.fc.weight.double(), expected.detach(), rtol=1e-5, atol=1e-6)
