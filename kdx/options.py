@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from kdx.errors import RecipeError, nearest
 
-__all__ = ["Option", "check_options", "options_of", "problems"]
+__all__ = ["Option", "check_options", "check_takes", "options_of", "problems"]
 
 _REQUIRED = object()
 
@@ -89,6 +89,20 @@ def check_options(
     except ValidationError as error:
         raise RecipeError("; ".join(f"{what}.{line}" for line in problems(error))) from error
     return {name: getattr(values, name) for name in options}
+
+
+def check_takes(what: str, target: Callable[..., Any], given: Iterable[str]) -> None:
+    """Checks that a component has the parameters that kdx fills in itself.
+
+    Raises:
+        RecipeError: one is missing; the message begins with ``what``.
+    """
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    if missing := sorted(set(given) - parameters.keys()):
+        known = ", ".join(parameters) or "none"
+        raise RecipeError(f"{what}: it has to take {missing[0]}, which kdx gives; its parameters are {known}")
 
 
 def problems(error: ValidationError) -> list[str]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from yaml import YAMLError
 
 from kdx.errors import RecipeError, UnknownNameError, nearest
-from kdx.options import check_options, problems
+from kdx.options import check_options, check_takes, problems
 from kdx.registry import Kind, default_plugins
 from kdx.weights import Balanced, Cosine, Warmup
 
@@ -379,7 +379,9 @@ def check_component(path: str, kind: Kind, component: Component) -> Any:
         target = default_plugins().load(kind, component.name)
     except UnknownNameError as error:
         raise RecipeError(f"{path}.name: {error}") from error
-    check_options(f"{path} ({component.name})", target, component.options, supplied=SUPPLIED.get(kind, frozenset()))
+    where, supplied = f"{path} ({component.name})", SUPPLIED.get(kind, frozenset())
+    check_options(where, target, component.options, supplied=supplied)
+    check_takes(where, target, () if kind == "scheme" else supplied)  # a scheme gets what its signature names
     return target
 
 

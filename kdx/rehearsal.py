@@ -6,15 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import nn
 from typing_extensions import override
 
 from kdx import rng
 from kdx.assistants.base import ModelRef, Stage
+from kdx.capture import call, logits_of
 from kdx.datasets.view import View
+from kdx.errors import RecipeError
 from kdx.experiment_plan import locating, train_of
 from kdx.loop import run_length
 from kdx.optim import make_optimizer, make_schedule
+from kdx.schemes.base import evaluating
 from kdx.stage_runner import StageRunner, named
 from kdx.stage_store import write_stage_store
 from kdx.teachers import Stored
@@ -31,7 +35,8 @@ def rehearse(runner: StageRunner) -> None:
     Of a stage whose student or teacher is made from a trained model only the knowledge is built.
 
     Raises:
-        RecipeError: a model, a scheme, a knowledge component, an optimizer or a schedule refuses its options.
+        RecipeError: a model, a scheme, a knowledge component, an optimizer or a schedule refuses its options; a model
+            gives no logits for the data.
         KdxError: a tap that there is not, outputs that cannot be stored, weights that cannot be loaded.
     """
     with TemporaryDirectory() as folder, rng.isolated():
@@ -61,6 +66,7 @@ class _Rehearsal(StageRunner):
     def __init__(self, runner: StageRunner, folder: Path) -> None:
         super().__init__(runner.recipe, folder, list(runner.stages.values()), runner.cache)
         self.data = runner.data
+        self.fitting: list[ModelRef] = []
 
     def build_stage(self, stage: Stage) -> None:
         """Builds the models, the scheme, the batches, the optimizer and the schedule of a stage."""
@@ -68,7 +74,11 @@ class _Rehearsal(StageRunner):
             if stage.role in ("assistant", "distilled"):
                 self._knowledge(stage)
             return
-        scheme = self._scheme(stage, self.ref(stage.name))
+        ref = self.ref(stage.name)
+        if ref not in self.fitting:
+            self._check_logits(ref)
+            self.fitting.append(ref)
+        scheme = self._scheme(stage, ref)
         if stage.role == "untrained":
             return
         train = train_of(stage, self.recipe)
@@ -77,6 +87,14 @@ class _Rehearsal(StageRunner):
             epochs, steps = run_length(batches, None if train.steps else train.epochs, train.steps, train.accumulate)
             optimizer = make_optimizer(named(train.optimizer), scheme.parameters())
             make_schedule(named(train.schedule) if train.schedule else None, optimizer, steps=steps, epochs=epochs)
+
+    def _check_logits(self, ref: ModelRef) -> None:
+        """Runs a new model on one sample."""
+        model = self.build(ref)
+        with evaluating(model), torch.no_grad():
+            found = list(logits_of(call(model, self.example)).shape)
+        if found != (expected := [1, self.data.shape["num_classes"]]):
+            raise RecipeError(f"model ({ref.name}): expected logits {expected} for one sample of the data, got {found}")
 
     @override
     def model(self, stage: str) -> nn.Module:

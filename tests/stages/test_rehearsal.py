@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import kdx
 from kdx.assistants.base import ModelRef, Stage
 from kdx.caching import cache_teacher
 from kdx.errors import CaptureError, KdxError, RecipeError, StoreError
 from kdx.experiment import Experiment
-from kdx.hookspecs import hookimpl
+from kdx.hookspecs import Spec, hookimpl
+from kdx.registry import default_plugins
 from tests.stages.tiny import TINY, recipe
 
 
@@ -126,3 +128,60 @@ def test_trying_draws_no_random_number(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     Experiment(recipe(teacher=stored("sample:3")), tmp_path / "run")._claim(resume=False, force=False)
     assert torch.get_rng_state().equal(state)
+
+
+class Odd(nn.Module):
+    """A model whose output is not that of a classifier of the data."""
+
+    def __init__(self, gives: str, num_classes: int = 10, input_shape: tuple[int, ...] = (1, 8, 8)) -> None:
+        super().__init__()
+        self.gives = gives
+        self.fc = nn.Linear(64, 7 if gives == "other classes" else num_classes)
+
+    def forward(self, x):
+        logits = self.fc(x.flatten(1))
+        return {"other classes": logits, "a map": logits[:, :, None], "nothing": None}[self.gives]
+
+
+def narrow(width: int = 3) -> nn.Module:
+    return nn.Linear(width, width)
+
+
+@pytest.fixture
+def odd_models():
+    """Registers the models of this file."""
+
+    class Plugin:
+        @hookimpl
+        def kdx_models(self):
+            return [Spec("odd", f"{__name__}:Odd", "for a test"), Spec("narrow", f"{__name__}:narrow", "for a test")]
+
+    plugins, made = default_plugins(), Plugin()
+    plugins.register(made, "odd-models")
+    yield
+    plugins.manager.unregister(made)
+    plugins.infos = [info for info in plugins.infos if info.name != "odd-models"]
+    plugins._components = {}
+
+
+@pytest.mark.usefixtures("odd_models")
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"name": "odd", "gives": "other classes"},
+            r"model \(odd\): expected logits \[1, 10\] for one sample of the data, got \[1, 7\]",
+        ),
+        ({"name": "odd", "gives": "a map"}, r"expected logits \[1, 10\] for one sample of the data, got \[1, 10, 1\]"),
+        ({"name": "odd", "gives": "nothing"}, "the model returned NoneType without logits"),
+        (
+            {"name": "narrow"},
+            r"student.model \(narrow\): it has to take input_shape, which kdx gives; its parameters are width",
+        ),
+    ],
+    ids=["other classes", "a map", "nothing", "parameters"],
+)
+def test_a_model_that_does_not_fit_the_data_is_found_before_anything_is_trained(model, message, tmp_path: Path) -> None:
+    with pytest.raises(KdxError, match=message):
+        Experiment(recipe(student={"model": model}), tmp_path / "run", [NoStep()]).run()
+    assert not (tmp_path / "run").exists()
