@@ -23,7 +23,7 @@ struct Clamp<float> {
 };
 #endif
 
-// Huber's influence function; where it swallows a NaN, the loss term still carries it.
+// Huber's influence function. It may swallow a NaN, which the loss term still carries: gradients take it from there.
 template <class T>
 KDX_HD T huber_slope(T z, T delta) {
   return Clamp<T>::symmetric(z, delta);

@@ -49,15 +49,22 @@ struct Grid {
     }
   }
 
-  // f(local panel j, local panels [i0, i1)) for columns of at most kSide tiles that cover the set, a square of kSide^2
-  // tiles after the other: their panels are read from L2 again and again.
+  // Tiles on a side of each_column's squares. Their panels are read from L2 again and again: 512 coordinates of a panel
+  // take 48 to 64 KB. Wide squares prepare fewer columns, where every thread still finds work.
+  int64_t side() const {
+    constexpr int64_t kNarrow = 4, kWide = 8;
+    return panels * ceil_div(panels, kWide) >= 8 * threads ? kWide : kNarrow;
+  }
+
+  // f(local panel j, local panels [i0, i1)) for columns of at most side() tiles that cover the set, one square of tiles
+  // after the other.
   template <class F>
   void each_column(const TileSet& set, F f) const {
-    constexpr int64_t kSide = 4;
+    const int64_t side = this->side();
     std::vector<std::pair<int64_t, int64_t>> order;
-    for (int64_t bj = 0; bj < set.count_j; bj += kSide) {
-      for (int64_t bi = 0; bi < set.count_i; bi += kSide) {
-        for (int64_t j = bj; j < set.count_j && j < bj + kSide; ++j) {
+    for (int64_t bj = 0; bj < set.count_j; bj += side) {
+      for (int64_t bi = 0; bi < set.count_i; bi += side) {
+        for (int64_t j = bj; j < set.count_j && j < bj + side; ++j) {
           if (!set.diagonal || bi <= j) order.push_back({bi, j});
         }
       }
@@ -67,7 +74,7 @@ struct Grid {
     for (int64_t at = 0; at < size; ++at) {
       const auto [i0, j] = order[static_cast<std::size_t>(at)];
       const int64_t end = set.diagonal ? j + 1 : set.count_i;
-      f(j, i0, i0 + kSide < end ? i0 + kSide : end);
+      f(j, i0, i0 + side < end ? i0 + side : end);
     }
   }
 

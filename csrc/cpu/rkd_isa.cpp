@@ -9,6 +9,8 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "cpu/rkd_angle.h"
@@ -49,7 +51,6 @@ class Relational {
       teacher_ = teacher();
       student_ = student();
     }
-    if (gradient_) student_.prepare_for_v(resident(), threads_);
     if (distance_) {
       if (!resident()) sum_distances();
       inv_mu_ = inverse_mean(total_.student, total_.student_count);
@@ -65,6 +66,9 @@ class Relational {
     if (distance_) loss += op_.distance_weight * (total_.loss / pairs);
     if (angle_) loss += op_.angle_weight * (angle_loss_ / (pairs * static_cast<double>(n_)));
     *static_cast<T*>(op_.loss) = static_cast<T>(loss);
+    if (gradient_ && std::isnan(loss)) {
+      std::fill_n(static_cast<T*>(op_.grad), n_ * student_.depth(), std::numeric_limits<T>::quiet_NaN());
+    }
   }
 
  private:
@@ -300,56 +304,9 @@ class Relational {
   }
 
   void multiply(const TileSet& set, const T* v) {
-    multiply(set, v, true);
-    if (!set.diagonal) multiply(set, v, false);
-  }
-
-  // Rows of block i (or of block j) of 2 (diag(V 1) - V) X, with the columns of the other one.
-  void multiply(const TileSet& set, const T* v, bool rows_of_i) {
-    const int64_t first_row = rows_of_i ? set.first_i : set.first_j, rows = rows_of_i ? set.count_i : set.count_j;
-    const int64_t first_column = rows_of_i ? set.first_j : set.first_i, columns = rows_of_i ? set.count_j : set.count_i;
-    std::vector<VTile<T>> tiles(static_cast<std::size_t>(rows * columns));
-    std::vector<double> degree(static_cast<std::size_t>(rows * E));
-#pragma omp parallel for num_threads(threads_) schedule(static)
-    for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t column = 0; column < columns; ++column) {
-        const bool turned = set.diagonal ? column < row : !rows_of_i;
-        const T* data = v + (turned ? set.slot(column, row) : set.slot(row, column)) * kTile<T>;
-        tiles[static_cast<std::size_t>(row * columns + column)] = {data, turned};
-      }
-      degrees(tiles.data() + row * columns, columns, degree.data() + row * E);
-    }
-    // Blocks of products, whose V and coordinates are read from L2 again and again. The engine takes wider ones,
-    // because V is split anew for each; their width does not show in the result.
-    constexpr int64_t kSide = 4;
-    const int64_t groups = student_.groups(), share = ceil_div(groups * ceil_div(rows, kSide), threads_);
-    const int64_t width = student_.on_engine() ? std::clamp(share, kSide, 4 * kSide) : kSide;
-    const int64_t across = ceil_div(groups, width);
-#pragma omp parallel for num_threads(threads_) schedule(dynamic)
-    for (int64_t block = 0; block < ceil_div(rows, kSide) * across; ++block) {
-      const int64_t g0 = block % across * width, row0 = block / across * kSide, row1 = std::min(rows, row0 + kSide);
-      Buffer<uint16_t> left;
-      if constexpr (sizeof(T) == 4) {
-        if (student_.on_engine()) {
-          left = Buffer<uint16_t>((row1 - row0) * columns * matrix::kBlock);
-          split_tiles(tiles.data() + row0 * columns, (row1 - row0) * columns, left.get());
-        }
-      }
-      for (int64_t g = g0; g < std::min(groups, g0 + width); ++g) {
-        for (int64_t row = row0; row < row1; ++row) {
-          alignas(64) T sum[kTile<T>];
-          if (student_.on_engine()) {
-            matrix::multiply(left.get() + (row - row0) * columns * matrix::kBlock, student_.right_of_v(first_column, g),
-                             groups, columns, reinterpret_cast<float*>(sum));
-          } else {
-            v_times(tiles.data() + row * columns, columns, student_.coordinates(g) + first_column * E * E, sum);
-          }
-          const int64_t i0 = (first_row + row) * E;
-          write_gradient(sum, degree.data() + row * E, student_, g, i0, !resident(),
-                         static_cast<T*>(op_.grad) + i0 * student_.depth());
-        }
-      }
-    }
+    const bool add = !resident();
+    multiply_rows(set, v, true, student_, add, threads_, static_cast<T*>(op_.grad));
+    if (!set.diagonal) multiply_rows(set, v, false, student_, add, threads_, static_cast<T*>(op_.grad));
   }
 
   const Rkd& op_;

@@ -4,7 +4,8 @@
 //   columns      [panel][D][kEdge]        a panel transposed: a tile of pairs reads one coordinate of kEdge points at
 //                                         once
 //   coordinates  [D / kEdge][N][kEdge]    kEdge coordinates of every point: the product with V reads these
-// On a matrix engine (cpu/matrix.h) blocks of kEdge points and kEdge coordinates take their place.
+// On a matrix engine (cpu/matrix.h) panels of digits take the place of columns, and coordinates are read from the
+// input.
 #pragma once
 
 #include <algorithm>
@@ -94,27 +95,19 @@ class Points {
     if constexpr (sizeof(T) == 4) {
       if (by_products_) {
         norms_ = Buffer<double>(panels * E);
-        std::fill_n(norms_.get() + n_, panels * E - n_, 0.0);
-        const bool fits = measure_points(threads);
-        on_engine_ = kForEngine && isa() >= kAmx && fits;
-      }
-    }
-    if (on_engine_) {
-      blocks_ = Buffer<uint16_t>(panels * groups() * matrix::kBlock);
-    } else {
-      columns_ = Buffer<T>(panels * E * depth_);
-      if (coordinates) coordinates_ = Buffer<T>(groups() * panels * E * E);
-    }
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t p = 0; p < panels; ++p) {
-      if constexpr (kForEngine) {
-        if (on_engine_) {
-          pack_blocks(p);
-          continue;
+        if (kForEngine && isa() >= kAmx) {
+          units_ = Buffer<float>(panels * E);
+          digits_ = Buffer<int8_t>(panels * panel_bytes());
         }
+        on_engine_ = measure_points(threads) && digits_.get();
+        if (on_engine_) return;
+        digits_ = {};
       }
-      pack(p);
     }
+    columns_ = Buffer<T>(panels * E * depth_);
+    if (coordinates) coordinates_ = Buffer<T>(groups() * panels * E * E);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t p = 0; p < panels; ++p) pack(p);
   }
 
   int64_t size() const { return n_; }
@@ -130,27 +123,14 @@ class Points {
   bool by_products() const { return by_products_; }
   const double* norms(int64_t p) const { return norms_.get() + p * E; }
 
-  // Whether the matrix engine multiplies; then there are blocks instead of panels and coordinates, centred.
+  // Whether the matrix engine multiplies; then there are digits, centred, instead of panels and coordinates.
   bool on_engine() const { return on_engine_; }
   const T* centre() const { return centre_.get(); }
   int64_t stride() const { return stride_; }  // of row()
-  const uint16_t* left(int64_t p) const { return blocks_.get() + p * groups() * matrix::kBlock; }
-  // The panels from p on as right operands of the product with V, group g; those of a group are groups() blocks apart.
-  const uint16_t* right_of_v(int64_t p, int64_t g) const {
-    return (for_v_.get() ? for_v_.get() : blocks_.get()) + (p * groups() + g) * matrix::kBlock;
-  }
-
-  // Makes right_of_v(); in the place of left() where no more distances are wanted, so that it is found in cache.
-  void prepare_for_v(bool in_place, int threads) {
-    if (!on_engine_) return;
-    const int64_t count = ceil_div(n_, E) * groups();
-    if (!in_place) for_v_ = Buffer<uint16_t>(count * matrix::kBlock);
-    uint16_t* to = in_place ? blocks_.get() : for_v_.get();
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t b = 0; b < count; ++b) {
-      matrix::right_of_same(blocks_.get() + b * matrix::kBlock, to + b * matrix::kBlock);
-    }
-  }
+  int64_t steps() const { return ceil_div(depth_, matrix::kStep); }
+  int64_t panel_bytes() const { return 2 * steps() * matrix::kStepBytes; }
+  const int8_t* digits(int64_t p) const { return digits_.get() + p * panel_bytes(); }
+  const float* units(int64_t p) const { return units_.get() + p * E; }  // of the digits
 
  private:
   static constexpr int E = kEdge<T>, W = kLanes<T>;
@@ -178,63 +158,73 @@ class Points {
     });
   }
 
+  int64_t width() const { return ceil_div(depth_, matrix::kStep) * matrix::kStep; }  // of the centre
+
   // Neither distances nor gradients change when all points move, but a common offset would cost digits. Any origin
   // among the points will do: the mean of some of them.
   void find_centre() {
-    const int64_t width = ceil_div(depth_, E) * E, used = n_ < kSample ? n_ : kSample;
-    centre_ = Buffer<T>(width);
-    Buffer<double> sum(width);
-    for (int64_t d = 0; d < width; ++d) sum.get()[d] = 0;
+    const int64_t used = n_ < kSample ? n_ : kSample;
+    centre_ = Buffer<T>(width());
+    Buffer<double> sum(width());
+    std::fill_n(sum.get(), width(), 0.0);
     for (int64_t k = 0; k < used; ++k) {
       const T* x = row(k * n_ / used);
       double* to = sum.get();
       for (int64_t d = 0; d < depth_; ++d) to[d] += static_cast<double>(x[d]);
     }
     const double share = 1.0 / static_cast<double>(used < 1 ? 1 : used);
-    for (int64_t d = 0; d < width; ++d) centre_.get()[d] = static_cast<T>(sum.get()[d] * share);
+    for (int64_t d = 0; d < width(); ++d) centre_.get()[d] = static_cast<T>(sum.get()[d] * share);
   }
 
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
 
-  // The squared norms of the centred points; and whether all their numbers are finite and the largest lies in the
-  // matrix engine's range. (As bits, NaN is larger than any number.)
+  // The squared norms of the centred points, and their digits if there is room for them; and whether all their numbers
+  // are finite and the largest lies in its range. (As bits, NaN is larger than any number.)
   bool measure_points(int threads) {
     int32_t largest = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(max : largest)
-    for (int64_t i = 0; i < n_; ++i) {
-      Bits of_row{};
-      Lanes<double> norm[2] = {};
-      for (int64_t d = 0; d < depth_; d += W) {
-        const Lanes<T> x = load_part(row(i) + d, depth_ - d) - load(centre_.get() + d);
-        const Bits magnitude = reinterpret_cast<Bits>(x) & 0x7fffffff;
-        of_row = of_row > magnitude ? of_row : magnitude;
-        for (int h = 0; h < 2; ++h) {
-          const Lanes<double> half = half_as_doubles(x, h);
-          norm[h] += half * half;
-        }
+    for (int64_t p = 0; p < padded() / E; ++p) {
+      Buffer<T> filled(width());
+      for (int i = 0; i < E; ++i) {
+        const int64_t at = p * E + i;
+        const T* x = whole_row(at, filled.get());
+        const int32_t of_point = measure_point(x, norms_.get()[at]);
+        largest = of_point > largest ? of_point : largest;
+        if (!digits_.get()) continue;
+        int8_t* panel = digits_.get() + p * panel_bytes();
+        units_.get()[at] = matrix::write_digits(x, centre_.get(), from_bits(of_point), steps(), i, panel);
       }
-      norms_.get()[i] = sum_lanes<double>(norm[0] + norm[1]);
-      for (int l = 0; l < W; ++l) largest = of_row[l] > largest ? of_row[l] : largest;
     }
     return largest >= bits(matrix::kSmallest) && largest <= bits(matrix::kLargest);
   }
 
-  void pack_blocks(int64_t p) {
-    for (int64_t g = 0; g < groups(); ++g) {
-      const T *x = row(p * E) + g * E, *centre = centre_.get() + g * E;
-      int64_t stride = stride_;
-      alignas(64) T edge[E * E];
-      if ((p + 1) * E > n_ || (g + 1) * E > depth_) {  // what is missing becomes 0
-        for (int64_t r = 0; r < E; ++r) {
-          for (int64_t d = 0; d < E; d += W) {
-            const bool inside = p * E + r < n_;
-            store(edge + r * E + d, inside ? load_part(x + r * stride_ + d, depth_ - g * E - d) : load(centre + d));
-          }
-        }
-        x = edge, stride = E;
+  // A point with as many coordinates as the centre; those it does not have are the centre's, which count as 0.
+  const T* whole_row(int64_t i, T* filled) const {
+    if (i >= n_) return centre_.get();
+    if (depth_ == width()) return row(i);
+    std::memcpy(filled, centre_.get(), static_cast<std::size_t>(width()) * sizeof(T));
+    std::memcpy(filled, row(i), static_cast<std::size_t>(depth_) * sizeof(T));
+    return filled;
+  }
+
+  // The squared norm of a centred point, given with whole_row(), and its largest magnitude as bits.
+  int32_t measure_point(const T* x, double& norm) const {
+    Bits magnitudes{};
+    Lanes<double> sum[2] = {};
+    for (int64_t d = 0; d < width(); d += W) {
+      const Lanes<T> y = load(x + d) - load(centre_.get() + d);
+      const Bits magnitude = reinterpret_cast<Bits>(y) & 0x7fffffff;
+      magnitudes = magnitudes > magnitude ? magnitudes : magnitude;
+      for (int h = 0; h < 2; ++h) {
+        const Lanes<double> half = half_as_doubles(y, h);
+        sum[h] += half * half;
       }
-      matrix::split(x, stride, centre, blocks_.get() + (p * groups() + g) * matrix::kBlock);
     }
+    norm = fold_lanes<double>(sum[0] + sum[1]);
+    int32_t lanes[W], largest = 0;
+    std::memcpy(lanes, &magnitudes, sizeof(lanes));
+    for (int l = 0; l < W; ++l) largest = lanes[l] > largest ? lanes[l] : largest;
+    return largest;
   }
 
   void pack(int64_t p) {
@@ -263,7 +253,8 @@ class Points {
   int64_t stride_ = 0;
   Buffer<T> copy_, centre_, columns_, coordinates_;
   Buffer<double> norms_;
-  Buffer<uint16_t> blocks_, for_v_;
+  Buffer<float> units_;
+  Buffer<int8_t> digits_;
 };
 
 }  // namespace KDX_ISA

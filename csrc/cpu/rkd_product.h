@@ -1,6 +1,10 @@
 // dX = 2 (diag(V 1) - V) X by panels of rows and groups of coordinates.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
+#include "cpu/rkd_grid.h"
 #include "cpu/rkd_square.h"
 
 namespace kdx {
@@ -74,11 +78,42 @@ void v_times(const VTile<T>* v, int64_t tiles, const T* x, T* sum) {
 
 // A panel of rows of V as left operands of the matrix engine.
 inline void split_tiles(const VTile<float>* v, int64_t tiles, uint16_t* left) {
-  constexpr float kOrigin[matrix::kSide] = {};
   for (int64_t t = 0; t < tiles; ++t) {
     alignas(64) float turned[kTile<float>];
     if (v[t].turned) transpose_tile(v[t].data, turned);
-    matrix::split(v[t].turned ? turned : v[t].data, matrix::kSide, kOrigin, left + t * matrix::kBlock);
+    matrix::split_left(v[t].turned ? turned : v[t].data, left + t * matrix::kBlock);
+  }
+}
+
+// Group g of the coordinates of panels of points as right operands; what is missing to whole blocks counts as 0.
+inline void split_coordinates(const Points<float>& x, int64_t first_panel, int64_t panels, int64_t g, uint16_t* right) {
+  constexpr int E = kEdge<float>;
+  const float* centre = x.centre() + g * E;
+  const int64_t width = x.depth() - g * E < E ? x.depth() - g * E : E;
+  for (int64_t p = 0; p < panels; ++p) {
+    const int64_t i0 = (first_panel + p) * E, rows = x.size() - i0 < E ? x.size() - i0 : E;
+    if (rows == E && width == E) {
+      matrix::split_right(x.row(i0) + g * E, x.stride(), centre, right + p * matrix::kBlock);
+      continue;
+    }
+    alignas(64) float filled[E * E];
+    for (int64_t r = 0; r < E; ++r) {
+      std::memcpy(filled + r * E, centre, sizeof(float) * E);
+      if (r < rows) std::memcpy(filled + r * E, x.row(i0 + r) + g * E, static_cast<std::size_t>(width) * sizeof(float));
+    }
+    matrix::split_right(filled, E, centre, right + p * matrix::kBlock);
+  }
+}
+
+// `rows` panels of V, one after the other, times those coordinates: sums [rows][kEdge][kEdge]. A run of points stays in
+// cache while every panel meets it.
+inline void v_times_on_engine(const uint16_t* left, int64_t rows, int64_t tiles, const uint16_t* right, float* sums) {
+  for (int64_t t = 0; t < tiles; t += matrix::kRun) {
+    const int64_t run = tiles - t < matrix::kRun ? tiles - t : matrix::kRun;
+    for (int64_t row = 0; row < rows; ++row) {
+      matrix::multiply(left + (row * tiles + t) * matrix::kBlock, right + t * matrix::kBlock, run, t > 0,
+                       sums + row * kTile<float>);
+    }
   }
 }
 
@@ -102,6 +137,76 @@ void write_gradient(const T* sum, const double* degree, const Points<T>& x, int6
       for (int64_t c = 0; c < width; ++c) to[c] += T(2) * (of_i * (xi[c] - origin[c]) - si[c]);
     } else {
       for (int64_t c = 0; c < width; ++c) to[c] = T(2) * (of_i * (xi[c] - origin[c]) - si[c]);
+    }
+  }
+}
+
+// Rows of block i (or of block j) of 2 (diag(V 1) - V) X, with the columns of the other one; added to `grad` when
+// `accumulate`.
+template <class T>
+void multiply_rows(const TileSet& set, const T* v, bool rows_of_i, const Points<T>& x, bool accumulate, int threads,
+                   T* grad) {
+  constexpr int E = kEdge<T>;
+  const int64_t first_row = rows_of_i ? set.first_i : set.first_j, rows = rows_of_i ? set.count_i : set.count_j;
+  const int64_t first_column = rows_of_i ? set.first_j : set.first_i, columns = rows_of_i ? set.count_j : set.count_i;
+  std::vector<VTile<T>> tiles(static_cast<std::size_t>(rows * columns));
+  std::vector<double> degree(static_cast<std::size_t>(rows * E));
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t column = 0; column < columns; ++column) {
+      const bool turned = set.diagonal ? column < row : !rows_of_i;
+      const T* data = v + (turned ? set.slot(column, row) : set.slot(row, column)) * kTile<T>;
+      tiles[static_cast<std::size_t>(row * columns + column)] = {data, turned};
+    }
+    degrees(tiles.data() + row * columns, columns, degree.data() + row * E);
+  }
+  // Blocks of products, whose V and coordinates are read from L2 again and again. The engine takes larger ones, because
+  // V is split anew for each; their sizes do not show in the result.
+  constexpr int64_t kNarrow = 4, kWide = 8;
+  const int64_t groups = x.groups(), side = x.on_engine() && columns <= 2 * kWide ? kWide : kNarrow;
+  const int64_t share = ceil_div(groups * ceil_div(rows, side), threads);
+  const int64_t width = x.on_engine() ? std::clamp(share, kNarrow, 4 * kNarrow) : kNarrow;
+  const int64_t across = ceil_div(groups, width);
+  Buffer<uint16_t> parts;  // of all coordinates, where more than one block of rows reads them
+  if constexpr (sizeof(T) == 4) {
+    if (x.on_engine() && rows > side) {
+      parts = Buffer<uint16_t>(groups * columns * matrix::kBlock);
+#pragma omp parallel for num_threads(threads) schedule(static)
+      for (int64_t g = 0; g < groups; ++g) {
+        split_coordinates(x, first_column, columns, g, parts.get() + g * columns * matrix::kBlock);
+      }
+    }
+  }
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int64_t block = 0; block < ceil_div(rows, side) * across; ++block) {
+    const int64_t g0 = block % across * width, row0 = block / across * side, count = std::min(rows - row0, side);
+    const VTile<T>* v_rows = tiles.data() + row0 * columns;
+    const matrix::Session session(x.on_engine());
+    Buffer<uint16_t> left, right;
+    if constexpr (sizeof(T) == 4) {
+      if (x.on_engine()) {
+        left = Buffer<uint16_t>(count * columns * matrix::kBlock);
+        split_tiles(v_rows, count * columns, left.get());
+        if (!parts.get()) right = Buffer<uint16_t>(columns * matrix::kBlock);
+      }
+    }
+    for (int64_t g = g0; g < std::min(groups, g0 + width); ++g) {
+      alignas(64) T sums[kWide * kTile<T>];
+      if constexpr (sizeof(T) == 4) {
+        if (x.on_engine()) {
+          if (right.get()) split_coordinates(x, first_column, columns, g, right.get());
+          const uint16_t* of_group = right.get() ? right.get() : parts.get() + g * columns * matrix::kBlock;
+          v_times_on_engine(left.get(), count, columns, of_group, sums);
+        }
+      }
+      for (int64_t row = 0; row < count; ++row) {
+        T* sum = sums + row * kTile<T>;
+        if (!x.on_engine()) {
+          v_times(v_rows + row * columns, columns, x.coordinates(g) + first_column * E * E, sum);
+        }
+        const int64_t i0 = (first_row + row0 + row) * E;
+        write_gradient(sum, degree.data() + (row0 + row) * E, x, g, i0, accumulate, grad + i0 * x.depth());
+      }
     }
   }
 }

@@ -72,30 +72,33 @@ T square_of_pair(const T* a, const T* b, int64_t depth) {
 }
 
 // Products of panels i and j to squared distances in place.
-template <class T>
-void squares_from_products(const Points<T>& x, int64_t i, int64_t j, T* tile) {
-  constexpr int E = kEdge<T>;
-  const double *of_i = x.norms(i), *of_j = x.norms(j);
-  const T least = x.on_engine() ? T(matrix::kLeastSum) : T(0);
-  T bound[kTile<T>];
-  int near = 0;
+inline void squares_from_products(const Points<float>& x, int64_t i, int64_t j, float* tile) {
+  constexpr int E = kEdge<float>, H = kLanes<double>;
+  typedef int64_t Mask __attribute__((vector_size(kVectorBytes)));
+  const double *of_i = x.norms(i), *of_j = x.norms(j), least = x.on_engine() ? matrix::kLeastSum : 0;
+  Mask far = ~Mask{};  // NaN is near
   for (int r = 0; r < E; ++r) {
-    T* row = tile + r * E;
-    for (int c = 0; c < E; ++c) {
-      const double both = of_i[r] + of_j[c];
-      row[c] = static_cast<T>(both - 2 * static_cast<double>(row[c]));
-      bound[r * E + c] = static_cast<T>(kNear * both) + least;
+    for (int c = 0; c < E; c += 2 * H) {
+      const Lanes<float> product = load(tile + r * E + c);
+      for (int h = 0; h < 2; ++h) {
+        const Lanes<double> both = of_i[r] + load(of_j + c + h * H);
+        const Lanes<double> square = both - 2 * half_as_doubles(product, h);
+        far &= square >= kNear * both + least;
+        const auto rounded = __builtin_convertvector(square, typename Shorter<float, H>::type);
+        std::memcpy(tile + r * E + c + h * H, &rounded, sizeof(rounded));
+      }
     }
-    for (int c = 0; c < E; ++c) near |= !(row[c] >= bound[r * E + c]);  // NaN is near
   }
-  if (!near) return;
+  int64_t all_far = -1;
+  for (int l = 0; l < H; ++l) all_far &= far[l];
+  if (all_far) return;
   const int64_t rows = x.size() - i * E < E ? x.size() - i * E : E,
                 columns = x.size() - j * E < E ? x.size() - j * E : E;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < columns; ++c) {
-      T& s = tile[r * E + c];
-      if (s >= bound[r * E + c]) continue;
-      s = i == j && r == c ? T(0) : square_of_pair(x.row(i * E + r), x.row(j * E + c), x.depth());
+      float& s = tile[r * E + c];
+      if (s >= kNear * (of_i[r] + of_j[c]) + least) continue;
+      s = i == j && r == c ? 0.0f : square_of_pair(x.row(i * E + r), x.row(j * E + c), x.depth());
     }
   }
 }
@@ -115,37 +118,40 @@ void clear_padding(T* tile, int64_t rows, int64_t columns) {
 // A panel that others are measured against, as the matrix engine reads it.
 template <class T>
 struct Column {
-  Column(const Points<T>& x, int64_t panel) : panel(panel) {
+  Column(const Points<T>& x, int64_t panel) : panel(panel), session(x.on_engine()) {
     if (!x.on_engine()) return;
-    blocks = Buffer<uint16_t>(x.groups() * matrix::kBlock);
-    for (int64_t b = 0; b < x.groups(); ++b) {
-      matrix::right_of_transpose(x.left(panel) + b * matrix::kBlock, blocks.get() + b * matrix::kBlock);
-    }
+    digits = Buffer<int8_t>(x.panel_bytes());
+    matrix::right_of_transpose(x.digits(panel), x.steps(), digits.get());
   }
-  int64_t panel;
-  Buffer<uint16_t> blocks;
+  const int64_t panel;
+  const matrix::Session session;
+  Buffer<int8_t> digits;
 };
+
+// Products of panel i with another of the same points.
+inline void product_tile(const Points<float>& x, int64_t i, const Column<float>& column, float* out) {
+  constexpr int E = kEdge<float>;
+  const int64_t j = column.panel;
+  if (!x.on_engine()) return pair_sums<true>(x.panel(i), x.panel(j), x.depth(), out);
+  matrix::multiply_digits(x.digits(i), column.digits.get(), x.steps(), x.units(i), x.units(j), i == j, out);
+  for (int r = E / 2; i == j && r < E; ++r) {
+    for (int c = 0; c < E / 2; ++c) out[r * E + c] = out[c * E + r];
+  }
+}
 
 // Squared distances of panel i to another of the same points.
 template <class T>
 void square_tile(const Points<T>& x, int64_t i, const Column<T>& column, T* out) {
-  constexpr int E = kEdge<T>;
   const int64_t j = column.panel;
-  if (x.by_products()) {
-    if (x.on_engine()) {
-      matrix::multiply(x.left(i), column.blocks.get(), 1, x.groups(), reinterpret_cast<float*>(out));
-      // The engine adds the parts of a b and b a in another order.
-      for (int r = 0; i == j && r < E; ++r) {
-        for (int c = 0; c < r; ++c) out[r * E + c] = out[c * E + r];
-      }
-    } else {
-      pair_sums<true>(x.panel(i), x.panel(j), x.depth(), out);
+  if constexpr (sizeof(T) == 4) {
+    if (x.by_products()) {
+      product_tile(x, i, column, out);
+      squares_from_products(x, i, j, out);
+      return clear_padding(out, x.size() - i * kEdge<T>, x.size() - j * kEdge<T>);
     }
-    squares_from_products(x, i, j, out);
-  } else {
-    pair_sums<false>(x.panel(i), x.panel(j), x.depth(), out);
   }
-  clear_padding(out, x.size() - i * E, x.size() - j * E);
+  pair_sums<false>(x.panel(i), x.panel(j), x.depth(), out);
+  clear_padding(out, x.size() - i * kEdge<T>, x.size() - j * kEdge<T>);
 }
 
 template <class T>

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, kMicro == 1 ? 4 : 2) rkd_angle_kerne
         const float inverse = edge_s[r][c].inv;
         const PairSums<float>& sum = sums[r][c];
         const float value = call.scale * (inverse * (sum.p - inverse * inverse * sum.q) - sum.r);
-        const float v = inverse == 0.0f ? 0.0f : value;
+        const float v = inverse == 0.0f ? 0.0f : value + 0.0f * sum.loss;  // NaN where the loss is
         call.v[i * block.nj + j] = v;
         if (above) call.v[j * block.nj + i] = v;
       }

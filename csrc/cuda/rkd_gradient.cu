@@ -41,8 +41,9 @@ __global__ void __launch_bounds__(kThreads) rkd_gradient_kernel(RkdGradient call
         if (call.v != nullptr) v = call.v[at];
         if (distance) {
           const float d = root(call.s_square[at]);
-          const float psi = huber_slope(d * mu.inverse - root(call.t_square[at]) * nu.inverse, call.delta);
-          if (!(d == 0.0f)) v += scale * (psi - shift) / d;
+          const float z = d * mu.inverse - root(call.t_square[at]) * nu.inverse;
+          const float psi = huber_slope(z, call.delta);
+          if (!(d == 0.0f)) v += scale * (psi - shift + 0.0f * z) / d;  // 0 z: NaN where z is
         }
       }
       weight[jl * (kTile + 4) + il] = v;

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdx.errors import BackendError
-from kdx.ops import _dispatch, pairwise_sq_dist, rkd, rkd_angle, rkd_distance
+from kdx.ops import _dispatch, rkd, rkd_angle, rkd_distance
 from kdx.ops.rkd import reference
 from tests.emulation.fixtures import emulated_cuda, emulated_cuda_module  # noqa: F401  # fixtures
 
@@ -192,113 +192,19 @@ def test_two_points_have_no_distance_loss(backend):
     assert rkd_distance(points(2, 4), points(2, 3, seed=1), backend=backend).item() <= 1e-12
 
 
-KINDS = {
-    "unit gaussian": lambda x: x,
-    "common offset 1e3": lambda x: x + 1e3,
-    "near-duplicate at 1e-3": lambda x: torch.cat([x[:1] + 1e-3 * x[1:2], x[1:-1], x[:1]]),
-    "half in a 1e-3 ball": lambda x: torch.cat([x[:1] + 1e-3 * x[: len(x) // 2], x[len(x) // 2 :]]),
-    "collapsed to 1e-6": lambda x: 1 + 1e-6 * x,
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_cosines_keep_the_digits_that_direct_differences_have(backend, kind):
-    """A Gram matrix in float32 errs by 0.75, 0.03 and 0.65 on the second to fourth kind."""
-    x = KINDS[kind](points(64, 32))
-
-    def cosines(square):
-        return reference.cosines(square, reference._roots(square)[1], slice(None)).double()
-
-    exact = cosines(reference.sq_dist(x.double(), x.double()))
-    direct = (cosines((x[:, None] - x[None]).square().sum(-1)) - exact).abs().max()
-    error = (cosines(pairwise_sq_dist(x, backend=backend)) - exact).abs().max()
-    assert direct <= 5e-4
-    assert error <= 1.5 * direct
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "clusters", "tight clusters"])
-@pytest.mark.parametrize("depth", [128, 200, 512])
-def test_products_of_many_coordinates_keep_the_digits_of_direct_differences(require, kind, depth):
-    """From 128 coordinates on the CPU kernels take products, which cancel for near points unless these are mended."""
-    require("rkd", "cpu")
-    clusters = {"clusters": 1.0, "tight clusters": 0.05}
-    off_diagonal = ~torch.eye(48, dtype=torch.bool)
-
-    def cosines(square):
-        return reference.cosines(square, reference._roots(square)[1], slice(None))
-
-    ours, direct = 0.0, 0.0  # largest error of a cosine over some draws: one draw alone is luck
-    for seed in range(6):
-        x = points(48, depth, seed)
-        x = clusters[kind] * x + 3 * x[torch.arange(48) % 4] if kind in clusters else KINDS[kind](x)
-        exact = (x[:, None].double() - x[None].double()).square().sum(-1)
-        square = pairwise_sq_dist(x, backend="cpu")
-        assert torch.equal(square, square.T)
-        assert ((square.double() - exact).abs() / exact)[off_diagonal].max() <= 3e-7
-        differences = (x[:, None] - x[None]).square().sum(-1)
-        ours = max(ours, (cosines(square.double()) - cosines(exact)).abs().max().item())
-        direct = max(direct, (cosines(differences.double()) - cosines(exact)).abs().max().item())
-    assert ours <= direct
-    teacher = points(48, 8, seed=1)
-    gradient = oracle(x, teacher, 25.0, 50.0)[1]
-    plain = reference.forward(x, teacher, 25.0, 50.0, 1.0, True, False)[1]
-    student = x.clone().requires_grad_()
-    grad = torch.autograd.grad(rkd(student, teacher, backend="cpu"), student)[0]
-    close(grad.numpy(), gradient, BUDGET[torch.float32][1], 2 * np.linalg.norm(plain.double().numpy() - gradient))
-
-
-@pytest.mark.parametrize("scale", [1e-12, 1e-7, 1.0, 1e7, 1e12])
-def test_squared_distances_keep_their_digits_at_any_scale(require, scale):
-    """Matrix engines take small numbers for zero: data far from 1, and tiny points among others, go another way."""
-    require("rkd", "cpu")
-    x = points(40, 160)
-    x[::2] *= 1e-11  # too near the centre for products, whose sums would have lost their digits
-    x = scale * torch.cat([x, -x])
-    exact = (x[:, None].double() - x[None].double()).square().sum(-1)
-    off_diagonal = ~torch.eye(80, dtype=torch.bool)
-    found = pairwise_sq_dist(x, backend="cpu").double()
-    normal = off_diagonal & (exact > 1e-37)
-    assert ((found - exact).abs() / exact)[normal].max() <= 4e-7
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_right_on_hard_data(backend, kind, wide_tiles):
-    # The bound is that of the float32 reference, which has the same digits to work with, times a small factor.
-    x, teacher = KINDS[kind](points(24, 16)), points(24, 8, seed=1)
-    expected, gradient = oracle(x, teacher, 25.0, 50.0)
-    _, plain, _ = reference.forward(x, teacher, 25.0, 50.0, 1.0, True, False)
-    own = np.linalg.norm(plain.double().numpy() - gradient) / np.linalg.norm(gradient)
-    student = x.clone().requires_grad_()
-    loss = rkd(student, teacher, backend=backend)
-    close(loss.item(), expected, 2e-5)
-    close(torch.autograd.grad(loss, student)[0].numpy(), gradient, 4e-6 + 3 * own)
-
-
-def test_loss_does_not_change_with_rotation_translation_and_scale(backend, wide_tiles):
-    student, teacher = points(20, 6), points(20, 5, seed=1)
-    rotation = torch.linalg.qr(points(6, 6, seed=2)).Q
-    moved = 3.5 * student @ rotation + 11
-    for loss in (rkd_distance, rkd_angle):
-        assert loss(moved, teacher, backend=backend).item() == pytest.approx(
-            loss(student, teacher, backend=backend).item(), rel=2e-5
-        )
-        assert loss(3.5 * student @ rotation, student, backend=backend).item() <= 1e-11
-
-
-def test_gradient_of_a_shared_translation_and_scale_is_zero(backend, wide_tiles):
-    student = points(20, 6).requires_grad_()
-    grad = torch.autograd.grad(rkd(student, points(20, 5, seed=1), backend=backend), student)[0]
-    assert grad.sum(0).abs().max() <= 1e-5 * grad.abs().max() * 20
-    assert (grad * student.detach()).sum().abs() <= 1e-5 * (grad * student.detach()).abs().sum()
-
-
-def test_nan_and_inf_points_give_nan(backend, wide_tiles):
+@pytest.mark.parametrize("loss", [rkd_distance, rkd_angle])
+@pytest.mark.parametrize("where", ["student", "teacher"])
+def test_nan_and_inf_points_give_nan_and_so_do_their_gradients(backend, loss, where, wide_tiles):
+    """A finite gradient of a loss that is NaN would pass a gradient scaler and train on nonsense."""
     for bad in (float("nan"), float("inf")):
-        student = points(9, 4)
-        student[3, 1] = bad
+        student, teacher = points(9, 4), points(9, 3, seed=1)
+        {"student": student, "teacher": teacher}[where][3, 1] = bad
+        student.requires_grad_()
         with np.errstate(all="ignore"):  # Triton's interpreter computes in numpy, which warns
-            assert torch.isnan(rkd_distance(student, points(9, 3, seed=1), backend=backend))
-            assert torch.isnan(rkd_angle(student, points(9, 3, seed=1), backend=backend))
+            value = loss(student, teacher, backend=backend)
+            grad = torch.autograd.grad(value, student)[0]
+        assert torch.isnan(value)
+        assert torch.isnan(grad).all()
 
 
 def test_order_of_threads_and_blocks_of_the_cuda_kernels_does_not_matter(emulated_cuda):  # noqa: F811

@@ -33,7 +33,7 @@ def _root(s):
 
 @triton.jit
 def _clamp(z, delta):
-    return tl.minimum(tl.maximum(z, -delta), delta)  # may swallow a NaN; the loss term still carries it
+    return tl.minimum(tl.maximum(z, -delta), delta)  # may swallow a NaN; what is made of it adds 0 z or 0 loss
 
 
 @triton.jit
@@ -251,7 +251,7 @@ def angle(  # noqa: PLR0917  # kernels take pointers, sizes and strides
                 q += psi_j * at_j
                 r += psi_k * rr_s
         if GRAD:
-            value = tl.where(e_s == 0.0, 0.0, scale * (e_s * (p - e_s * e_s * q) - r))
+            value = tl.where(e_s == 0.0, 0.0, scale * (e_s * (p - e_s * e_s * q) - r) + 0.0 * loss)
             _store_square(v, value, li, lj, ni, nj, SYMMETRIC and pi < pj)
     times = tl.where(SYMMETRIC and pi < pj, 2.0, 1.0)
     tl.store(losses + program, times * _sum(loss))
@@ -321,7 +321,7 @@ def gradient(  # noqa: PLR0917  # kernels take pointers, sizes and strides
         if DISTANCE:
             dist = _root(tl.load(s_square + at, mask=inside, other=0.0))
             z = dist * inv_mu - _root(tl.load(t_square + at, mask=inside, other=0.0)) * inv_nu
-            value = scale * (_clamp(z, delta) - shift) / tl.where(dist == 0.0, 1.0, dist)
+            value = scale * (_clamp(z, delta) - shift + 0.0 * z) / tl.where(dist == 0.0, 1.0, dist)
             weight += tl.where(dist == 0.0, 0.0, value)
         rows = tl.load(
             x + (j0 + lj).to(tl.int64)[:, None] * stride_n + d[None, :] * stride_d,
