@@ -10,10 +10,12 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
 
 from kdx.batch import IGNORE, Batch
 from kdx.datasets.augment import ShiftFlip
+from kdx.datasets.contract import check_dataset
 from kdx.datasets.sample_stream import SampleStream
 from kdx.datasets.splits import few_labels, train_validation_split
 from kdx.datasets.view import View
 from kdx.errors import RecipeError
+from kdx.experiment_plan import locating
 from kdx.recipe import Data, Recipe
 from kdx.registry import default_plugins
 from kdx.schemes.base import Scheme
@@ -34,15 +36,17 @@ class ExperimentData:
             or validation row has one of them.
 
     Raises:
-        RecipeError: ``novel_classes`` names a class that there is not.
+        RecipeError: the data set refuses its options or is none (:func:`kdx.datasets.contract.check_dataset`);
+            ``novel_classes`` names a class that there is not.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         data, seed = recipe.data, recipe.seed
-        made: dict[str, Any] = {
-            split: default_plugins().make("dataset", data.dataset.name, split=split, **data.dataset.options)
-            for split in ("train", "test")
-        }
+        made: dict[str, Any] = {}
+        for split in ("train", "test"):
+            with locating(f"data.dataset ({data.dataset.name})"):
+                made[split] = default_plugins().make("dataset", data.dataset.name, split=split, **data.dataset.options)
+                check_dataset(made[split])
         whole = made["train"]
         self.shape = {"num_classes": whole.num_classes, "input_shape": whole.input_shape}
         if recipe.task.embedding is not None:

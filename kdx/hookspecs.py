@@ -63,12 +63,12 @@ def kdx_assistants() -> Iterable[Spec]:  # type: ignore[empty-body]
 
 @hookspec
 def kdx_models() -> Iterable[Spec]:  # type: ignore[empty-body]
-    """Model constructors: callables that return an ``nn.Module``."""
+    """Models: callables ``(num_classes=..., input_shape=..., **options)`` that return an ``nn.Module``."""
 
 
 @hookspec
 def kdx_datasets() -> Iterable[Spec]:  # type: ignore[empty-body]
-    """Data sets: callables ``(split=..., **options)`` that return a map-style dataset of ``(input, target)``."""
+    """Data sets: callables ``(split=..., **options)``, see :func:`kdx.datasets.contract.check_dataset`."""
 
 
 @hookspec

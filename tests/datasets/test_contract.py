@@ -1,0 +1,111 @@
+"""What an experiment asks of a data set is checked when it is built, and said in full."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdx.errors import RecipeError
+from kdx.experiment import Experiment
+from kdx.hookspecs import Spec, hookimpl
+from kdx.registry import default_plugins
+from tests.stages.tiny import recipe
+
+
+class Rows:
+    """Eight-pixel images of two classes, with one thing changed.
+
+    Args:
+        change: which.
+        split: ``"train"`` or ``"test"``.
+    """
+
+    num_classes = 2
+    input_shape = (1, 2, 4)
+
+    def __init__(self, change: str, split: str = "train") -> None:
+        self.change = change
+        self.targets = torch.arange(200) % 2
+        if change == "refused":
+            raise ValueError("folder: expected pictures, found none in 'x'")
+        if change in ("num_classes", "input_shape", "targets"):
+            setattr(self, change, None)
+        if change == "a list":
+            self.targets = self.targets.tolist()
+        if change == "floats":
+            self.targets = self.targets.float()
+        if change == "too few":
+            self.targets = self.targets[:7]
+        if change == "too high":
+            self.targets = self.targets + 1
+        if change == "a shape":
+            self.input_shape = (3, 2, 4)
+
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, index: int):
+        image = torch.full((1, 2, 4), float(index % 2))
+        label = int(index % 2)
+        return {
+            "one thing": image,
+            "an array": (image.numpy(), label),
+            "bytes": (image.byte(), label),
+            "another label": (image, 1 - label),
+        }.get(self.change, (image, label))
+
+
+@pytest.fixture
+def rows():
+    """Registers the data set of this file."""
+
+    class Plugin:
+        @hookimpl
+        def kdx_datasets(self):
+            return [Spec("rows", f"{__name__}:Rows", "for a test")]
+
+    plugins, made = default_plugins(), Plugin()
+    plugins.register(made, "rows-of-a-test")
+    yield
+    plugins.manager.unregister(made)
+    plugins.infos = [info for info in plugins.infos if info.name != "rows-of-a-test"]
+    plugins._components = {}
+
+
+def experiment(change: str, tmp_path: Path) -> Experiment:
+    data = {"dataset": {"name": "rows", "change": change}, "validation": 50}
+    return Experiment(recipe(data=data), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("refused", "folder: expected pictures, found none in 'x'"),
+        ("num_classes", "num_classes: expected the number of classes, an int, got None"),
+        ("input_shape", "input_shape: expected the shape of one input, a tuple of ints, got None"),
+        ("targets", r"targets: expected the class of every row, an int64 tensor \[N\], got NoneType None"),
+        ("a list", r"targets: expected the class of every row, an int64 tensor \[N\], got list \[0, 1, "),
+        ("floats", r"targets: expected .*, got a tensor of torch.float32 with shape \[200\]"),
+        ("too few", r"targets: expected one for each of its 200 rows, got 7"),
+        ("too high", r"targets: expected classes 0 \.\. 1 \(or -100, no label\), got 1 \.\. 2"),
+        ("a shape", r"row 0: expected an input of input_shape \[3, 2, 4\], got \[1, 2, 4\]"),
+        (
+            "one thing",
+            r"row 0: expected a pair \(input, target\), got a tensor of torch.float32 with shape \[1, ",
+        ),
+        ("an array", r"row 0: expected a tensor as input, got ndarray;"),
+        ("another label", r"row 0: its target is 1, in targets it is 0"),
+    ],
+)
+def test_a_data_set_that_breaks_the_contract_is_named(change: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"data.dataset \(rows\): " + message):
+        experiment(change, tmp_path).run()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("rows")
+def test_a_data_set_that_keeps_it_is_taken(tmp_path: Path) -> None:
+    assert len(experiment("nothing", tmp_path).data.validation) == 50
