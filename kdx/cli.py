@@ -14,7 +14,9 @@ from kdx import __version__
 from kdx.cli_output import Json, print_json
 from kdx.cli_show import show_app
 from kdx.cli_student import student_app
-from kdx.errors import Interrupted, KdxError
+from kdx.errors import Interrupted, KdxError, PluginWarning
+
+_FORMAT = warnings.formatwarning
 
 app = typer.Typer(
     name="kdx",
@@ -32,12 +34,20 @@ app.add_typer(student_app)
 
 def main() -> None:
     """The entry point: errors of kdx and of files become one message and a status, not a traceback."""
+    warnings.formatwarning = _format_warning
     try:
         app()
     except Interrupted as stop:
         _fail(str(stop), 128 + stop.signum)
     except (KdxError, OSError) as error:
         _fail(str(error), 1)
+
+
+def _format_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
+    """A line of its own for a plugin that is left out, which is no matter of where kdx says so."""
+    if issubclass(category, PluginWarning):
+        return f"kdx: warning: {message}\n"
+    return _FORMAT(message, category, *place, **line)
 
 
 def _fail(message: str, status: int) -> NoReturn:

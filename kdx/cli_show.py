@@ -102,21 +102,22 @@ def show_component(name: Annotated[str, typer.Argument(help="Name of a component
         component = plugins.get(kind, name)
         target = plugins.load(kind, name)
         doc = inspect.getdoc(target) or ""
-        options = [
-            {"name": option.name, "type": option.type_name, "required": option.required, "doc": option.doc}
-            | ({} if option.required else {"default": option.default})
-            for option in options_of(target)
-        ]
+        options = options_of(target) if callable(target) else []  # a backend is a module
         if as_json:
-            shown.append({"kind": kind, **dataclasses.asdict(component.spec), "doc": doc, "options": options})
+            rows = [
+                {"name": option.name, "type": option.type_name, "required": option.required, "doc": option.doc}
+                | ({} if option.required else {"default": option.default_name or option.default})
+                for option in options
+            ]
+            shown.append({"kind": kind, **dataclasses.asdict(component.spec), "doc": doc, "options": rows})
             continue
         typer.echo(f"{kind} {name}  ({component.plugin}, {component.spec.target})\n\n{doc.split('Args:')[0].strip()}\n")
         if component.spec.paper:
             typer.echo(f"paper: {component.spec.paper}\n")
-        typer.echo("options:")
+        typer.echo("options:" if options else "options: none")
         for option in options:
-            default = "required" if option["required"] else f"default {option['default']!r}"
-            typer.echo(f"  {option['name']}: {option['type']}, {default}\n      {option['doc']}")
+            default = "required" if option.required else f"default {option.default_name or repr(option.default)}"
+            typer.echo(f"  {option.name}: {option.type_name}, {default}\n      {option.doc}")
     if as_json:
         print_json(shown)
 

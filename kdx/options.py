@@ -11,7 +11,7 @@ from typing import Any
 import docstring_parser
 from pydantic import ConfigDict, ValidationError, create_model
 
-from kdx.errors import RecipeError, nearest
+from kdx.errors import PluginError, RecipeError, nearest
 
 __all__ = ["Option", "check_options", "check_takes", "options_of", "problems"]
 
@@ -42,11 +42,27 @@ class Option:
         shown = inspect.formatannotation(self.type)
         return shown.replace("typing.", "").replace("collections.abc.", "")
 
+    @property
+    def default_name(self) -> str | None:
+        """The default's name, if it is a class or a function."""
+        named = inspect.isclass(self.default) or inspect.isroutine(self.default)
+        return self.default.__name__ if named else None
+
 
 def options_of(target: Callable[..., Any]) -> list[Option]:
-    """The options of a class or function, in the order of its signature."""
+    """The options of a class or function, in the order of its signature.
+
+    Raises:
+        PluginError: an annotation names what cannot be found.
+    """
     function = target.__init__ if inspect.isclass(target) else target
-    hints = typing.get_type_hints(function)
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        raise PluginError(
+            f"{getattr(target, '__qualname__', target)} of {target.__module__}: its annotations cannot be read: "
+            f"{type(error).__name__}: {error}; import what they name, and not under TYPE_CHECKING alone"
+        ) from error
     parsed = docstring_parser.parse(inspect.getdoc(target) or "")
     docs = {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
     found = []

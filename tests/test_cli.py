@@ -149,3 +149,91 @@ def test_env_shows_the_kernels_of_plugins(monkeypatch) -> None:
     text = ok("env")
     assert "softmax_kl/mine usable" in text
     assert f"rkd/gone     not usable: {problem}" in text
+
+
+PLUGIN = """
+from kdx import Spec, hookimpl
+
+@hookimpl
+def kdx_assistants():
+    return [Spec("plain-plan", "kdx_test_cli:Plan", "no options")]
+
+@hookimpl
+def kdx_models():
+    return [Spec("with-act", "kdx_test_cli:with_act", "a model"), Spec("of-foo", "kdx_test_cli:of_foo", "another")]
+
+@hookimpl
+def kdx_ops():
+    return [Spec("softmax_kl/mine", "kdx_test_cli_backend", "a backend")]
+"""
+PARTS = """
+from __future__ import annotations
+import torch
+from kdx import Assistant
+
+class Plan(Assistant):
+    '''A plan without options.'''
+
+def with_act(act: type = torch.nn.ReLU, loss: object = torch.nn.functional.relu):
+    '''A model with functions as defaults.'''
+
+def of_foo(width: Foo = 3):
+    '''A model.'''
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch) -> None:
+    """Installs the plugin above."""
+    from importlib.metadata import EntryPoint
+
+    from kdx.registry import Plugins
+
+    files = {"kdx_test_cli_hooks": PLUGIN, "kdx_test_cli": PARTS, "kdx_test_cli_backend": "'The module of a backend.'"}
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins = Plugins(entries=[EntryPoint("cli-test", "kdx_test_cli_hooks", "kdx")], blocked=(), trace=False)
+    monkeypatch.setattr("kdx.registry.default_plugins", lambda: plugins)
+
+
+@pytest.mark.usefixtures("plugin")
+def test_show_knows_components_without_options_and_backends() -> None:
+    assert ok("show", "plain-plan").endswith("options: none\n")
+    shown = ok("show", "softmax_kl/mine")
+    assert "op softmax_kl/mine  (cli-test, kdx_test_cli_backend)\n\nThe module of a backend." in shown
+    assert shown.endswith("options: none\n")
+    assert json.loads(ok("show", "softmax_kl/mine", "--json"))[0]["options"] == []
+
+
+@pytest.mark.usefixtures("plugin")
+def test_show_names_functions_that_are_defaults() -> None:
+    assert "act: type, default ReLU\n" in ok("show", "with-act")
+    assert "loss: object, default relu\n" in ok("show", "with-act")
+    options = json.loads(ok("show", "with-act", "--json"))[0]["options"]
+    assert [option["default"] for option in options] == ["ReLU", "relu"]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_an_annotation_that_cannot_be_read_is_named() -> None:
+    message = "of_foo of kdx_test_cli: its annotations cannot be read: NameError: name 'Foo' is not defined; import"
+    with pytest.raises(KdxError, match=message):
+        runner.invoke(app, ["show", "of-foo"], catch_exceptions=False)
+
+
+def test_a_plugin_that_is_left_out_is_one_line_before_the_output(tmp_path: Path) -> None:
+    info = tmp_path / "kdx_torn-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kdx-torn\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[kdx]\ntorn = kdx_torn\n")
+    (tmp_path / "kdx_torn.py").write_text("import no_such_module_at_all")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    command = [sys.executable, "-m", "kdx", "list", "op"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    expected = (
+        "kdx: warning: plugin 'torn' of kdx-torn 1.0 (kdx_torn) was left out: ModuleNotFoundError: No module named "
+        "'no_such_module_at_all'\n"
+    )
+    assert done.stderr == expected
+    assert "softmax_kl" in done.stdout
