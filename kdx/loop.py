@@ -24,12 +24,12 @@ from kdx.evaluation import Metrics, classification
 from kdx.gradients import is_task, term_gradients
 from kdx.losses import Losses
 from kdx.observers import MetricsLog, Observers, TensorBoardLog
-from kdx.optim import OptimizerSpec, ScheduleSpec, make_optimizer, make_schedule
+from kdx.optim import OptimizerSpec, Scheduler, ScheduleSpec, make_optimizer, make_schedule
 from kdx.prequential import Prequential
 from kdx.run_state import Finite, Run, State
 from kdx.schemes.base import Scheme
 from kdx.signals import Signals
-from kdx.stream import Stream, count_batches, dataset_size, first_batch, windows
+from kdx.stream import Stream, count_batches, dataset_size, first_batch, pass_size, windows
 from kdx.weights import Balanced
 
 __all__ = ["fit", "run_length"]
@@ -68,7 +68,8 @@ def fit(
 
     Args:
         scheme: see :class:`kdx.Scheme`.
-        train: a data loader, or any iterable of batches that can be iterated once per epoch.
+        train: a data loader, or any iterable of batches that can be iterated once per epoch. Of a stream without end
+            over a data set (:class:`kdx.datasets.SampleStream`) each pass is an epoch to the scheme and the schedule.
         epochs: passes over ``train``; 1 if neither this nor ``steps`` is given.
         steps: optimizer steps, instead of or as a limit to ``epochs``; needed if ``train`` has no length, as an endless
             stream has none, or one that changes from epoch to epoch, as that of data that still grow.
@@ -156,11 +157,7 @@ def fit(
                         prepared_optimizer.step()
                         prepared_optimizer.zero_grad()  # to None: the others' state stands still in the next phase
                     losses = Losses.joined(phases)
-                    if scheduler and not accelerator.optimizer_step_was_skipped:
-                        scheduler.step("step")
-                    run.step += 1
-                    scheme.step_end(run.step, run.total_steps)
-                    run.learning_rate = raw_optimizer.param_groups[0]["lr"]
+                    _end_step(run, accelerator, raw_optimizer, scheduler, pass_ended=stream.finished_pass(len(window)))
                     run.seconds = time.perf_counter() - start
                     finite.add(losses, run.step, check=run.logs(run.step))
                     watchers.step_end(run, run.step, losses)
@@ -235,7 +232,8 @@ def run_length(train: Iterable[Any], epochs: int | None, steps: int | None, accu
     if per_epoch is None:
         if steps is None:
             raise ValueError("train has no length, so give steps=, the number of optimizer steps")
-        return epochs or steps, steps
+        rows, samples = pass_size(train) or (1, accumulate)  # an epoch has a step at least
+        return epochs or math.ceil(steps * accumulate * rows / samples), steps
     if epochs is None:
         epochs = math.ceil(steps / per_epoch) if steps else 1
     return epochs, min(steps or epochs * per_epoch, epochs * per_epoch)
@@ -257,17 +255,19 @@ def _tests(scheme: Scheme, accelerator: Accelerator) -> Prequential:
 
 
 def _epoch(run: Run, stream: Stream, accumulate: int, tests: Prequential | None) -> Iterator[list[Batch]]:
-    """The windows of one epoch, or of what is left of it.
+    """The windows of one epoch, or of what is left of it; of a stream without end all, and every pass is an epoch.
 
     The scheme is told of the epoch and of every step first, and tested on what it will be trained on.
     """
     empty = not stream.resumes  # a resumed epoch may have been over
     if empty:
-        run.scheme.epoch_start(run.epoch, run.epochs)
+        run.scheme.epoch_start(run.epoch, _epochs(run))
     for window in windows(stream.epoch(run.epoch), accumulate):
         if empty and not run.open_ended:
             _check_growth(stream, run)
         empty = False
+        if stream.finished_pass(accumulate, before=len(window)):
+            run.scheme.epoch_start(run.epoch + stream.passes(before=len(window)), run.epochs)
         run.scheme.advance(run.step, run.total_steps)
         run.extra = {}
         if tests:
@@ -284,6 +284,13 @@ def _epoch(run: Run, stream: Stream, accumulate: int, tests: Prequential | None)
             if run.step
             else "train is empty; give at least one batch"
         )
+
+
+def _epochs(run: Run) -> int:
+    """How many epochs the run will have; where steps alone end it, at the pace so far."""
+    if not run.open_ended or run.epoch == 0:
+        return run.epochs
+    return math.ceil(run.total_steps * run.epoch / run.step)
 
 
 def _losses(engine: Callable[[Batch], Any], scheme: str, batch: Batch) -> Losses:
@@ -348,6 +355,24 @@ def _measured(forward: Callable[[Batch], Losses], run: Run, log_gradients: int |
         return losses
 
     return measure
+
+
+def _end_step(
+    run: Run,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Scheduler | None,
+    *,
+    pass_ended: bool,
+) -> None:
+    """Counts the step, tells the scheme and moves the schedule, at the end of a pass over a stream's data too."""
+    run.step += 1
+    run.scheme.step_end(run.step, run.total_steps)
+    if scheduler and not accelerator.optimizer_step_was_skipped:
+        scheduler.step("step")
+    run.learning_rate = optimizer.param_groups[0]["lr"]
+    if scheduler and pass_ended and run.step < run.total_steps:
+        scheduler.step("epoch")
 
 
 def _shares(sizes: list[int]) -> list[float]:

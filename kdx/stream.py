@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from kdx import rng
 from kdx.batch import Batch
 
-__all__ = ["Stream", "count_batches", "dataset_size", "first_batch", "windows"]
+__all__ = ["Stream", "count_batches", "dataset_size", "first_batch", "pass_size", "windows"]
 
 
 class Stream:
@@ -44,6 +44,7 @@ class Stream:
         self._consumed = 0
         self._replay = 0
         self.batches = count_batches(loader)
+        self._pass_size = pass_size(loader)
         self._source = _stateful(loader)
         self._place: Any = None
         self._loaded: dict[str, Any] | None = None
@@ -80,6 +81,15 @@ class Stream:
             self._consumed += 1
             if self._consumed > skip:
                 yield Batch.of(item).to(self.device, non_blocking=True)
+
+    def passes(self, *, before: int = 0) -> int:
+        """Passes over its data that a stream without end has finished, ``before`` batches ago; 0 for other data."""
+        rows, samples = self._pass_size or (0, 1)
+        return max(0, self._consumed - before) * rows // samples
+
+    def finished_pass(self, batches: int, *, before: int = 0) -> bool:
+        """Whether a pass was finished within the newest ``batches`` batches, ``before`` batches ago."""
+        return self.passes(before=before) > self.passes(before=before + batches)
 
     @contextmanager
     def _own_random_state(self) -> Iterator[None]:
@@ -188,6 +198,18 @@ def dataset_size(loader: Iterable[Any]) -> int | None:
     while isinstance(inner := getattr(data, "dataset", None), Dataset):
         data = inner
     return len(data) if isinstance(data, Sized) else None
+
+
+def pass_size(loader: Iterable[Any]) -> tuple[int, int] | None:
+    """Samples in a batch and in one pass of a stream without end over a data set (its ``dataset``), which has a length.
+
+    None for a loader with a length, whose passes are its epochs, and where there is no such data set.
+    """
+    rows = getattr(loader, "batch_size", None)
+    source = getattr(getattr(loader, "dataset", None), "dataset", None)
+    if count_batches(loader) is not None or not rows or not isinstance(source, Sized):
+        return None
+    return rows, len(source)
 
 
 def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

@@ -156,13 +156,20 @@ class Scheme(nn.Module, ABC):
         return self.get_buffer(f"_weight_{name}").clone()
 
     def advance(self, step: int, total: int) -> None:
-        """Sets scheduled weights for optimizer step ``step`` (from 0) of ``total``; :func:`kdx.fit` calls it."""
+        """Sets what moves with the steps, as scheduled weights, for step ``step`` (from 0) of ``total``.
+
+        :func:`kdx.fit` calls it before every optimizer step, on data with and without epochs.
+        """
         for name, weight in self.weights.items():
             if not isinstance(weight, float | Balanced):
                 self.get_buffer(f"_weight_{name}").fill_(weight.at(step, total))
 
     def epoch_start(self, epoch: int, epochs: int) -> None:
-        """An epoch (from 0, of ``epochs``) begins; :func:`kdx.fit` calls it, though not when it resumes amid one."""
+        """An epoch (from 0, of ``epochs``) begins; :func:`kdx.fit` calls it, though not when it resumes amid one.
+
+        A pass over the data of a stream without end is an epoch. Where steps alone end a run, ``epochs`` is what they
+        come to at the pace so far.
+        """
         for part in self.modules():
             if isinstance(part, Teacher):
                 part.epoch_start(epoch, epochs)

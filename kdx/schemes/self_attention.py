@@ -66,15 +66,15 @@ class AttentionMap(Knowledge):
 
 
 class SAD(SelfLayers):
-    """Self attention distillation: each stage mimics where the next deeper one looks, from a chosen epoch on.
+    """Self attention distillation: each stage mimics where the next deeper one looks, from a chosen step on.
 
     Total: ``w task(z, y) + w_sad sum_m mean (psi(F_m) - sg psi(F_{m+1}))^2`` with
     ``psi(F) = softmax over pixels of B(sum_c F^2)`` and B a bilinear resize of the deeper map to the size of the
     shallower one. The gradient reaches the stages up to m; the deeper map is detached. Nothing is added to the student.
 
     The deeper maps must have something to say, so the paper starts after 40,000 of 60,000 steps; so does this, after
-    two thirds of the epochs, unless ``start_epoch`` says otherwise. Before that the terms are 0. In a loop of one's own
-    call ``scheme.epoch_start(epoch, epochs)``.
+    two thirds of them, unless ``start`` says otherwise. Before that the terms are 0. In a loop of one's own call
+    ``scheme.advance(step, total)`` before each step.
 
     Args:
         student: the model to train: a CNN in stages, or a transformer encoder whose tokens form a square grid.
@@ -82,7 +82,7 @@ class SAD(SelfLayers):
         knowledge: replaces the attention maps, for every pair of neighbours with its own copy. Components read
             ``feature`` (what the stage gives) and ``embedding`` (the same, pooled to ``[N, D]``).
         weight: w_sad, of the default knowledge.
-        start_epoch: first epoch (from 0) with the terms; None: two thirds of the epochs.
+        start: share of the optimizer steps without the terms, in [0, 1].
         stages: taps from shallow to deep; None finds them.
         student_output: see :class:`kdx.capture.Taps`.
 
@@ -94,7 +94,7 @@ class SAD(SelfLayers):
 
     Example:
         >>> from kdx.models import ConvNet
-        >>> scheme = SAD(ConvNet(width=4, stages=3), start_epoch=0)
+        >>> scheme = SAD(ConvNet(width=4, stages=3), start=0.0)
         >>> batch = torch.randn(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64)
         >>> scheme.setup(batch)
         >>> list(scheme(batch).terms)
@@ -110,12 +110,12 @@ class SAD(SelfLayers):
         task: Task = cross_entropy,
         knowledge: KnowledgeTerms | None = None,
         weight: float = 0.1,
-        start_epoch: int | None = None,
+        start: float = 2 / 3,
         stages: Sequence[str] | None = None,
         student_output: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        if start_epoch is not None and start_epoch < 0:
-            raise ValueError(f"start_epoch must be >= 0 or None, got {start_epoch}")
+        if not 0 <= start <= 1:
+            raise ValueError(f"start must be a share of the steps in [0, 1], got {start}")
         super().__init__(
             student,
             task=task,
@@ -124,14 +124,13 @@ class SAD(SelfLayers):
             stages=stages,
             student_output=student_output,
         )
-        self.start_epoch = start_epoch
-        self.register_buffer("active", torch.tensor(float(start_epoch == 0)))
+        self.start = float(start)
+        self.register_buffer("active", torch.tensor(float(start == 0)))
 
     @override
-    def epoch_start(self, epoch: int, epochs: int) -> None:
-        super().epoch_start(epoch, epochs)
-        first = round(epochs * 2 / 3) if self.start_epoch is None else self.start_epoch
-        self.active.fill_(float(epoch >= first))
+    def advance(self, step: int, total: int) -> None:
+        super().advance(step, total)
+        self.active.fill_(float(step >= self.start * total))
 
     @override
     def lessons(self, captured: Captured) -> list[tuple[Captured, Captured]]:

@@ -80,10 +80,10 @@ class PSKD(OneStudent):
     """Progressive self-knowledge distillation: each sample's prediction of the last epoch is its teacher in this one.
 
     Total in epoch e of E (from 0): ``(1 - a_e) w task(z, y) + a_e sum_k w_k knowledge_k(z, sg z of epoch e - 1)`` with
-    ``a_e = alpha (e + 1) / E``, alpha = .8. With the default knowledge, soft targets at T = 1, the gradient is that of
-    the paper's ``CE(z, (1 - a_e) y + a_e p_{e-1})``. In the first epoch there is no teacher and ``a_0 = 0``, as in the
-    authors' code, where the labels stand in for it. A row without an earlier prediction (left out by the loader so
-    far) agrees with itself: it adds no soft target.
+    ``a_e = alpha min(1, (e + 1) / E)``, alpha = .8. With the default knowledge, soft targets at T = 1, the gradient is
+    that of the paper's ``CE(z, (1 - a_e) y + a_e p_{e-1})``. In the first epoch there is no teacher and ``a_0 = 0``, as
+    in the authors' code, where the labels stand in for it. A row without an earlier prediction (left out by the loader
+    so far) agrees with itself: it adds no soft target.
 
     The predictions are those made while training, on the view of that epoch, stored by ``batch.index`` in buffers:
     ``8 samples C`` bytes. They survive shuffling, are saved and resumed with the scheme, and are the same on every
@@ -93,7 +93,7 @@ class PSKD(OneStudent):
         student: the model to train.
         samples: number of training samples, ``batch.index`` counts them; None: the loader's data set says
             (:func:`kdx.fit`).
-        alpha: a_e at the end, in [0, 1].
+        alpha: a_e at the end and after it, in [0, 1].
         task: see :class:`kdx.Scheme`.
         knowledge: see :class:`kdx.Scheme`; replaces the soft targets. What a component taps is stored per sample:
             ``8 samples`` times its number of elements in bytes.
@@ -174,7 +174,7 @@ class PSKD(OneStudent):
     @override
     def epoch_start(self, epoch: int, epochs: int) -> None:
         super().epoch_start(epoch, epochs)
-        self.alpha_now.fill_(self.alpha * (epoch + 1) / epochs if epoch else 0.0)
+        self.alpha_now.fill_(self.alpha * min(1.0, (epoch + 1) / epochs) if epoch else 0.0)
         if self.store is not None:
             if epoch:
                 self.store.next_epoch()

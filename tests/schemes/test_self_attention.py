@@ -1,4 +1,4 @@
-"""SAD: deeper attention maps teach shallower ones, from a chosen epoch on."""
+"""SAD: deeper attention maps teach shallower ones, from a chosen step on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def attention(feature, size=None):
 
 
 def test_the_loss_is_the_squared_difference_of_neighbouring_attention_maps(batch) -> None:
-    scheme = make(batch, start_epoch=0, weight=0.3).eval()
+    scheme = make(batch, start=0.0, weight=0.3).eval()
     losses = scheme(batch)
     net = scheme.student
     one = net.stage1(batch.inputs)
@@ -61,19 +61,27 @@ def test_the_distance_ignores_the_order_of_channels_and_has_a_right_gradient() -
 
 
 def test_no_gradient_reaches_the_deeper_stage_that_teaches(batch) -> None:
-    scheme = make(batch, start_epoch=0)
+    scheme = make(batch, start=0.0)
     loss = scheme(batch).terms["sad"]
     last = list(scheme.student.stage3.parameters())
     assert all(g is None for g in torch.autograd.grad(loss, last, retain_graph=True, allow_unused=True))
     assert torch.autograd.grad(loss, scheme.student.stage2.conv1.weight)[0].abs().sum() > 0
 
 
-@pytest.mark.parametrize(("start", "expected"), [(None, [0, 0, 0, 0, 1, 1]), (2, [0, 0, 1, 1, 1, 1]), (0, [1] * 6)])
-def test_the_term_counts_from_the_chosen_epoch_on(batch, start, expected) -> None:
-    scheme = make(batch, start_epoch=start).eval()
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0, 0, 0, 0, 1, 1]),
+        ({"start": 0.3}, [0, 0, 1, 1, 1, 1]),
+        ({"start": 0.0}, [1] * 6),
+        ({"start": 1.0}, [0] * 6),
+    ],
+)
+def test_the_term_counts_from_the_chosen_share_of_the_steps_on(batch, options, expected) -> None:
+    scheme = make(batch, **options).eval()
     seen = []
-    for epoch in range(6):
-        scheme.epoch_start(epoch, 6)
+    for step in range(6):
+        scheme.advance(step, 6)
         seen.append(int(scheme(batch).terms["sad"].item() > 0))
     assert seen == expected
 
@@ -82,12 +90,12 @@ def test_tokens_are_laid_on_their_grid_and_other_knowledge_can_take_the_place() 
     at = kdx.make("knowledge", "attention-transfer", student="feature", teacher="feature")
     batch = kdx.Batch(torch.randn(4, 1, 16, 16), torch.arange(4))
     for options in ({}, {"knowledge": {"at": (10.0, at)}}):
-        scheme = SAD(ViT(dim=8, depth=3, heads=2, input_shape=(1, 16, 16)), start_epoch=0, **options)
+        scheme = SAD(ViT(dim=8, depth=3, heads=2, input_shape=(1, 16, 16)), start=0.0, **options)
         scheme.setup(batch)
         terms = scheme(batch).terms
         assert list(terms) == ["task", "at" if options else "sad"]
         assert terms[list(terms)[1]].item() > 0
     with pytest.raises(ValueError, match="knowledge 'kd' taps 'logits'"):
         SAD(ConvNet(), knowledge={"kd": kdx.SoftTargets()})
-    with pytest.raises(ValueError, match="start_epoch must be >= 0"):
-        SAD(ConvNet(), start_epoch=-1)
+    with pytest.raises(ValueError, match=r"start must be a share of the steps in \[0, 1\], got 2"):
+        SAD(ConvNet(), start=2)

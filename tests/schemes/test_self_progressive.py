@@ -126,6 +126,9 @@ def test_alpha_grows_linearly_to_eight_tenths_and_is_zero_in_the_first_epoch() -
         scheme.epoch_start(epoch, 5)
         seen.append(round(scheme.alpha_now.item(), 10))
     assert seen == [0.0, 0.32, 0.48, 0.64, 0.8]
+    for epoch in (5, 9):  # of data that end sooner in an epoch than at the start
+        scheme.epoch_start(epoch, 5)
+        assert round(scheme.alpha_now.item(), 10) == 0.8
 
 
 def test_the_size_comes_from_the_data_set_and_a_view_counts_the_whole() -> None:

@@ -24,7 +24,7 @@ from kdx.options import options_of
 # name -> options, and the layer that a component in place of the default knowledge reads
 SCHEMES: dict[str, tuple[dict[str, Any], str]] = {
     "byot": ({}, "feature"),
-    "sad": ({"start_epoch": 1}, "feature"),
+    "sad": ({"start": 0.4}, "feature"),
     "ps-kd": ({}, "stage2"),
     "cs-kd": ({}, "stage2"),
     "snapshot-distillation": ({"cycle": 1}, "stage2"),
