@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdx.ops import _dispatch
 from kdx.testing.check import Check, CheckFailed, bind, fail, require, run_all
+from kdx.testing.op_inputs import AWKWARD, LAYOUTS
 from kdx.testing.op_subject import OpSubject, OpTags, Options, Result, cast, leaf, subject_of
 
 __all__ = ["check_op", "op_checks"]
@@ -116,7 +117,9 @@ def check_values(op: OpSubject) -> None:
 
 
 def check_half_precision(op: OpSubject) -> None:
-    """bfloat16 and float16 give the float64 values of the rounded inputs, and gradients that are rounded once."""
+    """bfloat16 and float16 give the float64 values of the rounded inputs, and gradients that are rounded once, in the
+    dtypes of the reference.
+    """
     for dtype in (torch.bfloat16, torch.float16):
         if op.why_not(dtype) is None:
             for options in op.tags.options:
@@ -136,7 +139,7 @@ def check_sizes(op: OpSubject) -> None:
 def check_layouts(op: OpSubject) -> None:
     """Strides, offsets and transposed memory change nothing."""
     tensors = cast(op.inputs(), _dtype(op))
-    for layout, change in _LAYOUTS.items():
+    for layout, change in LAYOUTS.items():
         for number in range(len(tensors)):
             if tensors[number].dim() == 2:
                 changed = [change(x) if n == number else x for n, x in enumerate(tensors)]
@@ -146,7 +149,7 @@ def check_layouts(op: OpSubject) -> None:
 def check_infinities(op: OpSubject) -> None:
     """-inf, inf and NaN in the inputs give inf, NaN and finite numbers where the reference gives them."""
     dtype = _dtype(op)
-    for case, places in _AWKWARD.items():
+    for case, places in AWKWARD.items():
         tensors = [x.clone() for x in cast(op.inputs(4, 19), dtype)]
         for number, row, column, value in places:
             tensors[number][row, column] = value
@@ -300,7 +303,8 @@ def _compare(op: OpSubject, tensors: Any, options: Options, where: str, floor: f
     ):
         (name, value), wanted = one, exact[1]
         require(value.shape == wanted.shape, f"{where}, {dict(options)}: {name} has shape {list(value.shape)}")
-        dtype = value.dtype
+        dtype = reference[1].dtype
+        require(value.dtype == dtype, f"{where}, {dict(options)}: {name} is {value.dtype}, the reference's {dtype}")
         relative = (VALUE if number == 0 else GRADIENT) if not _half(dtype) else _half(dtype)
         if dtype == torch.float64:
             relative = 1e-9
@@ -360,40 +364,3 @@ def _poison() -> Iterator[None]:
     finally:
         for name, make in makers.items():
             setattr(torch, name, make)
-
-
-def _sliced(x: Tensor) -> Tensor:
-    wide = x.new_full((x.shape[0], 2 * x.shape[1] + 3), math.nan)
-    wide[:, 1 : x.shape[1] + 1] = x
-    return wide[:, 1 : x.shape[1] + 1]
-
-
-def _unaligned(x: Tensor) -> Tensor:
-    flat = x.new_full((x.numel() + 1,), math.nan)
-    flat[1:] = x.reshape(-1)
-    return flat[1:].view(x.shape)
-
-
-def _every_other(x: Tensor) -> Tensor:
-    wide = x.new_full((x.shape[0], 2 * x.shape[1]), math.nan)
-    wide[:, ::2] = x
-    return wide[:, ::2]
-
-
-_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "as a slice of a wider one": _sliced,
-    "at an unaligned address": _unaligned,
-    "with gaps between its columns": _every_other,
-    "stored column by column": lambda x: x.t().contiguous().t(),
-}
-_INF, _NAN, _ALL = math.inf, math.nan, slice(None)
-_AWKWARD: dict[str, list[tuple[int, int | slice, int | slice, float]]] = {
-    "-inf in a column of both": [(0, _ALL, 3, -_INF), (1, _ALL, 3, -_INF)],
-    "-inf in the first tensor": [(0, 1, 3, -_INF)],
-    "-inf in the second tensor": [(1, 1, 3, -_INF)],
-    "inf in the first tensor": [(0, 1, 3, _INF)],
-    "inf in the second tensor": [(1, 1, 3, _INF)],
-    "NaN in the first tensor": [(0, 1, 3, _NAN)],
-    "NaN in the second tensor": [(1, 1, 3, _NAN)],
-    "a row of -inf": [(0, 1, _ALL, -_INF)],
-}

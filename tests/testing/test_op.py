@@ -195,14 +195,20 @@ def test_a_whole_new_op_passes_is_shown_and_its_defects_are_caught(install, modu
         Spec("square", "kdx_test_square:square", "mean squared difference"),
         Spec("square/reference", module("kdx_test_square_reference", forward=rows_of), "plain"),
         Spec("square/branches", module("kdx_test_branches", forward=branches), "breaks the graph"),
+        Spec("square/narrow", module("kdx_test_narrow", forward=narrow), "computes in the dtype of its inputs"),
     )
     tags = OpTags(options=({}, {"weight": 2.0}), zero_when_equal=True, rows=(0, 1, 2, 33), columns=(1, 19, 100))
     check_op("square", backend="reference", tags=tags)
     plan = kdx.ops.explain("square", X, Y)
     assert plan.backend == "branches"
-    assert plan.reasons == {"reference": "branches comes first"}
+    assert plan.reasons == {"narrow": "branches comes first", "reference": "branches comes first"}
     with pytest.raises(CheckFailed, match="backend 'branches', fails the check 'compiles'"):
         check_op("square", backend="branches", tags=tags)
+    message = (
+        r"'narrow', fails the check 'half_precision': .* the value is torch.bfloat16, the reference's torch.float32"
+    )
+    with pytest.raises(CheckFailed, match=message):
+        check_op("square", backend="narrow", tags=tags)
 
 
 def test_an_op_whose_choice_would_be_traced_is_caught(install, module) -> None:
@@ -221,6 +227,10 @@ def branches(student, teacher):
     if student.numel() and student.sum().item() > 1e30:
         return rows_of(student, teacher) * 0
     return rows_of(student, teacher)
+
+
+def narrow(student, teacher):
+    return (student - teacher).square().sum() / max(1, student.numel())
 
 
 def test_every_check_of_ops_has_a_mutant() -> None:
