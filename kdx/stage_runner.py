@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from kdx.experiment_data import ExperimentData
 from kdx.experiment_plan import locating, ref_of, train_of
 from kdx.flops import count_flops
 from kdx.loop import fit
-from kdx.recipe import Component, KnowledgeTerm, Recipe
+from kdx.recipe import Component, KnowledgeTerm, Recipe, Train
 from kdx.recipe import Teacher as TeacherSection
 from kdx.registry import default_plugins
 from kdx.run_state import Run
@@ -306,8 +307,16 @@ class StageRunner:
             device=self.recipe.device,
             folder=self.folder / stage.name,
             resume=True,
+            checkpoint_every=self._checkpoint_every(train),
             observers=self.observers,
         )
+
+    def _checkpoint_every(self, train: Train) -> int | None:
+        """Steps between checkpoints on a stream: an epoch of other data, and a tenth of the stage at most."""
+        if self.recipe.data.stream is None or train.steps is None:
+            return None  # one after each epoch
+        epoch = math.ceil(len(self.data.all) / (train.batch_size * train.accumulate))
+        return min(epoch, math.ceil(train.steps / 10))
 
     def _batches(self, stage: Stage, scheme: Scheme) -> DataLoader[Batch]:
         rows = stage.rows or {"teacher": "all", "assistant": "few", "distilled": "few"}.get(stage.role, "labelled")

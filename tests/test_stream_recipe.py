@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +18,7 @@ from kdx.experiment import Experiment
 from kdx.hookspecs import hookimpl
 from kdx.recipe import check_recipe
 from kdx.report import draw_curves
+from tests.stages.tiny import same, weights
 
 RECIPE = {
     "threads": 1,
@@ -75,6 +82,61 @@ def test_a_stage_that_stops_after_a_log_keeps_the_accuracy_of_that_log(tmp_path)
     assert summary["stages"]["distilled"]["prequential"] == {
         name: logged[f"prequential/{name}/so_far"] for name in ("peer0", "peer1")
     }
+
+
+COMMAND = """
+import sys, kdx
+from kdx.recipe import load_recipe
+kdx.run(load_recipe(sys.argv[1]), folder=sys.argv[2], resume=True)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+def test_kill_9_amid_a_stream_loses_a_tenth_of_the_stage_at_most_and_resumes_exactly(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("kdx.experiment.write_report", lambda folder, summary: None)
+    # the schedule and the ramp of ps-kd move with the steps and with the passes (75 steps each)
+    train = {**RECIPE["train"], "steps": 400, "schedule": {"name": "StepLR", "step_size": 1, "every": "epoch"}}
+    given = check_recipe(RECIPE | {"train": train, "controls": [], "scheme": {"name": "ps-kd"}})
+    (tmp_path / "recipe.yaml").write_text(given.yaml())
+    folder, root = tmp_path / "killed", Path(kdx.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", COMMAND, str(tmp_path / "recipe.yaml"), str(folder)]
+    process = subprocess.Popen(command, env=environment)
+    second = folder / "distilled" / "checkpoints" / "step-00000080.pt"
+    while not second.exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (folder / "distilled" / "result.json").exists()
+    resumed: list[int] = []
+
+    class Watch:
+        @hookimpl
+        def kdx_configure(self, run):
+            resumed.append(run.step)
+
+    rest = Experiment(given, folder, [Watch()]).run(resume=True)["stages"]["distilled"]
+    assert resumed[0] >= 80
+    assert resumed[0] % 40 == 0
+    whole = Experiment(given, tmp_path / "whole").run()["stages"]["distilled"]
+    assert rest["prequential"] == whole["prequential"]
+    assert same(weights(folder, "distilled"), weights(tmp_path / "whole", "distilled"))
+
+
+def test_a_stream_stage_of_many_passes_writes_a_checkpoint_after_as_many_steps_as_an_epoch_has(tmp_path) -> None:
+    seen: set[str] = set()
+
+    class Watch:
+        @hookimpl
+        def kdx_step_end(self, run, step):
+            seen.update(path.name for path in (run.folder / "checkpoints").glob("step-*.pt"))
+            if step == 14:
+                run.stop("for a test")
+
+    train = {"steps": 1000, "batch_size": 100, "accumulate": 2}  # 1197 rows: 6 steps
+    runner = Experiment(check_recipe(RECIPE | {"train": train}), tmp_path / "run", [Watch()]).runner
+    runner.run(runner.stages["alone"])
+    assert seen == {"step-00000006.pt", "step-00000012.pt"}
 
 
 @pytest.mark.parametrize(
