@@ -119,15 +119,15 @@ def fit(
     if seed is not None:
         set_seed(seed)
     accelerator = _accelerator(mixed_precision, device, skips=scheme.skips)
-    open_ended = epochs is None and steps is not None
-    epochs, total_steps = run_length(train, epochs, steps, accumulate)
     _check(scheme, accelerator, compile=compile, log_gradients=log_gradients)
-    run = Run(scheme, None if folder is None else Path(folder), epochs, total_steps, log_every, open_ended=open_ended)
     tests = _tests(scheme, accelerator) if prequential else None
+    if (processes := accelerator.num_processes) > 1:
+        train = accelerator.prepare(train)
+    open_ended = epochs is None and steps is not None
+    epochs, total_steps = run_length(train, epochs, steps, accumulate, processes)
+    run = Run(scheme, None if folder is None else Path(folder), epochs, total_steps, log_every, open_ended=open_ended)
 
     scheme.to(accelerator.device)
-    if accelerator.num_processes > 1:
-        train = accelerator.prepare(train)
     with rng.isolated():
         _set_up(scheme, train, accelerator.device)
     trained = [parameter for parameter in scheme.parameters() if parameter.requires_grad]
@@ -135,7 +135,7 @@ def fit(
     scheduler = make_schedule(schedule, raw_optimizer, steps=total_steps, epochs=epochs)
     engine, prepared_optimizer = accelerator.prepare(scheme, raw_optimizer)
     forward = functools.partial(_losses, torch.compile(engine) if compile else engine, type(scheme).__name__)
-    stream = Stream(train, accelerator.device)
+    stream = Stream(train, accelerator.device, processes)
     state = State(run, accelerator, raw_optimizer, scheduler, stream, tests)
     state.claim(resume=resume)
     watchers = Observers([*([MetricsLog(), TensorBoardLog()] if folder else []), *observers])
@@ -216,8 +216,10 @@ def _set_up(scheme: Scheme, train: Iterable[Any], device: torch.device) -> None:
         scheme.setup(Batch.of(first_batch(train)).to(device))
 
 
-def run_length(train: Iterable[Any], epochs: int | None, steps: int | None, accumulate: int) -> tuple[int, int]:
-    """The epochs and the optimizer steps that :func:`fit` will take.
+def run_length(
+    train: Iterable[Any], epochs: int | None, steps: int | None, accumulate: int, processes: int = 1
+) -> tuple[int, int]:
+    """The epochs and the optimizer steps that :func:`fit` will take on ``train``, the loader of one of the processes.
 
     Raises:
         ValueError: a number below 1, data without a batch, or data without a length and no ``steps``.
@@ -232,7 +234,7 @@ def run_length(train: Iterable[Any], epochs: int | None, steps: int | None, accu
     if per_epoch is None:
         if steps is None:
             raise ValueError("train has no length, so give steps=, the number of optimizer steps")
-        rows, samples = pass_size(train) or (1, accumulate)  # an epoch has a step at least
+        rows, samples = pass_size(train, processes) or (1, accumulate)  # an epoch has a step at least
         return epochs or math.ceil(steps * accumulate * rows / samples), steps
     if epochs is None:
         epochs = math.ceil(steps / per_epoch) if steps else 1

@@ -32,9 +32,10 @@ class Stream:
         loader: an iterable of what :meth:`kdx.Batch.of` reads; ``set_epoch`` of its sampler, batch sampler and data
             set is called with the epoch if they have it.
         device: where batches go.
+        processes: how many take a batch each in a step.
     """
 
-    def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+    def __init__(self, loader: Iterable[Any], device: torch.device, processes: int = 1) -> None:
         self.loader = loader
         self.device = device
         self._now = rng.capture(cuda=False)
@@ -44,7 +45,7 @@ class Stream:
         self._consumed = 0
         self._replay = 0
         self.batches = count_batches(loader)
-        self._pass_size = pass_size(loader)
+        self._pass_size = pass_size(loader, processes)
         self._source = _stateful(loader)
         self._place: Any = None
         self._loaded: dict[str, Any] | None = None
@@ -200,8 +201,8 @@ def dataset_size(loader: Iterable[Any]) -> int | None:
     return len(data) if isinstance(data, Sized) else None
 
 
-def pass_size(loader: Iterable[Any]) -> tuple[int, int] | None:
-    """Samples in a batch and in one pass of a stream without end over a data set (its ``dataset``), which has a length.
+def pass_size(loader: Iterable[Any], processes: int = 1) -> tuple[int, int] | None:
+    """Samples in a batch of all processes and in one pass of a stream without end over a data set, its ``dataset``.
 
     None for a loader with a length, whose passes are its epochs, and where there is no such data set.
     """
@@ -209,7 +210,7 @@ def pass_size(loader: Iterable[Any]) -> tuple[int, int] | None:
     source = getattr(getattr(loader, "dataset", None), "dataset", None)
     if count_batches(loader) is not None or not rows or not isinstance(source, Sized):
         return None
-    return rows, len(source)
+    return rows * processes, len(source)
 
 
 def windows(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

@@ -1,0 +1,74 @@
+"""The length of a run on two processes: steps, schedule and passes are those that are taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kdx
+
+TRAIN = """
+import json, sys
+import torch, kdx
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+from kdx.datasets import Digits, SampleStream, View
+from kdx.hookspecs import hookimpl
+
+rank, store, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+view = View(Digits("train"), range(48))
+rates, told = [], []
+
+class Told(kdx.Supervised):
+    def epoch_start(self, epoch, epochs):
+        told.append([len(rates), epoch, epochs])
+
+class Watch:
+    @hookimpl
+    def kdx_step_end(self, run):
+        rates.append(run.learning_rate)
+
+torch.manual_seed(0)
+scheme = Told(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))
+loader = DataLoader(SampleStream(view), 4) if kind == "stream" else DataLoader(view, 4, shuffle=True)
+length = {"steps": 16} if kind == "stream" else {"epochs": 3}
+run = kdx.fit(scheme, loader, observers=[Watch()], optimizer={"name": "SGD", "lr": 0.8}, device="cpu", **length)
+dist.barrier()
+dist.destroy_process_group()
+print(json.dumps({"steps": run.step, "total": run.total_steps, "told": told, "last": rates[-1]}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("epochs", {"steps": 18, "total": 18, "told": [[0, 0, 3], [6, 1, 3], [12, 2, 3]]}),
+        ("stream", {"steps": 16, "total": 16, "told": [[0, 0, 3], [6, 1, 3], [12, 2, 3]]}),
+    ],
+)
+def test_the_steps_of_a_run_are_those_of_one_process_and_the_schedule_ends_with_them(kind, expected, tmp_path) -> None:
+    root = str(Path(kdx.__file__).parents[1])
+    launched = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}  # what torchrun sets
+    environment = os.environ | launched | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TRAIN, str(rank), str(tmp_path / "store"), kind],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    finished = [(process, *process.communicate(timeout=120)) for process in started]
+    assert all(process.returncode == 0 for process, _, _ in finished), [errors for _, _, errors in finished]
+    for _, out, _ in finished:
+        found = json.loads(out.splitlines()[-1])
+        assert found.pop("last") == pytest.approx(0.0, abs=1e-9)
+        assert found == expected
