@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -67,6 +68,10 @@ def plan(recipe: Recipe) -> list[Stage]:
         stages.append(Stage("distilled", "distilled", student, tuple(teachers)))
         return in_order(_derived(stages))
     planned = assistant.plan(ref_of(recipe.teacher.model) if recipe.teacher else student, student)
+    if not isinstance(planned, Sequence) or not all(isinstance(stage, Stage) for stage in planned):
+        raise PlanError(
+            f"assistant {recipe.assistant.name!r}: expected a list of kdx.assistants.base.Stage, got {planned!r}"
+        )
     if not planned or planned[-1].name != "distilled":
         raise PlanError(
             f"assistant {recipe.assistant.name!r}: the last stage of a plan trains the student and is named "
@@ -133,10 +138,16 @@ def _check(stage: Stage, recipe: Recipe) -> None:
     train_of(stage, recipe)
     if isinstance(stage.model, ModelRef):
         check_component(f"stage {stage.name}: model", "model", _component(stage.model.name, stage.model.options))
-    if stage.scheme is not None:
-        check_component(f"stage {stage.name}: scheme", "scheme", Component.model_validate(stage.scheme))
+    scheme = recipe.scheme if stage.scheme is None else Component.model_validate(stage.scheme)
+    target = check_component(f"stage {stage.name}: scheme", "scheme", scheme)
     for name, term in (stage.knowledge or {}).items():
         check_component(f"stage {stage.name}: knowledge.{name}", "knowledge", KnowledgeTerm.model_validate(term))
+    taught = stage.role in ("assistant", "distilled") and not target.trains_teacher
+    if taught and not stage.teachers and {"teacher", "teachers"} & inspect.signature(target).parameters.keys():
+        raise PlanError(
+            f"stage {stage.name!r} names no teacher, and scheme {scheme.name!r} needs one: name earlier stages in "
+            "teachers"
+        )
 
 
 def _component(name: str, options: Mapping[str, Any]) -> Component:

@@ -32,6 +32,16 @@ def offline(net, **options) -> kdx.Offline:
     )
 
 
+class Unbuilt(kdx.Knowledge):
+    """Forgets its base's constructor."""
+
+    def __init__(self) -> None:
+        self.scale = 2.0
+
+    def forward(self, student, teacher, batch):
+        return self.scale * student.logits.mean()
+
+
 def state(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
@@ -169,6 +179,11 @@ def test_a_batch_without_labels_gives_a_zero_task_loss(net, batch) -> None:
         (lambda net: kdx.Mutual([net()]), ValueError, "at least two different modules"),
         (lambda net: kdx.Mutual([m := net(), m]), ValueError, "at least two different modules"),
         (lambda net: kdx.SoftTargets(0.0), ValueError, "temperature must be > 0"),
+        (
+            lambda net: kdx.Offline(net(), net(), knowledge={"own": Unbuilt()}),
+            TypeError,
+            r"knowledge\['own'\]: Unbuilt.__init__ has to call super\(\).__init__\(student=..., teacher=...\)",
+        ),
     ],
 )
 def test_bad_arguments_say_what_was_expected(net, build, error, message) -> None:

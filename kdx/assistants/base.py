@@ -116,7 +116,7 @@ class Stage:
         select: whether the weights of the best epoch on validation are kept, rather than those of the last.
 
     Raises:
-        PlanError: the name cannot be a folder, or the role is unknown.
+        PlanError: the name cannot be a folder, the role is unknown, or model or teachers are of another type.
     """
 
     name: str
@@ -139,6 +139,16 @@ class Stage:
             )
         if self.role not in get_args(Role):
             raise PlanError(f"stage {self.name!r}: unknown role {self.role!r}; {nearest(self.role, get_args(Role))}")
+        if not isinstance(self.model, ModelRef | Structure):
+            raise PlanError(
+                f"stage {self.name!r}: model: expected a ModelRef or a Structure, got {self.model!r}; write "
+                "ModelRef(name, options)"
+            )
+        if isinstance(self.teachers, str):
+            raise PlanError(
+                f"stage {self.name!r}: teachers: expected a tuple of names, got {self.teachers!r}; write "
+                f"({self.teachers!r},)"
+            )
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -67,6 +67,11 @@ class Scheme(nn.Module, ABC):
                     f"knowledge[{name!r}] must be a kdx.Knowledge or (weight, kdx.Knowledge), got "
                     f"{type(component).__name__}"
                 )
+            if not hasattr(component, "student_taps"):
+                raise TypeError(
+                    f"knowledge[{name!r}]: {type(component).__name__}.__init__ has to call "
+                    "super().__init__(student=..., teacher=...), with the taps that it reads"
+                )
             if name == "task" or "/" in name or "." in name:
                 raise ValueError(f"knowledge name {name!r} is not allowed: not 'task', and no '/' or '.' in it")
             self.weights[name] = weight = float(weight) if isinstance(weight, int | float) else weight

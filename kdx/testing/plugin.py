@@ -14,6 +14,8 @@ from types import ModuleType
 
 from kdx.errors import PluginError, nearest
 from kdx.hookspecs import PROJECT, Spec
+from kdx.options import options_of
+from kdx.recipe import Component, KnowledgeTerm
 from kdx.registry import KINDS, Kind, Plugins
 from kdx.testing.check import Check, bind, fail, require, run_all
 
@@ -141,7 +143,9 @@ def check_names(plugin: _Plugin) -> None:
 
 
 def check_targets(plugin: _Plugin) -> None:
-    """Every component imports and is of its kind: a subclass of the kind's base, or a callable with documentation."""
+    """Every component imports and is of its kind: a subclass of the kind's base, or a callable with documentation; a
+    recipe can give its options.
+    """
     plugins = plugin.registry()
     for kind, spec in plugin.specs():
         target = plugins.load(kind, spec.name)
@@ -149,6 +153,13 @@ def check_targets(plugin: _Plugin) -> None:
             missing = [name for name in ("unsupported", "forward") if not callable(getattr(target, name, None))]
             require(not missing, f"backend {spec.name!r}: {spec.target} defines no function {missing}")
             continue
+        taken = KnowledgeTerm.model_fields if kind == "knowledge" else Component.model_fields
+        for option in options_of(target) if kind != "op" else []:
+            require(
+                option.name not in taken,
+                f"{kind} {spec.name!r}: its option {option.name!r} cannot be given in a recipe, where it is a key of "
+                "the section; choose another name",
+            )
         require(bool(inspect.getdoc(target)), f"{kind} {spec.name!r}: {spec.target} has no docstring")
 
 

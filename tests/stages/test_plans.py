@@ -72,6 +72,31 @@ def test_bad_overrides_of_a_stage_are_named_before_anything_runs(stage: Stage, m
         plan(recipe(assistant=planned([stage, Stage("distilled", "distilled", NET, ("teacher",))])))
 
 
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (lambda: None, "assistant 'given': expected a list of kdx.assistants.base.Stage, got None"),
+        (lambda: [{"name": "distilled"}], r"assistant 'given': expected a list of .*, got \[\{'name': 'distilled'\}\]"),
+        (
+            lambda: [Stage("distilled", "distilled", "mlp", ("teacher",))],
+            r"stage 'distilled': model: expected a ModelRef or a Structure, got 'mlp'; write ModelRef\(name",
+        ),
+        (
+            lambda: [Stage("distilled", "distilled", NET, "teacher")],
+            r"stage 'distilled': teachers: expected a tuple of names, got 'teacher'; write \('teacher',\)",
+        ),
+        (
+            lambda: [Stage("distilled", "distilled", NET)],
+            "stage 'distilled' names no teacher, and scheme 'offline' needs one: name earlier stages in teachers",
+        ),
+    ],
+    ids=["nothing", "mappings", "a name as model", "a name as teachers", "no teacher"],
+)
+def test_what_an_assistant_plans_wrongly_is_named(stages, message: str, planned) -> None:
+    with pytest.raises(PlanError, match=message):
+        plan(recipe(assistant=planned(stages())))
+
+
 def test_the_last_stage_of_a_plan_trains_the_student(planned) -> None:
     with pytest.raises(
         PlanError, match="the last stage of a plan trains the student and is named 'distilled', got 'x'"

@@ -31,11 +31,25 @@ MUTANTS = {
     "another hook": ("kdx_knowledge", "kdx_schemes", "targets", "not a subclass of kdx.Scheme"),
     "no callable": ("kdx_knowledge", "kdx_models", "targets", "not a class or function"),
     "no docstring": ("kdx_knowledge", "kdx_datasets", "targets", "has no docstring"),
+    "a key of recipes": ("", "", "targets", "'weight' cannot be given in a recipe, where it is a key of"),
     "imports torch": ("from kdx", "import torch\nfrom kdx", "imports_no_torch", "imports torch"),
     "lists with torch": ("return", "import torch; return", "imports_no_torch", "imports torch"),
     "a name in capitals": ("", "", "entry_point", "'Sound' is not kebab-case"),
 }
-TARGETS = {"no callable": "kdx.knowledge.hint:__all__", "no docstring": "kdx_test_undocumented:make"}
+TARGETS = {
+    "no callable": "kdx.knowledge.hint:__all__",
+    "no docstring": "kdx_test_undocumented:make",
+    "a key of recipes": "kdx_test_weighted:Weighted",
+}
+WEIGHTED = """
+from kdx.knowledge.hint import Hint
+
+class Weighted(Hint):
+    'A hint with a weight of its own.'
+
+    def __init__(self, student: str, teacher: str, weight: float = 1.0) -> None:
+        super().__init__(student, teacher)
+"""
 
 
 @pytest.fixture
@@ -46,6 +60,7 @@ def package(tmp_path, monkeypatch):
     def install(code: str, name: str) -> str:
         (tmp_path / "kdx_test_plugin.py").write_text(code)
         (tmp_path / "kdx_test_undocumented.py").write_text("def make(): pass")
+        (tmp_path / "kdx_test_weighted.py").write_text(WEIGHTED)
         monkeypatch.delitem(sys.modules, "kdx_test_plugin", raising=False)
         entries = EntryPoints([EntryPoint(name, "kdx_test_plugin", "kdx")])
         monkeypatch.setattr("kdx.testing.plugin.entry_points", lambda group: entries)
