@@ -13,12 +13,14 @@ from typing_extensions import override
 from kdx import rng
 from kdx.assistants.base import ModelRef, Stage
 from kdx.capture import call, logits_of
+from kdx.checkpoint import load_weights
 from kdx.datasets.view import View
 from kdx.errors import RecipeError
 from kdx.experiment_plan import locating, train_of
 from kdx.loop import run_length
 from kdx.optim import make_optimizer, make_schedule
-from kdx.schemes.base import evaluating
+from kdx.recipe import StoreSection
+from kdx.schemes.base import Scheme, evaluating
 from kdx.stage_runner import StageRunner, named
 from kdx.stage_store import write_stage_store
 from kdx.teachers import Stored
@@ -32,7 +34,7 @@ ROWS = 2
 def rehearse(runner: StageRunner) -> None:
     """Builds what every stage will train, with new models in place of trained ones; trains, keeps and draws nothing.
 
-    Of a stage whose student or teacher is made from a trained model only the knowledge is built.
+    Of a stage whose student or teacher is made from a trained model everything but the scheme is built.
 
     Raises:
         RecipeError: a model, a scheme, a knowledge component, an optimizer or a schedule refuses its options; a model
@@ -69,23 +71,32 @@ class _Rehearsal(StageRunner):
         self.fitting: list[ModelRef] = []
 
     def build_stage(self, stage: Stage) -> None:
-        """Builds the models, the scheme, the batches, the optimizer and the schedule of a stage."""
-        if not all(isinstance(self.stages[name].model, ModelRef) for name in (stage.name, *stage.teachers)):
-            if stage.role in ("assistant", "distilled"):
-                self._knowledge(stage)
-            return
-        ref = self.ref(stage.name)
-        if ref not in self.fitting:
-            self._check_logits(ref)
-            self.fitting.append(ref)
-        scheme = self._scheme(stage, ref)
-        if stage.role == "untrained":
-            return
+        """Builds the models, the scheme, the batches, the optimizer and the schedule of a stage, as far as known."""
+        scheme = None
+        if self._known(stage.name, *stage.teachers):
+            ref = self.ref(stage.name)
+            if ref not in self.fitting:
+                self._check_logits(ref)
+                self.fitting.append(ref)
+            scheme = self._scheme(stage, ref)
+        elif stage.role in ("assistant", "distilled"):
+            self._knowledge(stage)
+            for name in stage.teachers:
+                if self._known(name) and self._store(name):
+                    self._stored(name)
+        section = self.recipe.all_teachers.get(stage.name)
+        if scheme and section and section.weights:
+            load_weights(next(iter(scheme.students.values())), section.weights)
+        elif stage.role != "untrained":
+            self._build_training(stage, scheme)
+
+    def _build_training(self, stage: Stage, scheme: Scheme | None) -> None:
         train = train_of(stage, self.recipe)
         with locating(f"stage {stage.name}: train"):
             batches = self._batches(stage, scheme)
             epochs, steps = run_length(batches, None if train.steps else train.epochs, train.steps, train.accumulate)
-            optimizer = make_optimizer(named(train.optimizer), scheme.parameters())
+            trained = scheme.parameters() if scheme else [nn.Parameter(torch.zeros(1))]
+            optimizer = make_optimizer(named(train.optimizer), trained)
             make_schedule(named(train.schedule) if train.schedule else None, optimizer, steps=steps, epochs=epochs)
 
     def _check_logits(self, ref: ModelRef) -> None:
@@ -95,6 +106,14 @@ class _Rehearsal(StageRunner):
             found = list(logits_of(call(model, self.example)).shape)
         if found != (expected := [1, self.data.shape["num_classes"]]):
             raise RecipeError(f"model ({ref.name}): expected logits {expected} for one sample of the data, got {found}")
+
+    def _known(self, *stages: str) -> bool:
+        """Whether the models of these stages are known before any is trained."""
+        return all(isinstance(self.stages[name].model, ModelRef) for name in stages)
+
+    def _store(self, teacher: str) -> StoreSection | None:
+        section = self.recipe.all_teachers.get(teacher, self.recipe.teacher)
+        return section.store if section else None
 
     @override
     def model(self, stage: str) -> nn.Module:
@@ -110,9 +129,8 @@ class _Rehearsal(StageRunner):
 
     @override
     def _stored(self, name: str) -> Stored:
-        section = self.recipe.all_teachers.get(name, self.recipe.teacher)
+        section = self._store(name)
         assert section is not None
-        assert section.store is not None
         rows = View(self.data.few.dataset, self.data.few.indices[:ROWS])
-        store = section.store.model_copy(update={"views": 1})
-        return Stored(write_stage_store(self.recipe, rows, self.model(name), store, self.folder / name))
+        section = section.model_copy(update={"views": 1})
+        return Stored(write_stage_store(self.recipe, rows, self.model(name), section, self.folder / name))

@@ -318,7 +318,7 @@ class StageRunner:
         epoch = math.ceil(len(self.data.all) / (train.batch_size * train.accumulate))
         return min(epoch, math.ceil(train.steps / 10))
 
-    def _batches(self, stage: Stage, scheme: Scheme) -> DataLoader[Batch]:
+    def _batches(self, stage: Stage, scheme: Scheme | None) -> DataLoader[Batch]:
         rows = stage.rows or {"teacher": "all", "assistant": "few", "distilled": "few"}.get(stage.role, "labelled")
         data: View = getattr(self.data, rows)
         if views := store_views(self.recipe, stage.teachers):

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-import kdx
 from kdx.assistants.base import ModelRef, Stage
 from kdx.caching import cache_teacher
 from kdx.errors import CaptureError, KdxError, RecipeError, StoreError
@@ -99,13 +98,33 @@ def test_every_stage_of_a_plan_is_tried(planned, tmp_path: Path) -> None:
         Experiment(recipe(assistant=planned(stages)), tmp_path / "run", [NoStep()]).run()
 
 
-def test_the_knowledge_of_a_student_made_from_its_trained_teacher_is_tried_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"knowledge": {"kd": {"name": "soft-targets", "temperature": -1.0}}},
+            r"knowledge\.kd \(soft-targets\): temperature",
+        ),
+        ({"train": {"optimizer": {"name": "Adamm"}}}, "torch has no optimizer named 'Adamm'"),
+        ({"teacher": stored("topk:99")}, "topk:99 wants more classes"),
+        ({}, "Trained"),  # nothing is wrong: the observer fails at the teacher's first step
+    ],
+)
+def test_of_a_student_made_from_its_trained_teacher_everything_but_the_student_is_tried(
+    change, message: str, tmp_path: Path
+) -> None:
     derived = {"model": {"name": "derived", "how": "width", "params": 0.5}}
-    good, bad = ({"kd": {"name": "soft-targets", "temperature": t}} for t in (1.0, -1.0))
-    with pytest.raises(RecipeError, match=r"knowledge\.kd \(soft-targets\): temperature"):
-        Experiment(recipe(student=derived, knowledge=bad), tmp_path / "run", [NoStep()]).run()
-    with pytest.raises(kdx.errors.PluginError, match="Trained"):  # the observer, told of the teacher's first step
-        Experiment(recipe(student=derived, knowledge=good), tmp_path / "run", [NoStep()]).run()
+    with pytest.raises(KdxError, match=message):
+        Experiment(recipe(student=derived, **change), tmp_path / "run", [NoStep()]).run()
+    assert (tmp_path / "run").exists() == (not change)
+
+
+def test_weights_that_a_later_teacher_shall_be_loaded_from_are_looked_at_first(tmp_path: Path) -> None:
+    small = {"model": {"name": "mlp"}, "weights": "nowhere.safetensors"}
+    given = recipe(scheme={"name": "dense-guidance"}, teachers={"small": small})
+    with pytest.raises(KdxError, match=r"nowhere\.safetensors"):
+        Experiment(given, tmp_path / "run", [NoStep()]).run()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_in_the_way_is_left_where_it_is_by_a_recipe_that_cannot_run(tmp_path: Path) -> None:
