@@ -212,6 +212,7 @@ class Points {
     Bits magnitudes{};
     Lanes<double> sum[2] = {};
     for (int64_t d = 0; d < width(); d += W) {
+      __builtin_prefetch(x + d + stride_);  // the next point, which may lie on another page
       const Lanes<T> y = load(x + d) - load(centre_.get() + d);
       const Bits magnitude = reinterpret_cast<Bits>(y) & 0x7fffffff;
       magnitudes = magnitudes > magnitude ? magnitudes : magnitude;

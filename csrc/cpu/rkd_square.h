@@ -76,6 +76,8 @@ inline void squares_from_products(const Points<float>& x, int64_t i, int64_t j, 
   constexpr int E = kEdge<float>, H = kLanes<double>;
   typedef int64_t Mask __attribute__((vector_size(kVectorBytes)));
   const double *of_i = x.norms(i), *of_j = x.norms(j), least = x.on_engine() ? matrix::kLeastSum : 0;
+  // On the diagonal a product of 0 keeps a point from being near to itself, until the others are known.
+  for (int r = 0; i == j && r < E; ++r) tile[r * E + r] = 0;
   Mask far = ~Mask{};  // NaN is near
   for (int r = 0; r < E; ++r) {
     for (int c = 0; c < E; c += 2 * H) {
@@ -91,16 +93,18 @@ inline void squares_from_products(const Points<float>& x, int64_t i, int64_t j, 
   }
   int64_t all_far = -1;
   for (int l = 0; l < H; ++l) all_far &= far[l];
-  if (all_far) return;
-  const int64_t rows = x.size() - i * E < E ? x.size() - i * E : E,
-                columns = x.size() - j * E < E ? x.size() - j * E : E;
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) {
-      float& s = tile[r * E + c];
-      if (s >= kNear * (of_i[r] + of_j[c]) + least) continue;
-      s = i == j && r == c ? 0.0f : square_of_pair(x.row(i * E + r), x.row(j * E + c), x.depth());
+  if (!all_far) {
+    const int64_t rows = x.size() - i * E < E ? x.size() - i * E : E,
+                  columns = x.size() - j * E < E ? x.size() - j * E : E;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < columns; ++c) {
+        float& s = tile[r * E + c];
+        if (s >= kNear * (of_i[r] + of_j[c]) + least) continue;
+        s = square_of_pair(x.row(i * E + r), x.row(j * E + c), x.depth());
+      }
     }
   }
+  for (int r = 0; i == j && r < E; ++r) tile[r * E + r] = 0;
 }
 
 // Zeroes what a tile holds past the last point.

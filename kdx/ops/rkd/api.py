@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from kdx.ops.rkd.autograd import Options, loss_of
+from kdx.ops.rkd.autograd import loss_of
 
 __all__ = ["rkd", "rkd_angle", "rkd_distance"]
 
@@ -46,7 +46,7 @@ def rkd_distance(student: Tensor, teacher: Tensor, *, delta: float = 1.0, backen
 
     """
     _check(student, teacher, delta)
-    return loss_of(student, teacher, Options(1.0, 0.0, float(delta)), backend)
+    return loss_of(student, teacher, 1.0, 0.0, float(delta), backend)
 
 
 def rkd_angle(student: Tensor, teacher: Tensor, *, delta: float = 1.0, backend: str = "auto") -> Tensor:
@@ -83,7 +83,7 @@ def rkd_angle(student: Tensor, teacher: Tensor, *, delta: float = 1.0, backend: 
 
     """
     _check(student, teacher, delta)
-    return loss_of(student, teacher, Options(0.0, 1.0, float(delta)), backend)
+    return loss_of(student, teacher, 0.0, 1.0, float(delta), backend)
 
 
 def rkd(
@@ -127,7 +127,7 @@ def rkd(
     for name, weight in (("distance_weight", distance_weight), ("angle_weight", angle_weight)):
         if not 0 <= weight < math.inf:
             raise ValueError(f"{name}: expected a finite number >= 0, got {weight}")
-    return loss_of(student, teacher, Options(float(distance_weight), float(angle_weight), float(delta)), backend)
+    return loss_of(student, teacher, float(distance_weight), float(angle_weight), float(delta), backend)
 
 
 def _check(student: Tensor, teacher: Tensor, delta: float) -> None:

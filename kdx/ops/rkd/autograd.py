@@ -13,17 +13,20 @@ from kdx.ops._library import define
 from kdx.ops.pairwise_sq_dist.reference import compute_dtype
 from kdx.ops.rkd import reference
 
-__all__ = ["Options", "loss_of"]
+__all__ = ["loss_of"]
 
 _PLAIN = (Tensor, Parameter)
 
 
-class Options(NamedTuple):
-    """Everything about a call that is not a tensor."""
+class Call(NamedTuple):
+    """Everything about a call that is not a tensor, in the order of the op's arguments."""
 
     distance_weight: float
     angle_weight: float
     delta: float
+    student_grad: bool
+    teacher_grad: bool
+    backend: str
 
 
 def _op(
@@ -67,13 +70,11 @@ define(
 )
 
 
-def _run(
-    student: Tensor, teacher: Tensor, options: Options, student_grad: bool, teacher_grad: bool, backend: str
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _run(student: Tensor, teacher: Tensor, call: Call) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if type(student) in _PLAIN and type(teacher) in _PLAIN and not torch.compiler.is_compiling() and not _transformed():
-        return _op(student, teacher, *options, student_grad, teacher_grad, backend)
-    loss, grad_s, grad_t = torch.ops.kdx.rkd(student, teacher, *options, student_grad, teacher_grad, backend)
-    return loss, grad_s if student_grad else None, grad_t if teacher_grad else None
+        return _op(student, teacher, *call)
+    loss, grad_s, grad_t = torch.ops.kdx.rkd(student, teacher, *call)
+    return loss, grad_s if call.student_grad else None, grad_t if call.teacher_grad else None
 
 
 def _transformed() -> bool:
@@ -84,18 +85,10 @@ class _Loss(torch.autograd.Function):
     """The loss, with the gradients made in the forward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        options: Options,
-        student_grad: bool,
-        teacher_grad: bool,
-        backend: str,
-    ) -> Tensor:
-        loss, *grads = _run(student, teacher, options, student_grad, teacher_grad, backend)
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, call: Call) -> Tensor:
+        loss, *grads = _run(student, teacher, call)
         ctx.save_for_backward(student, teacher, *grads)
-        ctx.options = options
+        ctx.call = call
         return loss
 
     @staticmethod
@@ -105,7 +98,7 @@ class _Loss(torch.autograd.Function):
         wanted = [i for i in (0, 1) if ctx.needs_input_grad[i]]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # create_graph: formulas that autograd can follow
-            value = reference.loss(student, teacher, *ctx.options)
+            value = reference.loss(student, teacher, *ctx.call[:3])
             inputs = [(student, teacher)[i] for i in wanted]
             found = torch.autograd.grad(value, inputs, upstream, create_graph=True) if wanted else ()
             for i, grad in zip(wanted, found, strict=True):
@@ -113,7 +106,7 @@ class _Loss(torch.autograd.Function):
         else:
             for i in wanted:
                 result[i] = _scaled(grads[i], upstream, (student, teacher)[i].dtype)
-        return *result, None, None, None, None
+        return *result, None
 
 
 def _scaled(grad: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
@@ -130,33 +123,34 @@ class _TransformedLoss(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        student: Tensor, teacher: Tensor, options: Options, student_grad: bool, teacher_grad: bool, backend: str
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return _run(student, teacher, options, student_grad, teacher_grad, backend)
+    def forward(student: Tensor, teacher: Tensor, call: Call) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return _run(student, teacher, call)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        student, teacher, options, _, _, _ = inputs
+        student, teacher, ctx.call = inputs
         _, *grads = output
         ctx.mark_non_differentiable(*(g for g in grads if g is not None))
         ctx.save_for_backward(student, teacher, *grads)
-        ctx.options = options
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Any, ...]:
         return _Loss.backward(ctx, upstream)
 
 
-def loss_of(student: Tensor, teacher: Tensor, options: Options, backend: str) -> Tensor:
+def loss_of(
+    student: Tensor, teacher: Tensor, distance_weight: float, angle_weight: float, delta: float, backend: str
+) -> Tensor:
     """The weighted losses, differentiable with respect to student and teacher."""
     grads, transformed = torch.is_grad_enabled(), _transformed()
     for_student, for_teacher = grads and student.requires_grad, grads and teacher.requires_grad
+    call = Call(distance_weight, angle_weight, delta, for_student, for_teacher, backend)
     if not (for_student or for_teacher or transformed):
-        return _run(student, teacher, options, False, False, backend)[0]
+        return _run(student, teacher, call)[0]
     if teacher is student:
         teacher = student.view_as(student)  # dynamo does not trace an autograd function that is given one tensor twice
-    apply: Any = _TransformedLoss.apply if transformed else _Loss.apply
-    result = apply(student, teacher, options, for_student, for_teacher, backend)
-    loss: Tensor = result[0] if transformed else result
+    if transformed:
+        loss: Tensor = _TransformedLoss.apply(student, teacher, call)[0]  # type: ignore[no-untyped-call]
+        return loss
+    loss = _Loss.apply(student, teacher, call)  # type: ignore[no-untyped-call]
     return loss
