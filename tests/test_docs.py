@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -168,4 +169,12 @@ def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    assert (tmp_path / "kdx-jeffreys" / "runs" / "jeffreys" / "summary.json").exists()
+    summary = json.loads((tmp_path / "kdx-jeffreys" / "runs" / "jeffreys" / "summary.json").read_text())
+    assert summary["gain"] > 3, "the tutorial's loss does its student no good"
+
+
+@pytest.mark.slow
+def test_the_recipe_of_getting_started_does_its_student_good(tmp_path: Path) -> None:
+    (text,) = blocks("getting-started.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(text)
+    assert kdx.run(tmp_path / "mine.yaml", folder=tmp_path / "run", threads=1)["gain"] > 1
