@@ -34,7 +34,8 @@ def list_plugins(
         return
     for row in sorted(rows, key=lambda row: -row["seconds"]) if timings else rows:
         typer.echo(f"{row['name']}  {row['distribution']} {row['version']}  {row['status']}".rstrip())
-        provided = row["cause"] or f"{len(row['components'])} components"
+        count = len(row["components"])
+        provided = row["cause"] or f"{count} component{'s' if count != 1 else ''}"
         typer.echo(f"    {provided}; import took {row['seconds']:.3f} s")
         if timings and row["seconds"] >= SLOW:
             blame = f"it imports {', '.join(row['heavy'])}" if row["heavy"] else "it does too much when it is imported"

@@ -105,11 +105,11 @@ def locating(path: str) -> Iterator[None]:
     """Says where the values stand that a component refuses when it is built.
 
     Raises:
-        RecipeError: the component raised a ValueError or a TypeError.
+        RecipeError: the component raised a ValueError or a TypeError, or needs a package that is not installed.
     """
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"{path}: {error}") from error
 
 

@@ -162,6 +162,10 @@ class Odd(nn.Module):
         return {"other classes": logits, "a map": logits[:, :, None], "nothing": None}[self.gives]
 
 
+def needing(num_classes: int = 10, input_shape: tuple[int, ...] = (1, 8, 8)) -> nn.Module:
+    raise ModuleNotFoundError("this component needs timm, which is not installed: `pip install timm`", name="timm")
+
+
 def narrow(width: int = 3) -> nn.Module:
     return nn.Linear(width, width)
 
@@ -173,7 +177,8 @@ def odd_models():
     class Plugin:
         @hookimpl
         def kdx_models(self):
-            return [Spec("odd", f"{__name__}:Odd", "for a test"), Spec("narrow", f"{__name__}:narrow", "for a test")]
+            targets = {"odd": "Odd", "narrow": "narrow", "needing": "needing"}
+            return [Spec(name, f"{__name__}:{target}", "for a test") for name, target in targets.items()]
 
     plugins, made = default_plugins(), Plugin()
     plugins.register(made, "odd-models")
@@ -197,8 +202,12 @@ def odd_models():
             {"name": "narrow"},
             r"student.model \(narrow\): it has to take input_shape, which kdx gives; its parameters are width",
         ),
+        (
+            {"name": "needing"},
+            r"model \(needing\): this component needs timm, which is not installed: `pip install timm`",
+        ),
     ],
-    ids=["other classes", "a map", "nothing", "parameters"],
+    ids=["other classes", "a map", "nothing", "parameters", "not installed"],
 )
 def test_a_model_that_does_not_fit_the_data_is_found_before_anything_is_trained(model, message, tmp_path: Path) -> None:
     with pytest.raises(KdxError, match=message):

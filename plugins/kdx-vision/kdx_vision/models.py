@@ -16,14 +16,19 @@ def collection(name: str) -> ModuleType:
 
     Raises:
         ModuleNotFoundError: it is not installed; says how to get it.
+        ImportError: it is, and does not import.
     """
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise ModuleNotFoundError(
-            f"this component needs {name}, which is not installed: `pip install {name}`", name=name
+    except (ImportError, RuntimeError) as error:  # a torchvision beside another torch raises RuntimeError
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise ModuleNotFoundError(
+                f"this component needs {name}, which is not installed: `pip install {name}`", name=name
+            ) from error
+        raise ImportError(
+            f"{name} is installed but does not import: {type(error).__name__}: {error}; releases of torch, torchvision "
+            "and timm have to go together",
+            name=name,
         ) from error
 
 

@@ -127,8 +127,19 @@ def test_without_the_collection_the_error_says_what_to_install(name, use, monkey
         use()
     monkeypatch.delitem(sys.modules, name)
     if not installed(name):
-        with pytest.raises((ModuleNotFoundError, RuntimeError), match=f"{name}"):
+        with pytest.raises(ImportError, match=f"{name}"):
             collection(name)
+
+
+@pytest.mark.parametrize(
+    "code", ["raise RuntimeError('operator torchvision::nms does not exist')", "import no_such_module_at_all"]
+)
+def test_a_collection_that_is_there_and_does_not_import_says_so(code: str, tmp_path, monkeypatch) -> None:
+    (tmp_path / "timm.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(ImportError, match=r"timm is installed but does not import: .*(nms|no_such).*; releases of"):
+        timm_model("resnet18")
 
 
 @pytest.mark.skipif(not installed("timm"), reason="timm is not installed")
