@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from kdx.errors import CheckpointError
 from kdx.experiment_data import ExperimentData
 from kdx.experiment_plan import train_of
 from kdx.recipe import Recipe
+from kdx.registry import default_plugins
 
 __all__ = ["Entry", "TeacherCache"]
 
@@ -34,9 +36,10 @@ SAMPLED = 64
 class TeacherCache:
     """A folder of trained teachers, one subfolder each, named by the hash of its key.
 
-    The key is the model (of a file that its options name the content, not the path), the shapes, the rows with their
-    labels and a sample of their pixels, the task, the training, the seed, the number of threads, and the version of kdx
-    and of this format: whatever of it changes, the teacher is trained anew. An entry appears whole or not at all.
+    The key is the model (of a file that its options name the content, not the path) and the file of its code, the
+    shapes, the rows with their labels and a sample of their pixels, the task, the training, the seed, the number of
+    threads, and the version of kdx and of this format: whatever of it changes, the teacher is trained anew. An entry
+    appears whole or not at all.
 
     Args:
         folder: where; it need not exist.
@@ -52,6 +55,7 @@ class TeacherCache:
             "format": FORMAT,
             "kdx": __version__,
             "model": {"name": stage.model.name, **_with_contents(stage.model.options)},
+            "code": _code(default_plugins().load("model", stage.model.name)),
             "shape": data.shape,
             # which labels the student may see and how rows are fetched are nothing to the teacher
             "data": recipe.data.model_dump(mode="json", exclude={"labelled", "workers"}),
@@ -114,6 +118,12 @@ class Entry:
                 raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def _code(target: Any) -> str | None:
+    """The hash of the file that defines a model, None for one that is in no file."""
+    file = inspect.getsourcefile(target)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and os.path.isfile(file) else None
 
 
 def _with_contents(value: Any) -> Any:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from kdx.experiment import Experiment
+from kdx.hookspecs import Spec, hookimpl
+from kdx.registry import default_plugins
 from tests.stages.tiny import TINY, recipe, same, weights
 
 pytestmark = [
@@ -91,3 +96,37 @@ def test_a_disk_that_is_full_leaves_no_half_of_a_kept_teacher(run, tmp_path: Pat
     monkeypatch.undo()
     summary = Experiment(recipe(), tmp_path / "one").run(resume=True)
     assert "seconds" in summary["stages"]["teacher"]
+
+
+NET = """
+from torch import nn
+
+def net(num_classes: int = 10, input_shape: tuple[int, ...] = (1, 8, 8)) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, num_classes))
+"""
+
+
+def test_a_teacher_is_trained_anew_when_the_code_of_its_model_has_changed(run, tmp_path: Path, monkeypatch) -> None:
+    class Plugin:
+        @hookimpl
+        def kdx_models(self):
+            return [Spec("edited-net", "kdx_test_edited:net", "for a test")]
+
+    plugins, made = default_plugins(), Plugin()
+    plugins.register(made, "edited")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    teacher = {**TINY["teacher"], "model": {"name": "edited-net"}}
+    found = []
+    try:
+        for name, code in {"one": NET, "two": NET, "three": NET.replace("ReLU", "Tanh")}.items():
+            (tmp_path / "kdx_test_edited.py").write_text(code)
+            sys.modules.pop("kdx_test_edited", None)
+            importlib.invalidate_caches()
+            shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+            found.append("reused" in run(name, teacher=teacher)["stages"]["teacher"])
+    finally:
+        sys.modules.pop("kdx_test_edited", None)
+        plugins.manager.unregister(made)
+        plugins.infos = [info for info in plugins.infos if info.name != "edited"]
+        plugins._components = {}
+    assert found == [False, True, False]
