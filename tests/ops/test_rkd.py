@@ -318,6 +318,14 @@ def test_second_derivatives_of_every_backend_are_those_of_the_reference(backend)
     close(wanted[1].numpy(), wanted[0].double().numpy(), 1e-5)
 
 
+def test_a_teacher_made_of_the_student_is_counted_once_in_a_graph_of_gradients(backend):
+    x = points(7, 3).requires_grad_()
+    for student, teacher in ((x, x**2), (x**2, x)):
+        loss = rkd(student, teacher, backend=backend)
+        plain = torch.autograd.grad(loss, x, retain_graph=True)[0]
+        close(torch.autograd.grad(loss, x, create_graph=True)[0].detach().numpy(), plain.double().numpy(), 2e-5)
+
+
 def test_autocast_does_not_reach_the_loss(backend):
     student, teacher = points(9, 4).requires_grad_(), points(9, 3, seed=1)
     plain = rkd(student, teacher, backend=backend)

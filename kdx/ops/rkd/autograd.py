@@ -97,10 +97,13 @@ class _Loss(torch.autograd.Function):
         result: list[Tensor | None] = [None, None]
         wanted = [i for i in (0, 1) if ctx.needs_input_grad[i]]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # create_graph: formulas that autograd can follow
-            value = reference.loss(student, teacher, *ctx.call[:3])
-            inputs = [(student, teacher)[i] for i in wanted]
-            found = torch.autograd.grad(value, inputs, upstream, create_graph=True) if wanted else ()
+            # create_graph: formulas that autograd can follow. Views, because one input may have been made of the other, and
+            # what passes from one to the other is added by the graph around this node.
+            inputs = [x.view_as(x) for x in (student, teacher)]
+            value = reference.loss(*inputs, *ctx.call[:3])
+            found = (
+                torch.autograd.grad(value, [inputs[i] for i in wanted], upstream, create_graph=True) if wanted else ()
+            )
             for i, grad in zip(wanted, found, strict=True):
                 result[i] = grad
         else:
