@@ -97,8 +97,8 @@ class _Loss(torch.autograd.Function):
         result: list[Tensor | None] = [None, None]
         wanted = [i for i in (0, 1) if ctx.needs_input_grad[i]]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # create_graph: formulas that autograd can follow. Views, because one input may have been made of the other, and
-            # what passes from one to the other is added by the graph around this node.
+            # create_graph: formulas that autograd can follow. Views, because one input may have been made of the other,
+            # and what passes from one to the other is added by the graph around this node.
             inputs = [x.view_as(x) for x in (student, teacher)]
             value = reference.loss(*inputs, *ctx.call[:3])
             found = (
