@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
 
-from bench import registry, results, store, students, table
-from bench.measure import copy_bandwidth
-from bench.run import run
-
-ROOT = Path(__file__).parent.parent
-GPU_TEST_SECONDS = 240
+from bench import gpu, registry, results, table
+from bench.run import Row, run
 
 
 def main() -> int:
@@ -29,9 +22,13 @@ def main() -> int:
     one.add_argument("--only", default="", help="only cases whose shape contains this, for example 1024x1000")
     one.add_argument("--seconds", type=float, default=0.5, help="per provider and case")
     one.add_argument("--out", type=Path, help="result file (CSV); without it the rows are only printed")
-    gpu = commands.add_parser("gpu", help="tests, all benchmarks and the copy roofline of this GPU, in one result file")
-    gpu.add_argument("--out", type=Path, help="result file (CSV); default: bench/results/<device>-<date>.csv")
-    gpu.add_argument("--commit", help="what to write where there is no git checkout")
+    one.add_argument("--append", action="store_true", help="add to the result file instead of replacing it")
+    whole = commands.add_parser("gpu", help="tests, benchmarks and the copy roofline of this GPU, in one result file")
+    whole.add_argument("ops", nargs="*", metavar="OP", help="the ops to time; default: all")
+    whole.add_argument("--out", type=Path, help="result file (CSV); default: bench/results/<device>-<date>.csv")
+    whole.add_argument("--commit", help="what to write where there is no git checkout")
+    for command in (one, whole):
+        command.add_argument("--without", nargs="*", default=[], metavar="PROVIDER", help='for example "kdx cuda"')
     commands.add_parser("table", help="rewrite the tables and plots of bench/README.md from bench/results/*.csv")
     derived = commands.add_parser("students", help="accuracy and latency of derived students, alone and distilled")
     derived.add_argument("--folder", type=Path, default=Path("runs/students"), help="where the runs are kept")
@@ -43,11 +40,15 @@ def main() -> int:
     cached.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
     options = parser.parse_args()
     if options.command == "store":
+        from bench import store  # what trains needs more packages than what times kernels
+
         if not options.table:
             store.run(options.seeds)
         print(store.table())
         return 0
     if options.command == "students":
+        from bench import students
+
         if options.draw:
             students.document()
         else:
@@ -57,57 +58,32 @@ def main() -> int:
     if options.command == "table":
         table.update()
         return 0
-    return _gpu(options) if options.command == "gpu" else _run(options)
+    if options.command == "gpu":
+        ops = [registry.load(op).op for op in options.ops or registry.names()]
+        return gpu.run(ops, options.out, options.commit, options.without)
+    return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:
     device = torch.device(options.device)
-    threads = [1]
+    threads = [torch.get_num_threads()]
     if device.type == "cpu":
-        threads = options.threads or sorted({1, torch.get_num_threads()})
+        threads = options.threads or sorted({1, *threads})
     ops = registry.names() if options.op == "all" else [options.op]
-    rows: list[dict[str, object]] = []
+    if options.out and not options.append:
+        results.start(options.out)
+
+    def record(rows: list[Row]) -> None:
+        if options.out:
+            results.append(options.out, rows)
+
+    conditions = results.conditions(device)
     wrong: list[str] = []
     for op in ops:
-        found, failed = run(
-            registry.load(op), device, threads, results.conditions(device), options.seconds, options.only
-        )
-        rows += found
-        wrong += failed
+        bench = registry.load(op)
+        wrong += run(bench, device, threads, conditions, options.seconds, options.only, options.without, record)
     if options.out:
-        results.write(options.out, rows)
-        print(f"{len(rows)} rows in {options.out}")
-    return _verdict(wrong)
-
-
-def _gpu(options: argparse.Namespace) -> int:
-    if not torch.cuda.is_available():
-        print("no CUDA device: torch.cuda.is_available() is False; `python -m bench run OP` times a CPU")
-        return 2
-    start = time.monotonic()
-    tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/ops"],
-        cwd=ROOT,
-        check=False,
-        timeout=GPU_TEST_SECONDS,
-    )
-    if tests.returncode != 0:
-        print("the GPU tests failed (or there are none): no number on red")
-        return 1
-    device = torch.device("cuda", torch.cuda.current_device())
-    conditions = results.conditions(device, options.commit)
-    rows: list[dict[str, object]] = []
-    wrong: list[str] = []
-    for op in registry.names():
-        found, failed = run(registry.load(op), device, [1], conditions, seconds=0.2)
-        rows += found
-        wrong += failed
-    copy = f"{copy_bandwidth(device) / 1e9:.4g}"
-    rows.append({"op": "copy", "shape": "1 GiB", "gb_per_s": copy, "copy_gb_per_s": copy} | conditions)
-    slug = re.sub(r"[^a-z0-9]+", "-", conditions["device"].lower()).strip("-")
-    out = options.out or results.FOLDER / f"{slug}-{conditions['date']}.csv"
-    results.write(out, rows)
-    print(f"{len(rows)} rows in {out}, after {time.monotonic() - start:.0f} s")
+        print(f"rows in {options.out}")
     return _verdict(wrong)
 
 

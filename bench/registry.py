@@ -45,7 +45,8 @@ class OpBench:
         op: its name, as in `kdx.ops`.
         cases: the cases for a device type, ``"cpu"`` or ``"cuda"``.
         make: inputs for a case on a device; those that need a gradient ask for one.
-        truth: the op on float64 inputs, what every provider is held to before it is timed.
+        truth: loss and gradient of the first input in float64, what every provider is held to before it is timed; given
+            the inputs as they are.
         providers: who is compared for a device type; the first is the baseline of the ratios.
         least_bytes: bytes that have to cross the memory bus, forward only and with the backward pass.
         tolerance: largest relative error of loss and gradient that is let through, by provider and case.
@@ -55,7 +56,7 @@ class OpBench:
     op: str
     cases: Callable[[str], list[Case]]
     make: Callable[[Case, torch.device], Inputs]
-    truth: Callable[..., Tensor]
+    truth: Callable[..., tuple[Tensor, Tensor]]
     providers: Callable[[str], list[Provider]]
     least_bytes: Callable[[Case, bool], int]
     tolerance: Callable[[Case, str], tuple[float, float]]

@@ -7,6 +7,7 @@ import datetime
 import os
 import platform
 import re
+import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,6 +48,8 @@ def cpu_name() -> str:
 
 def current_commit() -> str:
     """The checked-out commit, with a mark where files differ from it; "unknown" outside a checkout."""
+    if shutil.which("git") is None:
+        return "unknown"
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
         cwd=Path(__file__).parent,
@@ -57,13 +60,17 @@ def current_commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def write(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write a whole result file."""
+def start(path: Path) -> None:
+    """Begin a result file: its header; a file that is there is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        csv.DictWriter(file, COLUMNS, lineterminator="\n").writeheader()
+
+
+def append(path: Path, rows: list[dict[str, object]]) -> None:
+    """Add rows to a result file that was begun: a run that is stopped loses the case at hand, not those before."""
+    with path.open("a", newline="") as file:
+        csv.DictWriter(file, COLUMNS, lineterminator="\n").writerows(rows)
 
 
 def read_all() -> list[dict[str, str]]:

@@ -86,6 +86,7 @@ def test_layouts_rows_and_streams(on_gpu):
         assert grad <= 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")  # torch says so when it is switched
 def test_the_loss_and_its_backward_never_wait_for_the_gpu(on_gpu):
     student, teacher = pair(256, 1000)
     labels = torch.arange(256, device="cuda")
