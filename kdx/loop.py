@@ -24,7 +24,7 @@ from kdx.evaluation import Metrics, classification
 from kdx.gradients import is_task, term_gradients
 from kdx.losses import Losses
 from kdx.observers import MetricsLog, Observers, TensorBoardLog
-from kdx.optim import OptimizerSpec, Scheduler, ScheduleSpec, make_optimizer, make_schedule
+from kdx.optim import OptimizerSpec, Scheduler, ScheduleSpec, check_complete, make_optimizer, make_schedule
 from kdx.prequential import Prequential
 from kdx.run_state import Finite, Run, State
 from kdx.schemes.base import Scheme
@@ -157,6 +157,8 @@ def fit(
                         prepared_optimizer.step()
                         prepared_optimizer.zero_grad()  # to None: the others' state stands still in the next phase
                     losses = Losses.joined(phases)
+                    if run.step == 0:
+                        check_complete(trained, scheme.named_parameters())
                     _end_step(run, accelerator, raw_optimizer, scheduler, pass_ended=stream.finished_pass(len(window)))
                     run.seconds = time.perf_counter() - start
                     finite.add(losses, run.step, check=run.logs(run.step))

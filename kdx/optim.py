@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from kdx.errors import UnknownNameError, nearest
 
-__all__ = ["OptimizerSpec", "ScheduleSpec", "Scheduler", "make_optimizer", "make_schedule"]
+__all__ = ["OptimizerSpec", "ScheduleSpec", "Scheduler", "check_complete", "make_optimizer", "make_schedule"]
 
 OptimizerSpec = (
     str | Mapping[str, Any] | torch.optim.Optimizer | Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
@@ -69,6 +69,25 @@ def make_optimizer(spec: OptimizerSpec, parameters: Iterable[torch.Tensor]) -> t
     options = _checked(target, "optimizer", name, _DEFAULTS.get(name, {}) | options)
     made: torch.optim.Optimizer = target(parameters, **options)
     return made
+
+
+def check_complete(before: Iterable[torch.nn.Parameter], named: Iterable[tuple[str, torch.nn.Parameter]]) -> None:
+    """Checks that a step has made no parameter that asks for a gradient.
+
+    Args:
+        before: those that were there when the optimizer was built; it may have been given fewer.
+        named: those that are there now.
+
+    Raises:
+        RuntimeError: one came too late for the optimizer; it is named.
+    """
+    known = {id(parameter) for parameter in before}
+    for name, parameter in named:
+        if parameter.requires_grad and id(parameter) not in known:
+            raise RuntimeError(
+                f"the parameter {name!r} appeared in the first step, so no optimizer trains it; build it in setup, and "
+                "let ready say that it is there"
+            )
 
 
 def make_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, steps: int, epochs: int) -> Scheduler | None:

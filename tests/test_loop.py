@@ -161,6 +161,34 @@ def test_bad_arguments_name_what_was_expected(net, loader, options, error, messa
         kdx.fit(kdx.Supervised(net()), loader, **options)
 
 
+class Late(kdx.Knowledge):
+    """Makes its layer in the first forward pass instead of in setup."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer: torch.nn.Module | None = None
+
+    def forward(self, student, teacher, batch):
+        if self.layer is None:
+            self.layer = torch.nn.Linear(student.logits.shape[1], teacher.logits.shape[1])
+        return (self.layer(student.logits) - teacher.logits).square().mean()
+
+
+def test_parameters_that_appear_after_the_optimizer_was_built_are_an_error(net, loader) -> None:
+    scheme = kdx.Offline(net(), net(), knowledge={"late": Late()})
+    message = r"'knowledge.late.layer.weight' appeared in the first step.*no optimizer trains it; build it in setup"
+    with pytest.raises(RuntimeError, match=message):
+        kdx.fit(scheme, loader, epochs=1, device="cpu")
+
+
+def test_an_optimizer_may_train_a_part_of_the_parameters(net, loader) -> None:
+    scheme = kdx.Supervised(net())
+    first = next(scheme.parameters())
+    others = [parameter.clone() for parameter in list(scheme.parameters())[1:]]
+    kdx.fit(scheme, loader, epochs=1, device="cpu", optimizer=torch.optim.SGD([first], lr=0.1))
+    assert all(one.equal(other) for one, other in zip(list(scheme.parameters())[1:], others, strict=True))
+
+
 def test_select_names_the_metrics_there_are(net, loader) -> None:
     with pytest.raises(ValueError, match=r"select='f1' is not among the metrics \['student/accuracy'\]"):
         kdx.fit(kdx.Supervised(net()), loader, evaluate=loader, select="f1")

@@ -23,8 +23,8 @@ def check_copies(component: Knowledge, tags: KnowledgeTags) -> None:
     original = prepared(component, sample)
     before = loss_and_gradients(copy.deepcopy(original), sample)
     twin = copy.deepcopy(original)
-    require(same(loss_and_gradients(twin, sample), before), "a copy gives another loss or gradient")
     require(repr(twin) == repr(original), f"it prints as {repr(original)!r}, a copy of it as {repr(twin)!r}")
+    require(same(loss_and_gradients(twin, sample), before), "a copy gives another loss or gradient")
     with torch.no_grad():
         for tensor in (*twin.parameters(), *(b for b in twin.buffers() if b.is_floating_point())):
             tensor.add_(1.0)
