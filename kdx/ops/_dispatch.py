@@ -216,8 +216,13 @@ def _why_not(op: str, name: str, tensors: tuple[Tensor, ...], auto: bool) -> str
 
 def ask(module: ModuleType, *tensors: Tensor) -> str | None:
     """Why a backend cannot run these tensors, or None: what it says itself."""
-    answer: str | None = module.unsupported(*tensors)
-    return answer
+    answer: object = module.unsupported(*tensors)
+    if answer is None or isinstance(answer, str):
+        return answer
+    raise PluginError(
+        f"{module.__name__}.unsupported: expected a reason as text, or None where the backend can run the tensors; "
+        f"got {answer!r}"
+    )
 
 
 def select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:

@@ -74,6 +74,19 @@ def test_a_backend_added_from_outside_is_asked_first_and_explained(table, monkey
         kdx.ops.register_backend("nothing", "mine", "mine")
 
 
+@pytest.mark.parametrize("answer", [True, False, 1])
+def test_a_backend_that_answers_with_no_reason_is_told_what_is_expected(table, monkeypatch, answer):
+    module = types.ModuleType("mine")
+    module.unsupported = lambda student, teacher: answer
+    monkeypatch.setitem(sys.modules, "mine", module)
+    kdx.ops.register_backend("softmax_kl", "mine", "mine")
+    message = f"mine.unsupported: expected a reason as text, or None .* got {answer}"
+    for backend in ("mine", "auto"):
+        with pytest.raises(kdx.errors.PluginError, match=message):
+            kdx.ops.softmax_kl(X, X, backend=backend)
+    assert "expected a reason" in kdx.ops.explain("softmax_kl", X, X).reasons["mine"]
+
+
 @pytest.mark.parametrize(
     ("takes", "first", "then"),
     [
