@@ -4,10 +4,6 @@
 // holds everything up to the cap (see rkd_block); beyond it the blocks are processed one after the other and recompute
 // their distances, so that the scratch does not grow with N^2. Whatever is written belongs to one thread at a time and
 // every sum runs in a fixed order: results do not depend on the number of threads.
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -22,14 +18,6 @@
 namespace kdx {
 namespace KDX_ISA {
 namespace {
-
-inline int64_t thread_number() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
 
 template <class T>
 class Relational {

@@ -8,6 +8,10 @@
 // input.
 #pragma once
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -34,7 +38,17 @@ constexpr int kBlockRows = kVectorBytes == 64 ? 8 : 4;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Uninitialised storage aligned to a cache line; throws std::bad_alloc.
+// Below the number of threads of a parallel region.
+inline int64_t thread_number() {
+#if defined(_OPENMP)
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+// Uninitialised storage aligned to a cache line; throws std::bad_alloc, and therefore is made outside of parallel
+// regions, which no exception may leave.
 template <class T>
 class Buffer {
  public:
@@ -100,7 +114,10 @@ class Points {
           digits_ = Buffer<int8_t>(panels * panel_bytes());
         }
         on_engine_ = measure_points(threads) && digits_.get();
-        if (on_engine_) return;
+        if (on_engine_) {
+          right_ = Buffer<int8_t>(threads * panel_bytes());
+          return;
+        }
         digits_ = {};
       }
     }
@@ -131,6 +148,8 @@ class Points {
   int64_t panel_bytes() const { return 2 * steps() * matrix::kStepBytes; }
   const int8_t* digits(int64_t p) const { return digits_.get() + p * panel_bytes(); }
   const float* units(int64_t p) const { return units_.get() + p * E; }  // of the digits
+  // Where the calling thread keeps one panel of digits as a right operand.
+  int8_t* right() const { return right_.get() + thread_number() * panel_bytes(); }
 
  private:
   static constexpr int E = kEdge<T>, W = kLanes<T>;
@@ -182,12 +201,12 @@ class Points {
   // are finite and the largest lies in its range. (As bits, NaN is larger than any number.)
   bool measure_points(int threads) {
     int32_t largest = 0;
+    Buffer<T> filled(threads * width());
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(max : largest)
     for (int64_t p = 0; p < padded() / E; ++p) {
-      Buffer<T> filled(width());
       for (int i = 0; i < E; ++i) {
         const int64_t at = p * E + i;
-        const T* x = whole_row(at, filled.get());
+        const T* x = whole_row(at, filled.get() + thread_number() * width());
         const int32_t of_point = measure_point(x, norms_.get()[at]);
         largest = of_point > largest ? of_point : largest;
         if (!digits_.get()) continue;
@@ -255,7 +274,7 @@ class Points {
   Buffer<T> copy_, centre_, columns_, coordinates_;
   Buffer<double> norms_;
   Buffer<float> units_;
-  Buffer<int8_t> digits_;
+  Buffer<int8_t> digits_, right_;
 };
 
 }  // namespace KDX_ISA

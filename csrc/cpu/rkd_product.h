@@ -166,37 +166,41 @@ void multiply_rows(const TileSet& set, const T* v, bool rows_of_i, const Points<
   const int64_t groups = x.groups(), side = x.on_engine() && columns <= 2 * kWide ? kWide : kNarrow;
   const int64_t share = ceil_div(groups * ceil_div(rows, side), threads);
   const int64_t width = x.on_engine() ? std::clamp(share, kNarrow, 4 * kNarrow) : kNarrow;
-  const int64_t across = ceil_div(groups, width);
-  Buffer<uint16_t> parts;  // of all coordinates, where more than one block of rows reads them
+  const int64_t across = ceil_div(groups, width), blocks = ceil_div(rows, side) * across;
+  const int workers = static_cast<int>(std::min<int64_t>(threads, blocks));
+  // Parts of a block's rows of V, for each worker; of the coordinates: of all groups, where more than one block of rows
+  // reads them, otherwise of one group for each worker.
+  Buffer<uint16_t> v_parts, parts;
+  const bool shared = rows > side;
+  const int64_t group_size = columns * matrix::kBlock, v_size = x.on_engine() ? std::min(rows, side) * group_size : 0;
   if constexpr (sizeof(T) == 4) {
-    if (x.on_engine() && rows > side) {
-      parts = Buffer<uint16_t>(groups * columns * matrix::kBlock);
+    if (x.on_engine()) {
+      v_parts = Buffer<uint16_t>(workers * v_size);
+      parts = Buffer<uint16_t>((shared ? groups : workers) * group_size);
+    }
+    if (x.on_engine() && shared) {
 #pragma omp parallel for num_threads(threads) schedule(static)
       for (int64_t g = 0; g < groups; ++g) {
-        split_coordinates(x, first_column, columns, g, parts.get() + g * columns * matrix::kBlock);
+        split_coordinates(x, first_column, columns, g, parts.get() + g * group_size);
       }
     }
   }
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (int64_t block = 0; block < ceil_div(rows, side) * across; ++block) {
+#pragma omp parallel for num_threads(workers) schedule(dynamic)
+  for (int64_t block = 0; block < blocks; ++block) {
     const int64_t g0 = block % across * width, row0 = block / across * side, count = std::min(rows - row0, side);
     const VTile<T>* v_rows = tiles.data() + row0 * columns;
     const matrix::Session session(x.on_engine());
-    Buffer<uint16_t> left, right;
+    uint16_t* left = v_parts.get() + thread_number() * v_size;
     if constexpr (sizeof(T) == 4) {
-      if (x.on_engine()) {
-        left = Buffer<uint16_t>(count * columns * matrix::kBlock);
-        split_tiles(v_rows, count * columns, left.get());
-        if (!parts.get()) right = Buffer<uint16_t>(columns * matrix::kBlock);
-      }
+      if (x.on_engine()) split_tiles(v_rows, count * columns, left);
     }
     for (int64_t g = g0; g < std::min(groups, g0 + width); ++g) {
       alignas(64) T sums[kWide * kTile<T>];
       if constexpr (sizeof(T) == 4) {
         if (x.on_engine()) {
-          if (right.get()) split_coordinates(x, first_column, columns, g, right.get());
-          const uint16_t* of_group = right.get() ? right.get() : parts.get() + g * columns * matrix::kBlock;
-          v_times_on_engine(left.get(), count, columns, of_group, sums);
+          uint16_t* right = parts.get() + (shared ? g : thread_number()) * group_size;
+          if (!shared) split_coordinates(x, first_column, columns, g, right);
+          v_times_on_engine(left, count, columns, right, sums);
         }
       }
       for (int64_t row = 0; row < count; ++row) {

@@ -119,17 +119,14 @@ void clear_padding(T* tile, int64_t rows, int64_t columns) {
   }
 }
 
-// A panel that others are measured against, as the matrix engine reads it.
+// A panel that others are measured against, as the matrix engine reads it. A thread has one at a time of the same points.
 template <class T>
 struct Column {
   Column(const Points<T>& x, int64_t panel) : panel(panel), session(x.on_engine()) {
-    if (!x.on_engine()) return;
-    digits = Buffer<int8_t>(x.panel_bytes());
-    matrix::right_of_transpose(x.digits(panel), x.steps(), digits.get());
+    if (x.on_engine()) matrix::right_of_transpose(x.digits(panel), x.steps(), x.right());
   }
   const int64_t panel;
   const matrix::Session session;
-  Buffer<int8_t> digits;
 };
 
 // Products of panel i with another of the same points.
@@ -137,7 +134,7 @@ inline void product_tile(const Points<float>& x, int64_t i, const Column<float>&
   constexpr int E = kEdge<float>;
   const int64_t j = column.panel;
   if (!x.on_engine()) return pair_sums<true>(x.panel(i), x.panel(j), x.depth(), out);
-  matrix::multiply_digits(x.digits(i), column.digits.get(), x.steps(), x.units(i), x.units(j), i == j, out);
+  matrix::multiply_digits(x.digits(i), x.right(), x.steps(), x.units(i), x.units(j), i == j, out);
   for (int r = E / 2; i == j && r < E; ++r) {
     for (int c = 0; c < E / 2; ++c) out[r * E + c] = out[c * E + r];
   }
