@@ -3,7 +3,7 @@
 #include "common/elementary.h"
 
 #if defined(KDX_X86) && defined(__linux__) && defined(__has_include)
-#if __has_include(<amxbf16intrin.h>)
+#if __has_include(<amxbf16intrin.h>) || __has_include(<amxintrin.h>)  // GCC's, Clang's
 #define KDX_MATRIX 1
 #endif
 #endif
@@ -132,14 +132,16 @@ namespace {
 KDX_ENGINE void configure() { _tile_loadconfig(&kShape); }
 KDX_ENGINE void release() { _tile_release(); }
 
+thread_local int sessions = 0;
+
 }  // namespace
 
 Session::Session(bool on) : on_(on) {
-  if (on_) configure();
+  if (on_ && sessions++ == 0) configure();
 }
 
 Session::~Session() {
-  if (on_) release();
+  if (on_ && --sessions == 0) release();
 }
 
 KDX_ENGINE float write_digits(const float* x, const float* origin, float largest, int64_t steps, int at,

@@ -25,7 +25,7 @@ constexpr float kLeastSum = 0x1p-70f;                      // sums of squares be
 // Whether this machine, its kernel and this build have the engine.
 bool available();
 
-// While one lives, the calling thread may multiply.
+// While one lives, the thread that made it may multiply.
 class Session {
  public:
   explicit Session(bool on);
@@ -34,7 +34,7 @@ class Session {
   Session& operator=(const Session&) = delete;
 
  private:
-  const bool on_;
+  [[maybe_unused]] const bool on_;
 };
 
 // A panel of 32 points as digits, 64 coordinates a step: [half of the points][step][digit][1 KB], in the shape in which
