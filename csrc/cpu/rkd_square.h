@@ -119,7 +119,8 @@ void clear_padding(T* tile, int64_t rows, int64_t columns) {
   }
 }
 
-// A panel that others are measured against, as the matrix engine reads it. A thread has one at a time of the same points.
+// A panel that others are measured against, as the matrix engine reads it; the next one that a thread makes of the same
+// points takes its place.
 template <class T>
 struct Column {
   Column(const Points<T>& x, int64_t panel) : panel(panel), session(x.on_engine()) {
