@@ -10,7 +10,8 @@
 // computed, and what is left out, below 3 * 2^-24 of the product, is what a float loses when it is rounded.
 //
 // Numbers below 2^-126 count as zero and scales end at 2^99, so that matrices whose largest number lies far from 1 lose
-// digits: callers keep to [kSmallest, kLargest].
+// digits: points keep to [kSmallest, kLargest]. What multiplies them is not looked at: V loses digits where a loss's
+// weight is below 1e-17 for points of size 1e5, below 1e-25 for points of size 1.
 #pragma once
 
 #include <cstdint>
