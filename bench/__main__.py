@@ -28,7 +28,9 @@ def main() -> int:
     whole.add_argument("--out", type=Path, help="result file (CSV); default: bench/results/<device>-<date>.csv")
     whole.add_argument("--commit", help="what to write where there is no git checkout")
     for command in (one, whole):
-        command.add_argument("--without", nargs="*", default=[], metavar="PROVIDER", help='for example "kdx cuda"')
+        command.add_argument(
+            "--without", action="append", default=[], metavar="PROVIDER", help='for example "kdx cuda"; may be repeated'
+        )
     commands.add_parser("table", help="rewrite the tables and plots of bench/README.md from bench/results/*.csv")
     derived = commands.add_parser("students", help="accuracy and latency of derived students, alone and distilled")
     derived.add_argument("--folder", type=Path, default=Path("runs/students"), help="where the runs are kept")
