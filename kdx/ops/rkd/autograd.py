@@ -152,8 +152,7 @@ def loss_of(
         return _run(student, teacher, call)[0]
     if teacher is student:
         teacher = student.view_as(student)  # dynamo does not trace an autograd function that is given one tensor twice
-    if transformed:
-        loss: Tensor = _TransformedLoss.apply(student, teacher, call)[0]  # type: ignore[no-untyped-call]
-        return loss
-    loss = _Loss.apply(student, teacher, call)  # type: ignore[no-untyped-call]
+    apply: Any = _TransformedLoss.apply if transformed else _Loss.apply
+    result = apply(student, teacher, call)
+    loss: Tensor = result[0] if transformed else result
     return loss
