@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kdx.batch import Batch
 from kdx.datasets.fashion import FILES
+from kdx.registry import default_plugins
 
 # Without a GPU the tests run Triton kernels in its interpreter. Triton reads this when it is imported, which any
 # library may do, so it is set before pytest imports the first test.
@@ -48,6 +49,22 @@ def _seeded() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def plugged() -> Iterator[Callable[[object, str], None]]:
+    """``plugged(plugin, name)``: that plugin beside kdx's own, for the length of a test."""
+    plugins, added = default_plugins(), []
+
+    def plug(plugin: object, name: str) -> None:
+        plugins.register(plugin, name)
+        added.append((plugin, name))
+
+    yield plug
+    for plugin, name in added:
+        plugins.manager.unregister(plugin)
+        plugins.infos = [info for info in plugins.infos if info.name != name]
+    plugins._components = {}
 
 
 @pytest.fixture

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-import kdx
+from tests.ranks import on_two_ranks
 
 TRAIN = """
 import json, sys
@@ -53,22 +49,7 @@ print(json.dumps({"steps": run.step, "total": run.total_steps, "told": told, "la
     ],
 )
 def test_the_steps_of_a_run_are_those_of_one_process_and_the_schedule_ends_with_them(kind, expected, tmp_path) -> None:
-    root = str(Path(kdx.__file__).parents[1])
-    launched = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}  # what torchrun sets
-    environment = os.environ | launched | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", TRAIN, str(rank), str(tmp_path / "store"), kind],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    finished = [(process, *process.communicate(timeout=120)) for process in started]
-    assert all(process.returncode == 0 for process, _, _ in finished), [errors for _, _, errors in finished]
-    for _, out, _ in finished:
-        found = json.loads(out.splitlines()[-1])
+    for line in on_two_ranks(TRAIN, str(tmp_path / "store"), kind):
+        found = json.loads(line)
         assert found.pop("last") == pytest.approx(0.0, abs=1e-9)
         assert found == expected

@@ -8,8 +8,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from kdx.recipe import check_recipe
 from kdx.schemes.dense_guidance import DenseGuidance
 from kdx.teachers import Deeper, Snapshot
 from kdx.weights import Balanced
+from tests.ranks import on_two_ranks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning"),
@@ -354,19 +353,5 @@ def test_two_ranks_agree_though_adapters_of_teachers_sit_out_some_steps() -> Non
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    launched = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment = os.environ | launched | {"PYTHONPATH": str(Path(kdx.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SKIPPING],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    finished = [(process, *process.communicate(timeout=120)) for process in started]
-    assert all(process.returncode == 0 for process, _, _ in finished), [errors for _, _, errors in finished]
-    first, second = (out.splitlines()[-1] for _, out, _ in finished)
+    first, second = on_two_ranks(SKIPPING, MASTER_PORT=port, ACCELERATE_USE_CPU="true")
     assert first == second

@@ -10,7 +10,6 @@ import torch
 from kdx.errors import RecipeError
 from kdx.experiment import Experiment
 from kdx.hookspecs import Spec, hookimpl
-from kdx.registry import default_plugins
 from tests.stages.tiny import recipe
 
 
@@ -58,7 +57,7 @@ class Rows:
 
 
 @pytest.fixture
-def rows():
+def rows(plugged):
     """Registers the data set of this file."""
 
     class Plugin:
@@ -66,12 +65,7 @@ def rows():
         def kdx_datasets(self):
             return [Spec("rows", f"{__name__}:Rows", "for a test")]
 
-    plugins, made = default_plugins(), Plugin()
-    plugins.register(made, "rows-of-a-test")
-    yield
-    plugins.manager.unregister(made)
-    plugins.infos = [info for info in plugins.infos if info.name != "rows-of-a-test"]
-    plugins._components = {}
+    plugged(Plugin(), "rows-of-a-test")
 
 
 def experiment(change: str, tmp_path: Path) -> Experiment:

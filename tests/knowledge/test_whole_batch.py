@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +11,7 @@ import torch
 import kdx
 from kdx.capture import Captured
 from kdx.knowledge.whole_batch import whole_batch
+from tests.ranks import on_two_ranks
 
 COMPONENTS = {"sp": {}, "pkt": {}, "cc": {}, "dist": {}, "rkd": {}, "irg": {"vertex_weight": 0.0}}
 
@@ -80,32 +77,14 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(tmp_path_factory):
+def ranks(tmp_path_factory):
     """Component -> loss and averaged gradient, as each of two processes found them."""
     store = tmp_path_factory.mktemp("ranks") / "store"
-    root = str(Path(kdx.__file__).parents[1])
-    launched = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}  # what torchrun sets
-    environment = os.environ | launched | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", TRAIN + RANK, str(rank), str(store), json.dumps(COMPONENTS)],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    results = []
-    for process in started:
-        out, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        results.append(json.loads(out.splitlines()[-1]))
-    return results
+    return [json.loads(line) for line in on_two_ranks(TRAIN + RANK, str(store), json.dumps(COMPONENTS))]
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_two_ranks_take_the_step_of_one_process_on_the_whole_batch(on_two_ranks, name):
+def test_two_ranks_take_the_step_of_one_process_on_the_whole_batch(ranks, name):
     generator = torch.Generator().manual_seed(0)
     x, t, w = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((8, 5), (8, 6), (6, 5)))
     weight = w.clone().requires_grad_()
@@ -117,21 +96,21 @@ def test_two_ranks_take_the_step_of_one_process_on_the_whole_batch(on_two_ranks,
         for part in (slice(0, 4), slice(4, 8))
     ]
     assert sum(halves) / 2 != pytest.approx(loss.item(), rel=1e-3), "each rank alone would have another loss"
-    for rank in on_two_ranks:
+    for rank in ranks:
         assert rank[name][0] == pytest.approx(loss.item(), rel=1e-10)
         torch.testing.assert_close(torch.tensor(rank[name][1], dtype=torch.float64), gradient.flatten())
 
 
-def test_a_training_on_two_ranks_goes_through_the_wrapper_that_synchronises_gradients(on_two_ranks):
+def test_a_training_on_two_ranks_goes_through_the_wrapper_that_synchronises_gradients(ranks):
     alone: dict[str, Any] = {}
     exec(TRAIN, alone)
     expected = alone["train"](8)
-    for rank in on_two_ranks:
+    for rank in ranks:
         assert rank["fit"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_crd_on_two_ranks_keeps_one_bank_and_one_z(on_two_ranks):
-    one, other = (rank["crd"] for rank in on_two_ranks)
+def test_crd_on_two_ranks_keeps_one_bank_and_one_z(ranks):
+    one, other = (rank["crd"] for rank in ranks)
     assert one == other
     alone: dict[str, Any] = {}
     exec(TRAIN, alone)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -43,7 +46,29 @@ def backend_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def backend(backend_name: str, require) -> str:
-    """Each backend of softmax_kl that can run here."""
-    require("softmax_kl", backend_name)
+def backend(request: pytest.FixtureRequest, backend_name: str, require) -> str:
+    """Each backend that can run here the op which the module names in OP; softmax_kl where it names none."""
+    if backend_name == "cuda":  # the tensors of these tests are on the CPU, on a machine with a GPU as well
+        request.getfixturevalue("emulated_cuda")
+    require(getattr(request.module, "OP", "softmax_kl"), backend_name)
     return backend_name
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def on_gpu(request: pytest.FixtureRequest) -> str:
+    """Each backend that can run on this GPU the op which the module names in OP."""
+    x = torch.zeros(2, 2, device="cuda")
+    try:
+        _dispatch.select(request.module.OP, request.param, x, x)
+    except BackendError as error:
+        pytest.skip(str(error))
+    return str(request.param)
+
+
+@pytest.fixture
+def wide_tiles(monkeypatch: pytest.MonkeyPatch, backend_name: str) -> None:
+    """As few programs as can be in Triton's interpreter, whose time goes by the number of operations."""
+    if backend_name == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+        triton = import_module("kdx.ops.rkd.triton")
+        monkeypatch.setattr(triton, "angle_tile", lambda n: max(16, 1 << (n - 1).bit_length()))
+        monkeypatch.setattr(triton, "distance_tile", lambda n: min(128, max(16, 1 << (n - 1).bit_length())))

@@ -6,15 +6,8 @@ import pytest
 import torch
 
 from kdx.ops import pairwise_sq_dist
-from tests.emulation.fixtures import emulated_cuda, emulated_cuda_module  # noqa: F401  # fixtures
 
-
-@pytest.fixture
-def backend(request, backend_name, require):
-    if backend_name == "cuda":
-        request.getfixturevalue("emulated_cuda")
-    require("pairwise_sq_dist", backend_name)
-    return backend_name
+OP = "pairwise_sq_dist"
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(0, 3, 2), (3, 0, 2), (1, 1, 1), (2, 5, 3), (33, 17, 512), (20, 65, 0)])

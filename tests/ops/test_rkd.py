@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from kdx.errors import BackendError
 from kdx.ops import _dispatch, rkd, rkd_angle, rkd_distance
 from kdx.ops.rkd import reference
-from tests.emulation.fixtures import emulated_cuda, emulated_cuda_module  # noqa: F401  # fixtures
 
 # Relative error of loss and gradient (by norm) in float32 on well separated points, for every backend.
 BUDGET = {torch.float32: (2e-6, 4e-6), torch.float64: (1e-13, 1e-12)}
@@ -79,23 +77,7 @@ def close(value, expected, bound, floor=1e-12):
     assert error <= bound * np.linalg.norm(expected) + floor, (error, np.linalg.norm(expected))
 
 
-@pytest.fixture
-def backend(request, backend_name, require):
-    if backend_name == "cuda":
-        request.getfixturevalue("emulated_cuda")
-    require("rkd", backend_name)
-    return backend_name
-
-
-@pytest.fixture
-def wide_tiles(monkeypatch, backend_name):
-    """As few programs as can be in Triton's interpreter, whose time goes by the number of operations."""
-    if backend_name == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
-        triton = import_module("kdx.ops.rkd.triton")
-        monkeypatch.setattr(triton, "angle_tile", lambda n: max(16, 1 << (n - 1).bit_length()))
-        monkeypatch.setattr(triton, "distance_tile", lambda n: min(128, max(16, 1 << (n - 1).bit_length())))
-
-
+OP = "rkd"
 WEIGHTS = {"distance": (1.0, 0.0), "angle": (0.0, 1.0), "both": (25.0, 50.0)}
 
 
@@ -207,7 +189,7 @@ def test_nan_and_inf_points_give_nan_and_so_do_their_gradients(backend, loss, wh
         assert torch.isnan(grad).all()
 
 
-def test_order_of_threads_and_blocks_of_the_cuda_kernels_does_not_matter(emulated_cuda):  # noqa: F811
+def test_order_of_threads_and_blocks_of_the_cuda_kernels_does_not_matter(emulated_cuda):
     student, teacher = points(70, 5), points(70, 7, seed=1)
     module = import_module("kdx.ops.rkd.cuda")
     runs = []

@@ -8,8 +8,9 @@ import torch
 
 from kdx.ops import _dispatch, pairwise_sq_dist, rkd, rkd_angle, rkd_distance
 from kdx.ops.rkd import reference
-from tests.emulation.fixtures import emulated_cuda, emulated_cuda_module  # noqa: F401  # fixtures
-from tests.ops.test_rkd import BUDGET, backend, close, oracle, points, wide_tiles  # noqa: F401  # fixtures
+from tests.ops.test_rkd import BUDGET, close, oracle, points
+
+OP = "rkd"
 
 KINDS = {
     "unit gaussian": lambda x: x,
@@ -21,7 +22,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_cosines_keep_the_digits_that_direct_differences_have(backend, kind):  # noqa: F811
+def test_cosines_keep_the_digits_that_direct_differences_have(backend, kind):
     """A Gram matrix in float32 errs by 0.75, 0.03 and 0.65 on the second to fourth kind."""
     x = KINDS[kind](points(64, 32))
 
@@ -95,7 +96,7 @@ def test_squared_distances_keep_their_digits_at_any_scale(require, scale):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_right_on_hard_data(backend, kind, wide_tiles):  # noqa: F811
+def test_gradients_are_right_on_hard_data(backend, kind, wide_tiles):
     # The bound is that of the float32 reference, which has the same digits to work with, times a small factor.
     x, teacher = KINDS[kind](points(24, 16)), points(24, 8, seed=1)
     expected, gradient = oracle(x, teacher, 25.0, 50.0)
@@ -107,7 +108,7 @@ def test_gradients_are_right_on_hard_data(backend, kind, wide_tiles):  # noqa: F
     close(torch.autograd.grad(loss, student)[0].numpy(), gradient, 4e-6 + 3 * own)
 
 
-def test_loss_does_not_change_with_rotation_translation_and_scale(backend, wide_tiles):  # noqa: F811
+def test_loss_does_not_change_with_rotation_translation_and_scale(backend, wide_tiles):
     student, teacher = points(20, 6), points(20, 5, seed=1)
     rotation = torch.linalg.qr(points(6, 6, seed=2)).Q
     moved = 3.5 * student @ rotation + 11
@@ -118,7 +119,7 @@ def test_loss_does_not_change_with_rotation_translation_and_scale(backend, wide_
         assert loss(3.5 * student @ rotation, student, backend=backend).item() <= 1e-11
 
 
-def test_gradient_of_a_shared_translation_and_scale_is_zero(backend, wide_tiles):  # noqa: F811
+def test_gradient_of_a_shared_translation_and_scale_is_zero(backend, wide_tiles):
     student = points(20, 6).requires_grad_()
     grad = torch.autograd.grad(rkd(student, points(20, 5, seed=1), backend=backend), student)[0]
     assert grad.sum(0).abs().max() <= 1e-5 * grad.abs().max() * 20

@@ -5,25 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdx.errors import BackendError
-from kdx.ops import _dispatch, pairwise_sq_dist, rkd
+from kdx.ops import pairwise_sq_dist, rkd
 from kdx.ops.rkd import pair_grid
 
+OP = "rkd"
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
 WEIGHTS = {"distance": (1.0, 0.0), "angle": (0.0, 1.0), "both": (25.0, 50.0)}
-
-
-@pytest.fixture(params=["triton", "cuda"])
-def on_gpu(request):
-    x = torch.zeros(2, 2, device="cuda")
-    try:
-        _dispatch.select("rkd", request.param, x, x)
-    except BackendError as error:
-        pytest.skip(str(error))
-    return request.param
 
 
 def pair(n, d_s, d_t, dtype=torch.float32):

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +17,7 @@ from kdx.datasets import Digits, View, symmetric_noise
 from kdx.evaluation import evaluate
 from kdx.models import MLP
 from kdx.schemes.self_progressive import PSKD
+from tests.ranks import on_two_ranks
 
 
 def make(samples: int = 8, **options) -> PSKD:
@@ -235,25 +232,10 @@ print(json.dumps(found))
 
 
 def test_two_ranks_remember_what_one_process_does_though_rows_change_ranks(tmp_path) -> None:
-    root = str(Path(kdx.__file__).parents[1])
-    launched = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}  # what torchrun sets
-    environment = os.environ | launched | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", TRAIN + PAIRS + RANK, str(rank), str(tmp_path / "store")],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
     alone: dict[str, Any] = {}
     exec(TRAIN, alone)
     expected = alone["train"](8)
-    finished = [(process, *process.communicate(timeout=120)) for process in started]
-    assert all(process.returncode == 0 for process, _, _ in finished), [errors for _, _, errors in finished]
-    first, second = (json.loads(out.splitlines()[-1]) for _, out, _ in finished)
+    first, second = map(json.loads, on_two_ranks(TRAIN + PAIRS + RANK, str(tmp_path / "store")))
     for found, _ in (first, second):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert first[1] == second[1]  # both ranks hold the same student

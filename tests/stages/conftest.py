@@ -9,7 +9,6 @@ import pytest
 from kdx.assistants.base import Assistant, ModelRef, Stage
 from kdx.experiment import Experiment
 from kdx.hookspecs import Spec, hookimpl
-from kdx.registry import default_plugins
 from tests.stages.tiny import recipe
 
 
@@ -25,10 +24,8 @@ def run(tmp_path: Path, monkeypatch):
 
 
 @pytest.fixture
-def planned():
+def planned(plugged):
     """Registers an assistant whose plan is given as a list."""
-    plugins = default_plugins()
-    names = []
 
     def _planned(stages: list[Stage]) -> dict[str, str]:
         class Given(Assistant):
@@ -43,13 +40,7 @@ def planned():
                 return [Spec("given", f"{__name__}:GIVEN", "for a test")]
 
         globals()["GIVEN"] = Given
-        plugin = Plugin()
-        plugins.register(plugin, "given-plan")
-        names.append(plugin)
+        plugged(Plugin(), "given-plan")
         return {"name": "given"}
 
-    yield _planned
-    for plugin in names:
-        plugins.manager.unregister(plugin)
-        plugins.infos = [info for info in plugins.infos if info.name != "given-plan"]
-        plugins._components = {}
+    return _planned

@@ -12,7 +12,6 @@ import pytest
 
 from kdx.experiment import Experiment
 from kdx.hookspecs import Spec, hookimpl
-from kdx.registry import default_plugins
 from tests.stages.tiny import TINY, recipe, same, weights
 
 pytestmark = [
@@ -106,14 +105,15 @@ def net(num_classes: int = 10, input_shape: tuple[int, ...] = (1, 8, 8)) -> nn.M
 """
 
 
-def test_a_teacher_is_trained_anew_when_the_code_of_its_model_has_changed(run, tmp_path: Path, monkeypatch) -> None:
+def test_a_teacher_is_trained_anew_when_the_code_of_its_model_has_changed(
+    run, plugged, tmp_path: Path, monkeypatch
+) -> None:
     class Plugin:
         @hookimpl
         def kdx_models(self):
             return [Spec("edited-net", "kdx_test_edited:net", "for a test")]
 
-    plugins, made = default_plugins(), Plugin()
-    plugins.register(made, "edited")
+    plugged(Plugin(), "edited")
     monkeypatch.syspath_prepend(str(tmp_path))
     teacher = {**TINY["teacher"], "model": {"name": "edited-net"}}
     found = []
@@ -126,7 +126,4 @@ def test_a_teacher_is_trained_anew_when_the_code_of_its_model_has_changed(run, t
             found.append("reused" in run(name, teacher=teacher)["stages"]["teacher"])
     finally:
         sys.modules.pop("kdx_test_edited", None)
-        plugins.manager.unregister(made)
-        plugins.infos = [info for info in plugins.infos if info.name != "edited"]
-        plugins._components = {}
     assert found == [False, True, False]

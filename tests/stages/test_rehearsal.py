@@ -13,7 +13,6 @@ from kdx.caching import cache_teacher
 from kdx.errors import CaptureError, KdxError, RecipeError, StoreError
 from kdx.experiment import Experiment
 from kdx.hookspecs import Spec, hookimpl
-from kdx.registry import default_plugins
 from tests.stages.tiny import TINY, recipe
 
 
@@ -171,7 +170,7 @@ def narrow(width: int = 3) -> nn.Module:
 
 
 @pytest.fixture
-def odd_models():
+def odd_models(plugged):
     """Registers the models of this file."""
 
     class Plugin:
@@ -180,12 +179,7 @@ def odd_models():
             targets = {"odd": "Odd", "narrow": "narrow", "needing": "needing"}
             return [Spec(name, f"{__name__}:{target}", "for a test") for name, target in targets.items()]
 
-    plugins, made = default_plugins(), Plugin()
-    plugins.register(made, "odd-models")
-    yield
-    plugins.manager.unregister(made)
-    plugins.infos = [info for info in plugins.infos if info.name != "odd-models"]
-    plugins._components = {}
+    plugged(Plugin(), "odd-models")
 
 
 @pytest.mark.usefixtures("odd_models")

@@ -21,7 +21,6 @@ from kdx.errors import KdxError, RecipeError
 from kdx.experiment import Experiment
 from kdx.hookspecs import Spec, hookimpl
 from kdx.models import MLP
-from kdx.registry import default_plugins
 from kdx.stream import Stream
 from tests.stages.tiny import TINY, recipe, same, weights
 
@@ -144,7 +143,7 @@ class Along(kdx.Offline):
 
 
 @pytest.fixture
-def plugin():
+def plugin(plugged):
     """Registers the model and the scheme of this file."""
 
     class Plugin:
@@ -156,12 +155,7 @@ def plugin():
         def kdx_schemes(self):
             return [Spec("along", f"{__name__}:Along", "for a test")]
 
-    plugins, made = default_plugins(), Plugin()
-    plugins.register(made, "of-test-stages")
-    yield
-    plugins.manager.unregister(made)
-    plugins.infos = [info for info in plugins.infos if info.name != "of-test-stages"]
-    plugins._components = {}
+    plugged(Plugin(), "of-test-stages")
 
 
 def test_a_produced_structure_that_breaks_the_contract_is_refused_before_it_is_trained(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,6 +45,11 @@ def classifier(classes: int = 7, seed: int = 5) -> nn.Sequential:
 def images_view(views: int | None = 3, *, rows: object = range(5, 37), seed: int = 0, shift: int = 1) -> View:
     """Rows 5 .. 36, shifted and mirrored, with views that come again."""
     return View(Images(), rows, transform=ShiftFlip(shift, seed=seed), views=views)
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Each file's name and bytes."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture
