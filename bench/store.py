@@ -18,12 +18,12 @@ import torch
 import kdx
 from bench import results
 from kdx.batch import Batch
-from kdx.evaluation import evaluate
-from kdx.experiment_data import ExperimentData
+from kdx.experiment.data import ExperimentData
+from kdx.experiment.recipe_files import load_recipe
 from kdx.losses import cross_entropy
-from kdx.recipe import load_recipe
 from kdx.store import Store, write_store
 from kdx.teachers import Frozen, Stored, Teacher
+from kdx.training.evaluation import evaluate
 
 FILE = Path(__file__).parent / "results" / "store" / "cpu.csv"
 EPOCHS, VIEWS, TEACHER_EPOCHS = 4, 4, 5

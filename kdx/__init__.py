@@ -18,13 +18,12 @@ if TYPE_CHECKING:
     from kdx.batch import Batch as Batch
     from kdx.capture import Captured as Captured
     from kdx.errors import KdxError as KdxError
-    from kdx.experiment import run as run
+    from kdx.experiment.experiment import run as run
     from kdx.hookspecs import Spec as Spec
     from kdx.hookspecs import hookimpl as hookimpl
     from kdx.knowledge.base import Knowledge as Knowledge
     from kdx.knowledge.hint import Hint as Hint
     from kdx.knowledge.soft_targets import SoftTargets as SoftTargets
-    from kdx.loop import fit as fit
     from kdx.losses import Losses as Losses
     from kdx.registry import default_plugins as plugins  # noqa: F401  # a public name, loaded below
     from kdx.schemes.base import Scheme as Scheme
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from kdx.schemes.offline import Offline as Offline
     from kdx.schemes.supervised import Supervised as Supervised
     from kdx.teachers import Teacher as Teacher
+    from kdx.training.loop import fit as fit
 
 _PUBLIC = {
     "Assistant": "kdx.assistants.base",
@@ -48,11 +48,11 @@ _PUBLIC = {
     "Spec": "kdx.hookspecs",
     "Supervised": "kdx.schemes.supervised",
     "Teacher": "kdx.teachers",
-    "fit": "kdx.loop",
+    "fit": "kdx.training.loop",
     "hookimpl": "kdx.hookspecs",
     "ops": "",
     "plugins": "kdx.registry:default_plugins",
-    "run": "kdx.experiment",
+    "run": "kdx.experiment.experiment",
     "students": "",
     "testing": "",
 }

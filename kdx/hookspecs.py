@@ -14,7 +14,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from kdx.losses import Losses
-    from kdx.run_state import Run
+    from kdx.training.run import Run
 
 PROJECT = "kdx"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdx.batch import IGNORE
 
-__all__ = ["Losses", "cross_entropy", "scalar"]
+__all__ = ["Losses", "cross_entropy", "is_task", "scalar", "task_of"]
 
 
 class Losses(NamedTuple):
@@ -93,3 +93,14 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0
     """
     total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)
     return total / (targets != IGNORE).sum().clamp(min=1)
+
+
+def is_task(term: str) -> bool:
+    """Whether a term is a task loss, ``task`` or ``<student>/task``."""
+    return term.rpartition("/")[2] == "task"
+
+
+def task_of(term: str, terms: Container[str]) -> str:
+    """The task loss that a term stands beside: of several students that of its own, ``<student>/task``."""
+    own = f"{term.rpartition('/')[0]}/task"
+    return own if own in terms else "task"

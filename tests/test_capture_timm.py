@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kdx
+from kdx.analysis.layers import list_layers
 from kdx.batch import Batch
 from kdx.capture import Taps
 from kdx.errors import CaptureError
 from kdx.knowledge.attention_transfer import AttentionTransfer
-from kdx.layers import list_layers
 
 
 class Attention(nn.Module):

@@ -21,9 +21,10 @@ from pydantic_core import PydanticUndefined
 
 import kdx
 from kdx import hookspecs
-from kdx.cli import app
+from kdx.cli.app import app
+from kdx.experiment.recipe import Component, Recipe
+from kdx.experiment.recipe_checks import SUPPLIED
 from kdx.options import options_of
-from kdx.recipe import SUPPLIED, Component, Recipe
 from kdx.registry import KINDS, Kind, default_plugins
 
 ROOT = Path(__file__).parents[1]
@@ -171,7 +172,7 @@ def recipe() -> str:
 
 def recipes() -> Iterator[tuple[str, str]]:
     """Name and summary of the recipes that come with kdx."""
-    from kdx.recipe import load_recipe, recipe_names
+    from kdx.experiment.recipe_files import load_recipe, recipe_names
 
     for name in recipe_names():
         yield name, load_recipe(name).summary

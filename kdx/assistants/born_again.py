@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing_extensions import override
 
-from kdx.assistants.base import Assistant, ModelRef, Stage
+from kdx.assistants.base import Assistant
+from kdx.stage import ModelRef, Stage
 
 __all__ = ["BornAgain"]
 

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from kdx.assistants.base import Assistant, ModelRef, Stage, Structure
+from kdx.assistants.base import Assistant
 from kdx.assistants.placement import ByAccuracy, Ladder
 from kdx.errors import PlanError
+from kdx.stage import ModelRef, Stage, Structure
 
 __all__ = ["DGKD", "TAKD"]
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from kdx.assistants.base import Assistant, ModelRef, Stage
-from kdx.knowledge.operands import Variant
+from kdx.assistants.base import Assistant
+from kdx.features.operands import Variant
+from kdx.stage import ModelRef, Stage
 
 __all__ = ["HintThenDistil"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
-from kdx.assistants.base import Earlier, ModelRef, Produced, Structure
 from kdx.errors import PlanError
 from kdx.registry import default_plugins
+from kdx.stage import Earlier, ModelRef, Produced, Structure
 
 __all__ = ["ByAccuracy", "Ladder", "nearest_to"]
 

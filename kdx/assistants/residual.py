@@ -7,9 +7,10 @@ from typing import Any
 
 from typing_extensions import override
 
-from kdx.assistants.base import Assistant, Earlier, ModelRef, Produced, Stage, Structure
+from kdx.assistants.base import Assistant
 from kdx.assistants.placement import Ladder
 from kdx.errors import PlanError
+from kdx.stage import Earlier, ModelRef, Produced, Stage, Structure
 
 __all__ = ["ResidualKD"]
 

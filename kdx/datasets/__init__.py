@@ -6,9 +6,9 @@ from kdx.datasets.fashion import FashionMnist
 from kdx.datasets.images import ImageSet
 from kdx.datasets.noise import symmetric_noise
 from kdx.datasets.sample_stream import SampleStream
+from kdx.datasets.samplers import SameClassPairs
 from kdx.datasets.splits import few_labels, train_validation_split
 from kdx.datasets.view import View
-from kdx.samplers import SameClassPairs
 
 __all__ = [
     "Digits",

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.adapters import match_maps
-from kdx.knowledge.operands import Variant, check_choice, in_full_precision
+from kdx.features.adapters import match_maps
+from kdx.features.matching import Strategy
+from kdx.features.operands import Variant, check_choice, in_full_precision
 from kdx.knowledge.paired import PairedLayers
-from kdx.matching import Strategy
 
 __all__ = ["AttentionTransfer", "attention_transfer"]
 
@@ -56,7 +56,7 @@ class AttentionTransfer(PairedLayers):
     Args:
         student: taps of maps ``[N, C, H, W]``, from shallow to deep.
         teacher: taps of maps.
-        pairing: see :data:`kdx.matching.Strategy`.
+        pairing: see :data:`kdx.features.matching.Strategy`.
         variant: ``"paper"`` or ``"code"``; the authors' code squares the distance and takes the mean.
         seed: for ``pairing="random"``.
 

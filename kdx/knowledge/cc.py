@@ -9,9 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.capture import LOGITS
-from kdx.knowledge.operands import Variant, check_choice, check_same_rows, check_same_shape, in_full_precision
+from kdx.features.matching import Strategy
+from kdx.features.operands import Variant, check_choice, check_same_rows, check_same_shape, in_full_precision
 from kdx.knowledge.relation import Relation, unit_rows
-from kdx.matching import Strategy
 
 __all__ = ["CC", "cc"]
 
@@ -63,7 +63,7 @@ class CC(Relation):
         variant: ``"paper"`` or ``"code"`` (common weight .02), see above.
         student: tap or taps ``[N, ...]``; any width.
         teacher: tap or taps; any width.
-        pairing: which student layer learns from which teacher layer, see :data:`kdx.matching.Strategy`.
+        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.matching.Strategy`.
         seed: for ``pairing="random"``.
 
     Paper: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, https://arxiv.org/abs/1904.01802.

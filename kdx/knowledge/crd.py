@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.adapters import full, to_vector, trained
 from kdx.batch import Batch
 from kdx.capture import Captured
+from kdx.features.adapters import full, to_vector, trained
+from kdx.features.whole_batch import whole_batch
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.relation import unit_rows
-from kdx.knowledge.whole_batch import whole_batch
 
 __all__ = ["CRD", "crd"]
 

@@ -7,10 +7,10 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
+from kdx.features.centring import centred
+from kdx.features.operands import Variant, check_choice, check_same_shape, in_full_precision
+from kdx.features.whole_batch import whole_batch
 from kdx.knowledge.base import Knowledge
-from kdx.knowledge.centring import centred
-from kdx.knowledge.operands import Variant, check_choice, check_same_shape, in_full_precision
-from kdx.knowledge.whole_batch import whole_batch
 
 __all__ = ["DIST", "dist"]
 

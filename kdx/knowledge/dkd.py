@@ -8,8 +8,8 @@ from typing_extensions import override
 
 from kdx.batch import IGNORE, Batch
 from kdx.capture import LOGITS, Captured
+from kdx.features.operands import check_same_shape, in_full_precision
 from kdx.knowledge.base import Knowledge
-from kdx.knowledge.operands import check_same_shape, in_full_precision
 from kdx.ops import softmax_kl
 
 __all__ = ["DKD", "dkd"]
@@ -80,8 +80,8 @@ class DKD(Knowledge):
     reach both sides and stay finite at any gap between logits. Needs integer targets.
 
     The authors raise the weight of this term linearly from 0 over the first 20 epochs on CIFAR-100 (one epoch on
-    ImageNet); :class:`kdx.weights.Warmup` as the term's weight does that. Beside it the cross-entropy keeps its full
-    weight 1. Their code and paper agree; the code takes the logarithm of a softmax, which has no gradient where it
+    ImageNet); :class:`kdx.schemes.weights.Warmup` as the term's weight does that. Beside it the cross-entropy keeps its
+    full weight 1. Their code and paper agree; the code takes the logarithm of a softmax, which has no gradient where it
     underflows.
 
     Args:

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.adapters import channels, project, to_map
 from kdx.batch import Batch
 from kdx.capture import Captured
+from kdx.features.adapters import channels, project, to_map
+from kdx.features.operands import Variant, check_choice, in_full_precision
 from kdx.knowledge.base import Knowledge
-from kdx.knowledge.operands import Variant, check_choice, in_full_precision
 
 __all__ = ["FSP", "flow", "fsp"]
 

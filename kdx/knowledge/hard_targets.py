@@ -8,8 +8,8 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
+from kdx.features.operands import check_same_shape, in_full_precision
 from kdx.knowledge.base import Knowledge
-from kdx.knowledge.operands import check_same_shape, in_full_precision
 
 __all__ = ["HardTargets", "hard_targets"]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.adapters import to_vector
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
+from kdx.features.adapters import to_vector
+from kdx.features.operands import Variant, check_choice, check_same_rows, check_same_shape, in_full_precision
+from kdx.features.whole_batch import whole_batch
 from kdx.knowledge.base import Knowledge
-from kdx.knowledge.operands import Variant, check_choice, check_same_rows, check_same_shape, in_full_precision
-from kdx.knowledge.whole_batch import whole_batch
 from kdx.ops import pairwise_sq_dist
 
 __all__ = ["IRG", "Transform", "edges", "irg", "transformation"]

@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
+from kdx.features.centring import centred
+from kdx.features.operands import Variant, check_choice
 from kdx.knowledge.base import Knowledge
-from kdx.knowledge.centring import centred
-from kdx.knowledge.operands import Variant, check_choice
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.options import check_options
 from kdx.registry import default_plugins

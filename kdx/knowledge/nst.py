@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.adapters import match_maps
-from kdx.knowledge.operands import in_full_precision
+from kdx.features.adapters import match_maps
+from kdx.features.operands import in_full_precision
 from kdx.knowledge.paired import PairedLayers
 
 __all__ = ["NST", "nst"]
@@ -60,7 +60,7 @@ class NST(PairedLayers):
     Args:
         student: taps of maps ``[N, C, H, W]``, from shallow to deep.
         teacher: taps of maps.
-        pairing: see :data:`kdx.matching.Strategy`.
+        pairing: see :data:`kdx.features.matching.Strategy`.
         seed: for ``pairing="random"``.
 
     Paper: Huang, Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017,

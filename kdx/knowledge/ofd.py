@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.adapters import BatchNorm, channels, full, match_maps, trained
 from kdx.capture import Captured
-from kdx.knowledge.operands import check_choice, check_same_shape, in_full_precision
+from kdx.features.adapters import BatchNorm, channels, full, match_maps, trained
+from kdx.features.matching import Strategy
+from kdx.features.operands import check_choice, check_same_shape, in_full_precision
 from kdx.knowledge.paired import PairedLayers
-from kdx.matching import Strategy
 
 __all__ = ["OFD", "batchnorm_margin", "ofd"]
 
@@ -94,7 +94,7 @@ class OFD(PairedLayers):
     Args:
         student: taps of maps ``[N, C, H, W]`` before the ReLU, from shallow to deep.
         teacher: taps of maps before the ReLU.
-        pairing: see :data:`kdx.matching.Strategy`.
+        pairing: see :data:`kdx.features.matching.Strategy`.
         margins: ``"batchnorm"``, one tensor ``[C]`` per pair, or None to take them from the first batch.
         seed: for ``pairing="random"``.
 

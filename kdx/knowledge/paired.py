@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.adapters import full
 from kdx.batch import Batch
 from kdx.capture import Captured
+from kdx.features.adapters import full
+from kdx.features.matching import Pairs, Strategy, pair_by_depth, pair_layers
+from kdx.features.similarity import SIMILARITIES
 from kdx.knowledge.base import Knowledge
-from kdx.matching import SIMILARITIES, Pairs, Strategy, pair_by_depth, pair_layers
 
 __all__ = ["PairedLayers"]
 
@@ -26,8 +27,8 @@ class PairedLayers(Knowledge):
     Args:
         student: taps of student layers, from shallow to deep; globs are welcome.
         teacher: taps of teacher layers.
-        pairing: who learns from whom, see :data:`kdx.matching.Strategy`. Those by similarity look at the batch of
-            ``setup``; their pairs are saved with the component.
+        pairing: who learns from whom, see :data:`kdx.features.matching.Strategy`. Those by similarity look at the batch
+            of ``setup``; their pairs are saved with the component.
         seed: for ``pairing="random"``.
     """
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.capture import LOGITS
-from kdx.knowledge.operands import Variant, check_choice, check_same_rows, in_full_precision
+from kdx.features.matching import Strategy
+from kdx.features.operands import Variant, check_choice, check_same_rows, in_full_precision
 from kdx.knowledge.relation import Relation, unit_rows
-from kdx.matching import Strategy
 
 __all__ = ["PKT", "pkt"]
 
@@ -54,7 +54,7 @@ class PKT(Relation):
         variant: ``"code"`` or ``"paper"``, see above.
         student: tap or taps ``[N, ...]``; any width.
         teacher: tap or taps; any width.
-        pairing: which student layer learns from which teacher layer, see :data:`kdx.matching.Strategy`.
+        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.matching.Strategy`.
         seed: for ``pairing="random"``.
 
     Paper: Passalis, Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018,

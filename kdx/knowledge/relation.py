@@ -9,9 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.capture import LOGITS
+from kdx.features.matching import Strategy
+from kdx.features.whole_batch import whole_batch
 from kdx.knowledge.paired import PairedLayers
-from kdx.knowledge.whole_batch import whole_batch
-from kdx.matching import Strategy
 
 __all__ = ["Relation", "unit_rows"]
 
@@ -21,12 +21,12 @@ class Relation(PairedLayers):
 
     Widths may differ: only relations are compared. Every feature is one vector per sample, maps and tokens flattened.
     Losses of several pairs of layers are added. On several ranks the relations are those of the whole batch (see
-    :func:`kdx.knowledge.whole_batch.whole_batch`); with gradient accumulation they are those of each micro-batch.
+    :func:`kdx.features.whole_batch.whole_batch`); with gradient accumulation they are those of each micro-batch.
 
     Args:
         student: tap or taps ``[N, ...]``.
         teacher: tap or taps ``[N, ...]``.
-        pairing: who learns from whom, see :data:`kdx.matching.Strategy`.
+        pairing: who learns from whom, see :data:`kdx.features.matching.Strategy`.
         seed: for ``pairing="random"``.
     """
 

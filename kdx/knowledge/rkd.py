@@ -7,9 +7,9 @@ from typing_extensions import override
 
 from kdx import ops
 from kdx.capture import LOGITS
-from kdx.knowledge.operands import check_same_rows, in_full_precision
+from kdx.features.matching import Strategy
+from kdx.features.operands import check_same_rows, in_full_precision
 from kdx.knowledge.relation import Relation, unit_rows
-from kdx.matching import Strategy
 
 __all__ = ["RKD", "rkd"]
 
@@ -62,7 +62,7 @@ class RKD(Relation):
         teacher_l2: scale the teacher's features to length 1 first.
         student: tap or taps ``[N, ...]``; any width.
         teacher: tap or taps; any width.
-        pairing: which student layer learns from which teacher layer, see :data:`kdx.matching.Strategy`.
+        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.matching.Strategy`.
         seed: for ``pairing="random"``.
         backend: kernel backend, ``"auto"`` chooses; see :func:`kdx.ops.explain`.
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.adapters import bottleneck, channels, full, match_maps, trained
 from kdx.batch import Batch
 from kdx.capture import Captured
+from kdx.features.adapters import bottleneck, channels, full, match_maps, trained
+from kdx.features.matching import pair_by_depth
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.relation import unit_rows
-from kdx.matching import pair_by_depth
 
 __all__ = ["SemCKD", "semckd"]
 

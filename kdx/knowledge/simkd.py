@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.adapters import channels, full, match
 from kdx.batch import Batch
 from kdx.capture import Captured
+from kdx.features.adapters import channels, full, match
+from kdx.features.operands import check_same_shape, in_full_precision
 from kdx.knowledge.base import Knowledge
-from kdx.knowledge.operands import check_same_shape, in_full_precision
 
 __all__ = ["SimKD", "simkd"]
 

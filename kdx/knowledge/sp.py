@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.knowledge.operands import check_same_rows, in_full_precision
+from kdx.features.operands import check_same_rows, in_full_precision
 from kdx.knowledge.relation import Relation, unit_rows
 
 __all__ = ["SP", "sp"]
@@ -36,7 +36,7 @@ class SP(Relation):
     Args:
         student: tap or taps ``[N, ...]``; any width.
         teacher: tap or taps; any width.
-        pairing: which student layer learns from which teacher layer, see :data:`kdx.matching.Strategy`.
+        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.matching.Strategy`.
         seed: for ``pairing="random"``.
 
     Paper: Tung, Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, https://arxiv.org/abs/1907.09682.

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.adapters import channels, match, regressor
-from kdx.knowledge.operands import Variant, check_choice, check_same_shape, in_full_precision
+from kdx.features.adapters import channels, match, regressor
+from kdx.features.matching import Strategy
+from kdx.features.operands import Variant, check_choice, check_same_shape, in_full_precision
 from kdx.knowledge.paired import PairedLayers
-from kdx.matching import Strategy
 
 __all__ = ["VID", "vid"]
 
@@ -56,14 +56,14 @@ class VID(PairedLayers):
     common CIFAR-100 recipe) or sum over a sample's elements (``variant="paper"``); no ``T^2``. ``mu`` is three 1x1
     convolutions (linear layers for tokens and vectors) with ReLU between them, ``var_c = softplus(a_c) + 1e-5`` starts
     at ``variance`` = 5. Gradients reach the student, ``mu`` and ``a``; with a fixed variance this would be a mere
-    scaled mean squared error. Sizes are matched by :func:`kdx.adapters.match`. ``"code"`` is the authors' loss as the
-    RepDistiller benchmark has it; ``"paper"`` is minus the log-likelihood of a sample's feature, ``sum_n log sigma_n +
-    (t_n - mu_n)^2 / (2 sigma_n^2)``, which weighs a layer by its number of elements.
+    scaled mean squared error. Sizes are matched by :func:`kdx.features.adapters.match`. ``"code"`` is the authors' loss
+    as the RepDistiller benchmark has it; ``"paper"`` is minus the log-likelihood of a sample's feature, ``sum_n log
+    sigma_n + (t_n - mu_n)^2 / (2 sigma_n^2)``, which weighs a layer by its number of elements.
 
     Args:
         student: taps ``[N, C, H, W]``, ``[N, L, D]`` or ``[N, D]``, from shallow to deep.
         teacher: taps.
-        pairing: see :data:`kdx.matching.Strategy`.
+        pairing: see :data:`kdx.features.matching.Strategy`.
         variance: the variance at the start, > 1e-5.
         hidden: channels inside ``mu``; None takes the teacher's, as the code does.
         variant: ``"paper"`` or ``"code"``.

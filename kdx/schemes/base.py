@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.errors import CaptureError, StoreWarning
-from kdx.gradients import task_of
 from kdx.knowledge.base import Knowledge
-from kdx.losses import Losses, cross_entropy, scalar
+from kdx.losses import Losses, cross_entropy, scalar, task_of
+from kdx.schemes.weights import Balanced, Weight
 from kdx.teachers import Teacher
-from kdx.weights import Balanced, Weight
 
 __all__ = ["KnowledgeTerms", "Scheme", "Task", "TaskFn"]
 
@@ -30,7 +29,7 @@ Task = TaskFn | tuple[float, TaskFn] | None
 """The task loss with its weight; a function alone weighs 1, None means no task loss."""
 
 KnowledgeTerms = Mapping[str, Knowledge | tuple[Weight, Knowledge]]
-"""Term name -> component, or weight and component; a weight is a number or a schedule of :mod:`kdx.weights`."""
+"""Term name -> component, or weight and component; a weight is a number or a schedule of :mod:`kdx.schemes.weights`."""
 
 
 class Scheme(nn.Module, ABC):
@@ -102,8 +101,8 @@ class Scheme(nn.Module, ABC):
     def dataset_size(self, samples: int) -> None:
         """Tells the parts that keep something per sample how many samples there are; comes before :meth:`setup`.
 
-        :func:`kdx.fit` calls it where the loader says (see :func:`kdx.stream.dataset_size`). The base forwards it to
-        every knowledge component.
+        :func:`kdx.fit` calls it where the loader says (see :func:`kdx.training.batches.dataset_size`). The base
+        forwards it to every knowledge component.
 
         Args:
             samples: ``batch.index`` of the training data lies in ``0 .. samples - 1``.
@@ -261,19 +260,6 @@ def check_ready(components: Mapping[str, Knowledge]) -> None:
                 f"knowledge {name!r} builds its adapter from the models' shapes: call scheme.setup(batch) once, "
                 "before the optimizer is built (kdx.fit does)"
             )
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Puts models into evaluation mode, and every submodule back into its own mode afterwards."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

@@ -13,19 +13,11 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured
+from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
-from kdx.knowledge.operands import check_choice
 from kdx.losses import Losses, cross_entropy
-from kdx.schemes.base import (
-    KnowledgeTerms,
-    Task,
-    check_ready,
-    components_in,
-    evaluating,
-    naming,
-    own_copies,
-    setup_components,
-)
+from kdx.modes import evaluating
+from kdx.schemes.base import KnowledgeTerms, Task, check_ready, components_in, naming, own_copies, setup_components
 from kdx.schemes.one_student import OneStudent
 from kdx.teachers import Teacher
 

@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import unwrap
+from kdx.features.operands import Variant
 from kdx.knowledge.hint import Hint
-from kdx.knowledge.operands import Variant
-from kdx.schemes.base import evaluating
+from kdx.modes import evaluating
 from kdx.schemes.offline import Offline
 from kdx.teachers import Teacher
 

@@ -12,8 +12,8 @@ from typing_extensions import override
 from kdx.batch import IGNORE, Batch
 from kdx.capture import LOGITS, Captured
 from kdx.datasets.augment import ShiftFlip
+from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
-from kdx.knowledge.operands import check_choice
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import cross_entropy
 from kdx.schemes.base import KnowledgeTerms, Task

@@ -11,21 +11,20 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
+from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
-from kdx.knowledge.operands import check_choice
 from kdx.losses import Losses, cross_entropy
+from kdx.modes import evaluating, unchanged_buffers
 from kdx.schemes.base import (
     KnowledgeTerms,
     Scheme,
     Task,
     check_ready,
     components_in,
-    evaluating,
     naming,
     own_copies,
     setup_components,
 )
-from kdx.teachers.base import unchanged_buffers
 
 __all__ = ["Mutual", "Updates"]
 

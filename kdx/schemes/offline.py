@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.losses import Losses, cross_entropy
-from kdx.schemes.base import KnowledgeTerms, Task, check_ready, evaluating, naming, setup_components
+from kdx.modes import evaluating
+from kdx.schemes.base import KnowledgeTerms, Task, check_ready, naming, setup_components
 from kdx.schemes.one_student import OneStudent
 from kdx.teachers import Teacher
 

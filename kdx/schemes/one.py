@@ -10,25 +10,25 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.adapters import BatchNorm, channels, to_vector
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured, Taps, unwrap
+from kdx.features.adapters import BatchNorm, channels, to_vector
+from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
-from kdx.knowledge.operands import check_choice
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import Losses, cross_entropy
+from kdx.modes import evaluating
 from kdx.schemes.base import (
     KnowledgeTerms,
     Scheme,
     Task,
     check_ready,
     components_in,
-    evaluating,
     naming,
     own_copies,
     setup_components,
 )
-from kdx.schemes.rest import Rest, modules_before
+from kdx.schemes.parts.rest import Rest, modules_before
 
 __all__ = ["ONE", "Gate", "NativeEnsemble"]
 

@@ -12,7 +12,8 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.capture import Taps
 from kdx.losses import Losses, cross_entropy
-from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, evaluating, naming, setup_components
+from kdx.modes import evaluating
+from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, naming, setup_components
 from kdx.teachers import Live, Teacher
 
 __all__ = ["Online"]

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.adapters import bottleneck, channels, match, to_map, to_vector
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps, unwrap
+from kdx.features.adapters import bottleneck, channels, match, to_map, to_vector
 from kdx.knowledge.simkd import SimKD as SimKDLoss
-from kdx.schemes.base import evaluating
+from kdx.modes import evaluating
 from kdx.schemes.offline import Offline
 from kdx.teachers import Frozen, Teacher
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from kdx.checkpoint import atomic_write
 from kdx.errors import StoreError
+from kdx.files import atomic_write
 
 __all__ = ["FORMAT", "INDEX", "MANIFEST", "FileEntry", "Manifest", "differences", "file_entry", "shard_name"]
 

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from kdx import __version__, rng
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
-from kdx.checkpoint import atomic_write
 from kdx.errors import StoreError
+from kdx.files import atomic_write
 from kdx.store.content import DTYPES, Content
 from kdx.store.contents import parse
 from kdx.store.fingerprint import describe, input_digests, teacher_hash

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx.capture import call, clean_name
-from kdx.schemes.base import evaluating
+from kdx.modes import evaluating
 
 __all__ = ["Calls", "plainly", "record_calls", "tensors_in"]
 

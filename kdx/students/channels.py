@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Channels", "Ids", "Labels"]
+__all__ = ["Attention", "Channels", "Ids", "Labels"]
 
 Ids: TypeAlias = NDArray[np.int64]
 Labels: TypeAlias = list[Ids | None]
@@ -79,3 +80,20 @@ class Channels:
         while parent[one] != one:
             parent[one] = one = parent[parent[one]]
         return one
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Inner channels of an ``nn.MultiheadAttention``, which are as many as its tokens have.
+
+    Args:
+        heads: number of heads; each keeps equally many.
+        stream: ids of the tokens' channels.
+        query_key: ids of the rows of queries, and of keys.
+        value: ids of the rows of values, and of the columns that read them.
+    """
+
+    heads: int
+    stream: Ids
+    query_key: Ids
+    value: Ids

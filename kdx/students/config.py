@@ -14,8 +14,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from kdx.checkpoint import atomic_write
 from kdx.errors import StudentError
+from kdx.files import atomic_write
 from kdx.options import problems
 from kdx.registry import default_plugins
 from kdx.students.depth import Depth

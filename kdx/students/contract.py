@@ -11,7 +11,7 @@ from torch import nn
 
 from kdx.capture import Taps, call, unwrap
 from kdx.errors import KdxError, StudentError
-from kdx.schemes.base import evaluating
+from kdx.modes import evaluating
 from kdx.students.calls import tensors_in
 
 __all__ = ["Contract"]

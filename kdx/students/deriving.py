@@ -12,12 +12,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from kdx import rng
+from kdx.analysis.cost import Cost, measure_cost
+from kdx.analysis.flops import count_flops
 from kdx.batch import Batch
 from kdx.capture import unwrap
-from kdx.checkpoint import export_weights
-from kdx.cost import Cost, measure_cost
 from kdx.errors import RunExistsError, StudentError, nearest
-from kdx.flops import count_flops
 from kdx.students.config import StudentConfig, read_config, write_config
 from kdx.students.contract import Contract
 from kdx.students.depth import plan_depth
@@ -28,6 +27,7 @@ from kdx.students.table import table
 from kdx.students.target import Target, parse_target
 from kdx.students.trace import Kept
 from kdx.students.width import Importance, plan_width
+from kdx.training.checkpoint import export_weights
 
 __all__ = ["HOWS", "Derived", "How", "derive", "inherit"]
 

@@ -158,7 +158,7 @@ def attention(
     **_: Any,
 ) -> bool:
     """Tokens keep one number of channels; queries go with keys, values with the columns that read them."""
-    from kdx.students.trace import Attention
+    from kdx.students.channels import Attention
 
     in_proj_weight, in_proj_bias, bias_k, bias_v, add_zero_attn, _dropout, out_proj_weight, out_proj_bias = rest
     if in_proj_weight is None or bias_k is not None or bias_v is not None or add_zero_attn:

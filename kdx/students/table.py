@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kdx.cost import Cost
+from kdx.analysis.cost import Cost
 from kdx.students.edit import Origin
 from kdx.students.trace import Kept
 

@@ -12,10 +12,10 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from kdx.capture import call, clean_name
 from kdx.students.calls import plainly, tensors_in
-from kdx.students.channels import Channels, Ids, Labels
+from kdx.students.channels import Attention, Channels, Ids, Labels
 from kdx.students.rules import RULES
 
-__all__ = ["Attention", "Kept", "Trace", "trace_channels"]
+__all__ = ["Kept", "Trace", "trace_channels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +29,6 @@ class Kept:
 
     module: str
     reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """Inner channels of an ``nn.MultiheadAttention``, which are as many as its tokens have.
-
-    Args:
-        heads: number of heads; each keeps equally many.
-        stream: ids of the tokens' channels.
-        query_key: ids of the rows of queries, and of keys.
-        value: ids of the rows of values, and of the columns that read them.
-    """
-
-    heads: int
-    stream: Ids
-    query_key: Ids
-    value: Ids
 
 
 @dataclass(eq=False)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
 
-__all__ = ["ModelTeacher", "Policy", "Teacher", "unchanged_buffers"]
+__all__ = ["ModelTeacher", "Policy", "Teacher"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +100,3 @@ class ModelTeacher(Teacher):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Captured:
         return self._taps(batch.inputs).detach()
-
-
-@contextmanager
-def unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Puts the buffers of a model back, as a forward pass in training mode moves those of BatchNorm."""
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    yield
-    with torch.no_grad():
-        for name, buffer in before.items():
-            model.get_buffer(name).copy_(buffer)

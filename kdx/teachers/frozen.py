@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
-from kdx.teachers.base import ModelTeacher, Policy, unchanged_buffers
+from kdx.modes import unchanged_buffers
+from kdx.teachers.base import ModelTeacher, Policy
 
 __all__ = ["Frozen"]
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from kdx.assistants.base import Assistant, ModelRef, Stage, Structure
+from kdx.assistants.base import Assistant
+from kdx.stage import ModelRef, Stage, Structure
 from kdx.testing.check import Check, bind, fail, require, run_all
 
 __all__ = ["assistant_checks", "check_assistant"]

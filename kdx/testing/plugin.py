@@ -13,9 +13,9 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
 from kdx.errors import PluginError, nearest
+from kdx.experiment.recipe import Component, KnowledgeTerm
 from kdx.hookspecs import PROJECT, Spec
 from kdx.options import options_of
-from kdx.recipe import Component, KnowledgeTerm
 from kdx.registry import KINDS, Kind, Plugins
 from kdx.testing.check import Check, bind, fail, require, run_all
 

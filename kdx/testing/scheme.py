@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from kdx.batch import Batch
 from kdx.errors import PluginError
 from kdx.hookspecs import hookimpl
-from kdx.loop import fit
 from kdx.losses import Losses
 from kdx.schemes.base import Scheme
 from kdx.teachers import Teacher
 from kdx.testing.check import Check, bind, fail, require, run_all
 from kdx.testing.tags import SchemeTags
 from kdx.testing.toys import toy_batches
+from kdx.training.loop import fit
 
 __all__ = ["check_scheme", "scheme_checks"]
 

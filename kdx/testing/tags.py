@@ -64,7 +64,7 @@ class SchemeTags:
     Args:
         data: a few batches, as a list; None takes those of :func:`kdx.testing.toy_batches`, which suit
             :func:`kdx.testing.toy_model`.
-        optimizer: for the checks that train, see :data:`kdx.optim.OptimizerSpec`.
+        optimizer: for the checks that train, see :data:`kdx.training.optim.OptimizerSpec`.
     """
 
     data: Sequence[Any] | None = None

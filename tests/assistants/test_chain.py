@@ -17,18 +17,18 @@ from safetensors.torch import load_file
 from torch import nn
 
 import kdx
-from kdx.assistants.base import ModelRef, Stage, in_order
 from kdx.assistants.chain import DGKD, TAKD
 from kdx.assistants.placement import ByAccuracy, nearest_to
 from kdx.capture import Taps
 from kdx.errors import Interrupted, PlanError
-from kdx.experiment import Experiment
+from kdx.experiment.experiment import Experiment
+from kdx.experiment.recipe_files import check_recipe
 from kdx.hookspecs import hookimpl
-from kdx.observers import read_metrics
-from kdx.recipe import check_recipe
+from kdx.observers.metrics_log import read_metrics
 from kdx.schemes.dense_guidance import DenseGuidance
+from kdx.schemes.weights import Balanced
+from kdx.stage import ModelRef, Stage, in_order
 from kdx.teachers import Deeper, Snapshot
-from kdx.weights import Balanced
 from tests.ranks import on_two_ranks
 
 pytestmark = [
@@ -195,7 +195,7 @@ def test_the_assistants_of_a_chain_are_proposed_by_probes_and_kept(tmp_path: Pat
     middle = sum(stages[f"probe-{end}"]["validation"]["accuracy"] for end in ("teacher", "student")) / 2
     distance = {width: abs(stages[name]["validation"]["accuracy"] - middle) for width, name in by_width.items()}
     assert distance[chosen] == min(distance.values())
-    from kdx.report import stages_table
+    from kdx.experiment.report import stages_table
 
     shown = list(stages_table(summary).columns[0].cells)
     assert shown == ["teacher", "student alone", "assistant-1", "distilled student"]  # probes are on the page only

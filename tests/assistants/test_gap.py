@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from kdx.assistants.gap import GapWarning, WeakTeacherWarning, gap_warnings
-from kdx.experiment import Experiment
+from kdx.experiment.experiment import Experiment
+from kdx.experiment.recipe_files import check_recipe
 from kdx.hookspecs import hookimpl
-from kdx.recipe import check_recipe
 
 
 @pytest.mark.parametrize(

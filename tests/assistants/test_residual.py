@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 import kdx
-from kdx.assistants.base import ModelRef
+from kdx.analysis.flops import count_flops
 from kdx.assistants.residual import ResidualKD
 from kdx.batch import Batch
 from kdx.errors import PlanError
-from kdx.experiment import Experiment
-from kdx.flops import count_flops
+from kdx.experiment.experiment import Experiment
+from kdx.experiment.recipe_files import check_recipe
 from kdx.models.residual_sum import ResidualSum
-from kdx.recipe import check_recipe
 from kdx.schemes.residual import Residual
+from kdx.stage import ModelRef
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning"),
@@ -85,7 +85,7 @@ def test_the_export_is_one_ordinary_model_that_adds_the_two_up(finished: Path) -
     torch.testing.assert_close(pair(x), pair.student(x) + pair.assistant(x))
     assert not torch.allclose(pair(x), pair.student(x), atol=1e-3)
     experiment = Experiment(recipe(), finished)
-    found = kdx.evaluation.evaluate(pair, experiment.data.evaluation(experiment.data.test))
+    found = kdx.training.evaluation.evaluate(pair, experiment.data.evaluation(experiment.data.test))
     told = json.loads((finished / "summary.json").read_text())["stages"]["distilled"]
     assert found["accuracy"] == pytest.approx(told["test"]["accuracy"])
     assert told["parameters"] == sum(p.numel() for p in pair.parameters())

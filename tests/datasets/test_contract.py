@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from kdx.errors import RecipeError
-from kdx.experiment import Experiment
+from kdx.experiment.experiment import Experiment
 from kdx.hookspecs import Spec, hookimpl
-from tests.stages.tiny import recipe
+from tests.experiment.tiny import recipe
 
 
 class Rows:

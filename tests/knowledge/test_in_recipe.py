@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kdx
-from kdx.matching import pair_by_depth
+from kdx.experiment.recipe_files import check_recipe, load_recipe
+from kdx.features.matching import pair_by_depth
 from kdx.models import ConvNet
-from kdx.recipe import check_recipe, load_recipe
 from kdx.registry import Plugins
 
 LAYERS = {"student": ["stage1", "stage2"], "teacher": ["stage1", "stage2"]}
@@ -71,7 +71,7 @@ def weights(tmp_path_factory) -> Path:
 def train(fashion_folder: Path, weights: Path, tmp_path: Path, monkeypatch) -> Callable[..., Path]:
     """``train(term, **changes)`` -> the folder of the distilled student of a run with this knowledge."""
     monkeypatch.setattr(
-        "kdx.experiment.write_report", lambda folder, summary: None
+        "kdx.experiment.experiment.write_report", lambda folder, summary: None
     )  # a third of the time, tested apart
     paths = {"teacher.weights": str(weights), "data.dataset": {"name": "fashion-mnist", "root": str(fashion_folder)}}
 
@@ -89,7 +89,7 @@ def train(fashion_folder: Path, weights: Path, tmp_path: Path, monkeypatch) -> C
     return run
 
 
-@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+@pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakTeacherWarning")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_it_trains_a_student_for_two_epochs(name: str, train: Callable[..., Path]) -> None:
     folder = train({"name": name, **OPTIONS[name]})
@@ -97,7 +97,7 @@ def test_it_trains_a_student_for_two_epochs(name: str, train: Callable[..., Path
     assert exported.keys() == ConvNet(width=2, stages=2, grid=7).state_dict().keys()
 
 
-@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+@pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakTeacherWarning")
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kdx
+from kdx.experiment.recipe_files import check_recipe, load_recipe
 from kdx.knowledge.ofd import OFD, batchnorm_margin
 from kdx.models import ConvNet
-from kdx.recipe import check_recipe, load_recipe
 
 SCHEMES = {
     "simkd": {
@@ -35,10 +35,10 @@ SHORT = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+@pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakTeacherWarning")
 @pytest.mark.parametrize("name", SCHEMES)
 def test_it_trains_a_student_for_two_epochs(name: str, fashion_folder: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("kdx.experiment.write_report", lambda folder, summary: None)
+    monkeypatch.setattr("kdx.experiment.experiment.write_report", lambda folder, summary: None)
     torch.manual_seed(1)
     save_file(ConvNet(width=4).state_dict(), tmp_path / "teacher.safetensors")
     paths = {
@@ -59,9 +59,9 @@ def test_it_trains_a_student_for_two_epochs(name: str, fashion_folder: Path, tmp
     assert roots == ({"body", "projector", "classifier"} if name == "simkd" else {"stage1", "stage2", "fc"})
 
 
-@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+@pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakTeacherWarning")
 def test_ofd_takes_its_margins_from_the_teachers_batchnorm(fashion_folder: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("kdx.experiment.write_report", lambda folder, summary: None)
+    monkeypatch.setattr("kdx.experiment.experiment.write_report", lambda folder, summary: None)
     torch.manual_seed(1)
     teacher = ConvNet(width=4)
     torch.nn.init.normal_(teacher.stage1.norm1.bias)

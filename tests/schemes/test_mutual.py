@@ -12,9 +12,9 @@ from torch import nn
 
 import kdx
 from kdx.datasets import Digits, symmetric_noise
-from kdx.evaluation import evaluate
 from kdx.hookspecs import hookimpl
 from kdx.models import MLP
+from kdx.training.evaluation import evaluate
 
 
 def mutual(net, **options) -> kdx.Mutual:

@@ -10,7 +10,7 @@ import kdx
 from kdx.errors import CaptureError
 from kdx.models import ConvNet, ResNet
 from kdx.schemes.one import ONE
-from kdx.schemes.rest import Rest, modules_before
+from kdx.schemes.parts.rest import Rest, modules_before
 
 
 def convnet() -> ConvNet:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from rich.console import Console
 
 import kdx
-from kdx.recipe import check_recipe, load_recipe
-from kdx.report import seeds_table, stages_table
+from kdx.experiment.recipe_files import check_recipe, load_recipe
+from kdx.experiment.report import seeds_table, stages_table
 from kdx.schemes.multi_teacher import MultiTeacher
 from kdx.schemes.online import Online
 from kdx.teachers import Frozen
@@ -73,7 +73,7 @@ def test_teachers_weigh_by_their_quality_on_held_out_rows(net, batch) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch) -> None:
-    monkeypatch.setattr("kdx.experiment.write_report", lambda folder, summary: None)
+    monkeypatch.setattr("kdx.experiment.experiment.write_report", lambda folder, summary: None)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_names_of_stages_stay_whole_on_a_terminal_of_80_columns(tmp_path: Path) 
         assert any(name in line for line in lines), lines
 
 
-@pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+@pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakTeacherWarning")
 def test_a_recipe_has_several_teachers_each_with_its_knowledge(tmp_path: Path) -> None:
     shipped = load_recipe(
         "fashion-offline", SHORT | {"data.labelled": 120, "teacher.model.width": 2, "teacher.train.epochs": 1}

@@ -12,9 +12,9 @@ from typing_extensions import override
 import kdx
 from kdx.capture import Captured
 from kdx.datasets import Digits, ShiftFlip
-from kdx.evaluation import evaluate
 from kdx.models import ConvNet
 from kdx.teachers import Frozen, Teacher
+from kdx.training.evaluation import evaluate
 
 
 class Fixed(Teacher):

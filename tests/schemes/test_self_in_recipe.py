@@ -12,12 +12,12 @@ import pytest
 from safetensors.torch import load_file
 
 import kdx
-from kdx.assistants.base import ModelRef
 from kdx.errors import Interrupted, RecipeError
-from kdx.experiment_plan import plan
+from kdx.experiment.plan import plan
+from kdx.experiment.recipe_files import check_recipe, load_recipe
 from kdx.hookspecs import hookimpl
 from kdx.models import ConvNet
-from kdx.recipe import check_recipe, load_recipe
+from kdx.stage import ModelRef
 
 SHORT = {"data.validation": 4744, "train.epochs": 2, "threads": 1}  # leaves 256 training images
 TERMS = {
@@ -32,7 +32,7 @@ TERMS = {
 
 @pytest.fixture(autouse=True)
 def _no_report(monkeypatch) -> None:
-    monkeypatch.setattr("kdx.experiment.write_report", lambda folder, summary: None)
+    monkeypatch.setattr("kdx.experiment.experiment.write_report", lambda folder, summary: None)
 
 
 class StopAt:

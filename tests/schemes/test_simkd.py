@@ -11,8 +11,8 @@ from torch import nn
 
 import kdx
 from kdx.capture import Captured
-from kdx.checkpoint import load_weights
 from kdx.errors import CaptureError
+from kdx.training.checkpoint import load_weights
 
 
 class Net(nn.Module):

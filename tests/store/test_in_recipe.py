@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import kdx
-from kdx.cli import app
+from kdx.cli.app import app
 from kdx.errors import RecipeError, StoreError
-from kdx.experiment import Experiment
+from kdx.experiment.experiment import Experiment
+from kdx.experiment.recipe_files import load_recipe
 from kdx.models import ConvNet
-from kdx.recipe import load_recipe
 from kdx.store import Store, writer
 
 SHORT = {
@@ -29,13 +29,13 @@ SHORT = {
     "threads": 1,
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore::kdx.experiment.WeakTeacherWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakTeacherWarning")
 
 
 @pytest.fixture
 def short(tmp_path: Path, monkeypatch) -> dict[str, object]:
     """The shipped recipe, shortened, with the weights of an untrained teacher."""
-    monkeypatch.setattr("kdx.experiment.write_report", lambda folder, summary: None)
+    monkeypatch.setattr("kdx.experiment.experiment.write_report", lambda folder, summary: None)
     torch.manual_seed(1)
     save_file(ConvNet(width=4).state_dict(), tmp_path / "teacher.safetensors")
     return SHORT | {"teacher.weights": str(tmp_path / "teacher.safetensors")}

@@ -16,11 +16,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import kdx
-from kdx.cli import app
-from kdx.cost import Cost
+from kdx.analysis.cost import Cost
+from kdx.analysis.flops import count_flops
+from kdx.cli.app import app
 from kdx.errors import RecipeError, RunExistsError, StudentError
-from kdx.flops import count_flops
-from kdx.recipe import check_recipe
+from kdx.experiment.recipe_files import check_recipe
 from kdx.students import HOWS, Contract, build, derive, inherit, read_config
 from kdx.students.target import parse_target
 from tests.students import nets
@@ -173,7 +173,7 @@ def test_a_config_rebuilds_every_student_without_its_teacher(tmp_path):
     torch.save(GREY, tmp_path / "images.pt")
     code = (
         "import json, pathlib, sys, torch, kdx\n"
-        "from kdx.checkpoint import load_weights\n"
+        "from kdx.training.checkpoint import load_weights\n"
         "folder, found = pathlib.Path(sys.argv[1]), {}\n"
         "images = torch.load(folder / 'images.pt')\n"
         "for path in [*folder.glob('*.yaml'), *folder.glob('*.json')]:\n"
@@ -288,7 +288,7 @@ def test_a_config_that_does_not_fit_is_refused_when_it_is_built():
 
 
 def test_the_command_compares_writes_and_says_how_to_go_on(tmp_path):
-    from kdx.checkpoint import export_weights
+    from kdx.training.checkpoint import export_weights
 
     runner = CliRunner()
     model = teacher()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing_extensions import override
 
 from kdx import Assistant
-from kdx.assistants.base import ModelRef, Stage
+from kdx.stage import ModelRef, Stage
 
 __all__ = ["EarlyStoppedTeacher"]
 

@@ -6,7 +6,7 @@ import pytest
 from kdx_eskd.assistant import EarlyStoppedTeacher
 
 import kdx
-from kdx.assistants.base import ModelRef
+from kdx.stage import ModelRef
 from kdx.testing import parametrize_checks
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.adapters import channels, match_maps, project, trained
+from kdx.features.adapters import channels, match_maps, project, trained
 from kdx.knowledge.paired import PairedLayers
 
 __all__ = ["MGD", "mask"]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import kdx
-from kdx.assistants.base import ModelRef, Stage
+from kdx.stage import ModelRef, Stage
 
 
 class Plan(kdx.Assistant):

@@ -1,0 +1,260 @@
+"""The ``kdx`` command. Nothing here imports torch before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from kdx import __version__
+from kdx.cli.output import Json, print_json
+from kdx.cli.show import show_app
+from kdx.cli.student import student_app
+from kdx.errors import Interrupted, KdxError, PluginWarning
+
+_FORMAT = warnings.formatwarning
+
+app = typer.Typer(
+    name="kdx",
+    help="Knowledge distillation: recipes, components, plugins and kernels.",
+    epilog="Examples:  kdx run fashion-offline  ·  kdx list knowledge  ·  kdx show soft-targets  ·  kdx env",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich takes longer to load than --help may take
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(show_app)
+app.add_typer(student_app)
+
+
+def main() -> None:
+    """The entry point: errors of kdx and of files become one message and a status, not a traceback."""
+    warnings.formatwarning = _format_warning
+    try:
+        app()
+    except Interrupted as stop:
+        _fail(str(stop), 128 + stop.signum)
+    except (KdxError, OSError) as error:
+        _fail(str(error), 1)
+
+
+def _format_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
+    """A line of its own for a plugin that is left out, which is no matter of where kdx says so."""
+    if issubclass(category, PluginWarning):
+        return f"kdx: warning: {message}\n"
+    return _FORMAT(message, category, *place, **line)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    from rich.console import Console
+
+    Console(stderr=True).print(f"[bold red]kdx:[/] {_escape(message)}", soft_wrap=True, highlight=False)
+    sys.exit(status)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"kdx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    "run",
+    epilog="Examples:  kdx run fashion-offline  ·  kdx run fashion-offline train.epochs=4 seed=1  ·  "
+    "kdx run my/recipe.yaml --folder runs/mine --resume  ·  kdx run fashion-offline --seeds 0,1,2",
+)
+def run_recipe(
+    recipe: Annotated[str | None, typer.Argument(help="Name of a recipe, or path of a YAML file.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Override keys.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where to write; default runs/RECIPE.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Move the run in the folder aside.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and its stages, and stop.")
+    ] = False,
+    seeds: Annotated[str | None, typer.Option(help="Several seeds, as 0,1,2: one run each and a table.")] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line after every epoch.")] = False,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: train the teacher, the student alone and the distilled student, and compare them."""
+    from kdx.experiment.recipe_files import load_recipe, recipe_names
+
+    if list_recipes or recipe is None:
+        summaries = {name: load_recipe(name).summary for name in recipe_names()}
+        if as_json:
+            print_json(summaries)
+        for name, summary in summaries.items() if not as_json else ():
+            typer.echo(f"{name:20} {summary}")
+        return
+    checked = load_recipe(recipe, overrides or [])
+    if dry_run:
+        from kdx.experiment.plan import plan
+
+        typer.echo(checked.yaml(), nl=False)
+        typer.echo("# stages:")
+        for stage in plan(checked):
+            typer.echo(f"#   {stage.name}" + (f", taught by {', '.join(stage.teachers)}" if stage.teachers else ""))
+        return
+    name = Path(recipe).stem
+    _run(checked, name, folder or Path("runs") / name, _seeds(seeds), resume, force, verbose, as_json)
+
+
+def _seeds(text: str | None) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers, as 0,1,2; got {text!r}", param_hint="--seeds") from None
+
+
+def _run(
+    recipe: Any, name: str, folder: Path, seeds: list[int], resume: bool, force: bool, verbose: bool, as_json: bool
+) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=as_json)
+    with console.status("loading torch") if console.is_terminal else nullcontext():
+        from kdx.assistants.gap import GapWarning, WeakTeacherWarning
+        from kdx.experiment.experiment import Experiment
+        from kdx.experiment.recipe_files import check_recipe
+        from kdx.experiment.report import seeds_table, stages_table
+        from kdx.observers.progress import ProgressBar
+
+    summaries = []
+    for seed in seeds or [recipe.seed]:
+        target = folder / f"seed-{seed}" if seeds else folder
+        one = check_recipe({**recipe.dump(), "seed": seed})
+        told: list[str] = []
+
+        def tell(message: str, told: list[str] = told) -> None:
+            told.append(message)
+            console.print(_escape(message), soft_wrap=True, highlight=False)
+
+        try:
+            with warnings.catch_warnings():
+                for category in (WeakTeacherWarning, GapWarning):
+                    warnings.simplefilter("ignore", category)  # tell prints it
+                experiment = Experiment(
+                    one,
+                    target,
+                    [ProgressBar(console, verbose=verbose)],
+                    name=name,
+                    teachers=folder.parent / ".teachers",
+                    tell=tell,
+                )
+                summary = experiment.run(resume=resume, force=force)
+        except Interrupted as stop:
+            arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--force")]
+            raise Interrupted(f"{stop}\nto go on: kdx {' '.join([*arguments, '--resume'])}", stop.signum) from stop
+        summaries.append(summary)
+        console.print(stages_table(summary))
+        for message in summary["warnings"]:
+            if f"warning: {message}" not in told:
+                console.print(f"[yellow]warning:[/] {_escape(message)}")
+        console.print(f"report: {target / 'report.html'}", soft_wrap=True, highlight=False)
+    if seeds:
+        console.print(seeds_table(summaries))
+    if as_json:
+        print_json(summaries if seeds else summaries[0])
+
+
+@app.command(
+    "cache",
+    epilog="Examples:  kdx cache fashion-offline data.augment.shift=2 --out stores/fashion  ·  "
+    "kdx cache fashion-offline --out stores/sparse --what topk:3@4  ·  kdx cache --verify stores/fashion",
+)
+def cache_outputs(
+    recipe: Annotated[str | None, typer.Argument(help="Name of a recipe, or path of a YAML file.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Override keys.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Where to write; an interrupted store is gone on with.")
+    ] = None,
+    what: Annotated[
+        list[str] | None,
+        typer.Option(help="logits, topk:K[@T], sample:K[@T] or features:TAP; several times for several."),
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option(help="Augmented views of each sample; default 4, or 1 unaugmented.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp16 (default), bf16 or fp32.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Check every byte of a store instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write down what a recipe's teacher says about its training rows, once; the teacher is trained if need be."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=as_json)
+    if verify is not None:
+        from kdx.store import Store
+
+        files = Store(verify).verify()
+        if as_json:
+            print_json({"folder": str(verify), "files": files, "damaged": []})
+        else:
+            typer.echo(f"{verify}: {files} files, all as written")
+        return
+    if recipe is None or out is None:
+        raise typer.BadParameter("give a recipe and --out FOLDER, or --verify FOLDER")
+    with console.status("loading torch") if console.is_terminal else nullcontext():
+        from kdx.experiment.recipe_files import load_recipe
+        from kdx.experiment.store_command import cache_teacher
+        from kdx.observers.progress import ProgressBar
+
+    checked = load_recipe(recipe, overrides or [])
+    if views is None and checked.data.augment is None:
+        views = 1
+    columns = (TextColumn("[bold]shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    task = bar.add_task("shards", total=None)
+
+    def progress(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    def tell(message: str) -> None:
+        console.print(_escape(message), soft_wrap=True, highlight=False)
+
+    try:
+        store = cache_teacher(
+            checked,
+            out,
+            teachers=Path("runs") / ".teachers",
+            observers=[ProgressBar(console)],
+            tell=tell,
+            progress=progress,
+            what=what,
+            views=views,
+            dtype=dtype,
+        )
+    finally:
+        bar.stop()
+    manifest = store.manifest
+    if as_json:
+        print_json({"folder": str(out), "bytes": store.bytes} | manifest.identity())
+        return
+    per_sample = store.bytes / manifest.rows / manifest.views
+    typer.echo(
+        f"{out}: {', '.join(manifest.what)} of {manifest.rows:,} samples in {manifest.views} views, "
+        f"{store.bytes / 1e6:.2f} MB ({per_sample:.1f} bytes a sample and view); use it with teacher.store.folder={out}"
+    )

@@ -1,0 +1,94 @@
+"""``kdx student``: students derived from a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdx.cli.output import Json, print_json
+
+student_app = typer.Typer(
+    name="student",
+    help="Derive students from a teacher.",
+    epilog="Example:  kdx student make convnet:width=24 --params 25%",
+    no_args_is_help=True,
+)
+
+
+@student_app.callback()
+def _group() -> None:
+    """Derive students from a teacher."""
+
+
+@student_app.command(
+    "make",
+    epilog="Examples:  kdx student make convnet:width=24 --params 25%  ·  kdx student make resnet:depth=20 --how depth "
+    "--flops 50% --weights teacher.safetensors --out students/shallow.yaml",
+)
+def make_student(
+    teacher: Annotated[str, typer.Argument(help="A model by name, with options as NAME:key=value,key=value.")],
+    params: Annotated[str | None, typer.Option(help="The most parameters, as 25% or 60k.")] = None,
+    flops: Annotated[str | None, typer.Option(help="The most operations for one sample, as 25% or 2M.")] = None,
+    latency: Annotated[str | None, typer.Option(help="The longest time for one sample, as 50% or 2.5ms.")] = None,
+    how: Annotated[str, typer.Option(help="width, depth, depthwise or low-rank.")] = "width",
+    weights: Annotated[Path | None, typer.Option(help="Safetensors of the teacher; else none are copied.")] = None,
+    data: Annotated[str, typer.Option(help="The data set whose shapes the teacher has.")] = "fashion-mnist",
+    importance: Annotated[str, typer.Option(help="Norm by which width keeps channels, l1 or l2.")] = "l1",
+    out: Annotated[
+        Path, typer.Option(dir_okay=False, help="Where to write the config; the weights go beside it.")
+    ] = Path("student.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Derive the largest student within a budget, compare its costs, write what rebuilds it without the teacher."""
+    import torch
+
+    import kdx
+    from kdx.cli.model_text import parse_model
+    from kdx.students.deriving import derive
+    from kdx.training.checkpoint import load_weights
+
+    rows = kdx.make("dataset", data, split="test")
+    shape = {"num_classes": rows.num_classes, "input_shape": list(rows.input_shape)}
+    name, options = parse_model(teacher)
+    model = kdx.make("model", name, **options, **shape)
+    if weights is not None:
+        load_weights(model, weights)
+    try:
+        student = derive(
+            model,
+            torch.zeros(2, *rows.input_shape),
+            how=how,  # type: ignore[arg-type]  # checked there
+            params=params,
+            flops=flops,
+            latency=latency,
+            base={"name": name, **_plain(options)},
+            shape=shape,
+            importance=importance,  # type: ignore[arg-type]  # checked there
+        )
+        files = student.save(out, weights=weights is not None, force=force)
+    except ValueError as error:
+        if isinstance(error, kdx.KdxError):
+            raise
+        raise typer.BadParameter(str(error)) from error
+    if as_json:
+        print_json(student.as_dict() | {"files": [str(file) for file in files]})
+        return
+    typer.echo(student.table())
+    if weights is None:
+        typer.echo("no --weights were given, so the teacher is untrained and only the structure was written")
+    typer.echo(f"written: {', '.join(map(str, files))}")
+    start = f", weights: {files[1]}" if len(files) > 1 else ""
+    typer.echo(f"in a recipe: student: {{model: {{name: derived, config: {files[0]}}}{start}}}")
+
+
+def _plain(value: Any) -> Any:
+    """Options as YAML holds them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -1,0 +1,1 @@
+"""Recipes, their stages and what a run leaves in its folder."""

@@ -1,0 +1,100 @@
+"""The rows of an experiment: which ones train, which ones select, which ones are looked at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
+
+from kdx.batch import IGNORE, Batch
+from kdx.datasets.augment import ShiftFlip
+from kdx.datasets.contract import check_dataset
+from kdx.datasets.sample_stream import SampleStream
+from kdx.datasets.splits import few_labels, train_validation_split
+from kdx.datasets.view import View
+from kdx.errors import RecipeError
+from kdx.experiment.recipe import Data, Recipe
+from kdx.experiment.recipe_checks import locating
+from kdx.registry import default_plugins
+from kdx.schemes.base import Scheme
+
+__all__ = ["ExperimentData"]
+
+
+class ExperimentData:
+    """The sets of a recipe.
+
+    Attributes:
+        shape: ``num_classes`` and ``input_shape``, for the models.
+        all: training rows with every label (the teacher's).
+        few: the same rows, hidden labels ``-100`` (the distilled student's).
+        labelled: only the rows that keep their label (the student alone).
+        validation: rows held out of the training split; they select the epoch.
+        test: rows of the test split. With ``novel_classes`` every row of those classes, from both splits: no training
+            or validation row has one of them.
+
+    Raises:
+        RecipeError: the data set refuses its options or is none (:func:`kdx.datasets.contract.check_dataset`);
+            ``novel_classes`` names a class that there is not.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        data, seed = recipe.data, recipe.seed
+        made: dict[str, Any] = {}
+        for split in ("train", "test"):
+            with locating(f"data.dataset ({data.dataset.name})"):
+                made[split] = default_plugins().make("dataset", data.dataset.name, split=split, **data.dataset.options)
+                check_dataset(made[split])
+        whole = made["train"]
+        self.shape = {"num_classes": whole.num_classes, "input_shape": whole.input_shape}
+        if recipe.task.embedding is not None:
+            self.shape["num_classes"] = recipe.task.embedding
+        self.workers = data.workers
+        self.stream, self.seed = data.stream, seed
+        novel = _novel(data, whole.num_classes)
+        known = (~_is_in(whole.targets, novel)).nonzero().squeeze(1)
+        train, held_out = train_validation_split(whole.targets[known], data.validation, seed)
+        rows, targets = known[train], whole.targets[known[train]]
+        shown = targets if data.labelled is None else few_labels(targets, data.labelled, seed)
+        labelled = (shown != IGNORE).nonzero().squeeze(1)
+        augment = ShiftFlip(data.augment.shift, data.augment.flip, seed=seed) if data.augment else None
+        self.all = View(whole, rows, targets, transform=augment)
+        self.few = View(whole, rows, shown, transform=augment)
+        self.labelled = View(whole, rows[labelled], targets[labelled], transform=augment)
+        self.validation = View(whole, known[held_out])
+        self.test: Dataset[Batch] = View(made["test"])
+        if novel:
+            self.test = ConcatDataset(
+                [View(made[split], _is_in(made[split].targets, novel).nonzero().squeeze(1)) for split in made]
+            )
+
+    def training(self, dataset: View, batch_size: int, scheme: Scheme | None = None) -> DataLoader[Batch]:
+        """A loader whose epoch has as many rows whatever the set, so that all arms take the same number of steps.
+
+        A scheme that wants its batches put together in its own way is asked how (:meth:`kdx.Scheme.batches`).
+        """
+        if self.stream is not None:
+            samples = SampleStream(dataset, phases=self.stream.phases, seed=self.seed)
+            return DataLoader(samples, batch_size, num_workers=self.workers)
+        if scheme is not None and dataset.targets is not None:
+            batches = scheme.batches(dataset.targets, batch_size, len(self.all))
+            if batches is not None:
+                return DataLoader(dataset, batch_sampler=batches, num_workers=self.workers)
+        sampler = RandomSampler(dataset, num_samples=len(self.all))
+        return DataLoader(dataset, batch_size, sampler=sampler, num_workers=self.workers)
+
+    def evaluation(self, dataset: Dataset[Batch]) -> DataLoader[Batch]:
+        """A loader that goes through a set once, in order."""
+        return DataLoader(dataset, batch_size=500)
+
+
+def _novel(data: Data, classes: int) -> list[int]:
+    if wrong := [label for label in data.novel_classes if not 0 <= label < classes]:
+        raise RecipeError(f"data.novel_classes: the data set has classes 0 .. {classes - 1}, got {wrong[0]}")
+    return sorted(set(data.novel_classes))
+
+
+def _is_in(targets: Tensor, classes: list[int]) -> Tensor:
+    return torch.isin(targets, torch.tensor(classes, dtype=targets.dtype))

@@ -1,0 +1,217 @@
+"""``run``: a recipe becomes a folder with trained models, metrics and a report."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdx.assistants.gap import WeakTeacherWarning, gap_warnings
+from kdx.errors import RecipeError, RunExistsError
+from kdx.experiment.data import ExperimentData
+from kdx.experiment.environment import environment
+from kdx.experiment.plan import assistant_of, plan
+from kdx.experiment.recipe import Recipe
+from kdx.experiment.recipe_files import check_recipe, load_recipe
+from kdx.experiment.rehearsal import rehearse
+from kdx.experiment.report import write_report
+from kdx.experiment.stage_runner import StageRunner
+from kdx.experiment.teacher_cache import TeacherCache
+from kdx.files import atomic_write, read_json, write_json
+from kdx.stage import Stage
+
+__all__ = ["Experiment", "WeakTeacherWarning", "run"]
+
+RECIPE, SUMMARY, ENVIRONMENT = "recipe.yaml", "summary.json", "environment.json"
+
+
+def run(
+    recipe: str | Path | Recipe,
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    observers: Sequence[object] = (),
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Runs a recipe: trains or loads the teacher, trains the student alone and distilled, evaluates, reports.
+
+    Args:
+        recipe: name of a recipe (``kdx run --list``), path of a YAML file, or a checked recipe.
+        folder: where the run is written; ``runs/<recipe name>`` by default.
+        resume: go on with the run in the folder, or start it if there is none; a finished run is only read.
+        force: move a run that is in the folder aside, to ``<folder>.old-N``.
+        observers: see :func:`kdx.fit`; they watch every stage.
+        **overrides: recipe keys, as ``seed=1``, ``train={"epochs": 2}`` or ``**{"train.epochs": 2}``.
+
+    Returns:
+        The summary, as in ``summary.json``: per stage accuracies, parameters, size, latency, seconds; the gain.
+
+    Raises:
+        RecipeError: something in the recipe is wrong; the path to the key is named.
+        RunExistsError: the folder holds a run, and neither ``resume`` nor ``force`` was given.
+        Interrupted: the run was stopped by a signal; ``resume`` continues it.
+    """
+    if isinstance(recipe, Recipe):
+        name = "recipe"
+        checked = check_recipe({**recipe.dump(), **overrides})
+    else:
+        name = Path(recipe).stem
+        checked = load_recipe(recipe, overrides)
+    return Experiment(checked, Path(folder or Path("runs") / name), observers, name=name).run(
+        resume=resume, force=force
+    )
+
+
+class Experiment:
+    """One recipe in one folder: a plan of stages, each an ordinary run that is resumed by itself.
+
+    Args:
+        recipe: what to run.
+        folder: where it is written.
+        observers: see :func:`kdx.fit`; they watch every stage.
+        name: what the report calls it; the folder's name by default.
+        teachers: where trained teachers are kept for other runs; ``.teachers`` beside the folder by default.
+        tell: is given a sentence for the user when something happens that a report should not be the first to say.
+
+    Raises:
+        PlanError: the stages do not fit together.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        observers: Sequence[object] = (),
+        *,
+        name: str | None = None,
+        teachers: Path | None = None,
+        tell: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        self.recipe = recipe
+        self.name = name or folder.name
+        self.folder = folder
+        self.tell = tell
+        self.warnings: list[str] = []
+        self.plan = plan(recipe)
+        cache = TeacherCache(teachers or folder.parent / ".teachers")
+        self.runner = StageRunner(recipe, folder, self.plan, cache, observers, tell)
+        self.task = self.runner.task
+
+    @property
+    def data(self) -> ExperimentData:
+        """The rows, read when they are first needed."""
+        return self.runner.data
+
+    def stages(self) -> list[Stage]:
+        """The plan, in the order in which it runs."""
+        return list(self.plan)
+
+    def run(self, *, resume: bool = False, force: bool = False) -> dict[str, Any]:
+        """Runs what is left to run and returns the summary."""
+        self._claim(resume=resume, force=force)
+        if (done := self.folder / SUMMARY).exists():
+            return read_json(done)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self.recipe.threads or threads)
+        results: dict[str, dict[str, Any]] = {}
+        try:
+            for stage in self.plan:
+                if stage.role in ("assistant", "distilled"):
+                    self._guard(results)
+                results[stage.name] = self.runner.run(stage)
+            self._guard(results)
+            summary = self._summary(results)
+        finally:
+            torch.set_num_threads(threads)
+        write_report(self.folder, summary)
+        write_json(self.folder / SUMMARY, summary)  # last, as it says that the run is finished
+        return summary
+
+    def _claim(self, *, resume: bool, force: bool) -> None:
+        """Makes the folder this run's own, and never anyone else's; nothing is moved or written that cannot run."""
+        folder, begun = self.folder, (self.folder / RECIPE).exists()
+        if begun and not force:
+            if not resume:
+                raise RunExistsError(
+                    f"{folder} holds a run already; --resume goes on with it (a finished one is only read), --force "
+                    "moves it aside, --folder takes another place"
+                )
+            if changed := _differences(load_recipe(folder / RECIPE).dump(), self.recipe.dump()):
+                raise RecipeError(
+                    f"the run in {folder} was started with another recipe ({'; '.join(changed)}); resume it with the "
+                    "same one, or take another folder"
+                )
+            return
+        if not begun and folder.exists() and not all(_left_by_a_start(path) for path in folder.iterdir()):
+            raise RunExistsError(f"{folder} is not empty and holds no run of kdx; take another folder")
+        rehearse(self.runner)
+        if begun:
+            aside = next(
+                path for n in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}.old-{n}")).exists()
+            )
+            shutil.move(folder, aside)
+        write_json(folder / ENVIRONMENT, environment(self.recipe.seed))
+        atomic_write(folder / RECIPE, lambda path: path.write_text(self.recipe.yaml()))
+
+    def _guard(self, results: Mapping[str, dict[str, Any]]) -> None:
+        """Says, before the student is taught, that a teacher is too weak or the gap to it too wide."""
+        student = next((name for name in ("alone", "distilled") if name in results), None)
+        if student is None:
+            return
+        quality = {name: 100 * result["validation"][self.task.metric] for name, result in results.items()}
+        assistant = assistant_of(self.recipe)
+        for stage in self.plan:
+            if stage.role == "teacher" and stage.name in quality:
+                found = gap_warnings(
+                    stage.name,
+                    quality[stage.name],
+                    quality[student],
+                    links=assistant.links if assistant else 1,
+                    rows=len(self.data.validation),
+                    chain=assistant is not None,
+                )
+                for category, message in found:
+                    if message not in self.warnings:
+                        self.warnings.append(message)
+                        warnings.warn(message, category, stacklevel=4)
+                        self.tell(f"warning: {message}")
+
+    def _summary(self, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        metric = self.task.metric
+        test = {name: 100 * result["test"][metric] for name, result in results.items()}
+        return {
+            "recipe": self.name,
+            "summary": self.recipe.summary,
+            "seed": self.recipe.seed,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "metric": metric,
+            "metric_label": self.task.label,
+            "test_rows": len(self.data.test),  # type: ignore[arg-type]  # map-style
+            "stages": dict(results),
+            "gain": test["distilled"] - test["alone"] if "alone" in test else None,
+            "warnings": self.warnings,
+        }
+
+
+def _left_by_a_start(path: Path) -> bool:
+    """Whether a run that was killed before its recipe was there may have left this file; none depends on it."""
+    return any(fnmatch(path.name, name) for name in (ENVIRONMENT, f".{ENVIRONMENT}.*.tmp", f".{RECIPE}.*.tmp"))
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """Keys whose values differ, as ``train.epochs: 2 -> 3``."""
+    found = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += _differences(before, after, f"{path}{key}.")
+        elif before != after:
+            found.append(f"{path}{key}: {before!r} -> {after!r}")
+    return found

@@ -1,0 +1,135 @@
+"""The plan of an experiment: which stages a recipe means."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from kdx.assistants.base import Assistant
+from kdx.errors import PlanError, RecipeError
+from kdx.experiment.recipe import Component, KnowledgeTerm, Recipe, Train
+from kdx.experiment.recipe_checks import check_component, locating, ref_of
+from kdx.options import problems
+from kdx.registry import default_plugins
+from kdx.stage import ModelRef, Stage, Structure, in_order
+from kdx.students.from_recipe import structure_of
+
+__all__ = ["assistant_of", "plan", "train_of"]
+
+
+def plan(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe, each after those it needs: teachers, controls, then the student's.
+
+    Teachers that the scheme trains along have no stage. An assistant plans what comes after the controls; it always
+    gets the student alone, which says how wide the gap is that it has to bridge.
+
+    Raises:
+        PlanError: the assistant's stages do not fit together.
+        RecipeError: a stage names a scheme, a knowledge component or an option that there is not.
+    """
+    student = ref_of(recipe.student.model)
+    if recipe.student.weights and isinstance(structure_of(student), Structure):
+        raise RecipeError(
+            "student.weights: a student with how= starts from the weights of its teacher; give the config of the "
+            "student that the weights are of instead, as model: {name: derived, config: student.yaml}"
+        )
+    taught_along = default_plugins().load("scheme", recipe.scheme.name).trains_teacher
+    teachers = {} if taught_along else recipe.all_teachers
+    if recipe.data.stream and (without := [name for name, each in teachers.items() if each.train.steps is None]):
+        raise RecipeError(f"{without[0]}.train.steps: a stream has no end, so give the number of steps")
+    if taught_along and any(section.store for section in recipe.all_teachers.values()):
+        raise RecipeError(
+            f"teacher.store: scheme {recipe.scheme.name!r} trains the teacher along, so what it says changes; remove it"
+        )
+    for name, section in recipe.all_teachers.items() if taught_along else ():
+        if section.dtype or section.device or section.batch_statistics:
+            raise RecipeError(
+                f"{name}: scheme {recipe.scheme.name!r} trains the teacher along, as the student is trained; remove "
+                "dtype, device and batch_statistics, which say how a finished one is held"
+            )
+        if own := [key for key in Train.model_fields if getattr(section.train, key) != getattr(Train(), key)]:
+            raise RecipeError(
+                f"{name}.train: scheme {recipe.scheme.name!r} trains the teacher along, with the student and as the "
+                f"section train says; got {', '.join(sorted(own))}; remove {name}.train, and set them in train"
+            )
+    stages = [Stage(name, "teacher", ref_of(section.model)) for name, section in teachers.items()]
+    if recipe.assistant and "alone" not in recipe.controls:
+        stages.append(Stage("alone", "alone", student))
+    for control in recipe.controls:
+        if control == "direct":
+            stages.append(Stage("direct", "distilled", student, tuple(teachers)))
+        else:
+            stages.append(Stage(control, control, student))
+    assistant = assistant_of(recipe)
+    if recipe.assistant is None or assistant is None:
+        stages.append(Stage("distilled", "distilled", student, tuple(teachers)))
+        return in_order(_derived(stages))
+    planned = assistant.plan(ref_of(recipe.teacher.model) if recipe.teacher else student, student)
+    if not isinstance(planned, Sequence) or not all(isinstance(stage, Stage) for stage in planned):
+        raise PlanError(f"assistant {recipe.assistant.name!r}: expected a list of kdx.stage.Stage, got {planned!r}")
+    if not planned or planned[-1].name != "distilled":
+        raise PlanError(
+            f"assistant {recipe.assistant.name!r}: the last stage of a plan trains the student and is named "
+            f"'distilled', got {planned[-1].name if planned else 'no stage'!r}"
+        )
+    for stage in planned:
+        _check(stage, recipe)
+    return in_order(_derived([*stages, *planned]))
+
+
+def _derived(stages: list[Stage]) -> list[Stage]:
+    """The stages, their students made from the teacher where the recipe derives them."""
+    return [replace(stage, model=structure_of(stage.model)) for stage in stages]
+
+
+def assistant_of(recipe: Recipe) -> Assistant | None:
+    """The recipe's assistant, if it has one.
+
+    Raises:
+        RecipeError: its options do not go together.
+    """
+    if recipe.assistant is None:
+        return None
+    with locating(f"assistant ({recipe.assistant.name})"):
+        made: Assistant = default_plugins().make("assistant", recipe.assistant.name, **recipe.assistant.options)
+    return made
+
+
+def train_of(stage: Stage, recipe: Recipe) -> Train:
+    """How a stage is trained: as its teacher's section says or as the student is, with what the stage overrides.
+
+    Raises:
+        RecipeError: the stage overrides a key that there is not, or with a wrong value.
+    """
+    section = recipe.all_teachers.get(stage.name) if stage.role == "teacher" else None
+    train = section.train if section else recipe.train
+    if not stage.train:
+        return train
+    try:
+        return Train.model_validate(train.model_dump() | dict(stage.train))
+    except ValidationError as error:
+        raise RecipeError("; ".join(f"stage {stage.name}: train.{line}" for line in problems(error))) from error
+
+
+def _check(stage: Stage, recipe: Recipe) -> None:
+    train_of(stage, recipe)
+    if isinstance(stage.model, ModelRef):
+        check_component(f"stage {stage.name}: model", "model", _component(stage.model.name, stage.model.options))
+    scheme = recipe.scheme if stage.scheme is None else Component.model_validate(stage.scheme)
+    target = check_component(f"stage {stage.name}: scheme", "scheme", scheme)
+    for name, term in (stage.knowledge or {}).items():
+        check_component(f"stage {stage.name}: knowledge.{name}", "knowledge", KnowledgeTerm.model_validate(term))
+    taught = stage.role in ("assistant", "distilled") and not target.trains_teacher
+    if taught and not stage.teachers and {"teacher", "teachers"} & inspect.signature(target).parameters.keys():
+        raise PlanError(
+            f"stage {stage.name!r} names no teacher, and scheme {scheme.name!r} needs one: name earlier stages in "
+            "teachers"
+        )
+
+
+def _component(name: str, options: Mapping[str, Any]) -> Component:
+    return Component.model_validate({"name": name, **options})

@@ -1,0 +1,227 @@
+"""Recipes: what an experiment consists of, read from YAML and checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from kdx.schemes.weights import Balanced, Cosine, Warmup
+
+__all__ = ["Recipe"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(BaseModel):
+    """A component by name; every further key is an option of that component."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options given."""
+        return dict(self.model_extra or {})
+
+
+class KnowledgeTerm(Component):
+    """A knowledge component with its weight in the total loss."""
+
+    weight: Balanced | Warmup | Cosine | float = 1.0
+
+
+class Augment(_Section):
+    """Random shifts and mirror images; teacher and student see the same view."""
+
+    shift: int = Field(2, ge=0, description="largest shift in pixels")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a mirror image")
+
+
+class StreamSection(_Section):
+    """The training rows as a stream without end: every row once in random order, then again with other views."""
+
+    phases: int = Field(1, ge=1, description="over which the classes arrive in the first pass; 1: all from the start")
+
+
+class Data(_Section):
+    """The data and how they are split. The test set is touched once, after training."""
+
+    dataset: Component = Field(description="a data set; it is built with split='train' and split='test'")
+    validation: int = Field(500, ge=1, description="training rows held out to select the epoch")
+    labelled: int | None = Field(None, ge=1, description="rows whose label the student sees; the others are unlabelled")
+    novel_classes: list[int] = Field(
+        [], description="classes that are never trained on; the test rows are then all rows of these classes"
+    )
+    augment: Augment | None = Field(None, description="augmentation of the training rows")
+    stream: StreamSection | None = Field(None, description="train on a stream; each batch tests first (prequential)")
+    workers: int = Field(0, ge=0, description="loader processes")
+
+
+class Train(_Section):
+    """How one stage is trained; the options of kdx.fit."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training rows")
+    steps: int | None = Field(None, ge=1, description="optimizer steps instead of epochs; needed with data.stream")
+    batch_size: int = Field(64, ge=1, description="rows per micro-batch")
+    optimizer: Component = Field(Component(name="AdamW"), description="an optimizer of torch.optim with its options")
+    schedule: Component | None = Field(
+        Component(name="CosineAnnealingLR"), description="a schedule of torch.optim.lr_scheduler with its options"
+    )
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    clip_grad_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="precision of the forward pass")
+    log_gradients: int | None = Field(None, ge=1, description="steps between measured gradients of every term")
+
+
+class StoreSection(_Section):
+    """What the teacher says, written once before the student is taught; the student's epochs then run no teacher."""
+
+    what: str | list[str] = Field("logits", description="logits, topk:K[@T], sample:K[@T], features:TAP, or several")
+    views: int = Field(4, ge=1, description="augmented views of each sample, which come again after as many epochs")
+    dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="of the stored numbers")
+    folder: Path | None = Field(None, description="where; store/ in the folder of the teacher's stage by default")
+    batch_size: int = Field(256, ge=1, description="rows in one pass of the teacher")
+
+    @property
+    def contents(self) -> list[str]:
+        """What is stored, as a list."""
+        return [self.what] if isinstance(self.what, str) else self.what
+
+    @model_validator(mode="after")
+    def _known(self) -> StoreSection:
+        from kdx.store.contents import parse  # imports torch
+
+        parse(self.contents)
+        return self
+
+
+class Teacher(_Section):
+    """The teacher: a model that is trained on all labels, or loaded."""
+
+    model: Component = Field(description="a model")
+    train: Train = Field(Train(), description="how it is trained if no weights are given")
+    weights: Path | None = Field(None, description="safetensors to load instead of training")
+    batch_statistics: bool = Field(
+        False, description="normalise by the batch while teaching, as OFD wants it; its running statistics stay"
+    )
+    dtype: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="what it computes in while teaching")
+    device: Literal["cpu"] | None = Field(None, description="cpu keeps a large teacher off the GPU while teaching")
+    reuse: bool = Field(
+        True,
+        description="take the weights of a teacher trained before from .teachers beside the run's folder, if its "
+        "model, data, training and seed are these, and leave them there for others",
+    )
+    store: StoreSection | None = Field(None, description="teach from stored outputs instead of running the teacher")
+
+    @model_validator(mode="after")
+    def _storable(self) -> Teacher:
+        if self.store and self.batch_statistics:
+            raise ValueError(
+                "store: with batch_statistics the teacher's outputs depend on the batch, so they cannot be stored by "
+                "sample; remove one of the two"
+            )
+        if self.store and (self.dtype or self.device):
+            raise ValueError(
+                "store: the teacher runs only while its store is written, as it was trained; remove dtype and device "
+                "(store.dtype is that of the stored numbers)"
+            )
+        return self
+
+
+class Student(_Section):
+    """The student."""
+
+    model: Component = Field(description="a model")
+    weights: Path | None = Field(None, description="safetensors that it starts from, alone and distilled")
+
+
+class Task(_Section):
+    """What the models are for. The same loss trains the teacher and the student alone, there with weight 1."""
+
+    name: Literal["cross-entropy", "triplet"] = Field("cross-entropy", description="the loss on the labels")
+    weight: float = Field(1.0, ge=0, description="its weight beside the knowledge; 0 distils without labels")
+    margin: float = Field(0.2, gt=0, description="of the triplet loss, in squared distance of unit vectors")
+    embedding: int | None = Field(None, ge=1, description="width of the models' output, for the triplet loss")
+
+    @model_validator(mode="after")
+    def _embedding_for_triplets(self) -> Task:
+        if (self.name == "triplet") != (self.embedding is not None):
+            raise ValueError("embedding is given with the triplet loss and only with it")
+        return self
+
+
+class Recipe(_Section):
+    """One experiment."""
+
+    summary: str = Field("", description="one line for the list of recipes")
+    seed: int = Field(0, ge=0, description="seeds the split, the labels kept, the weights and the order of the data")
+    device: Literal["auto", "cpu"] = Field("auto", description="where it runs")
+    threads: int | None = Field(None, ge=1, description="CPU threads; None leaves torch's choice")
+    data: Data = Field(description="the data")
+    teacher: Teacher | None = Field(None, description="the teacher, if the scheme has one")
+    teachers: dict[str, Teacher] = Field({}, description="further teachers by name, if the scheme has several")
+    student: Student = Field(description="the student")
+    peers: Annotated[int, Field(ge=2)] | Annotated[list[Component], Field(min_length=1)] | None = Field(
+        None, description="how many peers there are, all as the student (2), or the models of the other peers"
+    )
+    scheme: Component = Field(Component(name="offline"), description="who teaches whom")
+    assistant: Component | None = Field(None, description="plans stages between the teacher and the student")
+    task: Task = Field(Task(), description="what the student is for")
+    knowledge: dict[str, KnowledgeTerm] = Field({}, description="what is transferred, by name of the term")
+    train: Train = Field(Train(), description="how the student is trained, alone and distilled")
+    controls: list[Literal["alone", "label-smoothing", "untrained", "direct"]] = Field(
+        ["alone"],
+        description="for comparison: the student trained on its labels alone, the same with labels smoothed by 0.1, "
+        "not trained at all, or taught by the teacher without the assistant",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_sections(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: item for key, item in value.items() if not (key == "knowledge" and item is None)}
+        return value
+
+    @model_validator(mode="after")
+    def _sound(self) -> Recipe:
+        if self.data.stream and self.train.steps is None:
+            raise ValueError("train.steps: a stream has no end, so give the number of steps")
+        if self.data.stream and self.task.name != "cross-entropy":
+            raise ValueError("data.stream: it is tested by accuracy, which the task triplet has not")
+        if self.data.stream and any(teacher.store for teacher in self.all_teachers.values()):
+            raise ValueError("teacher.store: the views of a stream never come again; remove it or data.stream")
+        if "label-smoothing" in self.controls and self.task.name != "cross-entropy":
+            raise ValueError(f"controls: label-smoothing needs the task cross-entropy, not {self.task.name}")
+        if "direct" in self.controls and self.assistant is None:
+            raise ValueError("controls: direct compares with an assistant, and there is none")
+        if taken := sorted({"teacher", "distilled", *self.controls} & self.teachers.keys()):
+            raise ValueError(f"teachers: the name {taken[0]!r} is taken; give the teacher another one")
+        stores = [teacher.store for teacher in self.all_teachers.values() if teacher.store]
+        if len({store.views for store in stores}) > 1:
+            raise ValueError("teachers: the students see one view at a time; give all stores the same number of views")
+        redrawn = all(text.startswith("sample:") for store in stores for text in store.contents)
+        if stores and stores[0].views > 1 and self.data.augment is None and not redrawn:
+            raise ValueError(
+                "teacher.store.views: without data.augment all views are alike; set views: 1, or augment the data"
+            )
+        return self
+
+    @property
+    def all_teachers(self) -> dict[str, Teacher]:
+        """Name -> section, the one of section ``teacher`` first."""
+        return ({"teacher": self.teacher} if self.teacher else {}) | self.teachers
+
+    def dump(self) -> dict[str, Any]:
+        """The resolved recipe as plain values."""
+        return self.model_dump(mode="json")
+
+    def yaml(self) -> str:
+        """The resolved recipe as YAML."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.dump()))

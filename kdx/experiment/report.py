@@ -1,0 +1,217 @@
+"""The report of a run: a table for the terminal, curves as PNG, both as one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from matplotlib.figure import Figure
+from rich.console import JustifyMethod
+from rich.table import Table
+
+from kdx.files import atomic_write
+from kdx.observers.metrics_log import MetricsLog, read_metrics
+
+__all__ = ["draw_curves", "seeds_table", "stage_rows", "stages_table", "write_report"]
+
+COLUMNS = (
+    "",
+    "taught by",
+    "test, %",
+    "validation, %",
+    "parameters",
+    "size, KiB",
+    "latency, ms",
+    "training",
+    "gain, points",
+)
+LATENCY = "latency: median ± half the distance between the 20th and the 80th percentile, one sample on one thread"
+LABELS = {
+    "teacher": "teacher",
+    "alone": "student alone",
+    "label-smoothing": "student alone, smoothed labels",
+    "untrained": "student untrained",
+    "direct": "student, no assistant",
+    "distilled": "distilled student",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table, as text."""
+
+    name: str
+    cells: tuple[str, ...]
+    stage: str
+
+
+def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
+    """The table of a summary: a row per learner of each stage, the columns of :data:`COLUMNS`.
+
+    A stage of several learners (peers, a teacher beside its student) has a row for each; costs are those of the first.
+    """
+    rows = []
+    metric, gain = summary["metric"], summary["gain"]
+    for name, stage in summary["stages"].items():
+        first, *others = _learners(name, stage)
+        rows.append(
+            Row(
+                first,
+                (
+                    ", ".join(stage.get("teachers", ())),
+                    _percent(stage["test"][metric]),
+                    _percent(stage["validation"][metric]),
+                    f"{stage['parameters']:,}",
+                    f"{stage['bytes'] / 1024:,.0f}",
+                    _latency(stage["latency_ms"], stage["latency_spread_ms"] / 2),
+                    _training(stage),
+                    f"{gain:+.2f}" if name == "distilled" and gain is not None else "",
+                ),
+                stage=name,
+            )
+        )
+        blank = ("",) * (len(COLUMNS) - 3)
+        rows += [Row(label, ("", _percent(_tested(stage, label)[metric]), *blank), stage=name) for label in others]
+    return rows
+
+
+def stages_table(summary: Mapping[str, Any]) -> Table:
+    """The table for the terminal: what fits into 80 columns beside the longest name; the page has the rest."""
+    title = (
+        f"{summary['recipe']}, seed {summary['seed']}: {summary['metric_label']} on {summary['test_rows']:,} test rows"
+    )
+    stages = summary["stages"]
+    chain = any(len(stage.get("teachers", ())) > 1 or stage.get("role") == "assistant" for stage in stages.values())
+    left_out = {"validation, %", "size, KiB", "training", "latency, ms" if chain else "taught by"}
+    narrow = [i for i, column in enumerate(COLUMNS) if column not in left_out]
+    table = Table(title=title, caption=None if chain else LATENCY)
+    for i in narrow:
+        justify: JustifyMethod = "right" if i else "left"
+        header = COLUMNS[i].replace(", ", ",\n")  # the unit below its quantity
+        table.add_column(header, justify=justify, no_wrap=COLUMNS[i] != "taught by", overflow="fold")
+    for row in stage_rows(summary):
+        if stages[row.stage].get("role") == "probe":
+            continue  # short runs that only size the assistants; the page has them
+        cells = (row.name, *row.cells)
+        table.add_row(*(cells[i] for i in narrow))
+    return table
+
+
+def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """Mean and standard deviation over seeds, and the paired gains; one seed has no deviation."""
+    table = Table(
+        "",
+        *(f"seed {item['seed']}" for item in summaries),
+        "mean ± std" if len(summaries) > 1 else "mean",
+        title=f"{summaries[0]['metric_label']} on test, %",
+    )
+    table.columns[0].no_wrap = True
+    for name, stage in summaries[0]["stages"].items():
+        for label in _learners(name, stage):
+            values = [100 * _tested(item["stages"][name], label)[item["metric"]] for item in summaries]
+            table.add_row(label, *(f"{value:.2f}" for value in values), _spread(values))
+    gains = [item["gain"] for item in summaries if item["gain"] is not None]
+    if len(gains) == len(summaries):
+        table.add_row("gain, points", *(f"{value:+.2f}" for value in gains), _spread(gains))
+    return table
+
+
+def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Figure:
+    """Validation metric and training loss of every stage against epochs."""
+    stream = any("prequential" in stage for stage in summary["stages"].values())
+    figure = Figure(figsize=(15 if stream else 10, 4), layout="constrained")
+    quality, loss, *further = figure.subplots(1, 3 if stream else 2)
+    metric, label_of_metric = f"/{summary['metric']}", summary["metric_label"]
+    for name in summary["stages"]:
+        rows = read_metrics(folder / name / MetricsLog.name)
+        label = LABELS.get(name, name)
+        learners = {key for row in rows for key in row if key.startswith("eval/") and key.endswith(metric)}
+        for learner in sorted(learners):
+            points = [(row["epoch"], 100 * row[learner]) for row in rows if learner in row]
+            of = "" if len(learners) == 1 else f": {learner.split('/')[1]}"
+            quality.plot(*zip(*points, strict=True), marker=".", label=label + of)
+        if logged := [(row["step"], row["loss"]) for row in rows if "loss" in row]:
+            loss.plot(*zip(*logged, strict=True), marker=".", label=label)
+        for axes in further:
+            _draw_prequential(axes, rows, label)
+    quality.set(xlabel="epoch", ylabel=f"{label_of_metric} on validation, %", title=f"validation {label_of_metric}")
+    loss.set(xlabel="optimizer step", ylabel="training loss", title="training loss (each stage's own)", yscale="log")
+    for axes in (quality, loss, *further):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    return figure
+
+
+def _draw_prequential(axes: Any, rows: Sequence[Mapping[str, Any]], label: str) -> None:
+    """Accuracy of every student of a stage on each stretch of the stream, before it was trained on."""
+    names = {key.split("/")[1]: None for row in rows for key in row if key.startswith("prequential/")}
+    for name in names:
+        points = [(row["step"], 100 * row[key]) for row in rows if (key := f"prequential/{name}") in row]
+        axes.plot(*zip(*points, strict=True), marker=".", label=label if len(names) == 1 else f"{label}: {name}")
+    axes.set(xlabel="optimizer step", ylabel="accuracy on the next batches, %", title="test, then train (prequential)")
+
+
+def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
+    """Writes ``report.png`` and a self-contained ``report.html`` into a run's folder."""
+    picture = folder / "report.png"
+    figure = draw_curves(folder, summary)
+    atomic_write(picture, lambda path: figure.savefig(path, format="png", dpi=120))
+    template = (resources.files("kdx") / "templates" / "report.html.j2").read_text()
+    page = (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            summary=summary,
+            columns=COLUMNS,
+            latency=LATENCY,
+            rows=stage_rows(summary),
+            recipe=(folder / "recipe.yaml").read_text(),
+            environment=(folder / "environment.json").read_text(),
+            panels="; ".join(axes.get_title() for axes in figure.axes),
+            picture=base64.b64encode(picture.read_bytes()).decode(),
+        )
+    )
+    path = folder / "report.html"
+    atomic_write(path, lambda temporary: temporary.write_text(page))
+    return path
+
+
+def _learners(name: str, stage: Mapping[str, Any]) -> list[str]:
+    """What the rows of a stage are called: the stage first, with the learner's name if it has several."""
+    label = LABELS.get(name, name)
+    first, *others = stage.get("students", {"": None})
+    return [f"{label}, {first}" if others and first != "student" else label, *(f"  {other}" for other in others)]
+
+
+def _tested(stage: Mapping[str, Any], label: str) -> Mapping[str, float]:
+    """The test metrics of the learner in a row of :func:`_learners`."""
+    found: Mapping[str, float] = stage.get("students", {}).get(label.strip(), stage["test"])
+    return found
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _latency(median: float, spread: float) -> str:
+    """In milliseconds, to the digits that a timing has and 11 columns hold."""
+    digits = 2 if median < 10 else 1 if median < 100 else 0
+    return f"{median:.{digits}f} ± {spread:.{digits}f}"
+
+
+def _training(stage: Mapping[str, Any]) -> str:
+    if "seconds" in stage:
+        return f"{stage['seconds']:.0f} s"
+    return next((how for how in ("loaded", "reused") if how in stage), "none")
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"

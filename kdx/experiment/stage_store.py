@@ -1,0 +1,82 @@
+"""The stores of an experiment: what a trained teacher says about the training rows, written when it is needed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kdx.datasets.view import View
+from kdx.experiment.recipe import Recipe, StoreSection
+from kdx.store import Store, write_store
+from kdx.teachers import Stored
+
+__all__ = ["store_views", "stored_teacher", "write_stage_store"]
+
+
+def store_views(recipe: Recipe, teachers: tuple[str, ...]) -> int | None:
+    """How many views the training rows show under these teachers; None without a store."""
+    sections = [recipe.all_teachers.get(name, recipe.teacher) for name in teachers]
+    return next((section.store.views for section in sections if section and section.store), None)
+
+
+def write_stage_store(
+    recipe: Recipe,
+    rows: View,
+    model: nn.Module,
+    section: StoreSection,
+    folder: Path,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> Store:
+    """Writes the store of a trained teacher, or what is missing of it; one that matches is only opened.
+
+    Raises:
+        StoreError: the folder holds another store, or the disk is full.
+    """
+    on_gpu = recipe.device == "auto" and torch.cuda.is_available()
+    return write_store(
+        folder,
+        model.to("cuda" if on_gpu else "cpu"),
+        rows.cycling(section.views),
+        what=section.contents,
+        views=section.views,
+        dtype=section.dtype,
+        batch_size=section.batch_size,
+        workers=recipe.data.workers,
+        seed=recipe.seed,
+        origin={"options": json.dumps(recipe.data.dataset.options, sort_keys=True, default=str)},
+        progress=progress,
+    )
+
+
+def stored_teacher(
+    recipe: Recipe, rows: View, model: nn.Module, name: str, folder: Path, tell: Callable[[str], object]
+) -> Stored:
+    """The teacher of a stage that learns from a store; the store is written first, if it is not there.
+
+    Args:
+        recipe: the experiment.
+        rows: the training rows.
+        model: the trained teacher, which runs only while the store is written.
+        name: of the teacher's stage.
+        folder: of the stage; the store is its subfolder ``store`` unless the recipe says where.
+        tell: is given a sentence for the user.
+    """
+    section = recipe.all_teachers.get(name, recipe.teacher)
+    assert section is not None
+    assert section.store is not None
+    told: list[tuple[int, int]] = []
+    start = time.perf_counter()
+    where = section.store.folder or folder / "store"
+    store = write_stage_store(recipe, rows, model, section.store, where, lambda *counts: told.append(counts))
+    seconds = time.perf_counter() - start
+    what = f"{', '.join(section.store.contents)} of {len(rows):,} samples in {store.views} views"
+    if told[0][0] == told[0][1]:
+        tell(f"{name}: stored before: {what}, from {where}")
+    else:
+        tell(f"{name}: stored {what} in {seconds:.1f} s, {store.bytes / 1e6:.2f} MB; it runs no more")
+    return Stored(store, teacher=model, data=rows.cycling(store.views))

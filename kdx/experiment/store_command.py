@@ -1,0 +1,69 @@
+"""``kdx cache``: train or find a recipe's teacher and write down what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdx.errors import RecipeError
+from kdx.experiment.plan import plan
+from kdx.experiment.recipe import Recipe, StoreSection
+from kdx.experiment.recipe_files import check_recipe
+from kdx.experiment.rehearsal import rehearse_store
+from kdx.experiment.stage_runner import StageRunner
+from kdx.experiment.stage_store import write_stage_store
+from kdx.experiment.teacher_cache import TeacherCache
+from kdx.store import Store
+
+__all__ = ["cache_teacher"]
+
+
+def cache_teacher(
+    recipe: Recipe,
+    out: Path,
+    *,
+    teachers: Path,
+    observers: Sequence[object] = (),
+    tell: Callable[[str], object] = lambda _: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    **options: Any,
+) -> Store:
+    """Writes the store of a recipe's teacher, or goes on with one that was interrupted.
+
+    The teacher is trained in ``out/teacher`` as ``kdx run`` does it, unless weights are given or it was trained before.
+    A recipe uses the store as ``teacher.store.folder: OUT``.
+
+    Args:
+        recipe: with a section ``teacher``.
+        out: the store's folder.
+        teachers: where trained teachers are kept.
+        observers: see :func:`kdx.fit`.
+        tell: is given a sentence for the user.
+        progress: told shards done and all shards.
+        **options: keys of the recipe's section ``teacher.store`` that differ.
+
+    Raises:
+        RecipeError: the recipe has no teacher that is trained before the student, or an option is wrong.
+        StoreError: see :func:`kdx.store.write_store`.
+    """
+    if recipe.teacher is None or not any(stage.name == "teacher" for stage in plan(recipe)):
+        raise RecipeError("a store needs a teacher that is trained before the student, and the recipe has none")
+    values = recipe.dump()
+    given = {key: value for key, value in options.items() if value is not None}
+    section = (values["teacher"]["store"] or {}) | given | {"folder": str(out)}
+    recipe = check_recipe(values | {"teacher": values["teacher"] | {"store": section}})
+    assert recipe.teacher is not None
+    store: StoreSection | None = recipe.teacher.store
+    assert store is not None
+    runner = StageRunner(recipe, out, plan(recipe), TeacherCache(teachers), observers, tell)
+    rehearse_store(runner, "teacher")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads or threads)
+    try:
+        runner.run(runner.stages["teacher"])
+        return write_stage_store(recipe, runner.data.few, runner.model("teacher"), store, out, progress)
+    finally:
+        torch.set_num_threads(threads)

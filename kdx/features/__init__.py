@@ -1,0 +1,1 @@
+"""What knowledge components do with feature maps: adapters, pairing, similarity, centring, gathering."""

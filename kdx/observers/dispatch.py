@@ -1,0 +1,109 @@
+"""Who watches a run: the hooks of installed plugins and the observers given to ``fit``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from kdx import hookspecs
+from kdx.errors import PluginError
+from kdx.hookspecs import PROJECT
+from kdx.registry import default_plugins
+
+if TYPE_CHECKING:
+    from kdx.losses import Losses
+    from kdx.training.run import Run
+
+__all__ = ["Observers"]
+
+_EVENTS = ("kdx_configure", "kdx_step_end", "kdx_evaluated", "kdx_run_end")
+
+
+class Observers:
+    """Tells plugins first, in the order of their names, then the given observers in theirs, what happens in one run.
+
+    An observer that raises ends the run with a `PluginError` that names it; :func:`kdx.fit` writes a checkpoint first.
+    Of a run's end everyone is told, whoever raises; an error there never hides the one that ended the run.
+
+    Args:
+        extra: objects (or modules) with methods marked by ``kdx.hookimpl``.
+
+    Raises:
+        PluginError: an observer implements an unknown hook, asks for an argument the hook does not have, or is a
+            wrapper around other observers.
+    """
+
+    def __init__(self, extra: Iterable[object]) -> None:
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        installed = default_plugins().manager
+        watching = {
+            implementation.plugin_name: implementation.plugin
+            for event in _EVENTS
+            for implementation in getattr(installed.hook, event).get_hookimpls()
+        }
+        # pluggy calls the last registered first
+        for position, observer in reversed(list(enumerate(extra, start=1))):
+            self._register(observer, f"{type(observer).__name__} (number {position})")
+        for name in sorted(watching, reverse=True):
+            self._register(watching[name], name)
+
+    def _register(self, plugin: object, name: str) -> None:
+        try:
+            self._manager.register(plugin, name)
+        except pluggy.PluginValidationError as error:
+            raise PluginError(f"observer {name!r} cannot be used: {error}") from error
+        for event in _EVENTS:
+            for implementation in getattr(self._manager.hook, event).get_hookimpls():
+                if implementation.hookwrapper or implementation.wrapper:
+                    raise PluginError(
+                        f"observer {implementation.plugin_name!r} is a wrapper in {event}; observers are told one "
+                        "after the other and cannot wrap each other, take wrapper=True out"
+                    )
+
+    def configure(self, run: Run) -> None:
+        """The run is about to start."""
+        self._tell("kdx_configure", run=run)
+
+    def step_end(self, run: Run, step: int, losses: Losses) -> None:
+        """An optimizer step is done."""
+        self._tell("kdx_step_end", run=run, step=step, losses=losses)
+
+    def evaluated(self, run: Run, metrics: Mapping[str, Any]) -> None:
+        """The students were evaluated."""
+        self._tell("kdx_evaluated", run=run, metrics=metrics)
+
+    def run_end(self, run: Run) -> None:
+        """The run has ended, for whatever reason."""
+        failed: list[PluginError] = []
+        ended_by = sys.exception()
+        for implementation in self._in_order("kdx_run_end"):
+            try:
+                self._call(implementation, "kdx_run_end", {"run": run})
+            except PluginError as error:
+                failed.append(error)
+        if failed and ended_by is None:
+            raise failed[0]
+        for each in failed:
+            assert ended_by is not None
+            ended_by.add_note(str(each))
+
+    def _tell(self, event: str, **arguments: Any) -> None:
+        for implementation in self._in_order(event):
+            self._call(implementation, event, arguments)
+
+    def _in_order(self, event: str) -> list[Any]:
+        return list(reversed(getattr(self._manager.hook, event).get_hookimpls()))
+
+    def _call(self, implementation: Any, event: str, arguments: Mapping[str, Any]) -> None:
+        try:
+            implementation.function(*(arguments[name] for name in implementation.argnames))
+        except PluginError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"observer {implementation.plugin_name!r} failed in {event}: {type(error).__name__}: {error}"
+            ) from error

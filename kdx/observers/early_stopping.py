@@ -1,0 +1,85 @@
+"""An observer that ends a run once a metric has stopped improving."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from kdx.errors import nearest
+from kdx.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from kdx.training.run import Run
+
+__all__ = ["EarlyStopping"]
+
+
+class EarlyStopping:
+    """Ends a run when a metric of the evaluations has not improved for some of them.
+
+    It keeps no state: what has happened is read from the run's history, so a resumed run stops where an unbroken one
+    does. Give :func:`kdx.fit` ``select`` too, to end with the weights of the best epoch.
+
+    Args:
+        metric: a metric of the first student, as ``"accuracy"``, or of any, as ``"peer1/accuracy"``.
+        patience: evaluations without improvement after which the run ends, >= 1.
+        mode: ``"max"`` if more is better, ``"min"`` if less is.
+        min_delta: what counts as an improvement, >= 0. A value that is not finite is none.
+
+    Raises:
+        ValueError: an argument out of range; in the run, a metric that it does not have.
+
+    Example:
+        >>> import kdx, torch
+        >>> data = [(torch.randn(8, 3), torch.randint(2, (8,)))]
+        >>> scheme, still = kdx.Supervised(torch.nn.Linear(3, 2)), {"name": "SGD", "lr": 0.0}
+        >>> stop = [EarlyStopping("accuracy", patience=2)]
+        >>> run = kdx.fit(scheme, data, epochs=9, evaluate=data, optimizer=still, observers=stop, device="cpu")
+        >>> run.epoch, run.stopped
+        (3, 'student/accuracy has not improved for 2 evaluations')
+    """
+
+    def __init__(
+        self,
+        metric: str = "accuracy",
+        *,
+        patience: int = 5,
+        mode: Literal["max", "min"] = "max",
+        min_delta: float = 0.0,
+    ) -> None:
+        if patience < 1:
+            raise ValueError(f"patience must be >= 1, got {patience}")
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode must be 'max' or 'min', got {mode!r}")
+        if not min_delta >= 0:
+            raise ValueError(f"min_delta must be >= 0, got {min_delta}")
+        self.metric, self.patience, self.mode, self.min_delta = metric, patience, mode, float(min_delta)
+
+    @hookimpl
+    def kdx_configure(self, run: Run) -> None:
+        """A resumed run may have to stop at once."""
+        self._look(run)
+
+    @hookimpl
+    def kdx_evaluated(self, run: Run) -> None:
+        """Looks at the history, the newest evaluation included."""
+        self._look(run)
+
+    def _look(self, run: Run) -> None:
+        rows = [row for row in run.history if not any(key.startswith("prequential/") for key in row)]
+        if not rows:
+            return
+        name = self.metric if "/" in self.metric else f"{next(iter(run.scheme.students))}/{self.metric}"
+        if name not in rows[-1]:
+            known = set(rows[-1]) - {"epoch", "step"}
+            raise ValueError(f"metric: the evaluation has no {name!r}; {nearest(name, known)}")
+        sign = 1.0 if self.mode == "max" else -1.0
+        best, since = -math.inf, 0
+        for row in rows:
+            value = sign * row[name]
+            if value > best + self.min_delta or (best == -math.inf and math.isfinite(value)):
+                best, since = value, 0
+            else:
+                since += 1
+        if since >= self.patience:
+            run.stop(f"{name} has not improved for {since} evaluations")

@@ -1,0 +1,71 @@
+"""The log of a run: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kdx.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from kdx.losses import Losses
+    from kdx.training.run import Run
+
+__all__ = ["MetricsLog"]
+
+
+class MetricsLog:
+    """Appends one JSON object per logged step and evaluation to ``metrics.jsonl`` of the run's folder.
+
+    When a run is resumed, rows after its checkpoint are dropped, so that the file ends as that of an unbroken run.
+    """
+
+    name = "metrics.jsonl"
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+
+    @hookimpl
+    def kdx_configure(self, run: Run) -> None:
+        """Opens the file."""
+        if run.folder is None:
+            return
+        path = run.folder / self.name
+        kept = [row for row in read_metrics(path) if row["step"] <= run.step] if run.step else []
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", buffering=1)
+
+    @hookimpl
+    def kdx_step_end(self, run: Run, step: int, losses: Losses) -> None:
+        """Writes the losses of a logged step."""
+        if self._file and (run.logs(step) or run.extra):
+            row = {"step": step, "epoch": run.epoch, "lr": run.learning_rate, "loss": losses.total.item()}
+            row |= {f"term/{name}": term.item() for name, term in losses.terms.items()} | run.extra
+            self._file.write(json.dumps(row) + "\n")
+
+    @hookimpl
+    def kdx_evaluated(self, run: Run, metrics: Mapping[str, Any]) -> None:
+        """Writes the metrics of an evaluation."""
+        if self._file:
+            row = {"step": run.step, "epoch": run.epoch}
+            self._file.write(json.dumps(row | {f"eval/{name}": value for name, value in metrics.items()}) + "\n")
+
+    @hookimpl
+    def kdx_run_end(self, run: Run) -> None:
+        """Closes the file."""
+        if self._file:
+            self._file.close()
+            self._file = None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``metrics.jsonl``; a last line cut off by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,56 @@
+"""TensorBoard events of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kdx.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    from kdx.losses import Losses
+    from kdx.training.run import Run
+
+__all__ = ["TensorBoardLog"]
+
+
+class TensorBoardLog:
+    """Writes the same numbers as TensorBoard events under ``tensorboard/`` of the run's folder."""
+
+    def __init__(self) -> None:
+        self._writer: SummaryWriter | None = None
+
+    @hookimpl
+    def kdx_configure(self, run: Run) -> None:
+        """Opens the writer."""
+        if run.folder is not None:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._writer = SummaryWriter(run.folder / "tensorboard", purge_step=run.step + 1 if run.step else None)
+
+    @hookimpl
+    def kdx_step_end(self, run: Run, step: int, losses: Losses) -> None:
+        """Writes the losses of a logged step."""
+        if self._writer and (run.logs(step) or run.extra):
+            numbers = {"loss": losses.total.item(), "lr": run.learning_rate} | run.extra
+            numbers |= {f"term/{name}": term.item() for name, term in losses.terms.items()}
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, step)
+
+    @hookimpl
+    def kdx_evaluated(self, run: Run, metrics: Mapping[str, Any]) -> None:
+        """Writes the metrics of an evaluation."""
+        if self._writer:
+            for name, value in metrics.items():
+                if math.isfinite(value):
+                    self._writer.add_scalar(f"eval/{name}", value, run.step)
+
+    @hookimpl
+    def kdx_run_end(self, run: Run) -> None:
+        """Closes the writer."""
+        if self._writer:
+            self._writer.close()
+            self._writer = None

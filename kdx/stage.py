@@ -1,0 +1,199 @@
+"""The stages of an experiment: what each trains, on which rows, taught by whom."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from typing import Any, Literal, Protocol, get_args
+
+from torch import Tensor, nn
+
+from kdx.errors import PlanError, nearest
+
+__all__ = ["Earlier", "ModelRef", "Produced", "Role", "Rows", "Stage", "Structure", "in_order"]
+
+
+Role = Literal["teacher", "probe", "alone", "label-smoothing", "untrained", "assistant", "distilled"]
+"""What a stage is for; it decides the defaults of everything a stage does not say itself."""
+
+
+Rows = Literal["all", "few", "labelled"]
+"""Training rows: all with every label, all with the labels that the student may see, only those with a label."""
+
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model that is not built yet: its registered name and its options."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Earlier(Protocol):
+    """The finished stages that a structure looks at."""
+
+    @property
+    def example(self) -> Tensor:
+        """One image, as a batch ``[1, ...]``."""
+
+    def ref(self, stage: str) -> ModelRef:
+        """What the stage trained."""
+
+    def model(self, stage: str) -> nn.Module:
+        """The trained model of the stage, on the CPU."""
+
+    def result(self, stage: str) -> Mapping[str, Any]:
+        """The stage's ``result.json``; ``["validation"]`` holds its metrics."""
+
+    def quality(self, stage: str) -> float:
+        """The metric of the task on the validation rows."""
+
+    def build(self, ref: ModelRef) -> nn.Module:
+        """A new model for the shapes of the data, drawn from torch's global generator."""
+
+    def parameters(self, ref: ModelRef) -> int:
+        """How many parameters a model has for the shapes of the data; nothing is drawn."""
+
+    def flops(self, ref: ModelRef) -> int:
+        """Operations of one forward pass of a model on one sample, see :func:`kdx.analysis.flops.count_flops`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """What a structure came out as.
+
+    Args:
+        model: what the stage trains, such that it can be built again without the stages it was made from.
+        weights: what it starts with, as from ``state_dict()``; None draws them.
+    """
+
+    model: ModelRef
+    weights: Mapping[str, Tensor] | None = None
+
+
+class Structure(ABC):
+    """A student that is not known before its stage begins: chosen, pruned, quantised or searched.
+
+    Two structures of one plan made twice should be equal; a dataclass is. The stage keeps what was produced in
+    ``model.json`` (and ``start.safetensors``), so that a resumed stage and every later one see the same model.
+    """
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Earlier stages that :meth:`produce` looks at."""
+        return ()
+
+    @abstractmethod
+    def produce(self, earlier: Earlier) -> Produced:
+        """Makes the structure when the stage begins. It must be the same every time.
+
+        Raises:
+            PlanError: it cannot be made; the message says what to change.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One ordinary, resumable training run of a plan. What it leaves open comes from its role and the recipe.
+
+    Args:
+        name: unique in the plan; also the name of its folder: small letters, digits, ``-`` and ``_``.
+        role: ``"teacher"`` trains on all labels, ``"probe"``, ``"alone"`` and ``"label-smoothing"`` on the labels
+            alone, ``"untrained"`` not at all, ``"assistant"`` and ``"distilled"`` under the recipe's scheme.
+        model: what is trained: a model by name, or a structure that the stage produces.
+        teachers: names of earlier stages whose models teach here. A scheme with one teacher takes the first.
+        start: an earlier stage of the same model, whose trained weights this stage begins with.
+        scheme: ``{"name": ..., option: value}`` instead of the recipe's scheme.
+        knowledge: term -> ``{"name": ..., "weight": ..., option: value}`` instead of the recipe's.
+        task_weight: instead of the recipe's.
+        train: keys of the recipe's section ``train`` that differ, as ``{"epochs": 2}``.
+        rows: training rows; None takes ``"all"`` for a teacher, ``"few"`` under a scheme, else ``"labelled"``.
+        seed: added to the recipe's seed. With 0 all stages begin from the same random state, so that the student
+            alone and the distilled one start from the same weights and see the rows in the same order.
+        select: whether the weights of the best epoch on validation are kept, rather than those of the last.
+
+    Raises:
+        PlanError: the name cannot be a folder, the role is unknown, or model or teachers are of another type.
+    """
+
+    name: str
+    role: Role
+    model: ModelRef | Structure
+    teachers: tuple[str, ...] = ()
+    start: str | None = None
+    scheme: Mapping[str, Any] | None = None
+    knowledge: Mapping[str, Mapping[str, Any]] | None = None
+    task_weight: float | None = None
+    train: Mapping[str, Any] = field(default_factory=dict)
+    rows: Rows | None = None
+    seed: int = 0
+    select: bool = True
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise PlanError(
+                f"stage name {self.name!r} must consist of small letters, digits, '-' and '_', as it names a folder"
+            )
+        if self.role not in get_args(Role):
+            raise PlanError(f"stage {self.name!r}: unknown role {self.role!r}; {nearest(self.role, get_args(Role))}")
+        if not isinstance(self.model, ModelRef | Structure):
+            raise PlanError(
+                f"stage {self.name!r}: model: expected a ModelRef or a Structure, got {self.model!r}; write "
+                "ModelRef(name, options)"
+            )
+        if isinstance(self.teachers, str):
+            raise PlanError(
+                f"stage {self.name!r}: teachers: expected a tuple of names, got {self.teachers!r}; write "
+                f"({self.teachers!r},)"
+            )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The stages that must be finished first."""
+        made_from = self.model.needs if isinstance(self.model, Structure) else ()
+        return tuple(dict.fromkeys((*self.teachers, *([self.start] if self.start else []), *made_from)))
+
+
+def in_order(stages: Sequence[Stage]) -> list[Stage]:
+    """Stages so that each comes after those it needs; the given order is kept where it is one.
+
+    Raises:
+        PlanError: two stages have one name, a stage needs one that there is not, or stages need each other.
+
+    Example:
+        >>> net = ModelRef("mlp")
+        >>> taught = Stage("distilled", "distilled", net, teachers=("teacher",))
+        >>> [stage.name for stage in in_order([taught, Stage("teacher", "teacher", net)])]
+        ['teacher', 'distilled']
+    """
+    named: dict[str, Stage] = {}
+    for stage in stages:
+        if stage.name in named:
+            raise PlanError(f"two stages are named {stage.name!r}; every stage needs a name of its own")
+        named[stage.name] = stage
+    for stage in stages:
+        for need in stage.needs:
+            if need not in named:
+                what = "teacher" if need in stage.teachers else "stage"
+                raise PlanError(f"stage {stage.name!r} names an unknown {what} {need!r}; {nearest(need, named)}")
+    try:
+        TopologicalSorter({stage.name: stage.needs for stage in stages}).prepare()
+    except CycleError as error:
+        raise PlanError(f"stages need each other in a circle: {' needs '.join(reversed(error.args[1]))}") from None
+    done: dict[str, Stage] = {}
+
+    def finish(stage: Stage) -> None:
+        if stage.name not in done:
+            for need in stage.needs:
+                finish(named[need])
+            done[stage.name] = stage
+
+    for stage in stages:
+        finish(stage)
+    return list(done.values())

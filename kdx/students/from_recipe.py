@@ -1,0 +1,43 @@
+"""A derived student in a recipe: made when its teacher is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdx.stage import Earlier, ModelRef, Produced, Structure
+from kdx.students.contract import Contract
+from kdx.students.deriving import derive
+
+__all__ = ["DerivedStudent", "structure_of"]
+
+
+class DerivedStudent(Structure):
+    """Derives the student from the stage ``teacher``.
+
+    Args:
+        options: of the model component ``derived``, see :func:`kdx.students.derived.derived`.
+    """
+
+    needs = ("teacher",)
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.inherit = bool(options.get("inherit", True))
+        self.options = {name: value for name, value in options.items() if name not in ("inherit", "config")}
+
+    def produce(self, earlier: Earlier) -> Produced:
+        """See :meth:`kdx.stage.Structure.produce`."""
+        teacher, ref = earlier.model("teacher"), earlier.ref("teacher")
+        example = earlier.example.repeat(2, *[1] * (earlier.example.dim() - 1))
+        ((shape, _dtype),) = Contract.of(teacher, example).outputs
+        sizes = {"num_classes": shape[-1], "input_shape": list(example.shape[1:])}
+        student = derive(teacher, example, base={"name": ref.name, **ref.options}, shape=sizes, **self.options)
+        assert student.config is not None
+        model = ModelRef("derived", {"config": student.config.model_dump(mode="json")})
+        return Produced(model, student.model.state_dict() if self.inherit else None)
+
+
+def structure_of(model: ModelRef | Structure) -> ModelRef | Structure:
+    """What a stage trains: a model ``derived`` with ``how`` is made from the teacher, everything else is itself."""
+    if isinstance(model, ModelRef) and model.name == "derived" and model.options.get("how") is not None:
+        return DerivedStudent(dict(model.options))
+    return model

@@ -1,0 +1,398 @@
+"""``fit``: one loop for every scheme."""
+
+from __future__ import annotations
+
+import functools
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from torch import Tensor
+
+from kdx import rng
+from kdx.batch import Batch
+from kdx.errors import Interrupted, PluginError
+from kdx.losses import Losses, is_task
+from kdx.observers.dispatch import Observers
+from kdx.observers.metrics_log import MetricsLog
+from kdx.observers.tensorboard import TensorBoardLog
+from kdx.schemes.base import Scheme
+from kdx.schemes.weights import Balanced
+from kdx.training.batches import Stream, count_batches, dataset_size, first_batch, pass_size, windows
+from kdx.training.evaluation import Metrics, classification
+from kdx.training.finite import Finite
+from kdx.training.gradients import term_gradients
+from kdx.training.optim import OptimizerSpec, Scheduler, ScheduleSpec, check_complete, make_optimizer, make_schedule
+from kdx.training.prequential import Prequential
+from kdx.training.run import Run
+from kdx.training.signals import Signals
+from kdx.training.state import State
+
+__all__ = ["fit", "run_length"]
+
+
+def fit(
+    scheme: Scheme,
+    train: Iterable[Any],
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    evaluate: Iterable[Any] | None = None,
+    metrics: Metrics = classification,
+    select: str | None = None,
+    optimizer: OptimizerSpec = "AdamW",
+    schedule: ScheduleSpec = "CosineAnnealingLR",
+    accumulate: int = 1,
+    clip_grad_norm: float | None = None,
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no",
+    device: Literal["auto", "cpu"] = "auto",
+    compile: bool = False,
+    seed: int | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    log_every: int = 50,
+    log_gradients: int | None = None,
+    prequential: bool = False,
+    observers: Sequence[object] = (),
+) -> Run:
+    """Trains a scheme.
+
+    Runs on Hugging Face Accelerate: one process by default, device and precision by argument. The micro-batches of
+    one optimizer step weigh by the rows (labelled rows for the task) they hold, so accumulation and a short last
+    batch change no mean.
+
+    Args:
+        scheme: see :class:`kdx.Scheme`.
+        train: a data loader, or any iterable of batches that can be iterated once per epoch. Of a stream without end
+            over a data set (:class:`kdx.datasets.SampleStream`) each pass is an epoch to the scheme and the schedule.
+        epochs: passes over ``train``; 1 if neither this nor ``steps`` is given.
+        steps: optimizer steps, instead of or as a limit to ``epochs``; needed if ``train`` has no length, as an endless
+            stream has none, or one that changes from epoch to epoch, as that of data that still grow.
+        evaluate: a loader to evaluate every student on after each epoch. For a result to be reported use a
+            validation split here and the test set once, at the end, with :func:`kdx.training.evaluation.evaluate`.
+        metrics: see :data:`kdx.training.evaluation.Metrics`.
+        select: a metric of the first student, as ``"accuracy"``; at the end the weights of the epoch where it was
+            highest are put back into every student. Needs ``evaluate``.
+        optimizer: see :data:`kdx.training.optim.OptimizerSpec`.
+        schedule: see :data:`kdx.training.optim.ScheduleSpec`.
+        accumulate: micro-batches per optimizer step.
+        clip_grad_norm: largest norm of the gradient, or None.
+        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
+        device: ``"auto"`` or ``"cpu"``.
+        compile: runs the scheme through ``torch.compile``.
+        seed: seeds Python, NumPy and torch first; None leaves them.
+        folder: where to write ``metrics.jsonl``, TensorBoard events, checkpoints and the exported students; None
+            writes nothing.
+        resume: go on from the folder's newest checkpoint if there is one. On the CPU the run then ends bitwise where
+            an unbroken one ends, if ``train`` gives the same batches again or keeps its place
+            (:class:`kdx.training.batches.Stream` says what does).
+        checkpoint_every: steps between checkpoints, beside the one after each epoch.
+        log_every: steps between logged losses.
+        log_gradients: steps between measurements of every term's gradient on the students: its norm and its cosine to
+            the task loss's gradient are logged as ``grad/<term>/norm`` and ``grad/<term>/cosine``. Each costs one more
+            backward pass a term. Balanced weights (:class:`kdx.schemes.weights.Balanced`) are measured at their own
+            pace.
+        prequential: test every batch before training on it: the accuracy of every student on what it has not seen yet
+            is logged, and added to the history, as ``prequential/<student>``
+            (:class:`kdx.training.prequential.Prequential`).
+        observers: objects with methods marked by ``kdx.hookimpl``.
+
+    Returns:
+        The finished run: history, best row, steps, seconds.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; the step was finished and, with a folder, a checkpoint written.
+        KdxError: a loss is not finite; the last good checkpoint stays.
+        RunExistsError: the folder holds checkpoints and ``resume`` was not given.
+        CheckpointError: the checkpoint to resume from is damaged or belongs to another scheme or optimizer.
+
+    Example:
+        >>> import torch, kdx
+        >>> data = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(4)]
+        >>> run = kdx.fit(kdx.Supervised(torch.nn.Linear(3, 2)), data, epochs=2, device="cpu")
+        >>> run.step
+        8
+    """
+    if seed is not None:
+        set_seed(seed)
+    accelerator = _accelerator(mixed_precision, device, skips=scheme.skips)
+    _check(scheme, accelerator, compile=compile, log_gradients=log_gradients)
+    tests = _tests(scheme, accelerator) if prequential else None
+    if (processes := accelerator.num_processes) > 1:
+        train = accelerator.prepare(train)
+    open_ended = epochs is None and steps is not None
+    epochs, total_steps = run_length(train, epochs, steps, accumulate, processes)
+    run = Run(scheme, None if folder is None else Path(folder), epochs, total_steps, log_every, open_ended=open_ended)
+
+    scheme.to(accelerator.device)
+    with rng.isolated():
+        _set_up(scheme, train, accelerator.device)
+    trained = [parameter for parameter in scheme.parameters() if parameter.requires_grad]
+    raw_optimizer = make_optimizer(optimizer, trained)
+    scheduler = make_schedule(schedule, raw_optimizer, steps=total_steps, epochs=epochs)
+    engine, prepared_optimizer = accelerator.prepare(scheme, raw_optimizer)
+    forward = functools.partial(_losses, torch.compile(engine) if compile else engine, type(scheme).__name__)
+    stream = Stream(train, accelerator.device, processes)
+    state = State(run, accelerator, raw_optimizer, scheduler, stream, tests)
+    state.claim(resume=resume)
+    watchers = Observers([*([MetricsLog(), TensorBoardLog()] if folder else []), *observers])
+
+    scheme.train()
+    start = time.perf_counter() - run.seconds
+    finite = Finite()
+    try:
+        with Signals() as signals:
+            watchers.configure(run)
+            while run.goes_on:
+                for window in _epoch(run, stream, accumulate, tests):
+                    phases = []
+                    for _ in _phases(scheme):
+                        measured = _measured(forward, run, log_gradients)
+                        phases.append(_backward(accelerator, engine, measured, window))
+                        if clip_grad_norm is not None:
+                            accelerator.clip_grad_norm_(trained, clip_grad_norm)
+                        prepared_optimizer.step()
+                        prepared_optimizer.zero_grad()  # to None: the others' state stands still in the next phase
+                    losses = Losses.joined(phases)
+                    if run.step == 0:
+                        check_complete(trained, scheme.named_parameters())
+                    _end_step(run, accelerator, raw_optimizer, scheduler, pass_ended=stream.finished_pass(len(window)))
+                    run.seconds = time.perf_counter() - start
+                    finite.add(losses, run.step, check=run.logs(run.step))
+                    watchers.step_end(run, run.step, losses)
+                    if signals.received or (checkpoint_every and run.step % checkpoint_every == 0):
+                        finite.check(run.step)
+                        state.save()
+                    if signals.received:
+                        raise Interrupted(_stopped_by(signals.received, run), signals.received)
+                    if run.step >= run.total_steps or run.stopped:
+                        break
+                finite.check(run.step)
+                if scheduler:
+                    scheduler.step("epoch")
+                run.epoch += 1
+                if evaluate is not None:
+                    watchers.evaluated(run, state.evaluate(evaluate, metrics, select))
+                run.seconds = time.perf_counter() - start
+                state.save()
+    except PluginError:
+        state.save()  # an observer failed, the run did not
+        raise
+    else:
+        state.finish()
+    finally:
+        accelerator.unwrap_model(engine, keep_fp32_wrapper=False)
+        watchers.run_end(run)
+    return run
+
+
+def _accelerator(mixed_precision: str, device: str, *, skips: bool) -> Accelerator:
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"device must be 'auto' or 'cpu', got {device!r}; choose a GPU with CUDA_VISIBLE_DEVICES")
+    # Accelerate keeps one state per process and refuses another precision or device; runs here follow one another
+    AcceleratorState._reset_state(reset_partial_state=True)
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=skips)
+    return Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu", kwargs_handlers=[parallel])
+
+
+def _check(scheme: Scheme, accelerator: Accelerator, *, compile: bool, log_gradients: int | None) -> None:
+    if compile and (log_gradients or any(isinstance(weight, Balanced) for weight in scheme.weights.values())):
+        raise ValueError(
+            "gradients of single terms cannot be measured with compile=True; leave log_gradients and "
+            "balanced weights, or compile=True, out"
+        )
+    if scheme.phases > 1 and accelerator.num_processes > 1:
+        raise ValueError(
+            f"{type(scheme).__name__} trains its parts in turn, and data parallelism waits for gradients of all; use "
+            "one process, or simultaneous updates"
+        )
+
+
+def _set_up(scheme: Scheme, train: Iterable[Any], device: torch.device) -> None:
+    if (samples := dataset_size(train)) is not None:
+        scheme.dataset_size(samples)
+    if not scheme.ready:
+        scheme.setup(Batch.of(first_batch(train)).to(device))
+
+
+def run_length(
+    train: Iterable[Any], epochs: int | None, steps: int | None, accumulate: int, processes: int = 1
+) -> tuple[int, int]:
+    """The epochs and the optimizer steps that :func:`fit` will take on ``train``, the loader of one of the processes.
+
+    Raises:
+        ValueError: a number below 1, data without a batch, or data without a length and no ``steps``.
+    """
+    for name, value in (("epochs", epochs), ("steps", steps), ("accumulate", accumulate)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    batches = count_batches(train)
+    per_epoch = None if batches is None else math.ceil(batches / accumulate)
+    if per_epoch == 0:
+        raise ValueError("train is empty; give at least one batch")
+    if per_epoch is None:
+        if steps is None:
+            raise ValueError("train has no length, so give steps=, the number of optimizer steps")
+        rows, samples = pass_size(train, processes) or (1, accumulate)  # an epoch has a step at least
+        return epochs or math.ceil(steps * accumulate * rows / samples), steps
+    if epochs is None:
+        epochs = math.ceil(steps / per_epoch) if steps else 1
+    return epochs, min(steps or epochs * per_epoch, epochs * per_epoch)
+
+
+def _check_growth(stream: Stream, run: Run) -> None:
+    batches = count_batches(stream.loader)  # now that the data set has been told of the epoch
+    if batches != stream.batches:
+        raise ValueError(
+            f"train has {batches} batches in epoch {run.epoch} and had {stream.batches} at the start; for data that "
+            "grow give steps= and not epochs=, so that the length of the run is known"
+        )
+
+
+def _tests(scheme: Scheme, accelerator: Accelerator) -> Prequential:
+    if accelerator.num_processes > 1:
+        raise ValueError("prequential evaluation counts the batches of one process; run it on one, or turn it off")
+    return Prequential(scheme)
+
+
+def _epoch(run: Run, stream: Stream, accumulate: int, tests: Prequential | None) -> Iterator[list[Batch]]:
+    """The windows of one epoch, or of what is left of it; of a stream without end all, and every pass is an epoch.
+
+    The scheme is told of the epoch and of every step first, and tested on what it will be trained on.
+    """
+    empty = not stream.resumes  # a resumed epoch may have been over
+    if empty:
+        run.scheme.epoch_start(run.epoch, _epochs(run))
+    for window in windows(stream.epoch(run.epoch), accumulate):
+        if empty and not run.open_ended:
+            _check_growth(stream, run)
+        empty = False
+        if stream.finished_pass(accumulate, before=len(window)):
+            run.scheme.epoch_start(run.epoch + stream.passes(before=len(window)), run.epochs)
+        run.scheme.advance(run.step, run.total_steps)
+        run.extra = {}
+        if tests:
+            tests.test(window)
+            if run.logs(run.step + 1):
+                run.extra = tests.row()
+                run.history.append({"epoch": run.epoch, "step": run.step + 1, **run.extra})
+        yield window
+    stream.epoch_end()
+    if empty:
+        raise ValueError(
+            f"train gave no batch in epoch {run.epoch}, after {run.step} of {run.total_steps} steps; an iterator runs "
+            "once: give a loader, or a stream that goes on"
+            if run.step
+            else "train is empty; give at least one batch"
+        )
+
+
+def _epochs(run: Run) -> int:
+    """How many epochs the run will have; where steps alone end it, at the pace so far."""
+    if not run.open_ended or run.epoch == 0:
+        return run.epochs
+    return math.ceil(run.total_steps * run.epoch / run.step)
+
+
+def _losses(engine: Callable[[Batch], Any], scheme: str, batch: Batch) -> Losses:
+    losses = engine(batch)
+    if not isinstance(losses, Losses):
+        raise TypeError(
+            f"{scheme}.forward must return kdx.Losses, got {type(losses).__name__}; kdx.Losses.of({{name: term, ...}}) "
+            "makes them"
+        )
+    return losses
+
+
+def _phases(scheme: Scheme) -> Iterator[int]:
+    for phase in range(scheme.phases):
+        scheme.phase = phase
+        yield phase
+
+
+def _backward(accelerator: Accelerator, engine: Any, forward: Callable[[Batch], Losses], window: list[Batch]) -> Losses:
+    """Accumulates the gradient of one optimizer step and returns its losses, detached."""
+    if len(window) == 1:
+        losses = forward(window[0])
+        accelerator.backward(losses.total)
+        return losses.detach()
+    rows = _shares([batch.rows for batch in window])
+    labelled = _shares([batch.labelled for batch in window])
+    sums: dict[str, Tensor] = {}
+    for i, batch in enumerate(window):
+        with nullcontext() if i == len(window) - 1 else accelerator.no_sync(engine):
+            terms = {
+                name: term * (labelled if is_task(name) else rows)[i] for name, term in forward(batch).terms.items()
+            }
+            accelerator.backward(Losses.of(terms).total)
+        for name, term in terms.items():
+            sums[name] = sums.get(name, 0) + term.detach()
+    return Losses.of(sums)
+
+
+def _measured(forward: Callable[[Batch], Losses], run: Run, log_gradients: int | None) -> Callable[[Batch], Losses]:
+    """``forward`` that also measures each term's gradient, on the first micro-batch of a phase in which that is due."""
+    scheme, step = run.scheme, run.step + 1
+    changing = {name: weight for name, weight in scheme.weights.items() if not isinstance(weight, float)}
+    logged = bool(log_gradients) and step % (log_gradients or 1) == 0
+    balanced = any(isinstance(weight, Balanced) and run.step % weight.every == 0 for weight in changing.values())
+    if not logged and not balanced:
+        return forward
+
+    done = False
+
+    def measure(batch: Batch) -> Losses:
+        nonlocal done
+        losses = forward(batch)
+        if not done:
+            done = True
+            students = [parameter for student in scheme.students.values() for parameter in student.parameters()]
+            found = term_gradients(losses, students)
+            if balanced:
+                scheme.rebalance({name: norm for name, (norm, _) in found.items()})
+            for name, (norm, cosine) in found.items():
+                run.extra |= {f"grad/{name}/norm": norm.item(), f"grad/{name}/cosine": cosine.item()}
+            run.extra |= {f"weight/{name}": float(scheme.weight(name)) for name in changing}
+        return losses
+
+    return measure
+
+
+def _end_step(
+    run: Run,
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Scheduler | None,
+    *,
+    pass_ended: bool,
+) -> None:
+    """Counts the step, tells the scheme and moves the schedule, at the end of a pass over a stream's data too."""
+    run.step += 1
+    run.scheme.step_end(run.step, run.total_steps)
+    if scheduler and not accelerator.optimizer_step_was_skipped:
+        scheduler.step("step")
+    run.learning_rate = optimizer.param_groups[0]["lr"]
+    if scheduler and pass_ended and run.step < run.total_steps:
+        scheduler.step("epoch")
+
+
+def _shares(sizes: list[int]) -> list[float]:
+    total = sum(sizes)
+    return [size / total if total else 0.0 for size in sizes]
+
+
+def _stopped_by(signum: int, run: Run) -> str:
+    name = signal.Signals(signum).name
+    where = f"stopped by {name} after step {run.step} of {run.total_steps}"
+    if run.folder is None:
+        return f"{where}; there is no folder, so nothing was saved"
+    return f"{where}; the checkpoint is in {run.folder / 'checkpoints'}, resume=True goes on from there"

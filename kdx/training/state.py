@@ -1,0 +1,142 @@
+"""What a checkpoint holds, and how a run continues from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from kdx import rng
+from kdx.errors import CheckpointError, RunExistsError
+from kdx.training import evaluation
+from kdx.training.batches import Stream
+from kdx.training.checkpoint import export_weights, latest_checkpoint, load_checkpoint, save_checkpoint
+from kdx.training.evaluation import Metrics
+from kdx.training.optim import Scheduler
+from kdx.training.prequential import Prequential
+from kdx.training.run import Run
+
+__all__ = ["State"]
+
+
+class State:
+    """Saves and restores everything that a run continues with."""
+
+    def __init__(
+        self,
+        run: Run,
+        accelerator: Accelerator,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Scheduler | None,
+        stream: Stream,
+        prequential: Prequential | None = None,
+    ) -> None:
+        self.run = run
+        self.accelerator = accelerator
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.stream = stream
+        self.prequential = prequential
+        self.best: dict[str, dict[str, Tensor]] = {}
+
+    def save(self) -> None:
+        """Writes a checkpoint, if the run has a folder."""
+        if self.run.folder is None or not self.accelerator.is_main_process:
+            return
+        run, scaler = self.run, self.accelerator.scaler
+        state = {
+            "scheme": run.scheme.state_dict(),
+            "best": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.scheduler.schedule.state_dict() if self.scheduler else None,
+            "scaler": scaler.state_dict() if scaler else None,
+            "rng": rng.capture(),
+            "stream": self.stream.state_dict(),
+            "prequential": self.prequential.state_dict() if self.prequential else None,
+            "run": {
+                "epoch": run.epoch,
+                "history": run.history,
+                "best": run.best,
+                "seconds": run.seconds,
+                "epochs": run.epochs,
+                "total_steps": run.total_steps,
+                "stopped": run.stopped,
+            },
+        }
+        save_checkpoint(self.run.folder / "checkpoints", run.step, state)
+
+    def claim(self, *, resume: bool) -> None:
+        """Takes the folder, going back to its newest checkpoint when resuming."""
+        if self.run.folder is None:
+            if resume:
+                raise ValueError("resume needs the folder of the run")
+            return
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        path = latest_checkpoint(self.run.folder / "checkpoints")
+        if path is not None and not resume:
+            raise RunExistsError(f"{self.run.folder} holds a run already; resume=True goes on with it")
+        if path is not None:
+            self._load(path)
+
+    def _load(self, path: Path) -> None:
+        state = load_checkpoint(path)
+        run = self.run
+        try:
+            run.scheme.load_state_dict(state["scheme"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"checkpoint {path} is of another scheme or optimizer: {error}") from error
+        saved = state["run"]
+        epochs = saved["epochs"] if run.open_ended else run.epochs
+        if (saved["epochs"], saved["total_steps"]) != (epochs, run.total_steps):
+            raise CheckpointError(
+                f"checkpoint {path} is of a run of {saved['epochs']} epochs and {saved['total_steps']} steps, this one "
+                f"has {run.epochs} and {run.total_steps}; resume with the same length"
+            )
+        if self.scheduler:
+            self.scheduler.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        run.epochs = epochs
+        self.stream.load_state_dict(state["stream"])
+        if self.prequential and (counts := state.get("prequential")):
+            self.prequential.load_state_dict(counts)
+        run.step, run.epoch, run.seconds = state["step"], saved["epoch"], saved["seconds"]
+        run.history, run.best, self.best = saved["history"], saved["best"], state["best"]
+        run.stopped = saved.get("stopped")
+        run.learning_rate = self.optimizer.param_groups[0]["lr"]
+        rng.restore(state["rng"])
+
+    def evaluate(self, loader: Iterable[Any], metrics: Metrics, select: str | None) -> dict[str, Any]:
+        """Evaluates every student, adds the row to the history and remembers the weights if they are selected."""
+        run = self.run
+        row: dict[str, Any] = {}
+        for name, student in run.scheme.students.items():
+            output = run.scheme.output_of(name)
+            found = evaluation.evaluate(student, loader, metrics=metrics, device=self.accelerator.device, output=output)
+            row |= {f"{name}/{metric}": value for metric, value in found.items()}
+        run.history.append({"epoch": run.epoch, "step": run.step, **row})
+        if select is not None:
+            key = f"{next(iter(run.scheme.students))}/{select}"
+            if key not in row:
+                raise ValueError(f"select={select!r} is not among the metrics {sorted(row)}")
+            if run.best is None or row[key] > run.best[key]:
+                run.best = run.history[-1]
+                self.best = {
+                    name: {key: value.detach().cpu().clone() for key, value in student.state_dict().items()}
+                    for name, student in run.scheme.students.items()
+                }
+        return row
+
+    def finish(self) -> None:
+        """Puts the selected weights back and exports the students."""
+        run = self.run
+        for name, student in run.scheme.students.items():
+            if name in self.best:
+                student.load_state_dict(self.best[name])
+            if run.folder is not None and self.accelerator.is_main_process:
+                export_weights(student, run.folder / f"{name}.safetensors")

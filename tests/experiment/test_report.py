@@ -1,0 +1,143 @@
+"""The report of a run, from a summary: rows, widths, the page."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from kdx.experiment.report import draw_curves, seeds_table, stages_table, write_report
+
+
+def stage(**further: Any) -> dict[str, Any]:
+    """What a stage adds to a summary."""
+    result = {"parameters": 220_594, "bytes": 882_376, "latency_ms": 1.234, "latency_spread_ms": 0.246, "seconds": 3.0}
+    return {"test": {"accuracy": 0.8125}, "validation": {"accuracy": 0.75}, **result, **further}
+
+
+@pytest.fixture
+def summary() -> dict[str, Any]:
+    """A run of mutual learning on a stream, with controls."""
+    peers = {name: {"accuracy": 0.5 + i / 10} for i, name in enumerate(("peer0", "peer1"))}
+    return {
+        "recipe": "made-up",
+        "summary": "a run that never was",
+        "seed": 0,
+        "finished": "today",
+        "warnings": [],
+        "metric": "accuracy",
+        "metric_label": "accuracy",
+        "test_rows": 2000,
+        "gain": -12.5,
+        "stages": {
+            "alone": stage(prequential={"student": 0.5}),
+            "label-smoothing": stage(),
+            "distilled": stage(students=peers, prequential={"peer0": 0.5, "peer1": 0.5}),
+        },
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, summary: dict[str, Any]) -> Path:
+    """The run's folder."""
+    rows = [
+        {"step": 5, "epoch": 1, "loss": 2.0, "eval/student/accuracy": 0.5, "prequential/student": 0.25},
+        {"step": 10, "epoch": 2, "loss": 1.0, "eval/student/accuracy": 0.75, "prequential/student": 0.5},
+    ]
+    for name in summary["stages"]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text("name: made-up\n")
+    (tmp_path / "environment.json").write_text("{}\n")
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """The first cells of the table's rows, the style and the picture's text of a report."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.style = self.alt = self._in = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        first = tag == "td" and self._in == "tr"
+        self._in = "name" if first else tag
+        self.alt = dict(attrs).get("alt") or self.alt
+        if first:
+            self.names.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self._in == "name":
+            self.names[-1] += data
+        elif self._in == "style":
+            self.style += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in = ""
+
+
+def test_the_page_keeps_the_indent_of_further_learners(folder: Path, summary: dict[str, Any]) -> None:
+    page = Page(write_report(folder, summary).read_text())
+    assert page.names == ["student alone", "student alone, smoothed labels", "distilled student, peer0", "  peer1"]
+    rules = [rule.split("{")[1] for rule in page.style.split("}") if "td:first-child" in rule.split("{")[0]]
+    assert any("white-space: pre" in rule for rule in rules)  # a browser would drop the two spaces
+
+
+def test_the_text_for_the_picture_names_every_panel(folder: Path, summary: dict[str, Any]) -> None:
+    panels = [axes.get_title() for axes in draw_curves(folder, summary).axes]
+    assert panels[0] == "validation accuracy"
+    assert panels[2] == "test, then train (prequential)"
+    page = Page(write_report(folder, summary).read_text())
+    assert all(panel in page.alt for panel in panels)
+
+
+def printed(table: Table) -> str:
+    """A table on a terminal of 80 columns."""
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("latency", [0.41, 12.34, 345.6])
+@pytest.mark.parametrize("chain", [False, True])
+def test_on_a_terminal_of_80_columns_no_number_and_no_name_is_broken(
+    summary: dict[str, Any], chain: bool, latency: float
+) -> None:
+    stages = summary["stages"]
+    for each in stages.values():
+        each |= {"latency_ms": latency, "latency_spread_ms": latency / 5, "parameters": 123_508_032}
+    if chain:
+        stages["distilled"] |= {"teachers": ["teacher", "assistant-1", "assistant-2"]}
+    text = printed(stages_table(summary))
+    for name in ("student alone", "student alone, smoothed labels", "distilled student, peer0"):
+        (line,) = (line for line in text.splitlines() if f"{name} " in line)
+        assert "123,508,032" in line
+        assert "81.25" in line
+        assert chain or re.search({0.41: r"0\.41 ± 0\.04", 12.34: r"12\.3 ± 1\.2", 345.6: "346 ± 35"}[latency], line)
+    assert "-12.50" in text
+    assert "peer1" in text
+
+
+def test_what_stands_behind_the_latencys_plus_minus_is_said(folder: Path, summary: dict[str, Any]) -> None:
+    meaning = "median ± half the distance between the 20th and the 80th percentile, one sample on one thread"
+    assert meaning in " ".join(printed(stages_table(summary)).split())
+    page = write_report(folder, summary).read_text()
+    assert meaning in page
+    assert "<td>1.23 ± 0.12</td>" in page
+
+
+def test_one_seed_has_no_spread(summary: dict[str, Any]) -> None:
+    one, two = seeds_table([summary]), seeds_table([summary, summary | {"seed": 1, "gain": -10.5}])
+    assert one.columns[-1].header == "mean"
+    assert list(one.columns[-1].cells) == ["81.25", "81.25", "81.25", "60.00", "-12.50"]
+    assert two.columns[-1].header == "mean ± std"
+    assert list(two.columns[-1].cells)[-1] == "-11.50 ± 1.41"

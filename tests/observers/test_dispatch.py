@@ -1,0 +1,85 @@
+"""Observers: what they are told, what they write, what happens when they fail."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import kdx
+from kdx.errors import PluginError
+from kdx.hookspecs import hookimpl
+from kdx.training.checkpoint import latest_checkpoint
+
+
+def distil(net, seed: int = 0) -> kdx.Offline:
+    torch.manual_seed(seed)
+    return kdx.Offline(net(4), net(6), knowledge={"hint": (1.0, kdx.Hint(student="conv", teacher="conv"))})
+
+
+def test_metrics_are_written_as_json_lines_and_events(net, loader, tmp_path) -> None:
+    kdx.fit(distil(net), loader, epochs=2, evaluate=loader, folder=tmp_path, log_every=2)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in logged] == [2, 4, 6, 8, 10, 12]
+    for row in logged:
+        assert row["loss"] == pytest.approx(row["term/task"] + row["term/hint"], rel=1e-5)
+    assert [row["epoch"] for row in rows if "eval/student/accuracy" in row] == [1, 2]
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_observers_are_told_in_order_and_can_stop_the_run(net, loader) -> None:
+    told = []
+
+    class Early:
+        @hookimpl
+        def kdx_configure(self, run):
+            told.append("configure")
+
+        @hookimpl
+        def kdx_step_end(self, run, step, losses):
+            told.append(f"first {step}")
+            assert not losses.total.requires_grad
+
+        @hookimpl
+        def kdx_evaluated(self, run, metrics):
+            told.append(f"evaluated {sorted(metrics)}")
+            run.stop("enough")
+
+        @hookimpl
+        def kdx_run_end(self, run):
+            told.append("end")
+
+    class Second:
+        @hookimpl
+        def kdx_step_end(self, step):
+            told.append(f"second {step}")
+
+    run = kdx.fit(kdx.Supervised(net()), loader, epochs=5, evaluate=loader, observers=[Early(), Second()])
+    assert run.stopped == "enough"
+    assert run.epoch == 1
+    assert told[:3] == ["configure", "first 1", "second 1"]
+    assert told[-2:] == ["evaluated ['student/accuracy']", "end"]
+
+
+def test_an_observer_that_raises_is_named_and_loses_nothing(net, loader, tmp_path) -> None:
+    class Clumsy:
+        @hookimpl
+        def kdx_step_end(self, step):
+            if step == 4:
+                raise OSError("no space left on device")
+
+    scheme = kdx.Supervised(net())
+    with pytest.raises(PluginError, match=r"'Clumsy \(number 3\)' failed in kdx_step_end: OSError: no space left"):
+        kdx.fit(scheme, loader, epochs=2, folder=tmp_path, observers=[Clumsy()])
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "step-00000004.pt"
+    assert kdx.fit(scheme, loader, epochs=2, folder=tmp_path, resume=True).step == 12
+
+    class Wrong:
+        @hookimpl
+        def kdx_step_end(self, colour):
+            pass
+
+    with pytest.raises(PluginError, match=r"(?s)'Wrong \(number 1\)' cannot be used.*colour"):
+        kdx.fit(scheme, loader, observers=[Wrong()])

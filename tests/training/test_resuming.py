@@ -1,0 +1,240 @@
+"""Checkpoints: exact resuming, signals, what is written and what is never lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import kdx
+from kdx import rng
+from kdx.batch import Batch
+from kdx.errors import CheckpointError, Interrupted, KdxError, PluginError, RunExistsError
+from kdx.files import atomic_write
+from kdx.hookspecs import hookimpl
+from kdx.observers.metrics_log import read_metrics
+from kdx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights
+from kdx.training.evaluation import evaluate
+
+
+def distil(net, seed: int = 0) -> kdx.Offline:
+    torch.manual_seed(seed)
+    return kdx.Offline(net(4), net(6), knowledge={"hint": (1.0, kdx.Hint(student="conv", teacher="conv"))})
+
+
+class Noisy(Dataset):
+    """Images whose augmentation draws from Python's, NumPy's and torch's global generators."""
+
+    def __init__(self, images) -> None:
+        self.inputs, self.targets = images
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i):
+        noise = random.random() + np.random.rand() + torch.rand(()).item()
+        return Batch(self.inputs[i] + 0.1 * noise, self.targets[i], i)
+
+
+class StopAt:
+    """Sends a signal to this process after a step."""
+
+    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
+        self.step, self.number = step, number
+
+    @hookimpl
+    def kdx_step_end(self, step) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("stop", [1, 7, 12], ids=["first step", "inside an epoch", "last step of an epoch"])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_resumed_run_ends_bitwise_where_the_unbroken_one_ends(net, images, tmp_path, stop, accumulate) -> None:
+    if accumulate == 4 and stop > 6:
+        stop = 5
+
+    def run(folder: Path, **options) -> tuple[kdx.Scheme, object]:
+        scheme = distil(net)
+        loader = DataLoader(Noisy(images), 16, shuffle=True)
+        done = kdx.fit(
+            scheme,
+            loader,
+            epochs=4,
+            evaluate=loader,
+            select="accuracy",
+            optimizer="SGD",
+            accumulate=accumulate,
+            seed=5,
+            folder=folder,
+            log_every=1,
+            **options,
+        )
+        return scheme, done
+
+    unbroken, whole = run(tmp_path / "unbroken")
+    with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {stop} of"):
+        run(tmp_path / "broken", observers=[StopAt(stop)])
+    torch.manual_seed(123)  # a new process has another random state
+    resumed, rest = run(tmp_path / "broken", resume=True)
+    for name, value in unbroken.state_dict().items():
+        assert resumed.state_dict()[name].equal(value), name
+    assert rest.history == whole.history
+    assert rest.best == whole.best
+    assert rng.capture()["torch"].equal(
+        load_checkpoint(latest_checkpoint(tmp_path / "broken/checkpoints"))["rng"]["torch"]
+    )
+    assert read_metrics(tmp_path / "broken/metrics.jsonl") == read_metrics(tmp_path / "unbroken/metrics.jsonl")
+
+
+def test_a_short_last_window_belongs_to_its_epoch_when_a_run_stops_after_it(net, images, tmp_path) -> None:
+    def run(folder: Path, **options):
+        torch.manual_seed(0)
+        loader = DataLoader(TensorDataset(*images), 16, shuffle=True)  # 6 batches: windows of 4 and of 2
+        return kdx.fit(kdx.Supervised(net()), loader, epochs=2, evaluate=loader, accumulate=4, folder=folder, **options)
+
+    whole = run(tmp_path / "unbroken")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "broken", observers=[StopAt(2)])
+    rest = run(tmp_path / "broken", resume=True)
+    assert (rest.step, rest.epoch, rest.history) == (whole.step, whole.epoch, whole.history)
+
+
+def test_an_observer_that_cannot_start_leaves_the_place_in_the_data_as_it_was(net, images, tmp_path) -> None:
+    def run(folder: Path, **options) -> kdx.Scheme:
+        torch.manual_seed(0)
+        scheme = kdx.Supervised(net())
+        loader = DataLoader(TensorDataset(*images), 16, shuffle=True)
+        kdx.fit(scheme, loader, epochs=2, seed=5, folder=folder, **options)
+        return scheme
+
+    class Broken:
+        @hookimpl
+        def kdx_configure(self, run) -> None:
+            raise OSError("no server")
+
+    unbroken = run(tmp_path / "unbroken")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "broken", observers=[StopAt(4)])
+    with pytest.raises(PluginError, match="no server"):
+        run(tmp_path / "broken", observers=[Broken()], resume=True)
+    resumed = run(tmp_path / "broken", resume=True)
+    for name, value in unbroken.state_dict().items():
+        assert resumed.state_dict()[name].equal(value), name
+
+
+def test_a_run_that_an_observer_ended_trains_no_further_when_it_is_resumed(net, loader, tmp_path) -> None:
+    class Enough:
+        @hookimpl
+        def kdx_step_end(self, run, step) -> None:
+            if step == 2:
+                run.stop("enough")
+
+    kdx.fit(kdx.Supervised(net()), loader, epochs=3, folder=tmp_path, observers=[Enough()])
+    again = kdx.fit(kdx.Supervised(net()), loader, epochs=3, folder=tmp_path, resume=True)
+    assert (again.step, again.stopped) == (2, "enough")
+
+
+def test_ctrl_c_finishes_the_step_and_says_how_to_resume(net, loader, tmp_path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=r"stopped by SIGINT after step 3 .* resume=True goes on") as caught:
+        kdx.fit(kdx.Supervised(net()), loader, epochs=2, folder=tmp_path, observers=[StopAt(3, signal.SIGINT)])
+    assert caught.value.signum == signal.SIGINT
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "step-00000003.pt"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_selection_puts_the_best_weights_back(net, loader, images, tmp_path) -> None:
+    scheme = kdx.Supervised(net())
+    validation = DataLoader(TensorDataset(*images), 96)
+    run = kdx.fit(
+        scheme,
+        loader,
+        epochs=6,
+        evaluate=validation,
+        select="accuracy",
+        optimizer={"name": "SGD", "lr": 0.5},
+        folder=tmp_path,
+        seed=3,
+    )
+    best = max(row["student/accuracy"] for row in run.history)
+    assert run.best["student/accuracy"] == best
+    assert evaluate(scheme.student, validation)["accuracy"] == pytest.approx(best)
+    exported = net()
+    load_weights(exported, tmp_path / "student.safetensors")
+    assert evaluate(exported, validation)["accuracy"] == pytest.approx(best)
+
+
+def test_the_export_holds_the_student_alone(net, loader, batch, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    scheme = distil(net)
+    kdx.fit(scheme, loader, epochs=1, folder=tmp_path)
+    assert load_file(tmp_path / "student.safetensors").keys() == scheme.student.state_dict().keys()
+    fresh = net()
+    load_weights(fresh, tmp_path / "student.safetensors")
+    assert fresh.eval()(batch.inputs).equal(scheme.student.eval()(batch.inputs))
+    with pytest.raises(CheckpointError, match="do not fit Sequential"):
+        load_weights(net(5), tmp_path / "student.safetensors")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(net, loader, tmp_path) -> None:
+    class Poison:
+        @hookimpl
+        def kdx_step_end(self, run, step):
+            if step == 7:
+                with torch.no_grad():
+                    run.scheme.student.fc.weight.fill_(float("nan"))
+
+    with pytest.raises(KdxError, match=r"not finite at or before step 8 \(last terms: task=nan\)"):
+        kdx.fit(kdx.Supervised(net()), loader, epochs=2, folder=tmp_path, log_every=1, observers=[Poison()])
+    kept = load_checkpoint(latest_checkpoint(tmp_path / "checkpoints"))
+    assert kept["step"] == 6
+    assert all(torch.isfinite(value).all() for value in kept["scheme"].values())
+
+
+def test_a_folder_with_a_run_is_not_overwritten(net, loader, tmp_path) -> None:
+    kdx.fit(kdx.Supervised(net()), loader, epochs=1, folder=tmp_path)
+    with pytest.raises(RunExistsError, match="resume=True"):
+        kdx.fit(kdx.Supervised(net()), loader, epochs=1, folder=tmp_path)
+
+
+def test_resuming_something_else_is_an_error(net, loader, tmp_path) -> None:
+    kdx.fit(kdx.Supervised(net(4)), loader, epochs=1, folder=tmp_path)
+    with pytest.raises(CheckpointError, match="another scheme or optimizer"):
+        kdx.fit(kdx.Supervised(net(5)), loader, epochs=1, folder=tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="of 1 epochs and 6 steps, this one has 2 and 12"):
+        kdx.fit(kdx.Supervised(net(4)), loader, epochs=2, folder=tmp_path, resume=True)
+    path = latest_checkpoint(tmp_path / "checkpoints")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        kdx.fit(kdx.Supervised(net(4)), loader, epochs=1, folder=tmp_path, resume=True)
+    torch.save({"format": 99}, path)
+    with pytest.raises(CheckpointError, match="has format 99"):
+        load_checkpoint(path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def full(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        atomic_write(path, full)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_old_checkpoints_are_removed_but_two(net, loader, tmp_path) -> None:
+    kdx.fit(kdx.Supervised(net()), loader, epochs=2, folder=tmp_path, checkpoint_every=4)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000008.pt", "step-00000012.pt"]
