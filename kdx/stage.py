@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdx.errors import PlanError, nearest
 
-__all__ = ["Earlier", "ModelRef", "Produced", "Role", "Rows", "Stage", "Structure", "in_order"]
+__all__ = ["FinishedStages", "ModelRef", "Produced", "Role", "Rows", "Stage", "Structure", "in_order"]
 
 
 Role = Literal["teacher", "probe", "alone", "label-smoothing", "untrained", "assistant", "distilled"]
@@ -35,7 +35,7 @@ class ModelRef:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Earlier(Protocol):
+class FinishedStages(Protocol):
     """The finished stages that a structure looks at."""
 
     @property
@@ -86,11 +86,11 @@ class Structure(ABC):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Earlier stages that :meth:`produce` looks at."""
+        """FinishedStages stages that :meth:`produce` looks at."""
         return ()
 
     @abstractmethod
-    def produce(self, earlier: Earlier) -> Produced:
+    def produce(self, finished: FinishedStages) -> Produced:
         """Makes the structure when the stage begins. It must be the same every time.
 
         Raises:

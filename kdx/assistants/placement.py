@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from kdx.errors import PlanError
 from kdx.registry import default_plugins
-from kdx.stage import Earlier, ModelRef, Produced, Structure
+from kdx.stage import FinishedStages, ModelRef, Produced, Structure
 
 __all__ = ["ByAccuracy", "Ladder", "nearest_to"]
 
@@ -91,11 +91,11 @@ class ByAccuracy(Structure):
         return (self.teacher, self.student, *self.candidates)
 
     @override
-    def produce(self, earlier: Earlier) -> Produced:
-        high, low = earlier.quality(self.teacher), earlier.quality(self.student)
+    def produce(self, finished: FinishedStages) -> Produced:
+        high, low = finished.quality(self.teacher), finished.quality(self.student)
         targets = [high + (low - high) * k / (self.count + 1) for k in range(1, self.count + 1)]
-        sized = sorted(self.candidates, key=lambda name: -earlier.parameters(self.candidates[name]))
-        chosen = nearest_to(targets, [earlier.quality(name) for name in sized])
+        sized = sorted(self.candidates, key=lambda name: -finished.parameters(self.candidates[name]))
+        chosen = nearest_to(targets, [finished.quality(name) for name in sized])
         return Produced(self.candidates[sized[chosen[self.place - 1]]])
 
 

@@ -10,7 +10,7 @@ from typing_extensions import override
 from kdx.assistants.base import Assistant
 from kdx.assistants.placement import Ladder
 from kdx.errors import PlanError
-from kdx.stage import Earlier, ModelRef, Produced, Stage, Structure
+from kdx.stage import FinishedStages, ModelRef, Produced, Stage, Structure
 
 __all__ = ["ResidualKD"]
 
@@ -77,9 +77,9 @@ class Shrunk(Structure):
     share: float
 
     @override
-    def produce(self, earlier: Earlier) -> Produced:
-        budget = [self.share * cost for cost in costs(earlier, self.asked)]
-        return Produced(largest(earlier, self.asked, self.vary, budget))
+    def produce(self, finished: FinishedStages) -> Produced:
+        budget = [self.share * cost for cost in costs(finished, self.asked)]
+        return Produced(largest(finished, self.asked, self.vary, budget))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +100,25 @@ class Pair(Structure):
         return ("student",)
 
     @override
-    def produce(self, earlier: Earlier) -> Produced:
-        student = earlier.ref("student")
-        spent = zip(costs(earlier, self.asked), costs(earlier, student), strict=True)
-        assistant = largest(earlier, self.asked, self.vary, [asked - used for asked, used in spent])
+    def produce(self, finished: FinishedStages) -> Produced:
+        student = finished.ref("student")
+        spent = zip(costs(finished, self.asked), costs(finished, student), strict=True)
+        assistant = largest(finished, self.asked, self.vary, [asked - used for asked, used in spent])
         options = {
             name: {"name": ref.name, **ref.options} for name, ref in (("student", student), ("assistant", assistant))
         }
         pair = ModelRef("residual-sum", options)
-        weights = earlier.build(pair).state_dict()
-        weights |= {f"student.{name}": value for name, value in earlier.model("student").state_dict().items()}
+        weights = finished.build(pair).state_dict()
+        weights |= {f"student.{name}": value for name, value in finished.model("student").state_dict().items()}
         return Produced(pair, weights)
 
 
-def costs(earlier: Earlier, ref: ModelRef) -> tuple[int, int]:
+def costs(finished: FinishedStages, ref: ModelRef) -> tuple[int, int]:
     """Parameters and operations of a model."""
-    return earlier.parameters(ref), earlier.flops(ref)
+    return finished.parameters(ref), finished.flops(ref)
 
 
-def largest(earlier: Earlier, ref: ModelRef, vary: str, budget: list[float] | list[int]) -> ModelRef:
+def largest(finished: FinishedStages, ref: ModelRef, vary: str, budget: list[float] | list[int]) -> ModelRef:
     """The model with the largest ``vary``, at most its own, whose costs are within the budget.
 
     Raises:
@@ -127,9 +127,9 @@ def largest(earlier: Earlier, ref: ModelRef, vary: str, budget: list[float] | li
     ladder = Ladder(ref, vary)
     for size in range(ladder.size(), 0, -1):
         found = ladder.at(size)
-        if all(cost <= most for cost, most in zip(costs(earlier, found), budget, strict=True)):
+        if all(cost <= most for cost, most in zip(costs(finished, found), budget, strict=True)):
             return found
-    parameters, flops = costs(earlier, ladder.at(1))
+    parameters, flops = costs(finished, ladder.at(1))
     raise PlanError(
         f"no {ref.name} fits into {budget[0]:.0f} parameters and {budget[1]:.0f} operations: with {vary} 1 it has "
         f"{parameters} and {flops}; change share, or ask for a larger student"

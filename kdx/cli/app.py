@@ -146,21 +146,21 @@ def _run(
         one = check_recipe({**recipe.dump(), "seed": seed})
         told: list[str] = []
 
-        def tell(message: str, told: list[str] = told) -> None:
+        def notify(message: str, told: list[str] = told) -> None:
             told.append(message)
             console.print(_escape(message), soft_wrap=True, highlight=False)
 
         try:
             with warnings.catch_warnings():
                 for category in (WeakTeacherWarning, GapWarning):
-                    warnings.simplefilter("ignore", category)  # tell prints it
+                    warnings.simplefilter("ignore", category)  # notify prints it
                 experiment = Experiment(
                     one,
                     target,
                     [ProgressBar(console, verbose=verbose)],
                     name=name,
                     teachers=folder.parent / ".teachers",
-                    tell=tell,
+                    notify=notify,
                 )
                 summary = experiment.run(resume=resume, force=force)
         except Interrupted as stop:
@@ -232,7 +232,7 @@ def cache_outputs(
         bar.start()
         bar.update(task, completed=done, total=total)
 
-    def tell(message: str) -> None:
+    def notify(message: str) -> None:
         console.print(_escape(message), soft_wrap=True, highlight=False)
 
     try:
@@ -241,7 +241,7 @@ def cache_outputs(
             out,
             teachers=Path("runs") / ".teachers",
             observers=[ProgressBar(console)],
-            tell=tell,
+            notify=notify,
             progress=progress,
             what=what,
             views=views,

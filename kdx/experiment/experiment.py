@@ -78,7 +78,7 @@ class Experiment:
         observers: see :func:`kdx.fit`; they watch every stage.
         name: what the report calls it; the folder's name by default.
         teachers: where trained teachers are kept for other runs; ``.teachers`` beside the folder by default.
-        tell: is given a sentence for the user when something happens that a report should not be the first to say.
+        notify: is given a sentence for the user when something happens that a report should not be the first to say.
 
     Raises:
         PlanError: the stages do not fit together.
@@ -92,16 +92,16 @@ class Experiment:
         *,
         name: str | None = None,
         teachers: Path | None = None,
-        tell: Callable[[str], object] = lambda _: None,
+        notify: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.recipe = recipe
         self.name = name or folder.name
         self.folder = folder
-        self.tell = tell
+        self.notify = notify
         self.warnings: list[str] = []
         self.plan = plan(recipe)
         cache = TeacherCache(teachers or folder.parent / ".teachers")
-        self.runner = StageRunner(recipe, folder, self.plan, cache, observers, tell)
+        self.runner = StageRunner(recipe, folder, self.plan, cache, observers, notify)
         self.task = self.runner.task
 
     @property
@@ -181,7 +181,7 @@ class Experiment:
                     if message not in self.warnings:
                         self.warnings.append(message)
                         warnings.warn(message, category, stacklevel=4)
-                        self.tell(f"warning: {message}")
+                        self.notify(f"warning: {message}")
 
     def _summary(self, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         metric = self.task.metric

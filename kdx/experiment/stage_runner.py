@@ -56,7 +56,7 @@ class StageRunner:
         stages: the plan.
         cache: where trained teachers are kept for other runs.
         observers: see :func:`kdx.fit`.
-        tell: is given a sentence for the user, as it happens.
+        notify: is given a sentence for the user, as it happens.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class StageRunner:
         stages: Sequence[Stage],
         cache: TeacherCache,
         observers: Sequence[object] = (),
-        tell: Callable[[str], object] = lambda _: None,
+        notify: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.recipe = recipe
         self.folder = folder
         self.stages = {stage.name: stage for stage in stages}
         self.cache = cache
         self.observers = list(observers)
-        self.tell = tell
+        self.notify = notify
         self.plugins = default_plugins()
         self.task = task_kind(recipe.task.name, margin=recipe.task.margin)
 
@@ -114,7 +114,7 @@ class StageRunner:
         write_json(folder / RESULT, result)
         return result
 
-    # what a structure sees of the stages before it: kdx.stage.Earlier
+    # what a structure sees of the stages before it: kdx.stage.FinishedStages
 
     def ref(self, stage: str) -> ModelRef:
         """The model of a stage that has begun."""
@@ -252,7 +252,7 @@ class StageRunner:
         return teachers
 
     def _stored(self, name: str) -> Stored:
-        return stored_teacher(self.recipe, self.data.few, self.model(name), name, self.folder / name, self.tell)
+        return stored_teacher(self.recipe, self.data.few, self.model(name), name, self.folder / name, self.notify)
 
     def _train(self, stage: Stage, scheme: Scheme, weights: Path) -> dict[str, Any]:
         """Trains or loads the stage's model and leaves its weights in the folder."""
@@ -268,9 +268,9 @@ class StageRunner:
         kept = None
         if section and section.reuse and isinstance(stage.model, ModelRef):
             kept = self.cache.entry(stage, self.recipe, self.data)
-            if found := kept.load(student, self.tell):
+            if found := kept.load(student, self.notify):
                 export_weights(student, weights)
-                self.tell(f"{stage.name}: trained before with the same model, data, training and seed; from {found}")
+                self.notify(f"{stage.name}: trained before with the same model, data, training and seed; from {found}")
                 return {"reused": str(found)}
         run = self._fit(stage, scheme)
         if kept:
@@ -286,7 +286,7 @@ class StageRunner:
             result["prequential"] = {key.split("/")[1]: value for key, value in ends.items()}
             if ends:
                 shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in result["prequential"].items())
-                self.tell(f"{stage.name}: accuracy on each batch before training on it: {shown}")
+                self.notify(f"{stage.name}: accuracy on each batch before training on it: {shown}")
         return result
 
     def _fit(self, stage: Stage, scheme: Scheme) -> Run:

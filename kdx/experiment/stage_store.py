@@ -54,7 +54,7 @@ def write_stage_store(
 
 
 def stored_teacher(
-    recipe: Recipe, rows: View, model: nn.Module, name: str, folder: Path, tell: Callable[[str], object]
+    recipe: Recipe, rows: View, model: nn.Module, name: str, folder: Path, notify: Callable[[str], object]
 ) -> Stored:
     """The teacher of a stage that learns from a store; the store is written first, if it is not there.
 
@@ -64,7 +64,7 @@ def stored_teacher(
         model: the trained teacher, which runs only while the store is written.
         name: of the teacher's stage.
         folder: of the stage; the store is its subfolder ``store`` unless the recipe says where.
-        tell: is given a sentence for the user.
+        notify: is given a sentence for the user.
     """
     section = recipe.all_teachers.get(name, recipe.teacher)
     assert section is not None
@@ -76,7 +76,7 @@ def stored_teacher(
     seconds = time.perf_counter() - start
     what = f"{', '.join(section.store.contents)} of {len(rows):,} samples in {store.views} views"
     if told[0][0] == told[0][1]:
-        tell(f"{name}: stored before: {what}, from {where}")
+        notify(f"{name}: stored before: {what}, from {where}")
     else:
-        tell(f"{name}: stored {what} in {seconds:.1f} s, {store.bytes / 1e6:.2f} MB; it runs no more")
+        notify(f"{name}: stored {what} in {seconds:.1f} s, {store.bytes / 1e6:.2f} MB; it runs no more")
     return Stored(store, teacher=model, data=rows.cycling(store.views))

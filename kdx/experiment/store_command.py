@@ -27,7 +27,7 @@ def cache_teacher(
     *,
     teachers: Path,
     observers: Sequence[object] = (),
-    tell: Callable[[str], object] = lambda _: None,
+    notify: Callable[[str], object] = lambda _: None,
     progress: Callable[[int, int], object] = lambda done, total: None,
     **options: Any,
 ) -> Store:
@@ -41,7 +41,7 @@ def cache_teacher(
         out: the store's folder.
         teachers: where trained teachers are kept.
         observers: see :func:`kdx.fit`.
-        tell: is given a sentence for the user.
+        notify: is given a sentence for the user.
         progress: told shards done and all shards.
         **options: keys of the recipe's section ``teacher.store`` that differ.
 
@@ -58,7 +58,7 @@ def cache_teacher(
     assert recipe.teacher is not None
     store: StoreSection | None = recipe.teacher.store
     assert store is not None
-    runner = StageRunner(recipe, out, plan(recipe), TeacherCache(teachers), observers, tell)
+    runner = StageRunner(recipe, out, plan(recipe), TeacherCache(teachers), observers, notify)
     rehearse_store(runner, "teacher")
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads or threads)

@@ -84,7 +84,7 @@ class Entry:
     folder: Path
     key: dict[str, Any]
 
-    def load(self, model: nn.Module, tell: Callable[[str], object]) -> Path | None:
+    def load(self, model: nn.Module, notify: Callable[[str], object]) -> Path | None:
         """Loads the weights into ``model`` and returns their folder; None if there are none.
 
         A damaged entry is told about, removed, and counts as none.
@@ -99,7 +99,7 @@ class Entry:
                 raise CheckpointError("its weights are not those that were written")
             load_weights(model, self.folder / WEIGHTS)
         except (OSError, ValueError, KeyError, TypeError, CheckpointError) as error:
-            tell(f"the kept teacher {self.folder} is damaged ({error}); it is removed and the teacher trained anew")
+            notify(f"the kept teacher {self.folder} is damaged ({error}); it is removed and the teacher trained anew")
             shutil.rmtree(self.folder)
             return None
         return self.folder

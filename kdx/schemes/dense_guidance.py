@@ -103,7 +103,7 @@ class DenseGuidance(OneStudent):
         self._step: int | None = None
         self._passes = 0
         for name, teacher in self._teachers().items():
-            teacher.within(self._taps)
+            teacher.share_taps(self._taps)
             for term, component in self._components_of(name).items():
                 with naming(term):
                     self._taps.add(component.student_taps)
@@ -156,7 +156,7 @@ class DenseGuidance(OneStudent):
         for name in kept:
             components = self._components_of(name)
             check_ready(components)
-            found = self.knowledge_terms(components, student, teachers[name].answer(batch, student), batch)
+            found = self.knowledge_terms(components, student, teachers[name].captured_for(batch, student), batch)
             terms |= {f"{name}/{term}": share * value for term, value in found.items()}
         return Losses.of(terms)
 
@@ -168,4 +168,4 @@ class DenseGuidance(OneStudent):
 
 
 def _answer(teacher: Teacher, batch: Batch, student: Callable[[], Captured]) -> Captured:
-    return teacher.answer(batch, student())
+    return teacher.captured_for(batch, student())

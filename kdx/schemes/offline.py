@@ -61,7 +61,7 @@ class Offline(OneStudent):
         if student is teacher:
             raise ValueError("student and teacher are one module; the teacher would be trained. Pass a copy")
         self.teacher = Teacher.of(teacher, teacher_output)
-        self.teacher.within(self._taps)
+        self.teacher.share_taps(self._taps)
         for name, component in self.components.items():
             with naming(name):
                 self._taps.add(component.student_taps)
@@ -72,7 +72,7 @@ class Offline(OneStudent):
         batch = Batch.of(batch)
         with evaluating(self.student):
             captured = functools.cache(lambda: self._taps(batch.inputs))
-            setup_components(self.components.values(), captured, lambda: self.teacher.answer(batch, captured()))
+            setup_components(self.components.values(), captured, lambda: self.teacher.captured_for(batch, captured()))
 
     @override
     def forward(self, batch: Batch | Any) -> Losses:
@@ -82,6 +82,6 @@ class Offline(OneStudent):
         task = self.task_term(student, batch)
         terms = {} if task is None else {"task": task}
         if self.teacher.teaches:
-            teacher = self.teacher.answer(batch, student)
+            teacher = self.teacher.captured_for(batch, student)
             terms |= self.knowledge_terms(self.components, student, teacher, batch)
         return Losses.of(terms)

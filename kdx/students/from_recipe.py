@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdx.stage import Earlier, ModelRef, Produced, Structure
+from kdx.stage import FinishedStages, ModelRef, Produced, Structure
 from kdx.students.contract import Contract
 from kdx.students.deriving import derive
 
@@ -24,10 +24,10 @@ class DerivedStudent(Structure):
         self.inherit = bool(options.get("inherit", True))
         self.options = {name: value for name, value in options.items() if name not in ("inherit", "config")}
 
-    def produce(self, earlier: Earlier) -> Produced:
+    def produce(self, finished: FinishedStages) -> Produced:
         """See :meth:`kdx.stage.Structure.produce`."""
-        teacher, ref = earlier.model("teacher"), earlier.ref("teacher")
-        example = earlier.example.repeat(2, *[1] * (earlier.example.dim() - 1))
+        teacher, ref = finished.model("teacher"), finished.ref("teacher")
+        example = finished.example.repeat(2, *[1] * (finished.example.dim() - 1))
         ((shape, _dtype),) = Contract.of(teacher, example).outputs
         sizes = {"num_classes": shape[-1], "input_shape": list(example.shape[1:])}
         student = derive(teacher, example, base={"name": ref.name, **ref.options}, shape=sizes, **self.options)

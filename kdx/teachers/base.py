@@ -72,10 +72,10 @@ class Teacher(nn.Module, ABC):
         """Whether it has something to teach yet; a scheme leaves its knowledge terms out until then."""
         return True
 
-    def within(self, taps: Taps) -> None:  # most teachers are not part of the student
+    def share_taps(self, taps: Taps) -> None:  # most teachers are not part of the student
         """Is handed the student's taps, before :meth:`tap`; a teacher inside the student captures through them."""
 
-    def answer(self, batch: Batch, student: Captured) -> Captured:
+    def captured_for(self, batch: Batch, student: Captured) -> Captured:
         """What the teacher says, once the student has run on the batch; a teacher inside the student reads that."""
         captured: Captured = self(batch)
         return captured

@@ -34,10 +34,10 @@ class Deeper(ModelTeacher):
         >>> import torch
         >>> net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
         >>> teacher, taps = Deeper(net), Taps(net)
-        >>> teacher.within(taps)
+        >>> teacher.share_taps(taps)
         >>> teacher.tap(["1:input"])
         >>> captured = taps(torch.ones(4, 3))
-        >>> teacher.answer(Batch(torch.ones(4, 3)), captured)["1:input"].requires_grad
+        >>> teacher.captured_for(Batch(torch.ones(4, 3)), captured)["1:input"].requires_grad
         False
     """
 
@@ -48,12 +48,12 @@ class Deeper(ModelTeacher):
         self._taps = Taps(student, output=output)
 
     @override
-    def within(self, taps: Taps) -> None:
+    def share_taps(self, taps: Taps) -> None:
         if taps.model is not self._taps.model:
             raise ValueError("Deeper teaches the network whose deeper layers it reads; give both the same module")
         self._taps.remove()
         self._taps = taps
 
     @override
-    def answer(self, batch: Batch, student: Captured) -> Captured:
+    def captured_for(self, batch: Batch, student: Captured) -> Captured:
         return student.detach()

@@ -94,9 +94,9 @@ class Ensemble(Teacher):
         return all(member.teaches for member in self.members.values())
 
     @override
-    def within(self, taps: Taps) -> None:
+    def share_taps(self, taps: Taps) -> None:
         for member in self.members.values():
-            member.within(taps)
+            member.share_taps(taps)
 
     @override
     def tap(self, names: Iterable[str]) -> None:
@@ -115,8 +115,10 @@ class Ensemble(Teacher):
         return self._combined({name: member(batch) for name, member in self.members.items()}, batch)
 
     @override
-    def answer(self, batch: Batch, student: Captured) -> Captured:
-        return self._combined({name: member.answer(batch, student) for name, member in self.members.items()}, batch)
+    def captured_for(self, batch: Batch, student: Captured) -> Captured:
+        return self._combined(
+            {name: member.captured_for(batch, student) for name, member in self.members.items()}, batch
+        )
 
     def _combined(self, answers: Mapping[str, Captured], batch: Batch) -> Captured:
         logits = torch.stack([captured.logits for captured in answers.values()])  # [K, N, C]

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from kdx import rng
 from kdx.batch import Batch
 
-__all__ = ["Stream", "count_batches", "dataset_size", "first_batch", "pass_size", "windows"]
+__all__ = ["ResumableLoader", "count_batches", "dataset_size", "first_batch", "pass_size", "windows"]
 
 
-class Stream:
+class ResumableLoader:
     """Batches of a data loader, with a random state of their own.
 
     Shuffling and transforms draw from the global generators, as the training step (dropout) does. Here the data have

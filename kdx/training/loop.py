@@ -26,7 +26,7 @@ from kdx.observers.metrics_log import MetricsLog
 from kdx.observers.tensorboard import TensorBoardLog
 from kdx.schemes.base import Scheme
 from kdx.schemes.weights import Balanced
-from kdx.training.batches import Stream, count_batches, dataset_size, first_batch, pass_size, windows
+from kdx.training.batches import ResumableLoader, count_batches, dataset_size, first_batch, pass_size, windows
 from kdx.training.evaluation import Metrics, classification
 from kdx.training.finite import Finite
 from kdx.training.gradients import term_gradients
@@ -94,7 +94,7 @@ def fit(
             writes nothing.
         resume: go on from the folder's newest checkpoint if there is one. On the CPU the run then ends bitwise where
             an unbroken one ends, if ``train`` gives the same batches again or keeps its place
-            (:class:`kdx.training.batches.Stream` says what does).
+            (:class:`kdx.training.batches.ResumableLoader` says what does).
         checkpoint_every: steps between checkpoints, beside the one after each epoch.
         log_every: steps between logged losses.
         log_gradients: steps between measurements of every term's gradient on the students: its norm and its cosine to
@@ -141,7 +141,7 @@ def fit(
     scheduler = make_schedule(schedule, raw_optimizer, steps=total_steps, epochs=epochs)
     engine, prepared_optimizer = accelerator.prepare(scheme, raw_optimizer)
     forward = functools.partial(_losses, torch.compile(engine) if compile else engine, type(scheme).__name__)
-    stream = Stream(train, accelerator.device, processes)
+    stream = ResumableLoader(train, accelerator.device, processes)
     state = State(run, accelerator, raw_optimizer, scheduler, stream, tests)
     state.claim(resume=resume)
     watchers = Observers([*([MetricsLog(), TensorBoardLog()] if folder else []), *observers])
@@ -249,7 +249,7 @@ def run_length(
     return epochs, min(steps or epochs * per_epoch, epochs * per_epoch)
 
 
-def _check_growth(stream: Stream, run: Run) -> None:
+def _check_growth(stream: ResumableLoader, run: Run) -> None:
     batches = count_batches(stream.loader)  # now that the data set has been told of the epoch
     if batches != stream.batches:
         raise ValueError(
@@ -264,7 +264,7 @@ def _tests(scheme: Scheme, accelerator: Accelerator) -> Prequential:
     return Prequential(scheme)
 
 
-def _epoch(run: Run, stream: Stream, accumulate: int, tests: Prequential | None) -> Iterator[list[Batch]]:
+def _epoch(run: Run, stream: ResumableLoader, accumulate: int, tests: Prequential | None) -> Iterator[list[Batch]]:
     """The windows of one epoch, or of what is left of it; of a stream without end all, and every pass is an epoch.
 
     The scheme is told of the epoch and of every step first, and tested on what it will be trained on.

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdx import rng
 from kdx.errors import CheckpointError, RunExistsError
 from kdx.training import evaluation
-from kdx.training.batches import Stream
+from kdx.training.batches import ResumableLoader
 from kdx.training.checkpoint import export_weights, latest_checkpoint, load_checkpoint, save_checkpoint
 from kdx.training.evaluation import Metrics
 from kdx.training.optim import Scheduler
@@ -32,7 +32,7 @@ class State:
         accelerator: Accelerator,
         optimizer: torch.optim.Optimizer,
         scheduler: Scheduler | None,
-        stream: Stream,
+        stream: ResumableLoader,
         prequential: Prequential | None = None,
     ) -> None:
         self.run = run

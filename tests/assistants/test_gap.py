@@ -62,7 +62,7 @@ def test_it_is_said_before_the_chain_starts_and_stays_in_the_summary(tmp_path: P
             events.append(run.folder.name)
 
     with pytest.warns(WeakTeacherWarning, match="is weaker than the student"):
-        summary = Experiment(recipe, tmp_path / "run", [Watch()], tell=events.append).run()
+        summary = Experiment(recipe, tmp_path / "run", [Watch()], notify=events.append).run()
     said = next(place for place, event in enumerate(events) if event.startswith("warning: "))
     assert events[:said] == ["teacher", "alone"]
     assert events[said + 1 :] == ["assistant-1", "distilled"]  # once

@@ -21,7 +21,7 @@ from kdx.experiment.experiment import Experiment
 from kdx.hookspecs import Spec, hookimpl
 from kdx.models import MLP
 from kdx.stage import ModelRef, Produced, Stage, Structure
-from kdx.training.batches import Stream
+from kdx.training.batches import ResumableLoader
 from tests.experiment.tiny import TINY, recipe, same, weights
 
 ROOT = Path(__file__).parents[2]
@@ -76,19 +76,19 @@ class Smaller(Structure):
     needs = ("alone",)
     calls = 0
 
-    def produce(self, earlier) -> Produced:
+    def produce(self, finished) -> Produced:
         type(self).calls += 1
-        model = earlier.model("alone")
+        model = finished.model("alone")
         ref = ModelRef("mlp", {"hidden": [4, 8]})
-        small = earlier.build(ref).state_dict()
+        small = finished.build(ref).state_dict()
         for name, value in model.state_dict().items():
             if small[name].shape == value.shape:
                 small[name] = value
             else:
                 small[name] = value[tuple(slice(0, size) for size in small[name].shape)].clone()
-        assert earlier.example.shape == (1, 1, 8, 8)
-        assert 0 < earlier.quality("alone") <= 1
-        assert earlier.parameters(ref) == sum(p.numel() for p in earlier.build(ref).parameters())
+        assert finished.example.shape == (1, 1, 8, 8)
+        assert 0 < finished.quality("alone") <= 1
+        assert finished.parameters(ref) == sum(p.numel() for p in finished.build(ref).parameters())
         return Produced(ref, small)
 
 
@@ -127,7 +127,7 @@ class Blind(nn.Linear):
 
 
 class ToBlind(Structure):
-    def produce(self, earlier) -> Produced:
+    def produce(self, finished) -> Produced:
         return Produced(ModelRef("blind"))
 
 
@@ -230,15 +230,15 @@ def test_kill_9_in_the_second_stage_of_a_plan_resumes_in_the_second_stage(run, t
 @pytest.mark.parametrize("scheme", ["offline", "online", "mutual"])
 def test_the_student_alone_and_the_taught_one_see_the_rows_in_one_order(scheme, run, monkeypatch) -> None:
     seen: list[list[int]] = []
-    epoch = Stream.epoch
+    epoch = ResumableLoader.epoch
 
-    def watched(stream: Stream, number: int):
+    def watched(stream: ResumableLoader, number: int):
         seen.append([])
         for batch in epoch(stream, number):
             seen[-1] += batch.index.tolist()
             yield batch
 
-    monkeypatch.setattr(Stream, "epoch", watched)
+    monkeypatch.setattr(ResumableLoader, "epoch", watched)
     teachers = {"offline": TINY["teacher"], "online": {"model": TINY["teacher"]["model"]}, "mutual": None}
     run(scheme={"name": scheme}, teacher=teachers[scheme])
     alone, taught = seen[-2:]

@@ -78,7 +78,7 @@ def test_a_damaged_kept_teacher_is_told_about_and_trained_anew(damage: str, run,
     else:
         (entry / "student.safetensors").unlink()
     told: list[str] = []
-    summary = Experiment(recipe(), tmp_path / "two", tell=told.append).run()
+    summary = Experiment(recipe(), tmp_path / "two", notify=told.append).run()
     assert "seconds" in summary["stages"]["teacher"]
     assert any("is damaged" in message and "trained anew" in message for message in told)
     assert "reused" in run("three")["stages"]["teacher"]

@@ -49,7 +49,7 @@ def test_the_recipe_writes_its_store_once_and_trains_from_it(tmp_path, short, mo
     )
     told: list[str] = []
     recipe = load_recipe("fashion-cached", short)
-    Experiment(recipe, tmp_path / "run", tell=told.append).run()
+    Experiment(recipe, tmp_path / "run", notify=told.append).run()
     tried = [(0, 2), (0, 2)]  # whether it can be stored at all: two samples, forgotten
     assert calls == [*tried, (0, 256), (0, 256), (1, 256)]  # a look at one batch, then two views
     store = Store(tmp_path / "run" / "teacher" / "store")
@@ -61,7 +61,7 @@ def test_the_recipe_writes_its_store_once_and_trains_from_it(tmp_path, short, mo
 
     other = load_recipe("fashion-cached", short | {"teacher.store.folder": str(store.folder), "train.epochs": 1})
     calls.clear()
-    Experiment(other, tmp_path / "again", tell=told.append).run()
+    Experiment(other, tmp_path / "again", notify=told.append).run()
     assert calls == [*tried, (0, 256)]
     assert any("stored before" in line for line in told)
     changed = load_recipe(

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 import kdx
 from kdx.batch import Batch
 from kdx.datasets import View
-from kdx.training.batches import Stream, dataset_size, windows
+from kdx.training.batches import ResumableLoader, dataset_size, windows
 
 
 class Noisy(Dataset):
@@ -34,11 +34,11 @@ def test_a_generator_of_the_loader_is_part_of_the_checkpoint(images) -> None:
     def loader() -> DataLoader:
         return DataLoader(TensorDataset(*images), 16, shuffle=True, generator=torch.Generator().manual_seed(3))
 
-    whole = Stream(loader(), torch.device("cpu"))
+    whole = ResumableLoader(loader(), torch.device("cpu"))
     expected = [batch.inputs for epoch in range(2) for batch in whole.epoch(epoch)]
-    part = Stream(loader(), torch.device("cpu"))
+    part = ResumableLoader(loader(), torch.device("cpu"))
     seen = [batch.inputs for _, batch in zip(range(4), part.epoch(0), strict=False)]
-    rest = Stream(loader(), torch.device("cpu"))
+    rest = ResumableLoader(loader(), torch.device("cpu"))
     rest.load_state_dict(part.state_dict())
     seen += [batch.inputs for epoch in range(2) for batch in rest.epoch(epoch)]
     assert len(seen) == len(expected)
@@ -51,7 +51,7 @@ def test_the_data_do_not_depend_on_what_training_draws(images) -> None:
         random.seed(0)
         np.random.seed(0)
         found = []
-        for batch in Stream(DataLoader(Noisy(images), 16, shuffle=True), torch.device("cpu")).epoch(0):
+        for batch in ResumableLoader(DataLoader(Noisy(images), 16, shuffle=True), torch.device("cpu")).epoch(0):
             torch.rand(draws)
             found.append(batch.inputs)
         return found

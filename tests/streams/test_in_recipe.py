@@ -33,7 +33,7 @@ RECIPE = {
 @pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakTeacherWarning")
 def test_the_report_shows_what_every_model_said_about_batches_that_it_had_not_seen(tmp_path) -> None:
     told: list[str] = []
-    summary = Experiment(check_recipe(RECIPE), tmp_path / "run", tell=told.append).run()
+    summary = Experiment(check_recipe(RECIPE), tmp_path / "run", notify=told.append).run()
     assert summary["stages"]["alone"]["steps"] == summary["stages"]["distilled"]["steps"] == 60
     found = {name: stage["prequential"] for name, stage in summary["stages"].items()}
     assert found["alone"].keys() == {"student"}
@@ -67,7 +67,7 @@ class Stop:
 @pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakTeacherWarning")
 def test_a_stage_that_stops_before_its_first_log_has_no_accuracy_so_far(tmp_path) -> None:
     told: list[str] = []
-    summary = Experiment(check_recipe(RECIPE), tmp_path / "run", [Stop(3)], tell=told.append).run()
+    summary = Experiment(check_recipe(RECIPE), tmp_path / "run", [Stop(3)], notify=told.append).run()
     assert {name: stage["steps"] for name, stage in summary["stages"].items()} == {"alone": 3, "distilled": 3}
     assert all(stage["prequential"] == {} for stage in summary["stages"].values())
     assert not [line for line in told if "accuracy on each batch" in line]
