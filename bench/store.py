@@ -14,16 +14,15 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 import kdx
 from bench import results
-from kdx.batch import Batch
-from kdx.experiment.data import ExperimentData
-from kdx.experiment.recipe_files import load_recipe
-from kdx.losses import cross_entropy
+from kdx import Batch
+from kdx.experiment import ExperimentData, load_recipe
 from kdx.store import Store, write_store
 from kdx.teachers import Frozen, Stored, Teacher
-from kdx.training.evaluation import evaluate
+from kdx.training import evaluate
 
 FILE = Path(__file__).parent / "results" / "store" / "cpu.csv"
 EPOCHS, VIEWS, TEACHER_EPOCHS = 4, 4, 5
@@ -62,7 +61,7 @@ def run(seeds: list[int]) -> None:
                 torch.manual_seed(seed)
                 student = kdx.make("model", "convnet", width=8, stages=2, grid=7, **data.shape)
                 terms = {"kd": (0.9, kdx.SoftTargets(4.0))}
-                scheme = kdx.Offline(student, source, task=(0.1, cross_entropy), knowledge=terms)
+                scheme = kdx.Offline(student, source, task=(0.1, F.cross_entropy), knowledge=terms)
                 scheme(Batch.of(next(iter(data.training(view, 64)))))  # whatever is loaded on first use
                 start = time.process_time()
                 kdx.fit(scheme, data.training(view, 64), epochs=EPOCHS, seed=seed, **fit)

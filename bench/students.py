@@ -20,8 +20,8 @@ from torch import nn
 
 import kdx
 from bench import results
-from kdx.experiment.recipe_files import check_recipe
-from kdx.training.checkpoint import load_weights
+from kdx.experiment import check_recipe
+from kdx.training import load_weights
 
 FILE = Path(__file__).parent / "results" / "students" / "fashion.csv"
 README = Path(__file__).parent / "README.md"

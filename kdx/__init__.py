@@ -5,18 +5,34 @@ Public names are loaded when they are first used, so that ``import kdx`` is fast
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from kdx.lazy import exports
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kdx import analysis as analysis
+    from kdx import assistants as assistants
+    from kdx import datasets as datasets
+    from kdx import errors as errors
+    from kdx import experiment as experiment
+    from kdx import features as features
+    from kdx import knowledge as knowledge
+    from kdx import models as models
+    from kdx import observers as observers
     from kdx import ops as ops
+    from kdx import schemes as schemes
+    from kdx import store as store
     from kdx import students as students
+    from kdx import tasks as tasks
+    from kdx import teachers as teachers
     from kdx import testing as testing
+    from kdx import training as training
     from kdx.assistants.base import Assistant as Assistant
     from kdx.batch import Batch as Batch
     from kdx.capture import Captured as Captured
+    from kdx.capture import Taps as Taps
     from kdx.errors import KdxError as KdxError
     from kdx.experiment.experiment import run as run
     from kdx.hookspecs import Spec as Spec
@@ -25,38 +41,57 @@ if TYPE_CHECKING:
     from kdx.knowledge.hint import Hint as Hint
     from kdx.knowledge.soft_targets import SoftTargets as SoftTargets
     from kdx.losses import Losses as Losses
-    from kdx.registry import default_plugins as plugins  # noqa: F401  # a public name, loaded below
+    from kdx.registry import Plugins
     from kdx.schemes.base import Scheme as Scheme
     from kdx.schemes.mutual import Mutual as Mutual
     from kdx.schemes.offline import Offline as Offline
     from kdx.schemes.supervised import Supervised as Supervised
-    from kdx.teachers import Teacher as Teacher
+    from kdx.stage import Stage as Stage
+    from kdx.teachers.base import Teacher as Teacher
     from kdx.training.loop import fit as fit
-
-_PUBLIC = {
-    "Assistant": "kdx.assistants.base",
-    "Batch": "kdx.batch",
-    "Captured": "kdx.capture",
-    "Hint": "kdx.knowledge.hint",
-    "KdxError": "kdx.errors",
-    "Knowledge": "kdx.knowledge.base",
-    "Losses": "kdx.losses",
-    "Mutual": "kdx.schemes.mutual",
-    "Offline": "kdx.schemes.offline",
-    "Scheme": "kdx.schemes.base",
-    "SoftTargets": "kdx.knowledge.soft_targets",
-    "Spec": "kdx.hookspecs",
-    "Supervised": "kdx.schemes.supervised",
-    "Teacher": "kdx.teachers",
-    "fit": "kdx.training.loop",
-    "hookimpl": "kdx.hookspecs",
-    "ops": "",
-    "plugins": "kdx.registry:default_plugins",
-    "run": "kdx.experiment.experiment",
-    "students": "",
-    "testing": "",
-}
-__all__ = [*_PUBLIC, "__version__", "make"]  # noqa: PLE0604  # all strings
+else:
+    __getattr__, __dir__, __all__ = exports(
+        __name__,
+        {
+            "kdx.assistants.base": ["Assistant"],
+            "kdx.batch": ["Batch"],
+            "kdx.capture": ["Captured", "Taps"],
+            "kdx.errors": ["KdxError"],
+            "kdx.experiment.experiment": ["run"],
+            "kdx.hookspecs": ["Spec", "hookimpl"],
+            "kdx.knowledge.base": ["Knowledge"],
+            "kdx.knowledge.hint": ["Hint"],
+            "kdx.knowledge.soft_targets": ["SoftTargets"],
+            "kdx.losses": ["Losses"],
+            "kdx.schemes.base": ["Scheme"],
+            "kdx.schemes.mutual": ["Mutual"],
+            "kdx.schemes.offline": ["Offline"],
+            "kdx.schemes.supervised": ["Supervised"],
+            "kdx.stage": ["Stage"],
+            "kdx.teachers.base": ["Teacher"],
+            "kdx.training.loop": ["fit"],
+        },
+        packages=[
+            "analysis",
+            "assistants",
+            "datasets",
+            "errors",
+            "experiment",
+            "features",
+            "knowledge",
+            "models",
+            "observers",
+            "ops",
+            "schemes",
+            "store",
+            "students",
+            "tasks",
+            "teachers",
+            "testing",
+            "training",
+        ],
+        own=["__version__", "make", "plugins"],
+    )
 
 
 def make(kind: str, name: str, /, *args: Any, **options: Any) -> Any:
@@ -73,22 +108,11 @@ def make(kind: str, name: str, /, *args: Any, **options: Any) -> Any:
         PluginError: two packages claim the name, or the component does not import.
         TypeError: an option the component does not have.
     """
+    return plugins().make(kind, name, *args, **options)  # type: ignore[arg-type]  # checked at run time
+
+
+def plugins() -> Plugins:
+    """The default registry: kdx's own components and those of the installed plugins."""
     from kdx.registry import default_plugins
 
-    return default_plugins().make(kind, name, *args, **options)  # type: ignore[arg-type]  # checked at run time
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'kdx' has no attribute {name!r}")
-    where = _PUBLIC[name]
-    if not where:
-        return importlib.import_module(f"kdx.{name}")
-    module, _, attribute = where.partition(":")
-    value = getattr(importlib.import_module(module), attribute or name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    return default_plugins()

@@ -1,1 +1,26 @@
 """What a model consists of and costs: its layers, operations, time and memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdx.lazy import exports
+
+if TYPE_CHECKING:
+    from kdx.analysis.cost import Cost as Cost
+    from kdx.analysis.cost import measure_cost as measure_cost
+    from kdx.analysis.flops import count_flops as count_flops
+    from kdx.analysis.flops import counting_flops as counting_flops
+    from kdx.analysis.layers import Comparison as Comparison
+    from kdx.analysis.layers import Layer as Layer
+    from kdx.analysis.layers import compare_layers as compare_layers
+    from kdx.analysis.layers import list_layers as list_layers
+else:
+    __getattr__, __dir__, __all__ = exports(
+        __name__,
+        {
+            "kdx.analysis.cost": ["Cost", "measure_cost"],
+            "kdx.analysis.flops": ["count_flops", "counting_flops"],
+            "kdx.analysis.layers": ["Comparison", "Layer", "compare_layers", "list_layers"],
+        },
+    )

@@ -1,1 +1,32 @@
 """Teacher assistants: a distillation planned in stages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdx.lazy import exports
+
+if TYPE_CHECKING:
+    from kdx.assistants.base import Assistant as Assistant
+    from kdx.assistants.born_again import BornAgain as BornAgain
+    from kdx.assistants.chain import DGKD as DGKD
+    from kdx.assistants.chain import TAKD as TAKD
+    from kdx.assistants.gap import GapWarning as GapWarning
+    from kdx.assistants.gap import WeakTeacherWarning as WeakTeacherWarning
+    from kdx.assistants.hint_then_distil import HintThenDistil as HintThenDistil
+    from kdx.assistants.placement import ByAccuracy as ByAccuracy
+    from kdx.assistants.placement import Ladder as Ladder
+    from kdx.assistants.residual import ResidualKD as ResidualKD
+else:
+    __getattr__, __dir__, __all__ = exports(
+        __name__,
+        {
+            "kdx.assistants.base": ["Assistant"],
+            "kdx.assistants.born_again": ["BornAgain"],
+            "kdx.assistants.chain": ["DGKD", "TAKD"],
+            "kdx.assistants.gap": ["GapWarning", "WeakTeacherWarning"],
+            "kdx.assistants.hint_then_distil": ["HintThenDistil"],
+            "kdx.assistants.placement": ["ByAccuracy", "Ladder"],
+            "kdx.assistants.residual": ["ResidualKD"],
+        },
+    )

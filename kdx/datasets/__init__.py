@@ -1,24 +1,37 @@
 """Small real image sets that need no download, and what one does with their rows and labels."""
 
-from kdx.datasets.augment import ShiftFlip
-from kdx.datasets.digits import Digits
-from kdx.datasets.fashion import FashionMnist
-from kdx.datasets.images import ImageSet
-from kdx.datasets.noise import symmetric_noise
-from kdx.datasets.sample_stream import SampleStream
-from kdx.datasets.samplers import SameClassPairs
-from kdx.datasets.splits import few_labels, train_validation_split
-from kdx.datasets.view import View
+from __future__ import annotations
 
-__all__ = [
-    "Digits",
-    "FashionMnist",
-    "ImageSet",
-    "SameClassPairs",
-    "SampleStream",
-    "ShiftFlip",
-    "View",
-    "few_labels",
-    "symmetric_noise",
-    "train_validation_split",
-]
+from typing import TYPE_CHECKING
+
+from kdx.lazy import exports
+
+if TYPE_CHECKING:
+    from kdx.datasets.augment import ShiftFlip as ShiftFlip
+    from kdx.datasets.contract import check_dataset as check_dataset
+    from kdx.datasets.digits import Digits as Digits
+    from kdx.datasets.fashion import FashionMnist as FashionMnist
+    from kdx.datasets.images import ImageSet as ImageSet
+    from kdx.datasets.noise import symmetric_noise as symmetric_noise
+    from kdx.datasets.sample_stream import SampleStream as SampleStream
+    from kdx.datasets.samplers import SameClassPairs as SameClassPairs
+    from kdx.datasets.splits import few_labels as few_labels
+    from kdx.datasets.splits import train_validation_split as train_validation_split
+    from kdx.datasets.view import Transform as Transform
+    from kdx.datasets.view import View as View
+else:
+    __getattr__, __dir__, __all__ = exports(
+        __name__,
+        {
+            "kdx.datasets.augment": ["ShiftFlip"],
+            "kdx.datasets.contract": ["check_dataset"],
+            "kdx.datasets.digits": ["Digits"],
+            "kdx.datasets.fashion": ["FashionMnist"],
+            "kdx.datasets.images": ["ImageSet"],
+            "kdx.datasets.noise": ["symmetric_noise"],
+            "kdx.datasets.sample_stream": ["SampleStream"],
+            "kdx.datasets.samplers": ["SameClassPairs"],
+            "kdx.datasets.splits": ["few_labels", "train_validation_split"],
+            "kdx.datasets.view": ["Transform", "View"],
+        },
+    )

@@ -1,1 +1,69 @@
 """Knowledge: what is transferred. One method, one file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdx.lazy import exports
+
+if TYPE_CHECKING:
+    from kdx.knowledge import functional as functional
+    from kdx.knowledge.attention_transfer import AttentionTransfer as AttentionTransfer
+    from kdx.knowledge.base import Knowledge as Knowledge
+    from kdx.knowledge.cc import CC as CC
+    from kdx.knowledge.crd import CRD as CRD
+    from kdx.knowledge.dist import DIST as DIST
+    from kdx.knowledge.dkd import DKD as DKD
+    from kdx.knowledge.fsp import FSP as FSP
+    from kdx.knowledge.hard_targets import HardTargets as HardTargets
+    from kdx.knowledge.hint import Hint as Hint
+    from kdx.knowledge.irg import IRG as IRG
+    from kdx.knowledge.jsd import JSD as JSD
+    from kdx.knowledge.logit_standardisation import LogitStandardisation as LogitStandardisation
+    from kdx.knowledge.logits import Logits as Logits
+    from kdx.knowledge.nst import NST as NST
+    from kdx.knowledge.ofd import OFD as OFD
+    from kdx.knowledge.paired import PairedLayers as PairedLayers
+    from kdx.knowledge.pkt import PKT as PKT
+    from kdx.knowledge.relation import Relation as Relation
+    from kdx.knowledge.reverse_kl import ReverseKL as ReverseKL
+    from kdx.knowledge.review_kd import ReviewKD as ReviewKD
+    from kdx.knowledge.rkd import RKD as RKD
+    from kdx.knowledge.semckd import SemCKD as SemCKD
+    from kdx.knowledge.simkd import SimKD as SimKD
+    from kdx.knowledge.soft_targets import SoftTargets as SoftTargets
+    from kdx.knowledge.sp import SP as SP
+    from kdx.knowledge.vid import VID as VID
+else:
+    __getattr__, __dir__, __all__ = exports(
+        __name__,
+        {
+            "kdx.knowledge.attention_transfer": ["AttentionTransfer"],
+            "kdx.knowledge.base": ["Knowledge"],
+            "kdx.knowledge.cc": ["CC"],
+            "kdx.knowledge.crd": ["CRD"],
+            "kdx.knowledge.dist": ["DIST"],
+            "kdx.knowledge.dkd": ["DKD"],
+            "kdx.knowledge.fsp": ["FSP"],
+            "kdx.knowledge.hard_targets": ["HardTargets"],
+            "kdx.knowledge.hint": ["Hint"],
+            "kdx.knowledge.irg": ["IRG"],
+            "kdx.knowledge.jsd": ["JSD"],
+            "kdx.knowledge.logit_standardisation": ["LogitStandardisation"],
+            "kdx.knowledge.logits": ["Logits"],
+            "kdx.knowledge.nst": ["NST"],
+            "kdx.knowledge.ofd": ["OFD"],
+            "kdx.knowledge.paired": ["PairedLayers"],
+            "kdx.knowledge.pkt": ["PKT"],
+            "kdx.knowledge.relation": ["Relation"],
+            "kdx.knowledge.reverse_kl": ["ReverseKL"],
+            "kdx.knowledge.review_kd": ["ReviewKD"],
+            "kdx.knowledge.rkd": ["RKD"],
+            "kdx.knowledge.semckd": ["SemCKD"],
+            "kdx.knowledge.simkd": ["SimKD"],
+            "kdx.knowledge.soft_targets": ["SoftTargets"],
+            "kdx.knowledge.sp": ["SP"],
+            "kdx.knowledge.vid": ["VID"],
+        },
+        packages=["functional"],
+    )

@@ -14,7 +14,7 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.features.adapters import full, to_vector, trained
-from kdx.features.whole_batch import whole_batch
+from kdx.features.gathering import whole_batch
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.relation import unit_rows
 

@@ -8,8 +8,8 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
 from kdx.features.centring import centred
+from kdx.features.gathering import whole_batch
 from kdx.features.operands import Variant, check_choice, check_same_shape, in_full_precision
-from kdx.features.whole_batch import whole_batch
 from kdx.knowledge.base import Knowledge
 
 __all__ = ["DIST", "dist"]

@@ -12,8 +12,8 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
 from kdx.features.adapters import to_vector
+from kdx.features.gathering import whole_batch
 from kdx.features.operands import Variant, check_choice, check_same_rows, check_same_shape, in_full_precision
-from kdx.features.whole_batch import whole_batch
 from kdx.knowledge.base import Knowledge
 from kdx.ops import pairwise_sq_dist
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.capture import LOGITS
+from kdx.features.gathering import whole_batch
 from kdx.features.matching import Strategy
-from kdx.features.whole_batch import whole_batch
 from kdx.knowledge.paired import PairedLayers
 
 __all__ = ["Relation", "unit_rows"]
@@ -21,7 +21,7 @@ class Relation(PairedLayers):
 
     Widths may differ: only relations are compared. Every feature is one vector per sample, maps and tokens flattened.
     Losses of several pairs of layers are added. On several ranks the relations are those of the whole batch (see
-    :func:`kdx.features.whole_batch.whole_batch`); with gradient accumulation they are those of each micro-batch.
+    :func:`kdx.features.gathering.whole_batch`); with gradient accumulation they are those of each micro-batch.
 
     Args:
         student: tap or taps ``[N, ...]``.

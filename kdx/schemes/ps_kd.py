@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.features.whole_batch import whole_batch
+from kdx.features.gathering import whole_batch
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import Losses, cross_entropy
 from kdx.modes import evaluating

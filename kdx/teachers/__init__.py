@@ -1,12 +1,34 @@
 """Teachers: whatever yields captured tensors for a batch, each with an explicit policy."""
 
-from kdx.teachers.base import Policy, Teacher
-from kdx.teachers.deeper import Deeper
-from kdx.teachers.ema import EMA
-from kdx.teachers.ensemble import Ensemble
-from kdx.teachers.frozen import Frozen
-from kdx.teachers.live import Live
-from kdx.teachers.snapshot import Snapshot
-from kdx.teachers.stored import Stored
+from __future__ import annotations
 
-__all__ = ["EMA", "Deeper", "Ensemble", "Frozen", "Live", "Policy", "Snapshot", "Stored", "Teacher"]
+from typing import TYPE_CHECKING
+
+from kdx.lazy import exports
+
+if TYPE_CHECKING:
+    from kdx.teachers.base import ModelTeacher as ModelTeacher
+    from kdx.teachers.base import Policy as Policy
+    from kdx.teachers.base import Teacher as Teacher
+    from kdx.teachers.deeper import Deeper as Deeper
+    from kdx.teachers.ema import EMA as EMA
+    from kdx.teachers.ensemble import Ensemble as Ensemble
+    from kdx.teachers.ensemble import confidence as confidence
+    from kdx.teachers.frozen import Frozen as Frozen
+    from kdx.teachers.live import Live as Live
+    from kdx.teachers.snapshot import Snapshot as Snapshot
+    from kdx.teachers.stored import Stored as Stored
+else:
+    __getattr__, __dir__, __all__ = exports(
+        __name__,
+        {
+            "kdx.teachers.base": ["ModelTeacher", "Policy", "Teacher"],
+            "kdx.teachers.deeper": ["Deeper"],
+            "kdx.teachers.ema": ["EMA"],
+            "kdx.teachers.ensemble": ["Ensemble", "confidence"],
+            "kdx.teachers.frozen": ["Frozen"],
+            "kdx.teachers.live": ["Live"],
+            "kdx.teachers.snapshot": ["Snapshot"],
+            "kdx.teachers.stored": ["Stored"],
+        },
+    )

@@ -12,30 +12,40 @@ seed and leaves the object as it is. What applies is declared by tags; what is k
 ``expected_failures`` with a reason, and is an error once it does hold.
 """
 
-from kdx.testing.assistant import check_assistant
-from kdx.testing.check import Check, CheckFailed
-from kdx.testing.knowledge import check_knowledge
-from kdx.testing.op import check_op
-from kdx.testing.op_subject import OpTags
-from kdx.testing.parametrize import checks_of, parametrize_checks
-from kdx.testing.plugin import check_plugin
-from kdx.testing.scheme import check_scheme
-from kdx.testing.tags import KnowledgeTags, SchemeTags
-from kdx.testing.toys import toy_batches, toy_model
+from __future__ import annotations
 
-__all__ = [
-    "Check",
-    "CheckFailed",
-    "KnowledgeTags",
-    "OpTags",
-    "SchemeTags",
-    "check_assistant",
-    "check_knowledge",
-    "check_op",
-    "check_plugin",
-    "check_scheme",
-    "checks_of",
-    "parametrize_checks",
-    "toy_batches",
-    "toy_model",
-]
+from typing import TYPE_CHECKING
+
+from kdx.lazy import exports
+
+if TYPE_CHECKING:
+    from kdx.testing.assistant import check_assistant as check_assistant
+    from kdx.testing.check import Check as Check
+    from kdx.testing.check import CheckFailed as CheckFailed
+    from kdx.testing.knowledge import check_knowledge as check_knowledge
+    from kdx.testing.op import check_op as check_op
+    from kdx.testing.op_subject import OpTags as OpTags
+    from kdx.testing.parametrize import checks_of as checks_of
+    from kdx.testing.parametrize import parametrize_checks as parametrize_checks
+    from kdx.testing.plugin import check_plugin as check_plugin
+    from kdx.testing.scheme import check_scheme as check_scheme
+    from kdx.testing.tags import KnowledgeTags as KnowledgeTags
+    from kdx.testing.tags import SchemeTags as SchemeTags
+    from kdx.testing.toys import toy_batches as toy_batches
+    from kdx.testing.toys import toy_model as toy_model
+else:
+    __getattr__, __dir__, __all__ = exports(
+        __name__,
+        {
+            "kdx.testing.assistant": ["check_assistant"],
+            "kdx.testing.check": ["Check", "CheckFailed"],
+            "kdx.testing.knowledge": ["check_knowledge"],
+            "kdx.testing.op": ["check_op"],
+            "kdx.testing.op_subject": ["OpTags"],
+            "kdx.testing.parametrize": ["checks_of", "parametrize_checks"],
+            "kdx.testing.plugin": ["check_plugin"],
+            "kdx.testing.scheme": ["check_scheme"],
+            "kdx.testing.tags": ["KnowledgeTags", "SchemeTags"],
+            "kdx.testing.toys": ["toy_batches", "toy_model"],
+        },
+    )

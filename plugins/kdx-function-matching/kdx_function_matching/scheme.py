@@ -40,7 +40,7 @@ class FunctionMatching(Offline):
         teacher: see :class:`kdx.Offline`; a stored teacher will not do, as the mixed images are new every time.
         task: see :class:`kdx.Scheme`; None by default.
         knowledge: see :class:`kdx.Scheme`; by default the KL to the teacher at temperature 1, as in the paper.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
         teacher_output: the same for the teacher.
 
     Raises:

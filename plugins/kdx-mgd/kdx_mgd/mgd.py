@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.features.adapters import channels, match_maps, project, trained
-from kdx.knowledge.paired import PairedLayers
+from kdx.features import channels, match_maps, project, trained
+from kdx.knowledge import PairedLayers
 
 __all__ = ["MGD", "mask"]
 

@@ -8,7 +8,7 @@ from kdx_text.bag import EmbeddingBag
 from kdx_text.encoder import HFEncoder
 
 import kdx
-from kdx.capture import Taps
+from kdx import Taps
 
 BERT = {
     "model_type": "bert",

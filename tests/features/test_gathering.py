@@ -10,7 +10,7 @@ import torch
 
 import kdx
 from kdx.capture import Captured
-from kdx.features.whole_batch import whole_batch
+from kdx.features.gathering import whole_batch
 from tests.ranks import on_two_ranks
 
 COMPONENTS = {"sp": {}, "pkt": {}, "cc": {}, "dist": {}, "rkd": {}, "irg": {"vertex_weight": 0.0}}

@@ -1,0 +1,61 @@
+"""The losses of the knowledge components as plain functions of tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdx.lazy import exports
+
+if TYPE_CHECKING:
+    from kdx.knowledge.attention_transfer import attention_transfer as attention_transfer
+    from kdx.knowledge.cc import cc as cc
+    from kdx.knowledge.crd import crd as crd
+    from kdx.knowledge.dist import dist as dist
+    from kdx.knowledge.dkd import dkd as dkd
+    from kdx.knowledge.fsp import flow as flow
+    from kdx.knowledge.fsp import fsp as fsp
+    from kdx.knowledge.hard_targets import hard_targets as hard_targets
+    from kdx.knowledge.hint import hint as hint
+    from kdx.knowledge.irg import irg as irg
+    from kdx.knowledge.jsd import jsd as jsd
+    from kdx.knowledge.logit_standardisation import standardise as standardise
+    from kdx.knowledge.logits import match_logits as match_logits
+    from kdx.knowledge.nst import nst as nst
+    from kdx.knowledge.ofd import batchnorm_margin as batchnorm_margin
+    from kdx.knowledge.ofd import ofd as ofd
+    from kdx.knowledge.pkt import pkt as pkt
+    from kdx.knowledge.reverse_kl import reverse_kl as reverse_kl
+    from kdx.knowledge.review_kd import hcl as hcl
+    from kdx.knowledge.rkd import rkd as rkd
+    from kdx.knowledge.semckd import semckd as semckd
+    from kdx.knowledge.simkd import simkd as simkd
+    from kdx.knowledge.sp import sp as sp
+    from kdx.knowledge.vid import vid as vid
+else:
+    __getattr__, __dir__, __all__ = exports(
+        __name__,
+        {
+            "kdx.knowledge.attention_transfer": ["attention_transfer"],
+            "kdx.knowledge.cc": ["cc"],
+            "kdx.knowledge.crd": ["crd"],
+            "kdx.knowledge.dist": ["dist"],
+            "kdx.knowledge.dkd": ["dkd"],
+            "kdx.knowledge.fsp": ["flow", "fsp"],
+            "kdx.knowledge.hard_targets": ["hard_targets"],
+            "kdx.knowledge.hint": ["hint"],
+            "kdx.knowledge.irg": ["irg"],
+            "kdx.knowledge.jsd": ["jsd"],
+            "kdx.knowledge.logit_standardisation": ["standardise"],
+            "kdx.knowledge.logits": ["match_logits"],
+            "kdx.knowledge.nst": ["nst"],
+            "kdx.knowledge.ofd": ["batchnorm_margin", "ofd"],
+            "kdx.knowledge.pkt": ["pkt"],
+            "kdx.knowledge.reverse_kl": ["reverse_kl"],
+            "kdx.knowledge.review_kd": ["hcl"],
+            "kdx.knowledge.rkd": ["rkd"],
+            "kdx.knowledge.semckd": ["semckd"],
+            "kdx.knowledge.simkd": ["simkd"],
+            "kdx.knowledge.sp": ["sp"],
+            "kdx.knowledge.vid": ["vid"],
+        },
+    )
