@@ -49,7 +49,7 @@ def pages() -> dict[str, str]:
     """Path below the documentation -> Markdown, of every generated page."""
     found = {f"components/{kind}.md": components(kind) for kind in KINDS if kind in TITLES}
     found |= {"reference/recipe.md": recipe(), "reference/cli.md": commands(), "reference/hooks.md": hooks()}
-    found |= {"reference/environment.md": environment(), "reference/api.md": api()}
+    found |= {"reference/environment.md": environment(), **api()}
     for path in sorted((ROOT / "kdx/ops").glob("*/README.md")):
         found[f"kernels/{path.parent.name}.md"] = readme(path) + signatures(path.parent.name)
     found |= {page: readme(ROOT / path) for page, path in EXTRA.items() if (ROOT / path).exists()}
@@ -308,19 +308,46 @@ def signatures(op: str) -> str:
     return "\n".join(lines)
 
 
-def api() -> str:
-    """The public Python names, for mkdocstrings to fill."""
+def api() -> dict[str, str]:
+    """Path -> page of every public package, for mkdocstrings to fill; that of ``kdx`` itself lists the others."""
+    found = {f"reference/api/{package.removeprefix('kdx.')}.md": package_page(package) for package in packages("kdx")}
     lines = ["# Python\n", "`import kdx` loads nothing else; each name is loaded when it is first used.\n"]
-    for package in ("kdx", "kdx.testing"):
-        try:
-            module = import_module(package)
-        except ModuleNotFoundError:
+    lines += ["| package | |", "|---|---|"]
+    for package in packages("kdx"):
+        summary = prose(import_module(package)).partition("\n")[0]
+        lines.append(f"| [{package}](api/{package.removeprefix('kdx.')}.md) | {cell(summary)} |")
+    return {"reference/api.md": "\n".join([*lines, "", *entries("kdx")]), **found}
+
+
+def packages(name: str) -> Iterator[str]:
+    """The public packages below a package, and below those."""
+    module = import_module(name)
+    for inner in module.__all__:
+        if inspect.ismodule(getattr(module, inner)):
+            yield f"{name}.{inner}"
+            yield from packages(f"{name}.{inner}")
+
+
+def package_page(package: str) -> str:
+    """Every public name of a package."""
+    return "\n".join([f"# {package}\n", f"{prose(import_module(package))}\n", *entries(package)])
+
+
+def entries(package: str) -> Iterator[str]:
+    """What mkdocstrings shows in full, and links to what stands on another page."""
+    module = import_module(package)
+    for name in module.__all__:
+        value = getattr(module, name)
+        if inspect.ismodule(value) or isinstance(value, str):
             continue
-        lines.append(f"## {package}\n")
-        for name in module.__all__:
-            value = getattr(module, name)
-            if not inspect.isclass(value) and not inspect.isfunction(value):
-                continue  # kdx.ops has its own pages, kdx.hookimpl is on that of the hooks
-            qualified = f"{value.__module__}.{value.__qualname__}"
-            lines.append(f"::: {qualified}\n    options:\n      heading: {package}.{name}\n      toc_label: {name}\n")
-    return "\n".join(lines)
+        home = next((other for other in packages("kdx") if package == "kdx" and shares(other, name, value)), None)
+        if home is not None:
+            page = home.removeprefix("kdx.")
+            yield f"### {package}.{name}\n\nThe same as [{home}.{name}](api/{page}.md#{home}.{name}).\n"
+        else:
+            yield f"::: {package}.{name}\n    options:\n      heading: {package}.{name}\n      toc_label: {name}\n"
+
+
+def shares(package: str, name: str, value: Any) -> bool:
+    """Whether a package has the same object under the same name."""
+    return getattr(import_module(package), name, None) is value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
@@ -21,7 +22,7 @@ from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe_checks import SUPPLIED
 from kdx.experiment.recipe_files import check_recipe
 from kdx.registry import KINDS, default_plugins
-from tools.docs_pages import leaves, pages
+from tools.docs_pages import leaves, packages, pages
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
@@ -119,6 +120,20 @@ def test_every_op_stands_there_with_its_arguments(generated: dict[str, str]) -> 
             assert parameter.kind is not parameter.KEYWORD_ONLY or f"{parameter.name}: " in section
 
 
+def test_every_public_name_stands_on_the_page_of_its_package(generated: dict[str, str]) -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for package in ("kdx", *packages("kdx")):
+        page = "reference/api.md" if package == "kdx" else f"reference/api/{package.removeprefix('kdx.')}.md"
+        assert page in navigation
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            if inspect.ismodule(getattr(module, name)):
+                inner = f"{package}.{name}".removeprefix("kdx.")
+                assert f"(api/{inner}.md)" in generated["reference/api.md"]
+            elif name != "__version__":
+                assert re.search(rf"^(:::|###) {re.escape(f'{package}.{name}')}$", generated[page], re.MULTILINE), name
+
+
 def test_every_environment_variable_stands_there(generated: dict[str, str]) -> None:
     sources = [*(ROOT / "kdx").rglob("*.py"), ROOT / "setup.py"]
     used = {name for path in sources for name in re.findall(r"[\"'](KDX_[A-Z_]+)[\"']", path.read_text())}
@@ -140,6 +155,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     page = (tmp_path / "site" / "components" / "knowledge" / "index.html").read_text()
     assert "soft-targets" in page
+    page = (tmp_path / "site" / "reference" / "api" / "knowledge" / "index.html").read_text()
+    for method in ("Knowledge.setup", "Knowledge.forward", "PairedLayers.compare"):
+        assert f'id="kdx.knowledge.{method}"' in page
 
 
 @pytest.mark.slow
