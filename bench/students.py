@@ -134,7 +134,7 @@ def _times(folder: Path, rounds: int = 100, repeats: int = 10) -> dict[tuple[str
             place = folder / f"{how}-{budget.rstrip('%')}"
             models.setdefault(("teacher", "100%"), _load(place, "teacher", TEACHER))
             made = json.loads((place / "distilled" / "model.json").read_text())
-            models[how, budget] = _load(place, "distilled", {"name": made["name"], **made["options"]})
+            models[how, budget] = _load(place, "distilled", made["model"])
     times: dict[tuple[str, str], list[float]] = {key: [] for key in models}
     with torch.inference_mode():
         for turn in range(rounds + 1):

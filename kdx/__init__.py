@@ -41,12 +41,14 @@ if TYPE_CHECKING:
     from kdx.knowledge.hint import Hint as Hint
     from kdx.knowledge.soft_targets import SoftTargets as SoftTargets
     from kdx.losses import Losses as Losses
+    from kdx.ref import Ref as Ref
     from kdx.registry import Plugins
     from kdx.schemes.base import Scheme as Scheme
     from kdx.schemes.mutual import Mutual as Mutual
     from kdx.schemes.offline import Offline as Offline
     from kdx.schemes.supervised import Supervised as Supervised
     from kdx.stage import Stage as Stage
+    from kdx.stage import Term as Term
     from kdx.teachers.base import Teacher as Teacher
     from kdx.training.loop import fit as fit
 else:
@@ -63,11 +65,12 @@ else:
             "kdx.knowledge.hint": ["Hint"],
             "kdx.knowledge.soft_targets": ["SoftTargets"],
             "kdx.losses": ["Losses"],
+            "kdx.ref": ["Ref"],
             "kdx.schemes.base": ["Scheme"],
             "kdx.schemes.mutual": ["Mutual"],
             "kdx.schemes.offline": ["Offline"],
             "kdx.schemes.supervised": ["Supervised"],
-            "kdx.stage": ["Stage"],
+            "kdx.stage": ["Stage", "Term"],
             "kdx.teachers.base": ["Teacher"],
             "kdx.training.loop": ["fit"],
         },
@@ -94,12 +97,12 @@ else:
     )
 
 
-def make(kind: str, name: str, /, *args: Any, **options: Any) -> Any:
+def make(kind: str, name: str | Ref, /, *args: Any, **options: Any) -> Any:
     """Builds a component by name from the default registry.
 
     Args:
         kind: ``"knowledge"``, ``"scheme"``, ``"assistant"``, ``"model"``, ``"dataset"`` or ``"op"`` (called).
-        name: as ``kdx list`` prints it.
+        name: as ``kdx list`` prints it, or a :class:`kdx.Ref`, whose options are added to those given.
         *args: handed to the component.
         **options: handed to the component; ``kdx show NAME`` prints them.
 

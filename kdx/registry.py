@@ -24,6 +24,7 @@ import pluggy
 from kdx import __version__, hookspecs
 from kdx.errors import PluginError, PluginWarning, UnknownNameError, nearest
 from kdx.hookspecs import PROJECT, Spec
+from kdx.ref import Ref
 
 __all__ = ["KINDS", "Component", "Kind", "Plugins", "default_plugins"]
 
@@ -201,12 +202,15 @@ class Plugins:
                 raise PluginError(f"{where} is {target!r}, not a subclass of kdx.{base.__name__}")
         return target
 
-    def make(self, kind: Kind, name: str, /, *args: Any, **options: Any) -> Any:
-        """Builds a component by name.
+    def make(self, kind: Kind, name: str | Ref, /, *args: Any, **options: Any) -> Any:
+        """Builds a component by name, or by a reference, whose options are added to those given.
 
         Raises:
             TypeError: an option the component does not have; its options are listed.
         """
+        if isinstance(name, Ref):
+            options = {**name.options, **options}
+            name = name.name
         target = self.load(kind, name)
         signature = inspect.signature(target)
         try:

@@ -9,11 +9,16 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal, Protocol, get_args
 
+from pydantic import GetCoreSchemaHandler, TypeAdapter
+from pydantic_core import CoreSchema
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdx.errors import PlanError, nearest
+from kdx.ref import Ref
+from kdx.schemes.weights import Weight
 
-__all__ = ["FinishedStages", "ModelRef", "Produced", "Role", "Rows", "Stage", "Structure", "in_order"]
+__all__ = ["FinishedStages", "Produced", "Role", "Rows", "Stage", "Structure", "Term", "in_order"]
 
 
 Role = Literal["teacher", "probe", "alone", "label-smoothing", "untrained", "assistant", "distilled"]
@@ -27,12 +32,39 @@ Rows = Literal["all", "few", "labelled"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """A model that is not built yet: its registered name and its options."""
+class Term(Ref):
+    """A knowledge component with its weight in the total loss: ``{name: soft-targets, weight: 0.9, temperature: 4}``.
 
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    Args:
+        name: of the component.
+        weight: a number or a schedule of :mod:`kdx.schemes.weights`.
+        **options: of the component.
+
+    Example:
+        >>> Term("soft-targets", weight=0.9, temperature=4.0).options
+        {'temperature': 4.0}
+    """
+
+    __slots__ = ("_weight",)
+    keys = ("name", "weight")
+
+    def __init__(self, name: str, /, *, weight: Weight = 1.0, **options: Any) -> None:
+        super().__init__(name, **options)
+        self._weight: Weight = TypeAdapter(Weight).validate_python(weight)
+
+    @property
+    def weight(self) -> Weight:
+        """Weight of the component in the total loss."""
+        return self._weight
+
+    @override
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "weight": self.weight, **self.options}
+
+    @classmethod
+    @override
+    def _keys(cls, handler: GetCoreSchemaHandler) -> dict[str, CoreSchema]:
+        return {"weight": handler.generate_schema(Weight)}
 
 
 class FinishedStages(Protocol):
@@ -42,7 +74,7 @@ class FinishedStages(Protocol):
     def example(self) -> Tensor:
         """One image, as a batch ``[1, ...]``."""
 
-    def ref(self, stage: str) -> ModelRef:
+    def ref(self, stage: str) -> Ref:
         """What the stage trained."""
 
     def model(self, stage: str) -> nn.Module:
@@ -54,13 +86,13 @@ class FinishedStages(Protocol):
     def quality(self, stage: str) -> float:
         """The metric of the task on the validation rows."""
 
-    def build(self, ref: ModelRef) -> nn.Module:
+    def build(self, ref: Ref) -> nn.Module:
         """A new model for the shapes of the data, drawn from torch's global generator."""
 
-    def parameters(self, ref: ModelRef) -> int:
+    def parameters(self, ref: Ref) -> int:
         """How many parameters a model has for the shapes of the data; nothing is drawn."""
 
-    def flops(self, ref: ModelRef) -> int:
+    def flops(self, ref: Ref) -> int:
         """Operations of one forward pass of a model on one sample, see :func:`kdx.analysis.flops.count_flops`."""
 
 
@@ -73,7 +105,7 @@ class Produced:
         weights: what it starts with, as from ``state_dict()``; None draws them.
     """
 
-    model: ModelRef
+    model: Ref
     weights: Mapping[str, Tensor] | None = None
 
 
@@ -109,10 +141,10 @@ class Stage:
         model: what is trained: a model by name, or a structure that the stage produces.
         teachers: names of earlier stages whose models teach here. A scheme with one teacher takes the first.
         start: an earlier stage of the same model, whose trained weights this stage begins with.
-        scheme: ``{"name": ..., option: value}`` instead of the recipe's scheme.
-        knowledge: term -> ``{"name": ..., "weight": ..., option: value}`` instead of the recipe's.
+        scheme: instead of the recipe's, as ``Ref("mutual")``.
+        knowledge: terms by name, instead of the recipe's, as ``{"kd": Term("soft-targets", weight=0.5)}``.
         task_weight: instead of the recipe's.
-        train: keys of the recipe's section ``train`` that differ, as ``{"epochs": 2}``.
+        train: keys of the recipe's section ``train`` that differ, as ``{"epochs": 2, "optimizer": Ref("SGD")}``.
         rows: training rows; None takes ``"all"`` for a teacher, ``"few"`` under a scheme, else ``"labelled"``.
         seed: added to the recipe's seed. With 0 all stages begin from the same random state, so that the student
             alone and the distilled one start from the same weights and see the rows in the same order.
@@ -124,11 +156,11 @@ class Stage:
 
     name: str
     role: Role
-    model: ModelRef | Structure
+    model: Ref | Structure
     teachers: tuple[str, ...] = ()
     start: str | None = None
-    scheme: Mapping[str, Any] | None = None
-    knowledge: Mapping[str, Mapping[str, Any]] | None = None
+    scheme: Ref | None = None
+    knowledge: Mapping[str, Term] | None = None
     task_weight: float | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
     rows: Rows | None = None
@@ -142,11 +174,21 @@ class Stage:
             )
         if self.role not in get_args(Role):
             raise PlanError(f"stage {self.name!r}: unknown role {self.role!r}; {nearest(self.role, get_args(Role))}")
-        if not isinstance(self.model, ModelRef | Structure):
+        if not isinstance(self.model, Ref | Structure):
             raise PlanError(
-                f"stage {self.name!r}: model: expected a ModelRef or a Structure, got {self.model!r}; write "
-                "ModelRef(name, options)"
+                f"stage {self.name!r}: model: expected a Ref or a Structure, got {self.model!r}; write "
+                "kdx.Ref(name, option=value)"
             )
+        if not isinstance(self.scheme, Ref | None):
+            raise PlanError(
+                f"stage {self.name!r}: scheme: expected a Ref, got {self.scheme!r}; write kdx.Ref(name, option=value)"
+            )
+        for name, term in (self.knowledge or {}).items():
+            if not isinstance(term, Term):
+                raise PlanError(
+                    f"stage {self.name!r}: knowledge: expected terms, got {term!r} for {name!r}; write "
+                    "kdx.Term(name, weight=..., option=value)"
+                )
         if isinstance(self.teachers, str):
             raise PlanError(
                 f"stage {self.name!r}: teachers: expected a tuple of names, got {self.teachers!r}; write "
@@ -167,7 +209,7 @@ def in_order(stages: Sequence[Stage]) -> list[Stage]:
         PlanError: two stages have one name, a stage needs one that there is not, or stages need each other.
 
     Example:
-        >>> net = ModelRef("mlp")
+        >>> net = Ref("mlp")
         >>> taught = Stage("distilled", "distilled", net, teachers=("teacher",))
         >>> [stage.name for stage in in_order([taught, Stage("teacher", "teacher", net)])]
         ['teacher', 'distilled']

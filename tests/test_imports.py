@@ -14,14 +14,14 @@ ROOT = Path(__file__).parents[1]
 
 # The rooms of kdx, lowest floor first; a room imports only from floors below its own.
 FLOORS = [
-    {"errors", "hookspecs", "rng", "modes", "files", "batch", "lazy"},
-    {"builtin", "options", "registry", "capture", "losses", "stage"},
+    {"errors", "hookspecs", "ref", "rng", "modes", "files", "batch", "lazy"},
+    {"builtin", "options", "registry", "capture", "losses"},
     {"ops", "features", "datasets", "store", "models"},
     {"knowledge", "teachers"},
     {"schemes"},
     {"observers"},
     {"training"},
-    {"analysis", "tasks"},
+    {"analysis", "stage", "tasks"},
     {"assistants", "students"},
     {"experiment"},
     {"cli", "testing"},

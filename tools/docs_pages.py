@@ -22,9 +22,10 @@ from pydantic_core import PydanticUndefined
 import kdx
 from kdx import hookspecs
 from kdx.cli.app import app
-from kdx.experiment.recipe import Component, Recipe
+from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe_checks import SUPPLIED
 from kdx.options import options_of
+from kdx.ref import Ref
 from kdx.registry import KINDS, Kind, default_plugins
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +154,9 @@ def recipe() -> str:
     lines = [
         "# Recipe reference\n",
         "Every key of a recipe, with its type and default. `kdx run NAME --dry-run` prints a recipe with all of them.",
-        "A component is a mapping with `name` and that component's options.\n",
+        "A component is a mapping with `name` and that component's options, or its name alone. One of `knowledge` has "
+        "a `weight` beside them, 1.0 by default: a number, or `{kind: warmup, to: 0.9, steps: 100}`, `{kind: cosine, "
+        "start: 0.9}` or `{kind: balanced, ratio: 1.0}`.\n",
         *(f"- `{name}`: {text}" for name, text in recipes()),
         "",
     ]
@@ -181,6 +184,8 @@ def recipes() -> Iterator[tuple[str, str]]:
 def shown(field: Any) -> str:
     """A default as one writes it in a recipe."""
     value = field.default if field.default is not PydanticUndefined else field.default_factory()
+    if isinstance(value, Ref):
+        return "{" + ", ".join(f"{key}: {item}" for key, item in value.as_dict().items()) + "}"
     if isinstance(value, BaseModel):
         given = value.model_dump(exclude_unset=True)
         return "{" + ", ".join(f"{key}: {item}" for key, item in given.items()) + "}"
@@ -196,7 +201,7 @@ def sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[Base
     yield path, model
     for name, field in model.model_fields.items():
         inner = next((part for part in parts_of(field.annotation) if issubclass_of_model(part)), None)
-        if inner is not None and inner is not Component:
+        if inner is not None:
             many = get_origin(field.annotation) in (dict, list) or any(
                 get_origin(part) in (dict, list) for part in get_args(field.annotation)
             )

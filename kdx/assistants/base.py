@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from kdx.stage import ModelRef, Stage
+from kdx.ref import Ref
+from kdx.stage import Stage
 
 __all__ = ["Assistant"]
 
@@ -24,7 +25,7 @@ class Assistant(ABC):
     has_teacher: bool = True
 
     @abstractmethod
-    def plan(self, teacher: ModelRef, student: ModelRef) -> list[Stage]:
+    def plan(self, teacher: Ref, student: Ref) -> list[Stage]:
         """Stages in the order in which they run; the last one is ``"distilled"`` and trains the student.
 
         Args:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing_extensions import override
 
 from kdx.assistants.base import Assistant
-from kdx.stage import ModelRef, Stage
+from kdx.ref import Ref
+from kdx.stage import Stage
 
 __all__ = ["BornAgain"]
 
@@ -28,7 +29,7 @@ class BornAgain(Assistant):
     Paper: Furlanello et al., Born Again Neural Networks, ICML 2018, https://arxiv.org/abs/1805.04770.
 
     Example:
-        >>> net = ModelRef("resnet")
+        >>> net = Ref("resnet")
         >>> [(stage.name, stage.teachers, stage.seed) for stage in BornAgain(generations=2).plan(net, net)]
         [('generation1', ('alone',), 1), ('distilled', ('generation1',), 2)]
     """
@@ -42,7 +43,7 @@ class BornAgain(Assistant):
         self.links = generations
 
     @override
-    def plan(self, teacher: ModelRef, student: ModelRef) -> list[Stage]:
+    def plan(self, teacher: Ref, student: Ref) -> list[Stage]:
         names = ["alone", *(f"generation{k}" for k in range(1, self.generations)), "distilled"]
         roles = ["assistant"] * (self.generations - 1) + ["distilled"]
         return [

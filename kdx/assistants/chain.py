@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from typing_extensions import override
 
 from kdx.assistants.base import Assistant
 from kdx.assistants.placement import ByAccuracy, Ladder
 from kdx.errors import PlanError
-from kdx.stage import ModelRef, Stage, Structure
+from kdx.ref import Ref, RefLike
+from kdx.stage import Stage, Structure
 
 __all__ = ["DGKD", "TAKD"]
 
@@ -29,7 +30,7 @@ class TAKD(Assistant):
     On data as small as those that come with kdx the effect of a chain is below the noise over seeds.
 
     Args:
-        models: the assistants, largest first, each as in a recipe: ``{"name": ..., option: value}``.
+        models: the assistants, largest first, each as ``Ref(name, option=value)`` or as in a recipe.
         sizes: instead of ``models``: values of the option ``vary``, largest first.
         count: instead of both: how many assistants to propose.
         vary: the integer option that sizes a model.
@@ -45,7 +46,7 @@ class TAKD(Assistant):
     https://arxiv.org/abs/1902.03393.
 
     Example:
-        >>> teacher, student = ModelRef("convnet", {"width": 24}), ModelRef("convnet", {"width": 4})
+        >>> teacher, student = Ref("convnet", width=24), Ref("convnet", width=4)
         >>> for stage in TAKD(sizes=[16, 8]).plan(teacher, student):
         ...     print(stage.name, stage.teachers)
         assistant-1 ('teacher',)
@@ -56,12 +57,12 @@ class TAKD(Assistant):
     def __init__(
         self,
         *,
-        models: Sequence[Mapping[str, Any]] | None = None,
+        models: Sequence[RefLike] | None = None,
         sizes: Sequence[int] | None = None,
         count: int | None = None,
         vary: str = "width",
         like: Literal["teacher", "student"] = "teacher",
-        candidates: int | Sequence[Mapping[str, Any]] = 3,
+        candidates: int | Sequence[RefLike] = 3,
         probe_epochs: int = 1,
     ) -> None:
         given = {"models": models, "sizes": sizes, "count": count}
@@ -73,7 +74,7 @@ class TAKD(Assistant):
             )
         if like not in ("teacher", "student"):
             raise PlanError(f"like must be 'teacher' or 'student', got {like!r}")
-        self.models = None if models is None else [ref(model) for model in models]
+        self.models = None if models is None else [Ref.of(model, "models") for model in models]
         self.sizes = None if sizes is None else list(sizes)
         self.count = len(models or sizes or ()) if count is None else count
         if self.count < 1:
@@ -85,7 +86,7 @@ class TAKD(Assistant):
         self.probe_epochs = probe_epochs
 
     @override
-    def plan(self, teacher: ModelRef, student: ModelRef) -> list[Stage]:
+    def plan(self, teacher: Ref, student: Ref) -> list[Stage]:
         models, stages = self._assistants(teacher, student)
         names = ["teacher"]
         for place, model in enumerate(models, start=1):
@@ -102,7 +103,7 @@ class TAKD(Assistant):
         """The stage with what this kind of chain overrides."""
         return stage
 
-    def _assistants(self, teacher: ModelRef, student: ModelRef) -> tuple[Sequence[ModelRef | Structure], list[Stage]]:
+    def _assistants(self, teacher: Ref, student: Ref) -> tuple[Sequence[Ref | Structure], list[Stage]]:
         """The assistants' models, largest first, and the stages that have to run to know them."""
         if self.models is not None:
             return self.models, []
@@ -113,7 +114,7 @@ class TAKD(Assistant):
         if isinstance(self.candidates, int):
             found = ladder.between(student, teacher, self.candidates)
         else:
-            found = [ref(candidate) for candidate in self.candidates]
+            found = [Ref.of(candidate, "candidates") for candidate in self.candidates]
         if len(found) < self.count:
             raise PlanError(
                 f"{self.count} assistants are to be chosen from {len(found)} candidates between teacher and student; "
@@ -153,7 +154,7 @@ class DGKD(TAKD):
     https://arxiv.org/abs/2009.08825.
 
     Example:
-        >>> teacher, student = ModelRef("convnet", {"width": 24}), ModelRef("convnet", {"width": 4})
+        >>> teacher, student = Ref("convnet", width=24), Ref("convnet", width=4)
         >>> for stage in DGKD(sizes=[16, 8]).plan(teacher, student):
         ...     print(stage.name, stage.teachers)
         assistant-1 ('teacher',)
@@ -164,12 +165,12 @@ class DGKD(TAKD):
     def __init__(
         self,
         *,
-        models: Sequence[Mapping[str, Any]] | None = None,
+        models: Sequence[RefLike] | None = None,
         sizes: Sequence[int] | None = None,
         count: int | None = None,
         vary: str = "width",
         like: Literal["teacher", "student"] = "teacher",
-        candidates: int | Sequence[Mapping[str, Any]] = 3,
+        candidates: int | Sequence[RefLike] = 3,
         probe_epochs: int = 1,
         drop: int = 1,
         reduction: Literal["mean", "sum"] = "mean",
@@ -196,18 +197,4 @@ class DGKD(TAKD):
 
     @override
     def _taught(self, stage: Stage) -> Stage:
-        return dataclasses.replace(
-            stage, scheme={"name": "dense-guidance", "drop": self.drop, "reduction": self.reduction}
-        )
-
-
-def ref(model: Mapping[str, Any]) -> ModelRef:
-    """A model as a recipe writes it.
-
-    Raises:
-        PlanError: it has no name.
-    """
-    options = dict(model)
-    if not isinstance(name := options.pop("name", None), str):
-        raise PlanError(f"a model is written as {{name: ..., option: value}}, got {dict(model)}")
-    return ModelRef(name, options)
+        return dataclasses.replace(stage, scheme=Ref("dense-guidance", drop=self.drop, reduction=self.reduction))

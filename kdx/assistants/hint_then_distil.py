@@ -9,7 +9,8 @@ from typing_extensions import override
 
 from kdx.assistants.base import Assistant
 from kdx.features.operands import Variant
-from kdx.stage import ModelRef, Stage
+from kdx.ref import Ref
+from kdx.stage import Stage
 
 __all__ = ["HintThenDistil"]
 
@@ -31,7 +32,7 @@ class HintThenDistil(Assistant):
     Paper: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, https://arxiv.org/abs/1412.6550.
 
     Example:
-        >>> plan = HintThenDistil("stage1", "stage2").plan(ModelRef("resnet"), ModelRef("convnet"))
+        >>> plan = HintThenDistil("stage1", "stage2").plan(Ref("resnet"), Ref("convnet"))
         >>> [(stage.name, stage.teachers, stage.start) for stage in plan]
         [('hint', ('teacher',), None), ('distilled', ('teacher',), 'hint')]
     """
@@ -50,13 +51,10 @@ class HintThenDistil(Assistant):
         self.variant = variant
 
     @override
-    def plan(self, teacher: ModelRef, student: ModelRef) -> list[Stage]:
-        scheme = {
-            "name": "hint-stage",
-            "student_layer": self.student_layer,
-            "teacher_layer": self.teacher_layer,
-            "variant": self.variant,
-        }
+    def plan(self, teacher: Ref, student: Ref) -> list[Stage]:
+        scheme = Ref(
+            "hint-stage", student_layer=self.student_layer, teacher_layer=self.teacher_layer, variant=self.variant
+        )
         return [
             Stage("hint", "assistant", student, ("teacher",), scheme=scheme, train=self.train, select=False),
             Stage("distilled", "distilled", student, ("teacher",), start="hint"),

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from kdx.errors import PlanError
+from kdx.ref import Ref
 from kdx.registry import default_plugins
-from kdx.stage import FinishedStages, ModelRef, Produced, Structure
+from kdx.stage import FinishedStages, Produced, Structure
 
 __all__ = ["ByAccuracy", "Ladder", "nearest_to"]
 
@@ -24,10 +25,10 @@ class Ladder:
         vary: the option.
     """
 
-    base: ModelRef
+    base: Ref
     vary: str
 
-    def size(self, model: ModelRef | None = None) -> int:
+    def size(self, model: Ref | None = None) -> int:
         """The value of the option in a model, its default if it is not given.
 
         Raises:
@@ -45,12 +46,12 @@ class Ladder:
             )
         return value
 
-    def at(self, size: int) -> ModelRef:
+    def at(self, size: int) -> Ref:
         """The model of one size."""
         self.size()
-        return ModelRef(self.base.name, {**self.base.options, self.vary: size})
+        return self.base.with_options(**{self.vary: size})
 
-    def between(self, small: ModelRef, large: ModelRef, count: int) -> list[ModelRef]:
+    def between(self, small: Ref, large: Ref, count: int) -> list[Ref]:
         """Up to ``count`` models strictly between two, largest first, spread evenly by ratio.
 
         Raises:
@@ -79,7 +80,7 @@ class ByAccuracy(Structure):
         place: which of them this one is, 1 the nearest to the teacher.
     """
 
-    candidates: Mapping[str, ModelRef]
+    candidates: Mapping[str, Ref]
     teacher: str
     student: str
     count: int

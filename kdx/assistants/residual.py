@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from typing_extensions import override
 
 from kdx.assistants.base import Assistant
 from kdx.assistants.placement import Ladder
 from kdx.errors import PlanError
-from kdx.stage import FinishedStages, ModelRef, Produced, Stage, Structure
+from kdx.ref import Ref
+from kdx.stage import FinishedStages, Produced, Stage, Structure
 
 __all__ = ["ResidualKD"]
 
@@ -38,7 +38,7 @@ class ResidualKD(Assistant):
     Paper: Gao et al., Residual Knowledge Distillation, 2020, https://arxiv.org/abs/2002.09168.
 
     Example:
-        >>> plan = ResidualKD().plan(ModelRef("convnet", {"width": 24}), ModelRef("convnet", {"width": 8}))
+        >>> plan = ResidualKD().plan(Ref("convnet", width=24), Ref("convnet", width=8))
         >>> [(stage.name, stage.teachers, stage.needs) for stage in plan]
         [('student', ('teacher',), ('teacher',)), ('distilled', ('teacher',), ('teacher', 'student'))]
     """
@@ -53,9 +53,9 @@ class ResidualKD(Assistant):
         self.weight = weight
 
     @override
-    def plan(self, teacher: ModelRef, student: ModelRef) -> list[Stage]:
+    def plan(self, teacher: Ref, student: Ref) -> list[Stage]:
         Ladder(student, self.vary).size()  # says at once if it cannot be sized
-        scheme: dict[str, Any] = {"name": "residual", "weight": self.weight}
+        scheme = Ref("residual", weight=self.weight)
         return [
             Stage("student", "assistant", Shrunk(student, self.vary, self.share), ("teacher",)),
             Stage("distilled", "distilled", Pair(student, self.vary), ("teacher",), scheme=scheme),
@@ -72,7 +72,7 @@ class Shrunk(Structure):
         share: of its parameters and operations.
     """
 
-    asked: ModelRef
+    asked: Ref
     vary: str
     share: float
 
@@ -91,7 +91,7 @@ class Pair(Structure):
         vary: the integer option that sizes it.
     """
 
-    asked: ModelRef
+    asked: Ref
     vary: str
 
     @property
@@ -104,21 +104,18 @@ class Pair(Structure):
         student = finished.ref("student")
         spent = zip(costs(finished, self.asked), costs(finished, student), strict=True)
         assistant = largest(finished, self.asked, self.vary, [asked - used for asked, used in spent])
-        options = {
-            name: {"name": ref.name, **ref.options} for name, ref in (("student", student), ("assistant", assistant))
-        }
-        pair = ModelRef("residual-sum", options)
+        pair = Ref("residual-sum", student=student, assistant=assistant)
         weights = finished.build(pair).state_dict()
         weights |= {f"student.{name}": value for name, value in finished.model("student").state_dict().items()}
         return Produced(pair, weights)
 
 
-def costs(finished: FinishedStages, ref: ModelRef) -> tuple[int, int]:
+def costs(finished: FinishedStages, ref: Ref) -> tuple[int, int]:
     """Parameters and operations of a model."""
     return finished.parameters(ref), finished.flops(ref)
 
 
-def largest(finished: FinishedStages, ref: ModelRef, vary: str, budget: list[float] | list[int]) -> ModelRef:
+def largest(finished: FinishedStages, ref: Ref, vary: str, budget: list[float] | list[int]) -> Ref:
     """The model with the largest ``vary``, at most its own, whose costs are within the budget.
 
     Raises:

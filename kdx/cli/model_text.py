@@ -9,13 +9,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from kdx.errors import RecipeError
 from kdx.options import check_options
+from kdx.ref import Ref
 from kdx.registry import default_plugins
 
 __all__ = ["parse_model"]
 
 
-def parse_model(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and checked options of a model.
+def parse_model(text: str) -> Ref:
+    """A model with its checked options.
 
     Raises:
         UnknownNameError: no such model.
@@ -23,7 +24,7 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
 
     Example:
         >>> parse_model("convnet:width=8,stages=2")
-        ('convnet', {'width': 8, 'stages': 2})
+        Ref('convnet', width=8, stages=2)
     """
     name, _, rest = text.partition(":")
     if wrong := [part for part in rest.split(",") if rest and "=" not in part]:
@@ -32,4 +33,4 @@ def parse_model(text: str) -> tuple[str, dict[str, Any]]:
         options: Any = OmegaConf.to_container(OmegaConf.from_dotlist(rest.split(","))) if rest else {}
     except (OmegaConfBaseException, ValueError) as error:
         raise RecipeError(f"a model must be written NAME:key=value,key=value; got {text!r} ({error})") from error
-    return name, check_options(f"model {name}", default_plugins().load("model", name), options)
+    return Ref(name, **check_options(f"model {name}", default_plugins().load("model", name), options))

@@ -147,8 +147,7 @@ def inspect_models(
     shape = {"num_classes": rows.num_classes, "input_shape": rows.input_shape}
     models = []
     for text, weights in ((teacher, teacher_weights), (student, student_weights)):
-        name, options = parse_model(text)
-        models.append(kdx.make("model", name, **options, **shape))
+        models.append(kdx.make("model", parse_model(text), **shape))
         if weights is not None:
             load_weights(models[-1], weights)
     loader = DataLoader(Subset(rows, range(min(samples, len(rows)))), batch_size=128, drop_last=samples >= 128)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -53,8 +52,8 @@ def make_student(
 
     rows = kdx.make("dataset", data, split="test")
     shape = {"num_classes": rows.num_classes, "input_shape": list(rows.input_shape)}
-    name, options = parse_model(teacher)
-    model = kdx.make("model", name, **options, **shape)
+    base = parse_model(teacher)
+    model = kdx.make("model", base, **shape)
     if weights is not None:
         load_weights(model, weights)
     try:
@@ -65,7 +64,7 @@ def make_student(
             params=params,
             flops=flops,
             latency=latency,
-            base={"name": name, **_plain(options)},
+            base=base.as_dict(),
             shape=shape,
             importance=importance,  # type: ignore[arg-type]  # checked there
         )
@@ -83,12 +82,3 @@ def make_student(
     typer.echo(f"written: {', '.join(map(str, files))}")
     start = f", weights: {files[1]}" if len(files) > 1 else ""
     typer.echo(f"in a recipe: student: {{model: {{name: derived, config: {files[0]}}}{start}}}")
-
-
-def _plain(value: Any) -> Any:
-    """Options as YAML holds them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Path):
-        return str(value)
-    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

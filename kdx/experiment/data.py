@@ -45,7 +45,7 @@ class ExperimentData:
         made: dict[str, Any] = {}
         for split in ("train", "test"):
             with locating(f"data.dataset ({data.dataset.name})"):
-                made[split] = default_plugins().make("dataset", data.dataset.name, split=split, **data.dataset.options)
+                made[split] = default_plugins().make("dataset", data.dataset, split=split)
                 check_dataset(made[split])
         whole = made["train"]
         self.shape = {"num_classes": whole.num_classes, "input_shape": whole.input_shape}

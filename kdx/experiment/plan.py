@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from pydantic import ValidationError
 
 from kdx.assistants.base import Assistant
 from kdx.errors import PlanError, RecipeError
-from kdx.experiment.recipe import Component, KnowledgeTerm, Recipe, Train
-from kdx.experiment.recipe_checks import check_component, locating, ref_of
+from kdx.experiment.recipe import Recipe, Train
+from kdx.experiment.recipe_checks import check_component, locating
 from kdx.options import problems
+from kdx.ref import Ref
 from kdx.registry import default_plugins
-from kdx.stage import ModelRef, Stage, Structure, in_order
+from kdx.stage import Stage, Structure, in_order
 from kdx.students.from_recipe import structure_of
 
 __all__ = ["assistant_of", "plan", "train_of"]
@@ -31,7 +31,7 @@ def plan(recipe: Recipe) -> list[Stage]:
         PlanError: the assistant's stages do not fit together.
         RecipeError: a stage names a scheme, a knowledge component or an option that there is not.
     """
-    student = ref_of(recipe.student.model)
+    student = recipe.student.model
     if recipe.student.weights and isinstance(structure_of(student), Structure):
         raise RecipeError(
             "student.weights: a student with how= starts from the weights of its teacher; give the config of the "
@@ -56,7 +56,7 @@ def plan(recipe: Recipe) -> list[Stage]:
                 f"{name}.train: scheme {recipe.scheme.name!r} trains the teacher along, with the student and as the "
                 f"section train says; got {', '.join(sorted(own))}; remove {name}.train, and set them in train"
             )
-    stages = [Stage(name, "teacher", ref_of(section.model)) for name, section in teachers.items()]
+    stages = [Stage(name, "teacher", section.model) for name, section in teachers.items()]
     if recipe.assistant and "alone" not in recipe.controls:
         stages.append(Stage("alone", "alone", student))
     for control in recipe.controls:
@@ -68,9 +68,9 @@ def plan(recipe: Recipe) -> list[Stage]:
     if recipe.assistant is None or assistant is None:
         stages.append(Stage("distilled", "distilled", student, tuple(teachers)))
         return in_order(_derived(stages))
-    planned = assistant.plan(ref_of(recipe.teacher.model) if recipe.teacher else student, student)
+    planned = assistant.plan(recipe.teacher.model if recipe.teacher else student, student)
     if not isinstance(planned, Sequence) or not all(isinstance(stage, Stage) for stage in planned):
-        raise PlanError(f"assistant {recipe.assistant.name!r}: expected a list of kdx.stage.Stage, got {planned!r}")
+        raise PlanError(f"assistant {recipe.assistant.name!r}: expected a list of kdx.Stage, got {planned!r}")
     if not planned or planned[-1].name != "distilled":
         raise PlanError(
             f"assistant {recipe.assistant.name!r}: the last stage of a plan trains the student and is named "
@@ -95,7 +95,7 @@ def assistant_of(recipe: Recipe) -> Assistant | None:
     if recipe.assistant is None:
         return None
     with locating(f"assistant ({recipe.assistant.name})"):
-        made: Assistant = default_plugins().make("assistant", recipe.assistant.name, **recipe.assistant.options)
+        made: Assistant = default_plugins().make("assistant", recipe.assistant)
     return made
 
 
@@ -117,19 +117,15 @@ def train_of(stage: Stage, recipe: Recipe) -> Train:
 
 def _check(stage: Stage, recipe: Recipe) -> None:
     train_of(stage, recipe)
-    if isinstance(stage.model, ModelRef):
-        check_component(f"stage {stage.name}: model", "model", _component(stage.model.name, stage.model.options))
-    scheme = recipe.scheme if stage.scheme is None else Component.model_validate(stage.scheme)
+    if isinstance(stage.model, Ref):
+        check_component(f"stage {stage.name}: model", "model", stage.model)
+    scheme = recipe.scheme if stage.scheme is None else stage.scheme
     target = check_component(f"stage {stage.name}: scheme", "scheme", scheme)
     for name, term in (stage.knowledge or {}).items():
-        check_component(f"stage {stage.name}: knowledge.{name}", "knowledge", KnowledgeTerm.model_validate(term))
+        check_component(f"stage {stage.name}: knowledge.{name}", "knowledge", term)
     taught = stage.role in ("assistant", "distilled") and not target.trains_teacher
     if taught and not stage.teachers and {"teacher", "teachers"} & inspect.signature(target).parameters.keys():
         raise PlanError(
             f"stage {stage.name!r} names no teacher, and scheme {scheme.name!r} needs one: name earlier stages in "
             "teachers"
         )
-
-
-def _component(name: str, options: Mapping[str, Any]) -> Component:
-    return Component.model_validate({"name": name, **options})

@@ -9,32 +9,14 @@ from typing import Annotated, Any, Literal
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kdx.schemes.weights import Balanced, Cosine, Warmup
+from kdx.ref import Ref
+from kdx.stage import Term
 
 __all__ = ["Recipe"]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Component(BaseModel):
-    """A component by name; every further key is an option of that component."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options given."""
-        return dict(self.model_extra or {})
-
-
-class KnowledgeTerm(Component):
-    """A knowledge component with its weight in the total loss."""
-
-    weight: Balanced | Warmup | Cosine | float = 1.0
 
 
 class Augment(_Section):
@@ -53,7 +35,7 @@ class StreamSection(_Section):
 class Data(_Section):
     """The data and how they are split. The test set is touched once, after training."""
 
-    dataset: Component = Field(description="a data set; it is built with split='train' and split='test'")
+    dataset: Ref = Field(description="a data set; it is built with split='train' and split='test'")
     validation: int = Field(500, ge=1, description="training rows held out to select the epoch")
     labelled: int | None = Field(None, ge=1, description="rows whose label the student sees; the others are unlabelled")
     novel_classes: list[int] = Field(
@@ -70,9 +52,9 @@ class Train(_Section):
     epochs: int = Field(10, ge=1, description="passes over the training rows")
     steps: int | None = Field(None, ge=1, description="optimizer steps instead of epochs; needed with data.stream")
     batch_size: int = Field(64, ge=1, description="rows per micro-batch")
-    optimizer: Component = Field(Component(name="AdamW"), description="an optimizer of torch.optim with its options")
-    schedule: Component | None = Field(
-        Component(name="CosineAnnealingLR"), description="a schedule of torch.optim.lr_scheduler with its options"
+    optimizer: Ref = Field(Ref("AdamW"), description="an optimizer of torch.optim with its options")
+    schedule: Ref | None = Field(
+        Ref("CosineAnnealingLR"), description="a schedule of torch.optim.lr_scheduler with its options"
     )
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
     clip_grad_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
@@ -105,7 +87,7 @@ class StoreSection(_Section):
 class Teacher(_Section):
     """The teacher: a model that is trained on all labels, or loaded."""
 
-    model: Component = Field(description="a model")
+    model: Ref = Field(description="a model")
     train: Train = Field(Train(), description="how it is trained if no weights are given")
     weights: Path | None = Field(None, description="safetensors to load instead of training")
     batch_statistics: bool = Field(
@@ -138,7 +120,7 @@ class Teacher(_Section):
 class Student(_Section):
     """The student."""
 
-    model: Component = Field(description="a model")
+    model: Ref = Field(description="a model")
     weights: Path | None = Field(None, description="safetensors that it starts from, alone and distilled")
 
 
@@ -168,13 +150,13 @@ class Recipe(_Section):
     teacher: Teacher | None = Field(None, description="the teacher, if the scheme has one")
     teachers: dict[str, Teacher] = Field({}, description="further teachers by name, if the scheme has several")
     student: Student = Field(description="the student")
-    peers: Annotated[int, Field(ge=2)] | Annotated[list[Component], Field(min_length=1)] | None = Field(
+    peers: Annotated[int, Field(ge=2)] | Annotated[list[Ref], Field(min_length=1)] | None = Field(
         None, description="how many peers there are, all as the student (2), or the models of the other peers"
     )
-    scheme: Component = Field(Component(name="offline"), description="who teaches whom")
-    assistant: Component | None = Field(None, description="plans stages between the teacher and the student")
+    scheme: Ref = Field(Ref("offline"), description="who teaches whom")
+    assistant: Ref | None = Field(None, description="plans stages between the teacher and the student")
     task: Task = Field(Task(), description="what the student is for")
-    knowledge: dict[str, KnowledgeTerm] = Field({}, description="what is transferred, by name of the term")
+    knowledge: dict[str, Term] = Field({}, description="what is transferred, by name of the term")
     train: Train = Field(Train(), description="how the student is trained, alone and distilled")
     controls: list[Literal["alone", "label-smoothing", "untrained", "direct"]] = Field(
         ["alone"],

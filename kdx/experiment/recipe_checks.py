@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from kdx.errors import RecipeError, UnknownNameError
-from kdx.experiment.recipe import Component, Recipe
+from kdx.experiment.recipe import Recipe
 from kdx.options import check_options, check_takes
+from kdx.ref import Ref
 from kdx.registry import Kind, default_plugins
-from kdx.stage import ModelRef
 
-__all__ = ["check_component", "locating", "ref_of"]
+__all__ = ["check_component", "locating"]
 
 
 @contextmanager
@@ -27,11 +27,6 @@ def locating(path: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"{path}: {error}") from error
-
-
-def ref_of(component: Component) -> ModelRef:
-    """A model as a recipe names it."""
-    return ModelRef(component.name, component.options)
 
 
 SUPPLIED = {
@@ -91,7 +86,7 @@ def _check_components(recipe: Recipe) -> None:
         raise RecipeError("controls: direct is the student of the teacher alone, and there is no teacher; remove it")
 
 
-def check_component(path: str, kind: Kind, component: Component) -> Any:
+def check_component(path: str, kind: Kind, component: Ref) -> Any:
     """Loads a component that a recipe (or a stage) names and checks its options.
 
     Raises:

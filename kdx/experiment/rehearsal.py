@@ -17,11 +17,12 @@ from kdx.errors import RecipeError
 from kdx.experiment.plan import train_of
 from kdx.experiment.recipe import StoreSection
 from kdx.experiment.recipe_checks import locating
-from kdx.experiment.stage_runner import StageRunner, named
+from kdx.experiment.stage_runner import StageRunner
 from kdx.experiment.stage_store import write_stage_store
 from kdx.modes import evaluating
+from kdx.ref import Ref
 from kdx.schemes.base import Scheme
-from kdx.stage import ModelRef, Stage
+from kdx.stage import Stage
 from kdx.teachers import Stored
 from kdx.training.checkpoint import load_weights
 from kdx.training.loop import run_length
@@ -70,7 +71,7 @@ class _Rehearsal(StageRunner):
     def __init__(self, runner: StageRunner, folder: Path) -> None:
         super().__init__(runner.recipe, folder, list(runner.stages.values()), runner.cache)
         self.data = runner.data
-        self.fitting: list[ModelRef] = []
+        self.fitting: list[Ref] = []
 
     def build_stage(self, stage: Stage) -> None:
         """Builds the models, the scheme, the batches, the optimizer and the schedule of a stage, as far as known."""
@@ -98,10 +99,10 @@ class _Rehearsal(StageRunner):
             batches = self._batches(stage, scheme)
             epochs, steps = run_length(batches, None if train.steps else train.epochs, train.steps, train.accumulate)
             trained = scheme.parameters() if scheme else [nn.Parameter(torch.zeros(1))]
-            optimizer = make_optimizer(named(train.optimizer), trained)
-            make_schedule(named(train.schedule) if train.schedule else None, optimizer, steps=steps, epochs=epochs)
+            optimizer = make_optimizer(train.optimizer, trained)
+            make_schedule(train.schedule, optimizer, steps=steps, epochs=epochs)
 
-    def _check_logits(self, ref: ModelRef) -> None:
+    def _check_logits(self, ref: Ref) -> None:
         """Runs a new model on one sample."""
         model = self.build(ref)
         with evaluating(model), torch.no_grad():
@@ -111,7 +112,7 @@ class _Rehearsal(StageRunner):
 
     def _known(self, *stages: str) -> bool:
         """Whether the models of these stages are known before any is trained."""
-        return all(isinstance(self.stages[name].model, ModelRef) for name in stages)
+        return all(isinstance(self.stages[name].model, Ref) for name in stages)
 
     def _store(self, teacher: str) -> StoreSection | None:
         section = self.recipe.all_teachers.get(teacher, self.recipe.teacher)
@@ -126,7 +127,7 @@ class _Rehearsal(StageRunner):
         return 1.0
 
     @override
-    def _student(self, stage: Stage, model: ModelRef) -> nn.Module:
+    def _student(self, stage: Stage, model: Ref) -> nn.Module:
         return super()._student(replace(stage, start=None), model)
 
     @override

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,17 @@ from kdx.batch import Batch
 from kdx.datasets.view import View
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.plan import train_of
-from kdx.experiment.recipe import Component, KnowledgeTerm, Recipe, Train
+from kdx.experiment.recipe import Recipe, Train
 from kdx.experiment.recipe import Teacher as TeacherSection
-from kdx.experiment.recipe_checks import locating, ref_of
+from kdx.experiment.recipe_checks import locating
 from kdx.experiment.stage_store import store_views, stored_teacher
 from kdx.experiment.teacher_cache import TeacherCache
 from kdx.files import read_json, write_json
+from kdx.ref import Ref
 from kdx.registry import default_plugins
 from kdx.schemes.base import Scheme
 from kdx.schemes.supervised import Supervised
-from kdx.stage import ModelRef, Stage, Structure
+from kdx.stage import Stage, Structure
 from kdx.students.contract import Contract
 from kdx.tasks.kinds import task_kind
 from kdx.teachers import Frozen, Stored, Teacher
@@ -39,7 +40,7 @@ from kdx.training.checkpoint import export_weights, load_weights
 from kdx.training.loop import fit
 from kdx.training.run import Run
 
-__all__ = ["StageRunner", "named"]
+__all__ = ["StageRunner"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RESULT, MODEL, START = "result.json", "model.json", "start.safetensors"
@@ -116,7 +117,7 @@ class StageRunner:
 
     # what a structure sees of the stages before it: kdx.stage.FinishedStages
 
-    def ref(self, stage: str) -> ModelRef:
+    def ref(self, stage: str) -> Ref:
         """The model of a stage that has begun."""
         return self._resolve(self.stages[stage])
 
@@ -134,23 +135,23 @@ class StageRunner:
         load_weights(model, self.folder / self.result(stage)["weights"])
         return model
 
-    def build(self, ref: ModelRef) -> nn.Module:
+    def build(self, ref: Ref) -> nn.Module:
         """A new model for the shapes of the data."""
         with locating(f"model ({ref.name})"):
-            model: nn.Module = self.plugins.make("model", ref.name, **ref.options, **self.data.shape)
+            model: nn.Module = self.plugins.make("model", ref, **self.data.shape)
         return model
 
-    def parameters(self, ref: ModelRef) -> int:
+    def parameters(self, ref: Ref) -> int:
         """How many parameters a model has for the shapes of the data."""
         with torch.device("meta"), rng.isolated():
             return sum(parameter.numel() for parameter in self.build(ref).parameters())
 
-    def flops(self, ref: ModelRef) -> int:
+    def flops(self, ref: Ref) -> int:
         """Operations of one forward pass of a model on one sample."""
         with rng.isolated():
             return count_flops(self.build(ref), self.example)
 
-    def _resolve(self, stage: Stage) -> ModelRef:
+    def _resolve(self, stage: Stage) -> Ref:
         """The model of a stage; a structure is produced once and then read."""
         if not isinstance(stage.model, Structure):
             return stage.model
@@ -165,22 +166,21 @@ class StageRunner:
                 if produced.weights is not None:
                     model.load_state_dict(dict(produced.weights))
                     export_weights(model, folder / START)
-            found = {"name": produced.model.name, "options": dict(produced.model.options)}
-            write_json(folder / MODEL, found | {"start": produced.weights is not None})
-        return ModelRef(**{key: value for key, value in read_json(folder / MODEL).items() if key != "start"})
+            write_json(folder / MODEL, {"model": produced.model.as_dict(), "start": produced.weights is not None})
+        return Ref.of(read_json(folder / MODEL)["model"])
 
-    def _student(self, stage: Stage, model: ModelRef) -> nn.Module:
+    def _student(self, stage: Stage, model: Ref) -> nn.Module:
         student = self.build(model)
         if isinstance(stage.model, Structure):
             if read_json(self.folder / stage.name / MODEL)["start"]:
                 load_weights(student, self.folder / stage.name / START)
-        elif self.recipe.student.weights and stage.role != "teacher" and model == ref_of(self.recipe.student.model):
+        elif self.recipe.student.weights and stage.role != "teacher" and model == self.recipe.student.model:
             load_weights(student, self.recipe.student.weights)
         if stage.start is not None:
             load_weights(student, self.folder / self.result(stage.start)["weights"])
         return student
 
-    def _scheme(self, stage: Stage, model: ModelRef) -> Scheme:
+    def _scheme(self, stage: Stage, model: Ref) -> Scheme:
         recipe = self.recipe
         if stage.role not in ("assistant", "distilled"):
             smoothing = SMOOTHING if stage.role == "label-smoothing" else 0.0
@@ -190,10 +190,10 @@ class StageRunner:
         with rng.isolated():  # whatever else draws, the rows come in the order in which the student alone sees them
             return self._taught(stage, model, student)
 
-    def _taught(self, stage: Stage, model: ModelRef, student: nn.Module) -> Scheme:
+    def _taught(self, stage: Stage, model: Ref, student: nn.Module) -> Scheme:
         """The scheme under which a student is taught, with all that its signature names."""
         recipe = self.recipe
-        component = recipe.scheme if stage.scheme is None else Component.model_validate(stage.scheme)
+        component = recipe.scheme if stage.scheme is None else stage.scheme
         target = self.plugins.load("scheme", component.name)
         wants = inspect.signature(target).parameters
         given: dict[str, Any] = {}
@@ -217,20 +217,18 @@ class StageRunner:
         return scheme
 
     def _knowledge(self, stage: Stage) -> dict[str, Any]:
-        terms: Mapping[str, KnowledgeTerm] = self.recipe.knowledge
-        if stage.knowledge is not None:
-            terms = {name: KnowledgeTerm.model_validate(term) for name, term in stage.knowledge.items()}
+        terms = self.recipe.knowledge if stage.knowledge is None else stage.knowledge
         made = {}
         for name, term in terms.items():
             with locating(f"stage {stage.name}: knowledge.{name} ({term.name})"):
-                made[name] = (term.weight, self.plugins.make("knowledge", term.name, **term.options))
+                made[name] = (term.weight, self.plugins.make("knowledge", term))
         return made
 
-    def _peers(self, student: ModelRef) -> list[ModelRef]:
+    def _peers(self, student: Ref) -> list[Ref]:
         """The peers beside the student."""
         peers = self.recipe.peers
         if isinstance(peers, list):
-            return [ref_of(peer) for peer in peers]
+            return peers
         return [student] * ((peers or 2) - 1)
 
     def _teachers(self, stage: Stage, *, along: bool, only_first: bool = False) -> dict[str, Teacher | nn.Module]:
@@ -242,7 +240,7 @@ class StageRunner:
             section = sections.get(name, self.recipe.teacher)
             key = "teacher" if only_first else name
             if along:
-                teachers[key] = self.build(ref_of(sections[name].model))
+                teachers[key] = self.build(sections[name].model)
                 if weights := sections[name].weights:
                     load_weights(teachers[key], weights)
             elif section and section.store:
@@ -266,7 +264,7 @@ class StageRunner:
             export_weights(student, weights)
             return {}
         kept = None
-        if section and section.reuse and isinstance(stage.model, ModelRef):
+        if section and section.reuse and isinstance(stage.model, Ref):
             kept = self.cache.entry(stage, self.recipe, self.data)
             if found := kept.load(student, self.notify):
                 export_weights(student, weights)
@@ -300,8 +298,8 @@ class StageRunner:
             evaluate=self.data.evaluation(self.data.validation),
             metrics=self.task.metrics,
             select=self.task.metric if stage.select else None,
-            optimizer=named(train.optimizer),
-            schedule=named(train.schedule) if train.schedule else None,
+            optimizer=train.optimizer,
+            schedule=train.schedule,
             accumulate=train.accumulate,
             clip_grad_norm=train.clip_grad_norm,
             mixed_precision=train.mixed_precision,
@@ -333,8 +331,3 @@ def _frozen(model: nn.Module, section: TeacherSection | None) -> Frozen:
         return Frozen(model)
     dtype = DTYPES[section.dtype] if section.dtype else None
     return Frozen(model, train_mode=section.batch_statistics, dtype=dtype, device=section.device)
-
-
-def named(component: Component) -> dict[str, Any]:
-    """A component as :func:`kdx.fit` takes optimizers and schedules."""
-    return {"name": component.name, **component.options}

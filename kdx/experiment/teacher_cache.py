@@ -21,8 +21,9 @@ from kdx.errors import CheckpointError
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.plan import train_of
 from kdx.experiment.recipe import Recipe
+from kdx.ref import Ref
 from kdx.registry import default_plugins
-from kdx.stage import ModelRef, Stage
+from kdx.stage import Stage
 from kdx.training.checkpoint import export_weights, load_weights
 
 __all__ = ["Entry", "TeacherCache"]
@@ -50,11 +51,11 @@ class TeacherCache:
 
     def entry(self, stage: Stage, recipe: Recipe, data: ExperimentData) -> Entry:
         """Where the teacher of a stage is kept, whether it is there or not."""
-        assert isinstance(stage.model, ModelRef)  # a structure has no key before it is produced
+        assert isinstance(stage.model, Ref)  # a structure has no key before it is produced
         key = {
             "format": FORMAT,
             "kdx": __version__,
-            "model": {"name": stage.model.name, **_with_contents(stage.model.options)},
+            "model": _with_contents(stage.model.as_dict()),
             "code": _code(default_plugins().load("model", stage.model.name)),
             "shape": data.shape,
             # which labels the student may see and how rows are fetched are nothing to the teacher

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from kdx.features.operands import Variant, check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.options import check_options
+from kdx.ref import Ref, RefLike
 from kdx.registry import default_plugins
 
 __all__ = ["LogitStandardisation", "standardise"]
@@ -73,13 +73,13 @@ class LogitStandardisation(Knowledge):
         self,
         temperature: float | None = None,
         *,
-        around: Knowledge | Mapping[str, Any] | None = None,
+        around: Knowledge | RefLike | None = None,
         variant: Variant = "code",
         student: str = LOGITS,
         teacher: str = LOGITS,
     ) -> None:
-        if isinstance(around, Mapping):
-            around = _component(around)
+        if isinstance(around, Ref | str | Mapping):
+            around = _component(Ref.of(around, "around"))
         if around is None:
             around = SoftTargets(2.0 if temperature is None else temperature, student=student, teacher=teacher)
         elif temperature is not None or (student, teacher) != (LOGITS, LOGITS):
@@ -120,12 +120,8 @@ class LogitStandardisation(Knowledge):
         return f"variant={self.variant!r}"
 
 
-def _component(described: Mapping[str, Any]) -> Knowledge:
-    """The component that a recipe describes by name and options."""
-    options = dict(described)
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise ValueError(f"around: expected a component or {{name: ..., and its options}}, got {dict(described)}")
-    target = default_plugins().load("knowledge", name)
-    component: Knowledge = target(**check_options(f"around ({name})", target, options))
+def _component(ref: Ref) -> Knowledge:
+    """The component that a recipe names."""
+    target = default_plugins().load("knowledge", ref.name)
+    component: Knowledge = target(**check_options(f"around ({ref.name})", target, ref.options))
     return component

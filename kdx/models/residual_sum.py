@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor, nn
 
 from kdx.models.shape import check_shape
+from kdx.ref import Ref, RefLike
 from kdx.registry import default_plugins
 
 __all__ = ["ResidualSum"]
@@ -19,7 +17,7 @@ class ResidualSum(nn.Module):
     Taps: those of both, under ``student.`` and ``assistant.``; ``logits`` is the sum ``[N, num_classes]``.
 
     Args:
-        student: a model as a recipe writes it: ``{"name": ..., option: value}``.
+        student: a model, as ``Ref(name, option=value)`` or as a recipe writes it.
         assistant: another one.
         num_classes: number of logits of both.
         input_shape: channels, height and width of an image.
@@ -29,8 +27,7 @@ class ResidualSum(nn.Module):
 
     Example:
         >>> import torch
-        >>> net = {"name": "mlp", "hidden": [8]}
-        >>> both = ResidualSum(net, {"name": "mlp", "hidden": [4]})
+        >>> both = ResidualSum(Ref("mlp", hidden=[8]), Ref("mlp", hidden=[4]))
         >>> x = torch.randn(2, 1, 28, 28)
         >>> torch.equal(both(x), both.student(x) + both.assistant(x))
         True
@@ -38,8 +35,8 @@ class ResidualSum(nn.Module):
 
     def __init__(
         self,
-        student: Mapping[str, Any],
-        assistant: Mapping[str, Any],
+        student: RefLike,
+        assistant: RefLike,
         *,
         num_classes: int = 10,
         input_shape: tuple[int, int, int] = (1, 28, 28),
@@ -47,18 +44,10 @@ class ResidualSum(nn.Module):
         check_shape(input_shape, num_classes)
         super().__init__()
         shape = {"num_classes": num_classes, "input_shape": input_shape}
-        self.student = _made("student", student, shape)
-        self.assistant = _made("assistant", assistant, shape)
+        self.student: nn.Module = default_plugins().make("model", Ref.of(student, "student"), **shape)
+        self.assistant: nn.Module = default_plugins().make("model", Ref.of(assistant, "assistant"), **shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, num_classes]`` of images ``[N, C, H, W]``."""
         total: Tensor = self.student(x) + self.assistant(x)
         return total
-
-
-def _made(what: str, model: Mapping[str, Any], shape: Mapping[str, Any]) -> nn.Module:
-    options = dict(model)
-    if "name" not in options:
-        raise ValueError(f"{what} must be written as {{name: ..., option: value}}, got {options}")
-    made: nn.Module = default_plugins().make("model", options.pop("name"), **options, **shape)
-    return made

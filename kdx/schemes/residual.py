@@ -43,8 +43,9 @@ class Residual(Scheme):
 
     Example:
         >>> import torch
+        >>> from kdx import Ref
         >>> from kdx.models.residual_sum import ResidualSum
-        >>> pair = ResidualSum({"name": "mlp", "hidden": [8]}, {"name": "mlp", "hidden": [4]})
+        >>> pair = ResidualSum(Ref("mlp", hidden=[8]), Ref("mlp", hidden=[4]))
         >>> residual = Residual(pair, torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)))
         >>> sorted(residual((torch.ones(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64))).terms)
         ['residual', 'task']

@@ -17,6 +17,7 @@ from torch import nn
 from kdx.errors import StudentError
 from kdx.files import atomic_write
 from kdx.options import problems
+from kdx.ref import Ref
 from kdx.registry import default_plugins
 from kdx.students.depth import Depth
 from kdx.students.depthwise import Depthwise
@@ -94,8 +95,7 @@ def build(config: str | Path | Mapping[str, Any] | StudentConfig, **shape: Any) 
     options = dict(found.base)
     shape = {**found.shape, **shape}
     if "name" in options:
-        name = options.pop("name")
-        model: nn.Module = default_plugins().make("model", name, **options, **shape)
+        model: nn.Module = default_plugins().make("model", Ref.of(options), **shape)
     else:
         target = _load(options.pop("target"))
         takes = inspect.signature(target).parameters

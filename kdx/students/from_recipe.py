@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdx.stage import FinishedStages, ModelRef, Produced, Structure
+from kdx.ref import Ref
+from kdx.stage import FinishedStages, Produced, Structure
 from kdx.students.contract import Contract
 from kdx.students.deriving import derive
 
@@ -30,14 +31,14 @@ class DerivedStudent(Structure):
         example = finished.example.repeat(2, *[1] * (finished.example.dim() - 1))
         ((shape, _dtype),) = Contract.of(teacher, example).outputs
         sizes = {"num_classes": shape[-1], "input_shape": list(example.shape[1:])}
-        student = derive(teacher, example, base={"name": ref.name, **ref.options}, shape=sizes, **self.options)
+        student = derive(teacher, example, base=ref.as_dict(), shape=sizes, **self.options)
         assert student.config is not None
-        model = ModelRef("derived", {"config": student.config.model_dump(mode="json")})
+        model = Ref("derived", config=student.config.model_dump(mode="json"))
         return Produced(model, student.model.state_dict() if self.inherit else None)
 
 
-def structure_of(model: ModelRef | Structure) -> ModelRef | Structure:
+def structure_of(model: Ref | Structure) -> Ref | Structure:
     """What a stage trains: a model ``derived`` with ``how`` is made from the teacher, everything else is itself."""
-    if isinstance(model, ModelRef) and model.name == "derived" and model.options.get("how") is not None:
-        return DerivedStudent(dict(model.options))
+    if isinstance(model, Ref) and model.name == "derived" and model.options.get("how") is not None:
+        return DerivedStudent(model.options)
     return model

@@ -11,13 +11,14 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from kdx.assistants.base import Assistant
-from kdx.stage import ModelRef, Stage, Structure
+from kdx.ref import Ref
+from kdx.stage import Stage, Structure
 from kdx.testing.check import Check, bind, fail, require, run_all
 
 __all__ = ["assistant_checks", "check_assistant"]
 
-TEACHER = ModelRef("convnet", {"width": 8})
-STUDENT = ModelRef("convnet", {"width": 2})
+TEACHER = Ref("convnet", width=8)
+STUDENT = Ref("convnet", width=2)
 
 
 def check_assistant(assistant: Assistant, *, expected_failures: Mapping[str, str] | None = None) -> None:
@@ -87,7 +88,7 @@ def check_deterministic(assistant: Assistant) -> None:
 
 
 def check_moves_no_weights(assistant: Assistant) -> None:
-    """Planning builds and trains no model, draws no random number and leaves the options it is given alone."""
+    """Planning builds and trains no model, and draws no random number."""
     teacher, student = _models(assistant)
     built: list[str] = []
 
@@ -102,13 +103,12 @@ def check_moves_no_weights(assistant: Assistant) -> None:
         handle.remove()
     require(not built, f"planning built parameters: {built[:5]}")
     require(torch.equal(torch.get_rng_state(), random), "planning drew random numbers")
-    require((teacher, student) == _models(assistant), "planning changed the options of the models it was given")
 
 
 def _plan(assistant: Assistant) -> list[Stage]:
     return assistant.plan(*_models(assistant))
 
 
-def _models(assistant: Assistant) -> tuple[ModelRef, ModelRef]:
+def _models(assistant: Assistant) -> tuple[Ref, Ref]:
     """The models an experiment hands to a plan: without a teacher the student's stands in for it."""
     return copy.deepcopy((TEACHER if assistant.has_teacher else STUDENT, STUDENT))

@@ -13,10 +13,11 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
 from kdx.errors import PluginError, nearest
-from kdx.experiment.recipe import Component, KnowledgeTerm
 from kdx.hookspecs import PROJECT, Spec
 from kdx.options import options_of
+from kdx.ref import Ref
 from kdx.registry import KINDS, Kind, Plugins
+from kdx.stage import Term
 from kdx.testing.check import Check, bind, fail, require, run_all
 
 __all__ = ["check_plugin", "plugin_checks"]
@@ -153,7 +154,7 @@ def check_targets(plugin: _Plugin) -> None:
             missing = [name for name in ("unsupported", "forward") if not callable(getattr(target, name, None))]
             require(not missing, f"backend {spec.name!r}: {spec.target} defines no function {missing}")
             continue
-        taken = KnowledgeTerm.model_fields if kind == "knowledge" else Component.model_fields
+        taken = Term.keys if kind == "knowledge" else Ref.keys
         for option in options_of(target) if kind != "op" else []:
             require(
                 option.name not in taken,

@@ -10,16 +10,15 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdx.errors import UnknownNameError, nearest
+from kdx.ref import Ref, RefLike
 
 __all__ = ["OptimizerSpec", "ScheduleSpec", "Scheduler", "check_complete", "make_optimizer", "make_schedule"]
 
-OptimizerSpec = (
-    str | Mapping[str, Any] | torch.optim.Optimizer | Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
-)
-"""``"SGD"``, ``{"name": "SGD", "lr": 0.1}``, a callable that takes parameters, or an optimizer."""
+OptimizerSpec = RefLike | torch.optim.Optimizer | Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
+"""``"SGD"``, ``Ref("SGD", lr=0.1)`` or its mapping, a callable that takes parameters, or an optimizer."""
 
-ScheduleSpec = str | Mapping[str, Any] | Callable[[torch.optim.Optimizer], LRScheduler] | None
-"""``"CosineAnnealingLR"``, ``{"name": "MultiStepLR", "milestones": [5], "every": "epoch"}``, a callable or None."""
+ScheduleSpec = RefLike | Callable[[torch.optim.Optimizer], LRScheduler] | None
+"""``"CosineAnnealingLR"``, ``Ref("MultiStepLR", milestones=[5], every="epoch")`` or its mapping, a callable or None."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {"AdamW": {"lr": 1e-3}, "SGD": {"lr": 0.05, "momentum": 0.9}}
 _LENGTH = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps", "PolynomialLR": "total_iters"}
@@ -59,7 +58,8 @@ def make_optimizer(spec: OptimizerSpec, parameters: Iterable[torch.Tensor]) -> t
     if callable(spec):
         built: torch.optim.Optimizer = spec(parameters)
         return built
-    name, options = _named(spec)
+    ref = Ref.of(spec)
+    name, options = ref.name, ref.options
     known = {
         key: value
         for key, value in vars(torch.optim).items()
@@ -105,7 +105,8 @@ def make_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, steps
         return None
     if callable(spec):
         return Scheduler(spec(optimizer), "step")
-    name, options = _named(spec)
+    ref = Ref.of(spec)
+    name, options = ref.name, ref.options
     every = options.pop("every", "step")
     if every not in ("step", "epoch"):
         raise ValueError(f"schedule {name}: every must be 'step' or 'epoch', got {every!r}")
@@ -125,15 +126,6 @@ def make_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, steps
         return Scheduler(target(optimizer, **_checked(target, "schedule", name, options)), every)
     except ZeroDivisionError as error:  # OneCycleLR divides by the length of its phases
         raise ValueError(f"schedule {name} with {options} does not fit {steps} steps; train longer") from error
-
-
-def _named(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    if isinstance(spec, str):
-        return spec, {}
-    options = dict(spec)
-    if "name" not in options:
-        raise ValueError(f"expected a mapping with 'name' and options, got keys {sorted(options)}")
-    return str(options.pop("name")), options
 
 
 def _find(what: str, name: str, known: Mapping[str, Any]) -> Any:

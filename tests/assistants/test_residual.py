@@ -18,8 +18,8 @@ from kdx.errors import PlanError
 from kdx.experiment.experiment import Experiment
 from kdx.experiment.recipe_files import check_recipe
 from kdx.models.residual_sum import ResidualSum
+from kdx.ref import Ref
 from kdx.schemes.residual import Residual
-from kdx.stage import ModelRef
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning"),
@@ -61,7 +61,7 @@ def made(model: dict) -> nn.Module:
 def exported(folder: Path) -> nn.Module:
     """The result as a user loads it: one model by name, one file of weights."""
     found = json.loads((folder / "distilled" / "model.json").read_text())
-    model = made({"name": found["name"], **found["options"]})
+    model = made(found["model"])
     model.load_state_dict(load_file(folder / "distilled" / "student.safetensors"))
     return model.eval()
 
@@ -72,9 +72,9 @@ def test_student_and_assistant_together_cost_no_more_than_the_student_asked_for(
     example = torch.zeros(1, 1, 8, 8)
     assert parameters[1] <= parameters[0]
     assert count_flops(pair, example) <= count_flops(asked, example)
-    options = json.loads((finished / "distilled" / "model.json").read_text())["options"]
+    options = json.loads((finished / "distilled" / "model.json").read_text())["model"]
     wider = {**options, "assistant": {**options["assistant"], "width": options["assistant"]["width"] + 1}}
-    larger = made({"name": "residual-sum", **wider})
+    larger = made(wider)
     over_in_parameters = sum(p.numel() for p in larger.parameters()) > parameters[0]
     assert over_in_parameters or count_flops(larger, example) > count_flops(asked, example)  # no room is left
 
@@ -100,7 +100,7 @@ def test_the_student_in_the_pair_is_the_one_that_was_distilled_before(finished: 
 
 
 def test_who_teaches_whom() -> None:
-    stages = ResidualKD().plan(ModelRef("resnet"), ModelRef("convnet"))
+    stages = ResidualKD().plan(Ref("resnet"), Ref("convnet"))
     assert [(stage.name, stage.role, stage.teachers) for stage in stages] == [
         ("student", "assistant", ("teacher",)),
         ("distilled", "distilled", ("teacher",)),
@@ -114,7 +114,7 @@ def test_a_budget_that_is_too_small_is_said(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="share must lie between 0 and 1"):
         ResidualKD(share=1.0)
     with pytest.raises(PlanError, match="has no integer option 'hidden'"):
-        ResidualKD(vary="hidden").plan(ModelRef("mlp"), ModelRef("mlp"))
+        ResidualKD(vary="hidden").plan(Ref("mlp"), Ref("mlp"))
 
 
 def pair_and_teacher() -> tuple[ResidualSum, nn.Module]:
@@ -169,5 +169,5 @@ def test_twenty_steps_lower_the_residual() -> None:
 def test_a_model_that_is_no_pair_is_refused() -> None:
     with pytest.raises(TypeError, match="must have the submodules student and assistant"):
         Residual(nn.Linear(2, 2), nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="assistant must be written as"):
+    with pytest.raises(ValueError, match=r"assistant: expected \{name: "):
         ResidualSum(STUDENT, {"width": 2}, **SHAPE)

@@ -9,7 +9,8 @@ import pytest
 from kdx.assistants.base import Assistant
 from kdx.experiment.experiment import Experiment
 from kdx.hookspecs import Spec, hookimpl
-from kdx.stage import ModelRef, Stage
+from kdx.ref import Ref
+from kdx.stage import Stage
 from tests.experiment.tiny import recipe
 
 
@@ -30,7 +31,7 @@ def planned(plugged):
 
     def _planned(stages: list[Stage]) -> dict[str, str]:
         class Given(Assistant):
-            def plan(self, teacher: ModelRef, student: ModelRef) -> list[Stage]:
+            def plan(self, teacher: Ref, student: Ref) -> list[Stage]:
                 return stages
 
         class Plugin:

@@ -11,7 +11,8 @@ from kdx.cli.app import app
 from kdx.errors import KdxError, PlanError, RecipeError
 from kdx.experiment.plan import plan
 from kdx.experiment.recipe_files import check_recipe, load_recipe, recipe_names
-from kdx.stage import ModelRef, Stage, in_order
+from kdx.ref import Ref
+from kdx.stage import Stage, Term, in_order
 from tests.experiment.tiny import NET, TINY, recipe
 
 
@@ -57,13 +58,13 @@ def test_a_stage_is_named_like_a_folder_and_has_a_known_role() -> None:
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        (Stage("x", "assistant", NET, scheme={"name": "offlin"}), r"stage x: scheme\.name: .*did you mean 'offline'"),
+        (Stage("x", "assistant", NET, scheme=Ref("offlin")), r"stage x: scheme\.name: .*did you mean 'offline'"),
         (Stage("x", "assistant", NET, train={"epocs": 2}), r"stage x: train\.epocs"),
         (
-            Stage("x", "assistant", NET, knowledge={"kd": {"name": "dkd", "beeta": 1}}),
+            Stage("x", "assistant", NET, knowledge={"kd": Term("dkd", beeta=1)}),
             r"stage x: knowledge\.kd \(dkd\): unknown option 'beeta'",
         ),
-        (Stage("x", "assistant", ModelRef("mlp", {"hiden": [3]})), r"stage x: model \(mlp\): unknown option 'hiden'"),
+        (Stage("x", "assistant", Ref("mlp", hiden=[3])), r"stage x: model \(mlp\): unknown option 'hiden'"),
     ],
     ids=["scheme", "train", "knowledge", "model"],
 )
@@ -75,11 +76,19 @@ def test_bad_overrides_of_a_stage_are_named_before_anything_runs(stage: Stage, m
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        (lambda: None, "assistant 'given': expected a list of kdx.stage.Stage, got None"),
+        (lambda: None, "assistant 'given': expected a list of kdx.Stage, got None"),
         (lambda: [{"name": "distilled"}], r"assistant 'given': expected a list of .*, got \[\{'name': 'distilled'\}\]"),
         (
             lambda: [Stage("distilled", "distilled", "mlp", ("teacher",))],
-            r"stage 'distilled': model: expected a ModelRef or a Structure, got 'mlp'; write ModelRef\(name",
+            r"stage 'distilled': model: expected a Ref or a Structure, got 'mlp'; write kdx\.Ref\(name",
+        ),
+        (
+            lambda: [Stage("distilled", "distilled", NET, ("teacher",), scheme={"name": "offline"})],
+            r"stage 'distilled': scheme: expected a Ref, got \{'name': 'offline'\}; write kdx\.Ref\(name",
+        ),
+        (
+            lambda: [Stage("distilled", "distilled", NET, ("teacher",), knowledge={"kd": Ref("dkd")})],
+            r"stage 'distilled': knowledge: expected terms, got Ref\('dkd'\) for 'kd'; write kdx\.Term\(name",
         ),
         (
             lambda: [Stage("distilled", "distilled", NET, "teacher")],
@@ -90,7 +99,7 @@ def test_bad_overrides_of_a_stage_are_named_before_anything_runs(stage: Stage, m
             "stage 'distilled' names no teacher, and scheme 'offline' needs one: name earlier stages in teachers",
         ),
     ],
-    ids=["nothing", "mappings", "a name as model", "a name as teachers", "no teacher"],
+    ids=["nothing", "mappings", "a name as model", "a scheme", "a term", "a name as teachers", "no teacher"],
 )
 def test_what_an_assistant_plans_wrongly_is_named(stages, message: str, planned) -> None:
     with pytest.raises(PlanError, match=message):

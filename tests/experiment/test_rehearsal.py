@@ -12,7 +12,8 @@ from kdx.errors import CaptureError, KdxError, RecipeError, StoreError
 from kdx.experiment.experiment import Experiment
 from kdx.experiment.store_command import cache_teacher
 from kdx.hookspecs import Spec, hookimpl
-from kdx.stage import ModelRef, Stage
+from kdx.ref import Ref
+from kdx.stage import Stage, Term
 from tests.experiment.tiny import TINY, recipe
 
 
@@ -86,11 +87,16 @@ def test_what_only_a_constructor_finds_is_found_before_anything_is_trained_or_wr
 
 
 def test_every_stage_of_a_plan_is_tried(planned, tmp_path: Path) -> None:
-    student = ModelRef("mlp", {"hidden": [8, 8]})
+    student = Ref("mlp", hidden=[8, 8])
     stages = [
         Stage("first", "assistant", student, ("teacher",)),
         Stage(
-            "distilled", "distilled", student, ("first",), start="first", knowledge={"hint": {**HINT, "student": "x"}}
+            "distilled",
+            "distilled",
+            student,
+            ("first",),
+            start="first",
+            knowledge={"hint": Term("hint", student="x", teacher="hidden1")},
         ),
     ]
     with pytest.raises(RecipeError, match=r"stage distilled: scheme \(offline\): knowledge 'hint'"):

@@ -20,7 +20,8 @@ from kdx.errors import KdxError, RecipeError
 from kdx.experiment.experiment import Experiment
 from kdx.hookspecs import Spec, hookimpl
 from kdx.models import MLP
-from kdx.stage import ModelRef, Produced, Stage, Structure
+from kdx.ref import Ref
+from kdx.stage import Produced, Stage, Structure, Term
 from kdx.training.batches import ResumableLoader
 from tests.experiment.tiny import TINY, recipe, same, weights
 
@@ -32,15 +33,15 @@ pytestmark = [
 
 
 def test_a_stage_overrides_scheme_knowledge_training_rows_and_start(run, planned, tmp_path: Path) -> None:
-    student = ModelRef("mlp", {"hidden": [8, 8]})
+    student = Ref("mlp", hidden=[8, 8])
     stages = [
-        Stage("first", "assistant", student, ("teacher",), knowledge={"mse": {"name": "logits", "weight": 0.5}}),
+        Stage("first", "assistant", student, ("teacher",), knowledge={"mse": Term("logits", weight=0.5)}),
         Stage(
             "unmoved",
             "probe",
             student,
             start="first",
-            train={"epochs": 2, "schedule": None, "optimizer": {"name": "SGD", "lr": 0.0}},
+            train={"epochs": 2, "schedule": None, "optimizer": Ref("SGD", lr=0.0)},
         ),
         Stage(
             "distilled",
@@ -79,7 +80,7 @@ class Smaller(Structure):
     def produce(self, finished) -> Produced:
         type(self).calls += 1
         model = finished.model("alone")
-        ref = ModelRef("mlp", {"hidden": [4, 8]})
+        ref = Ref("mlp", hidden=[4, 8])
         small = finished.build(ref).state_dict()
         for name, value in model.state_dict().items():
             if small[name].shape == value.shape:
@@ -102,8 +103,7 @@ def test_a_stage_may_produce_its_students_structure_once(run, planned, tmp_path:
     assert Smaller.calls == 2
     folder = tmp_path / "run"
     assert json.loads((folder / "kept" / "model.json").read_text()) == {
-        "name": "mlp",
-        "options": {"hidden": [4, 8]},
+        "model": {"name": "mlp", "hidden": [4, 8]},
         "start": True,
     }
     first = "hidden1.0.weight"
@@ -128,7 +128,7 @@ class Blind(nn.Linear):
 
 class ToBlind(Structure):
     def produce(self, finished) -> Produced:
-        return Produced(ModelRef("blind"))
+        return Produced(Ref("blind"))
 
 
 class Along(kdx.Offline):

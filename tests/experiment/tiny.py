@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from kdx.experiment.recipe_files import check_recipe
-from kdx.stage import ModelRef
+from kdx.ref import Ref
 
-NET = ModelRef("mlp")
+NET = Ref("mlp")
 TINY = {
     "threads": 1,
     "data": {"dataset": {"name": "digits"}, "validation": 100},

@@ -84,7 +84,7 @@ def test_a_recipe_names_the_loss_to_wrap(random):
         LogitStandardisation(around={"name": "dkd", "temprature": 2.0})
     with pytest.raises(UnknownNameError, match="no knowledge named 'dkdd'; did you mean 'dkd'"):
         LogitStandardisation(around={"name": "dkdd"})
-    with pytest.raises(ValueError, match=r"expected a component or \{name"):
+    with pytest.raises(ValueError, match=r"around: expected \{name: "):
         LogitStandardisation(around={"temperature": 2.0})
 
 

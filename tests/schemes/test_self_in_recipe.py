@@ -17,7 +17,7 @@ from kdx.experiment.plan import plan
 from kdx.experiment.recipe_files import check_recipe, load_recipe
 from kdx.hookspecs import hookimpl
 from kdx.models import ConvNet
-from kdx.stage import ModelRef
+from kdx.ref import Ref
 
 SHORT = {"data.validation": 4744, "train.epochs": 2, "threads": 1}  # leaves 256 training images
 TERMS = {
@@ -112,5 +112,5 @@ def test_born_again_needs_no_teacher_and_says_what_does_not_fit() -> None:
             check_recipe(dump | change)
     with pytest.raises(ValueError, match="generations must be >= 1, got 0"):
         kdx.make("assistant", "born-again", generations=0)
-    one = kdx.make("assistant", "born-again", generations=1).plan(ModelRef("mlp"), ModelRef("mlp"))
+    one = kdx.make("assistant", "born-again", generations=1).plan(Ref("mlp"), Ref("mlp"))
     assert [(stage.name, stage.role, stage.teachers) for stage in one] == [("distilled", "distilled", ("alone",))]

@@ -340,8 +340,8 @@ RECIPE = {
 def test_a_recipe_derives_its_student_from_its_own_teacher(tmp_path):
     summary = kdx.run(check_recipe(RECIPE), folder=tmp_path / "run")
     made = json.loads((tmp_path / "run/distilled/model.json").read_text())
-    assert made["name"] == "derived"
-    assert made["options"]["config"]["edits"] == [{"how": "depthwise", "layers": ["stage2.conv1"]}]
+    assert made["model"]["name"] == "derived"
+    assert made["model"]["config"]["edits"] == [{"how": "depthwise", "layers": ["stage2.conv1"]}]
     base = {"name": "convnet", "width": 4, "stages": 2}
     assert made["options"]["config"]["base"] == base
     old = kdx.make("model", "convnet", width=4, stages=2, num_classes=10, input_shape=(1, 8, 8))
@@ -364,7 +364,7 @@ def test_a_recipe_may_draw_new_weights_or_read_a_config_and_names_what_is_wrong(
     fresh = {**RECIPE, "controls": [], "student": {"model": {"name": "derived", "how": "depthwise", "inherit": False}}}
     kdx.run(check_recipe(fresh), folder=tmp_path / "fresh")
     assert not (tmp_path / "fresh/distilled/start.safetensors").exists()
-    config = json.loads((tmp_path / "fresh/distilled/model.json").read_text())["options"]["config"]
+    config = json.loads((tmp_path / "fresh/distilled/model.json").read_text())["model"]["config"]
     given = {**RECIPE, "controls": [], "student": {"model": {"name": "derived", "config": config}}}
     summary = kdx.run(check_recipe(given), folder=tmp_path / "given")
     assert summary["stages"]["distilled"]["model"] == "derived"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing_extensions import override
 
-from kdx import Assistant
-from kdx.stage import ModelRef, Stage
+from kdx import Assistant, Ref, Stage
 
 __all__ = ["EarlyStoppedTeacher"]
 
@@ -30,7 +29,7 @@ class EarlyStoppedTeacher(Assistant):
     also stops the distillation itself early; here the recipe's scheme decides that.
 
     Example:
-        >>> plan = EarlyStoppedTeacher(epochs=2).plan(ModelRef("convnet"), ModelRef("mlp"))
+        >>> plan = EarlyStoppedTeacher(epochs=2).plan(Ref("convnet"), Ref("mlp"))
         >>> [(stage.name, stage.teachers) for stage in plan]
         [('early-teacher', ()), ('distilled', ('early-teacher',))]
     """
@@ -41,7 +40,7 @@ class EarlyStoppedTeacher(Assistant):
         self.epochs = epochs
 
     @override
-    def plan(self, teacher: ModelRef, student: ModelRef) -> list[Stage]:
+    def plan(self, teacher: Ref, student: Ref) -> list[Stage]:
         return [
             Stage("early-teacher", "teacher", teacher, train={"epochs": self.epochs}, select=False),
             Stage("distilled", "distilled", student, teachers=("early-teacher",)),

@@ -6,7 +6,7 @@ import pytest
 from kdx_eskd.assistant import EarlyStoppedTeacher
 
 import kdx
-from kdx.stage import ModelRef
+from kdx.ref import Ref
 from kdx.testing import parametrize_checks
 
 
@@ -16,14 +16,14 @@ def test_conformance(check) -> None:
 
 
 def test_the_early_teacher_trains_as_the_teacher_does_for_fewer_epochs() -> None:
-    early, last = EarlyStoppedTeacher(epochs=2).plan(ModelRef("convnet", {"width": 8}), ModelRef("mlp"))
+    early, last = EarlyStoppedTeacher(epochs=2).plan(Ref("convnet", width=8), Ref("mlp"))
     assert (early.role, early.model, dict(early.train), early.select) == (
         "teacher",
-        ModelRef("convnet", {"width": 8}),
+        Ref("convnet", width=8),
         {"epochs": 2},
         False,
     )
-    assert (last.role, last.model, last.teachers) == ("distilled", ModelRef("mlp"), ("early-teacher",))
+    assert (last.role, last.model, last.teachers) == ("distilled", Ref("mlp"), ("early-teacher",))
 
 
 @pytest.mark.filterwarnings("ignore::kdx.assistants.gap.GapWarning")  # one epoch makes no student
