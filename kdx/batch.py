@@ -15,13 +15,13 @@ IGNORE = -100
 
 
 class Batch(NamedTuple):
-    """What one step sees. A named tuple, so that collating, pinning and moving work as for any tuple.
+    """Inputs, targets and sample indices of one step; a named tuple, which data loaders can collate, pin and move.
 
     Args:
         inputs: a tensor ``[N, ...]``, or a tuple or mapping of them, passed to the model as ``model(x)``,
             ``model(*x)`` or ``model(**x)``.
         targets: labels ``[N]`` int64 (``-100``: no label), or whatever the task loss takes; None without labels.
-        index: ``[N]`` int64, position of each sample in its data set; stores keyed by sample need it.
+        index: ``[N]`` int64, position of each sample in its data set; needed by whatever is stored per sample.
     """
 
     inputs: Any

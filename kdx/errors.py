@@ -1,4 +1,4 @@
-"""Every error kdx raises on its own account."""
+"""The errors and warnings that kdx defines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BackendError(KdxError, RuntimeError):
 
 
 class CaptureError(KdxError, ValueError):
-    """A tap names no module, fired never, or was added too late."""
+    """A tap names no module, never ran, or was added too late."""
 
 
 class CheckpointError(KdxError, RuntimeError):
@@ -61,11 +61,11 @@ class RunExistsError(KdxError, FileExistsError):
 
 
 class StoreError(KdxError, RuntimeError):
-    """A teacher store is incomplete or damaged, or holds what another teacher said or saw."""
+    """A teacher store is incomplete or damaged, or comes from another teacher or other data."""
 
 
 class StoreWarning(UserWarning):
-    """What a teacher store holds is read in a way that biases what is learned from it."""
+    """A teacher store is read in a way that biases what the student learns from it."""
 
 
 class StudentError(KdxError, ValueError):

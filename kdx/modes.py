@@ -1,4 +1,4 @@
-"""Models in evaluation mode, and teachers whose buffers stay as they are, for the time of a block."""
+"""Models in evaluation mode, and models whose buffers stay as they are, within a block."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Puts the buffers of a model back, as a forward pass in training mode moves those of BatchNorm."""
+    """Restores the buffers of a model afterwards: a forward pass in training mode moves those of BatchNorm."""
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     yield
     with torch.no_grad():

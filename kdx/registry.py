@@ -43,7 +43,7 @@ _BASE = {
     "scheme": "kdx.schemes.base:Scheme",
     "assistant": "kdx.assistants.base:Assistant",
 }
-"""What a component of a kind derives from, where there is such a class; imported when a component is."""
+"""The base class of a kind's components, where there is one; imported when a component is."""
 BUILTIN = "kdx-builtin"
 SLOW = 0.2
 """Seconds from which on the import of a plugin is slow: it makes every ``kdx`` command wait."""
@@ -62,7 +62,7 @@ class Component:
 
 @dataclass(slots=True)
 class PluginInfo:
-    """What became of one plugin package.
+    """The state of one plugin package: loaded, blocked or broken.
 
     Args:
         name: the entry point's name.
@@ -267,7 +267,7 @@ class Plugins:
             self._broken(info, wrong, None, strict=strict)
 
     def _wrong_hooks(self, plugin: object) -> str | None:
-        """What is wrong with the hooks of a plugin that pluggy has registered."""
+        """The fault in the hooks of a plugin that pluggy has registered, or None."""
         known = [name for name in dir(hookspecs) if name.startswith("kdx_")]
         callers = self.manager.get_hookcallers(plugin) or []
         if unknown := [caller.name for caller in callers if not caller.has_spec()]:
@@ -317,13 +317,13 @@ def default_plugins() -> Plugins:
 
 
 def _imported(target: str) -> Any:
-    """What an import string, ``"package.module:Class"``, names."""
+    """The object that an import string, ``"package.module:Class"``, names."""
     module, _, attribute = target.partition(":")
     return functools.reduce(getattr, filter(None, attribute.split(".")), importlib.import_module(module))
 
 
 def _unmet(entry: EntryPoint) -> str | None:
-    """What the package asks of kdx's version and does not get."""
+    """The requirement on kdx's version that this one does not meet, or None."""
     for line in (entry.dist.requires if entry.dist else None) or ():
         if re.match(r"kdx\s*[\[(<>=!~]", line):
             from packaging.requirements import Requirement

@@ -42,7 +42,7 @@ def restore(state: dict[str, Any]) -> None:
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Whatever is drawn inside leaves the global generators as they were."""
+    """Leaves the global generators as they were, whatever is drawn inside."""
     before = capture()
     try:
         yield

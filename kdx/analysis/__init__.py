@@ -1,4 +1,4 @@
-"""What a model consists of and costs: its layers, operations, time and memory."""
+"""A model's layers, and its cost in operations, time and memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, operations, size on disk, latency."""
+"""The cost of a model: parameters, operations, size, latency."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["Cost", "measure_cost"]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a model costs.
+    """The cost of a model: parameters, operations, size and latency.
 
     Args:
         parameters: number of parameters.
         flops: operations of one sample, a multiplication and an addition as two; see
-            :func:`kdx.analysis.flops.counting_flops`.
-        bytes: of all parameters and buffers.
+            :func:`kdx.analysis.counting_flops`.
+        bytes: size of all parameters and buffers.
         latency_ms: median time of one forward pass of the example, in milliseconds.
         latency_spread_ms: distance between its 20th and 80th percentile.
     """
@@ -38,7 +38,7 @@ class Cost:
     latency_spread_ms: float
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values, for JSON."""
         return asdict(self)
 
 
@@ -46,7 +46,7 @@ def measure_cost(model: nn.Module, example: Any, *, repeats: int = 100, threads:
     """Counts a model and times it in evaluation mode on the example's shape.
 
     Args:
-        model: the model; its modes are as before afterwards.
+        model: the model; its modes are restored afterwards.
         example: what it takes, see :class:`kdx.Batch`; ``N`` samples, moved to the model's device.
         repeats: timed passes, after a tenth as many to warm up.
         threads: CPU threads while timing; one gives the steadiest numbers.

@@ -22,9 +22,10 @@ __all__ = ["count_flops", "counting_flops"]
 def counting_flops() -> Iterator[FlopCounterMode]:
     """Counts the operations of what runs inside, with ``torch.utils.flop_counter``.
 
-    Counted are matrix products, convolutions and attention, a multiplication and an addition as two; additions of a
+    Matrix products, convolutions and attention are counted, a multiplication and an addition as two; additions of a
     bias, norms, activations and pooling are not. PyTorch's fused kernels for transformer layers, attention and
-    recurrent layers would hide their products from the counter, so they are off inside; the operations are the same.
+    recurrent layers would hide their products from the counter, so they are turned off inside; the operations are the
+    same.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     # which run an LSTM, for one, as a single operation

@@ -1,4 +1,4 @@
-"""The layers of two models side by side: what they cost, how alike they are, which could be paired."""
+"""The layers of two models side by side: their cost, their similarity and possible pairs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from kdx.modes import evaluating
 __all__ = ["Comparison", "Layer", "compare_layers", "list_layers"]
 
 MAX_LAYERS = 24
-"""Layers of one model that still fit on a screen."""
+"""Number of layers of one model that still fit on a screen."""
 
 NOTHING_OF_THEIR_OWN = (nn.Identity, nn.modules.dropout._DropoutNd)
-"""Modules that hand their input on in evaluation mode: what comes before them is the layer to tap."""
+"""Modules that pass their input on in evaluation mode: the layer before them is the one to tap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class Layer:
     Args:
         name: the tap.
         kind: class of the module.
-        order: its place in the forward pass, from 0, by when it is done.
+        order: its place in the forward pass, from 0, by when it ends.
         shape: of its output for one sample.
         parameters: number of parameters, those of inner modules included.
         flops: floating point operations for one sample, inner modules included, as
-            :func:`kdx.analysis.flops.counting_flops` counts them.
+            :func:`kdx.analysis.counting_flops` counts them.
         depth: share of the model's operations that are done when this layer is, in [0, 1].
     """
 

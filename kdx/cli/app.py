@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _format_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
-    """A line of its own for a plugin that is left out, which is no matter of where kdx says so."""
+    """A warning as text: on one line, without a place in the sources, for a plugin that is left out."""
     if issubclass(category, PluginWarning):
         return f"kdx: warning: {message}\n"
     return _FORMAT(message, category, *place, **line)
@@ -165,7 +165,7 @@ def _run(
                 summary = experiment.run(resume=resume, force=force)
         except Interrupted as stop:
             arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--force")]
-            raise Interrupted(f"{stop}\nto go on: kdx {' '.join([*arguments, '--resume'])}", stop.signum) from stop
+            raise Interrupted(f"{stop}\nto continue: kdx {' '.join([*arguments, '--resume'])}", stop.signum) from stop
         summaries.append(summary)
         console.print(stages_table(summary))
         for message in summary["warnings"]:
@@ -187,7 +187,7 @@ def cache_outputs(
     recipe: Annotated[str | None, typer.Argument(help="Name of a recipe, or path of a YAML file.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Override keys.")] = None,
     out: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Where to write; an interrupted store is gone on with.")
+        Path | None, typer.Option(file_okay=False, help="Where to write; an interrupted store is continued.")
     ] = None,
     what: Annotated[
         list[str] | None,
@@ -200,7 +200,7 @@ def cache_outputs(
     verify: Annotated[Path | None, typer.Option(help="Check every byte of a store instead.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write down what a recipe's teacher says about its training rows, once; the teacher is trained if need be."""
+    """Store the outputs of a recipe's teacher for its training rows; the teacher is trained first if it is not yet."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""What the commands print as JSON."""
+"""The JSON output of the commands."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_json(value: Any) -> None:
-    """Prints a value; what JSON does not know becomes text."""
+    """Prints a value as JSON; types that JSON does not know become text."""
     typer.echo(json.dumps(value, indent=2, default=str))

@@ -1,4 +1,4 @@
-"""``kdx plugins``, ``list``, ``show``, ``inspect`` and ``env`` show what there is; ``new-plugin`` adds to it."""
+"""``kdx plugins``, ``list``, ``show``, ``inspect`` and ``env`` show what there is; ``new-plugin`` makes more."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def inspect_models(
     typer.echo(f"{comparison.table()}\n\nsimilarities of all layers: {figure}")
     if None in (teacher_weights, student_weights):
         typer.echo(
-            "weights that were not given are random, and so are similarities: --teacher-weights, --student-weights"
+            "without --teacher-weights and --student-weights the weights are random, and so are the similarities"
         )
 
 

@@ -1,4 +1,4 @@
-"""Small real image sets that need no download, and what one does with their rows and labels."""
+"""Small real image sets that need no download, and tools for rows and labels."""
 
 from __future__ import annotations
 

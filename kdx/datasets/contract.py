@@ -1,4 +1,4 @@
-"""What an experiment asks of a data set."""
+"""The contract of a data set: the attributes and rows that an experiment needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check_dataset"]
 
 
 def check_dataset(data: Any) -> None:
-    """Checks what a data set says of itself, and its first row.
+    """Checks the attributes of a data set and its first row.
 
     Args:
         data: a map-style data set with ``len``, whose rows are ``(input, target)``. It has ``targets`` (int64, ``[N]``,

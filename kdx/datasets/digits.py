@@ -16,7 +16,7 @@ SPLIT_SEED = 0
 
 
 class Digits(ImageSet):
-    """1,797 handwritten digits of 8x8 pixels, for experiments of seconds (Alpaydin and Kaynak 1998, UCI).
+    """1,797 handwritten digits of 8x8 pixels, for experiments that take seconds (Alpaydin and Kaynak 1998, UCI).
 
     Read from scikit-learn (``pip install "kdx[data]"``). The test split holds 500 images, stratified by class and
     always the same. Pixels 0..16 are scaled to 0..1 and normalised with the mean 0.306 and standard deviation 0.376 of

@@ -1,4 +1,4 @@
-"""Samples that come one after another without end, new classes among them."""
+"""An endless stream of samples in which new classes may appear."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["SampleStream"]
 
 
 class SampleStream(IterableDataset[Batch]):
-    """The rows of a view in random order, again and again; it has no length.
+    """An endless stream of the rows of a view in random order.
 
     In the first pass every row comes exactly once, so that testing on a batch before training on it
-    (``prequential=True`` of :func:`kdx.fit`) meets unseen samples alone; later passes repeat the rows with the
+    (``prequential=True`` of :func:`kdx.fit`) meets unseen samples only; later passes repeat the rows with the
     transform's next views. With ``phases`` the classes arrive over the first pass: class number r in a random order
     of C appears from phase ``floor(r * phases / C)`` on, its rows spread over the phases that are left.
 
@@ -29,11 +29,11 @@ class SampleStream(IterableDataset[Batch]):
 
     Args:
         view: the rows, with their labels.
-        phases: over which the classes arrive; 1: all are there from the start.
-        seed: of the order.
+        phases: number of phases over which the classes arrive; 1: all are there from the start.
+        seed: seed of the order.
 
     Raises:
-        ValueError: ``view`` is empty, its labels are unknown or hidden while classes shall arrive, or ``phases`` < 1.
+        ValueError: ``view`` is empty, its labels are unknown or hidden though classes are to arrive, or ``phases`` < 1.
 
     Example:
         >>> from itertools import islice

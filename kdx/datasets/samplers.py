@@ -14,18 +14,18 @@ __all__ = ["SameClassPairs"]
 
 
 class SameClassPairs(Sampler[list[int]]):
-    """A batch sampler: ``pairs`` anchors, then for each of them another row of its class, in the same order.
+    """A batch sampler that draws ``pairs`` anchors and then, in the same order, another row of each one's class.
 
     Anchors go through all rows in a new random order each epoch; a partner is drawn uniformly from the other rows of
     the class (the row itself, where it is the only one). Rows without a label (negative) are left out. Every batch is
-    full: the last one goes on with the next round through the rows. All is drawn from torch's global generator, as by
-    torch's own samplers, so that :func:`kdx.fit` resumes exactly.
+    full: the last one continues with the next round through the rows. Everything is drawn from torch's global
+    generator, as by torch's own samplers, so that :func:`kdx.fit` resumes exactly.
 
     Args:
         targets: class of every row ``[M]``, int64.
         pairs: anchors in a batch, which has twice as many rows.
         num_samples: anchors in an epoch, rounded up to full batches; None: as many as there are rows with a label.
-            With more, the rows are gone through again.
+            With more, the rows are used again.
 
     Raises:
         ValueError: no row has a label, or a size is below 1.

@@ -1,4 +1,4 @@
-"""Rows of a data set as batches that know which sample is which."""
+"""Rows of a data set as batches that carry the index of every sample."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class View(Dataset[Batch]):
             None keeps the data set's own.
         transform: called as ``transform(inputs [B, ...], index [B], epoch)`` on the samples of each fetch, stacked;
             needs inputs that are tensors of one shape.
-        views: epochs after which the transform's draws come again, so that a store can hold all of them; None never.
+        views: number of epochs after which the transform's draws repeat, so that a store can hold all of them; None:
+            never.
 
     Raises:
         ValueError: ``indices`` or ``targets`` has the wrong shape, or ``views`` is below 1.
@@ -82,7 +83,7 @@ class View(Dataset[Batch]):
         self.epoch = epoch if self.views is None else epoch % self.views
 
     def cycling(self, views: int) -> View:
-        """The same rows and labels, with views that come again after ``views`` epochs."""
+        """The same rows and labels, with views that repeat after ``views`` epochs."""
         return View(self.dataset, self.indices, self.targets, transform=self.transform, views=views)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What knowledge components do with feature maps: adapters, pairing, similarity, centring, gathering."""
+"""Tools for features: adapters, pairing of layers, similarity, centring, gathering over ranks."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def match(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         teacher: any of these forms.
 
     Returns:
-        Both features, equal in shape but for the channels (dimension 1 of maps, the last one otherwise).
+        Both features, equal in shape except for the channels (dimension 1 of maps, the last one otherwise).
 
     Raises:
         ValueError: another number of dimensions, another batch size, or tokens that form no square grid.
@@ -98,7 +98,7 @@ def to_vector(feature: Tensor) -> Tensor:
 
 
 def full(feature: Tensor) -> Tensor:
-    """The feature in float32, float64 as it is: pooling in half precision costs more digits than a loss has."""
+    """The feature in float32 (float64 stays): pooling in half precision costs more digits than a loss has."""
     return feature.to(torch.promote_types(feature.dtype, torch.float32))
 
 
@@ -165,13 +165,13 @@ def bottleneck(inputs: int, hidden: int, outputs: int, *, end: bool, kernel: int
 def trained(part: nn.Module, like: Tensor) -> nn.Module:
     """Moves a new learnable part to a feature's device, in float32 (float64 for float64 features).
 
-    Knowledge is computed in full precision, so its own parameters are kept in it under a half-precision student too.
+    Knowledge is computed in full precision, so its own parameters stay in it even beside a half-precision student.
     """
     return part.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm that takes a single value per channel (one sample, one pixel), by the running statistics.
+    """BatchNorm that also takes a single value per channel (one sample, one pixel), by its running statistics.
 
     The stock module raises there, so a last batch of one sample would end a training run.
     """
@@ -201,7 +201,7 @@ def _pool(feature: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _extra_tokens(length: int) -> int | None:
-    """How many tokens stand before a square grid, None if there is no such grid."""
+    """Number of tokens before a square grid, None if there is no such grid."""
     grids = (extra for extra in EXTRA_TOKENS if length > extra and math.isqrt(length - extra) ** 2 == length - extra)
     return next(grids, None)
 

@@ -1,4 +1,4 @@
-"""The whole batch: what all ranks hold together, for losses that compare samples with each other."""
+"""Rows gathered from all ranks, for losses that compare samples with each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["whole_batch"]
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks; back comes the gradient of the own rows, times the number of ranks."""
+    """Rows of all ranks; the backward pass gives the gradient of the own rows, times the number of ranks."""
 
     @staticmethod
     @override
@@ -37,10 +37,10 @@ def whole_batch(rows: Tensor) -> Tensor:
     A relation taken over each rank's part alone leaves out every pair of samples on different ranks. Here every rank
     computes the loss of the whole batch; its gradient reaches the rank's own rows, multiplied by the number of ranks
     because data parallelism averages gradients over ranks, each of which holds one part of the sum. So several ranks
-    take the step of one process on the same batch, bar rounding.
+    take the step of one process on the same batch, up to rounding.
 
     Args:
-        rows: ``[N, ...]``, the same N on every rank (data loaders of Accelerate see to that).
+        rows: ``[N, ...]``, the same N on every rank (Accelerate's data loaders ensure it).
 
     Returns:
         ``[ranks * N, ...]``.

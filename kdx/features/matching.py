@@ -1,4 +1,4 @@
-"""Which student layer learns from which teacher layer: strategies, and the similarities they go by."""
+"""Pairs of student and teacher layers, chosen by position or by similarity."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kdx.features.similarity import SIMILARITIES, similarity_matrix
 __all__ = ["STRATEGIES", "Pairs", "Strategy", "pair_by_depth", "pair_by_similarity", "pair_layers"]
 
 Strategy = Literal["explicit", "uniform", "relative", "cka", "cka-unbiased", "rsa", "attention", "reverse", "random"]
-"""How student layers find teacher layers; both lists run from shallow to deep.
+"""How student layers are paired with teacher layers; both lists run from shallow to deep.
 
-- ``explicit``: the first with the first and so on; as many of each.
+- ``explicit``: the first with the first and so on; the same number of each.
 - ``uniform``: evenly spaced teacher layers, ending at the deepest one.
 - ``relative``: the teacher layer at the same relative depth, first with first and last with last.
 - ``cka``, ``cka-unbiased``, ``rsa``: the most similar teacher layer on one batch, by that one of :data:`SIMILARITIES`.
@@ -59,7 +59,7 @@ def pair_by_depth(
     """Pairs layers by their place alone.
 
     Args:
-        strategy: any but those of :data:`SIMILARITIES`.
+        strategy: any except those of :data:`SIMILARITIES`.
         students: number of student layers.
         teachers: number of teacher layers.
         seed: for ``random``.

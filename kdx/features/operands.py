@@ -1,4 +1,4 @@
-"""What a loss does with its two operands before anything else: their precision, their shapes, its choices."""
+"""Checks of a loss's operands and options, and the precision that it computes in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdx.errors import nearest
 __all__ = ["Variant", "check_choice", "check_same_rows", "check_same_shape", "in_full_precision"]
 
 Variant = Literal["paper", "code"]
-"""Where the paper and its authors' code differ: which of the two is computed."""
+"""Which of the two is computed where a paper and its authors' code differ."""
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 

@@ -1,4 +1,4 @@
-"""How alike the features of two networks are: CKA and RSA."""
+"""Similarity of the features of two networks: CKA and RSA."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class MinibatchCKA:
     """Linear CKA between all student and all teacher layers, accumulated over batches of at least 4 samples.
 
     The unbiased HSIC of every batch is averaged and the ratio taken last, so the value does not depend on the batch
-    size but for noise. It can be slightly negative for unrelated layers.
+    size, apart from noise. It can be slightly negative for unrelated layers.
 
     Args:
         students: number of student layers.

@@ -1,4 +1,4 @@
-"""Attention transfer: where a layer looks."""
+"""Attention transfer: the student looks where the teacher looks."""
 
 from __future__ import annotations
 
@@ -50,13 +50,14 @@ class AttentionTransfer(PairedLayers):
     Loss: with ``q = vec(mean_c F^2) / ||.||_2`` the mean of ``(q_s - q_t)^2`` over batch and pixels
     (``variant="code"``, weight 1000 in the common CIFAR-100 recipe, whose maps have 8x8 to 32x32 pixels; take much less
     for smaller maps) or ``1/2 ||q_s - q_t||_2`` averaged over the batch (``variant="paper"``), summed over pairs. No
-    ``T^2``. Gradients reach the student. It does not change with the order of the channels or a positive factor of a
-    map. Maps of different size are average-pooled to the smaller; tokens are laid on their grid. Nothing is learned.
+    ``T^2``. Gradients reach the student. The loss does not change with the order of the channels or a positive factor
+    of a map. Maps of different size are average-pooled to the smaller; tokens are laid on their grid. Nothing is
+    learned.
 
     Args:
         student: taps of maps ``[N, C, H, W]``, from shallow to deep.
         teacher: taps of maps.
-        pairing: see :data:`kdx.features.matching.Strategy`.
+        pairing: see :data:`kdx.features.Strategy`.
         variant: ``"paper"`` or ``"code"``; the authors' code squares the distance and takes the mean.
         seed: for ``pairing="random"``.
 

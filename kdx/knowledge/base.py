@@ -14,7 +14,7 @@ __all__ = ["Knowledge"]
 
 
 class Knowledge(nn.Module, ABC):
-    """One kind of knowledge, as a loss between what a student and a teacher produced for the same batch.
+    """A loss between what a student and a teacher produced for the same batch; the base of all knowledge.
 
     A component declares the taps it reads, may own parameters and buffers (adapters, memory banks: they are trained,
     saved and moved with the scheme, and never exported with the student) and returns one scalar. It does not decide
@@ -41,7 +41,7 @@ class Knowledge(nn.Module, ABC):
         return True
 
     def dataset_size(self, samples: int) -> None:  # most components keep nothing per sample
-        """``batch.index`` will lie in ``0 .. samples - 1``; comes before :meth:`setup`."""
+        """Receives the number of samples, before :meth:`setup`: ``batch.index`` lies in ``0 .. samples - 1``."""
 
     def setup(self, student: Captured, teacher: Captured) -> None:  # most components have nothing to build
         """Builds the parts whose shape depends on the models, from one captured batch of each."""
@@ -49,7 +49,7 @@ class Knowledge(nn.Module, ABC):
     def accepts_estimate(self, temperature: float) -> bool:
         """Whether the loss stays unbiased on teacher logits whose softmax at ``temperature`` is an unbiased estimate.
 
-        True only for what is linear in those probabilities, bar what the student does not change.
+        True only for losses that are linear in those probabilities, up to terms that do not depend on the student.
         """
         return False
 

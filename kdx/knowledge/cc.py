@@ -63,7 +63,7 @@ class CC(Relation):
         variant: ``"paper"`` or ``"code"`` (common weight .02), see above.
         student: tap or taps ``[N, ...]``; any width.
         teacher: tap or taps; any width.
-        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.matching.Strategy`.
+        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.Strategy`.
         seed: for ``pairing="random"``.
 
     Paper: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, https://arxiv.org/abs/1904.01802.

@@ -49,7 +49,7 @@ def crd(scores: Tensor, *, log_z: Tensor, samples: int) -> Tensor:
 
 
 class CRD(Knowledge):
-    """Contrast of student and teacher embeddings against memory banks, with each side as the anchor once.
+    """Contrasts the embeddings of student and teacher, each with a memory bank of the other side.
 
     Loss: ``crd(student against the teacher's bank) + crd(teacher against the student's bank)``, see :func:`crd`; no
     ``T^2``; weight 0.8 in the common CIFAR-100 recipe. Both features go through a linear layer to ``dim`` numbers and
@@ -63,8 +63,8 @@ class CRD(Knowledge):
     give ``labels`` for that.
 
     Memory: the banks take ``2 * samples * dim * 4`` bytes (51 MB for 50,000 samples and dim 128) and are copied once a
-    step. Scores need ``N * samples`` floats a side if ``samples <= 8 (negatives + 1)``, else the candidates are
-    gathered: ``N (negatives + 1) dim`` floats a side (0.5 GB at batch 64).
+    step. Scores need ``N * samples`` floats a side if ``samples <= 8 (negatives + 1)``, otherwise the candidates
+    are gathered: ``N (negatives + 1) dim`` floats a side (0.5 GB at batch 64).
 
     Args:
         student: tap of ``[N, D]``, usually what enters the classifier; maps and tokens are pooled.
@@ -140,7 +140,7 @@ class CRD(Knowledge):
             return
         if self.samples is None:
             raise ValueError(
-                "samples: CRD keeps a row per training sample and no data set told how many there are; give "
+                "samples: CRD keeps a row per training sample and no data set says how many there are; give "
                 "samples=len(dataset), or train on a loader whose dataset has a length"
             )
         s, t = to_vector(student[self.student_taps[0]]), to_vector(teacher[self.teacher_taps[0]])

@@ -1,4 +1,4 @@
-"""DIST: correlation of predictions instead of their divergence."""
+"""DIST: the correlation of predictions instead of their divergence."""
 
 from __future__ import annotations
 

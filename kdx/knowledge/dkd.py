@@ -80,7 +80,7 @@ class DKD(Knowledge):
     reach both sides and stay finite at any gap between logits. Needs integer targets.
 
     The authors raise the weight of this term linearly from 0 over the first 20 epochs on CIFAR-100 (one epoch on
-    ImageNet); :class:`kdx.schemes.weights.Warmup` as the term's weight does that. Beside it the cross-entropy keeps its
+    ImageNet); :class:`kdx.schemes.Warmup` as the term's weight does that. Beside it the cross-entropy keeps its
     full weight 1. Their code and paper agree; the code takes the logarithm of a softmax, which has no gradient where it
     underflows.
 

@@ -1,4 +1,4 @@
-"""Flow of solution procedure: how one layer's channels go with the next layer's."""
+"""Flow of solution procedure: the correlations of one layer's channels with the next layer's."""
 
 from __future__ import annotations
 

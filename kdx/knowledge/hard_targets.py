@@ -1,4 +1,4 @@
-"""Hard targets: the class the teacher decides for."""
+"""Hard targets: the class that the teacher predicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["HardTargets", "hard_targets"]
 
 @in_full_precision
 def hard_targets(student: Tensor, teacher: Tensor) -> Tensor:
-    """Cross-entropy with the teacher's decision, ``[..., C]`` both; a scalar, 0 for an empty batch.
+    """Cross-entropy with the teacher's predicted class, logits ``[..., C]`` of both; a scalar, 0 for an empty batch.
 
     See :class:`HardTargets`.
     """
@@ -28,11 +28,11 @@ def hard_targets(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class HardTargets(Knowledge):
-    """Cross-entropy between the student and the class that the teacher decides for.
+    """Cross-entropy of the student with the class that the teacher predicts.
 
     Loss: ``CE(z_s, argmax_c z_t)``, averaged over the samples; of equal logits the first class is taken. No
-    temperature, no ``T^2``. The gradient goes to the student; the teacher's decision has none. A student logit of -inf
-    at the decided class gives inf.
+    temperature, no ``T^2``. The gradient goes to the student; the teacher's prediction has none. A student logit of
+    -inf at the predicted class gives inf.
 
     Args:
         student: tap of the student's logits ``[N, C]`` (or ``[N, L, C]``).

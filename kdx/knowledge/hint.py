@@ -44,7 +44,7 @@ class Hint(PairedLayers):
     Loss: ``mean((r(F_s) - F_t)^2)`` (``variant="code"``) or ``1/2 ||r(F_s) - F_t||^2`` averaged over the batch
     (``variant="paper"``), summed over pairs of layers; no ``T^2``. ``r`` is a 1x1 convolution (maps ``[N, C, H, W]``)
     or a linear layer (vectors ``[N, D]`` and tokens ``[N, L, D]``), learned with the student; sizes are matched by
-    :func:`kdx.features.adapters.match`. Gradients reach the student and the adapters.
+    :func:`kdx.features.match`. Gradients reach the student and the adapters.
 
     The paper trains in two stages: first only the layers up to the guided one, on the hint alone, then the whole
     student by knowledge distillation. The first stage is the scheme ``hint-stage``, followed by ``offline`` on the same
@@ -54,7 +54,7 @@ class Hint(PairedLayers):
     Args:
         student: taps of the guided layers.
         teacher: taps of the hint layers.
-        pairing: see :data:`kdx.features.matching.Strategy`.
+        pairing: see :data:`kdx.features.Strategy`.
         variant: ``"paper"`` or ``"code"``, the mean that benchmark code uses.
         seed: for ``pairing="random"``.
 

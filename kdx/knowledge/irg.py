@@ -20,7 +20,7 @@ from kdx.ops import pairwise_sq_dist
 __all__ = ["IRG", "Transform", "edges", "irg", "transformation"]
 
 Transform = Literal["vertex", "edge", "both"]
-"""What of the graph is compared from layer to layer."""
+"""The part of the graph that is compared from layer to layer."""
 
 
 def edges(feature: Tensor, *, variant: Variant = "paper") -> Tensor:
@@ -68,7 +68,9 @@ def irg(
     transform: Transform = "vertex",
     variant: Variant = "paper",
 ) -> Tensor:
-    """Edges and transformations of the graphs of several layers, a scalar; see :class:`IRG`. Vertices are apart.
+    """Edges and transformations of the graphs of several layers, a scalar; see :class:`IRG`.
+
+    The vertices are no part of it.
 
     Args:
         student: layers from shallow to deep, ``[N, ...]``.

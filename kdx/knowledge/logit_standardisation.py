@@ -1,4 +1,4 @@
-"""Logit standardisation: what logits say of each other, whatever their scale."""
+"""Logit standardisation: the pattern of the logits without their scale."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LogitStandardisation(Knowledge):
 
     ``std`` divides by C - 1 in the authors' code (``"code"``) and by C in the paper (``"paper"``), which amounts to a
     slightly different temperature. A row of equal logits becomes zeros without gradient; logits of -inf are not
-    possible here.
+    allowed here.
 
     Weight: 9 beside .1 CE for soft targets at T = 2 on CIFAR-100.
 

@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer: the distribution of what the channels respond to."""
+"""Neuron selectivity transfer: the distribution of the channels' responses."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class NST(PairedLayers):
     Loss: ``mean k(s, s') + mean k(t, t') - 2 mean k(s, t)`` with ``k(a, b) = (a'b)^2`` over all pairs of channels,
     averaged over the batch; no ``T^2``. Gradients reach the student. Weight 50 in the authors' code for ImageNet and in
     the common CIFAR-100 recipe (the paper's weight is a lambda / 2). The authors' code leaves out the teacher's term,
-    which has no gradient. It does not change with the order of the channels. Maps of different size are average-pooled
-    to the smaller. Nothing is learned. For peak memory see :func:`nst`: maps of 8x8 with any number of channels need
-    32 kB a sample.
+    which has no gradient. The loss does not change with the order of the channels. Maps of different size are
+    average-pooled to the smaller. Nothing is learned. For peak memory see :func:`nst`: maps of 8x8 with any number of
+    channels need 32 kB a sample.
 
     Args:
         student: taps of maps ``[N, C, H, W]``, from shallow to deep.
         teacher: taps of maps.
-        pairing: see :data:`kdx.features.matching.Strategy`.
+        pairing: see :data:`kdx.features.Strategy`.
         seed: for ``pairing="random"``.
 
     Paper: Huang, Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017,

@@ -80,9 +80,9 @@ class OFD(PairedLayers):
 
     The margin ``m_c`` is the mean of a teacher's channel where it is negative. As in the authors' code it comes from
     the weight and bias of the teacher's BatchNorm, ``margins="batchnorm"`` (:func:`batchnorm_margin`): the tapped one,
-    or the one that ran last before the tap. Behind an addition that is an approximation, theirs too: they take the last
-    BatchNorm of the main branch. Without ``margins`` the mean is taken on the batch of ``setup``, for teachers without
-    BatchNorm (0 for a channel that is never negative there). It is saved as a buffer.
+    or the one that ran last before the tap. After an addition this is an approximation, in their code too: they take
+    the last BatchNorm of the main branch. Without ``margins`` the mean is taken on the batch of ``setup``, for teachers
+    without BatchNorm (0 for a channel that is never negative there). It is saved as a buffer.
 
     In the paper the teacher's BatchNorm normalises by the batch while it teaches, on purpose, and only so are the
     margins exact: ``batch_statistics: true`` in a recipe's section ``teacher``, or
@@ -94,7 +94,7 @@ class OFD(PairedLayers):
     Args:
         student: taps of maps ``[N, C, H, W]`` before the ReLU, from shallow to deep.
         teacher: taps of maps before the ReLU.
-        pairing: see :data:`kdx.features.matching.Strategy`.
+        pairing: see :data:`kdx.features.Strategy`.
         margins: ``"batchnorm"``, one tensor ``[C]`` per pair, or None to take them from the first batch.
         seed: for ``pairing="random"``.
 

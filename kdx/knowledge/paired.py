@@ -1,4 +1,4 @@
-"""What components have in common that compare layers pair by pair."""
+"""The base of components that compare layers pair by pair."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class PairedLayers(Knowledge):
     A subclass gives :meth:`compare`; with ``builds`` it also makes one learnable part per pair in :meth:`build`.
 
     Args:
-        student: taps of student layers, from shallow to deep; globs are welcome.
+        student: taps of student layers, from shallow to deep; globs are allowed.
         teacher: taps of teacher layers.
-        pairing: who learns from whom, see :data:`kdx.features.matching.Strategy`. Those by similarity look at the batch
-            of ``setup``; their pairs are saved with the component.
+        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.Strategy`. The strategies
+            by similarity use the batch of ``setup``; their pairs are saved with the component.
         seed: for ``pairing="random"``.
     """
 

@@ -40,12 +40,12 @@ def _neighbours(feature: Tensor, variant: Variant) -> Tensor:
 
 
 class PKT(Relation):
-    """KL divergence between the probabilities of samples to be each other's neighbour, in teacher and student.
+    """KL divergence between teacher and student of the probabilities that samples are each other's neighbours.
 
     Loss: ``sum_ij p_ij log((p_ij + e) / (q_ij + e)) / N^2`` with ``e = 1e-7``; ``p`` (teacher) and ``q`` (student) are
     ``(cos(f_i, f_j) + 1) / 2``, normalised to rows of sum 1; summed over the pairs of layers. That is
     ``variant="code"``. ``"paper"`` leaves a sample out of its own neighbours and sums over all pairs (about ``N^2``
-    times as large). No ``T^2``. It does not change when a feature is rotated, nor with the length of any sample's
+    times as large). No ``T^2``. The loss does not change when a feature is rotated, nor with the length of any sample's
     feature. Gradients reach both sides; a feature of zeros is equally far from all.
 
     Weight: 3e4 in the common CIFAR recipe, on the pooled feature.
@@ -54,7 +54,7 @@ class PKT(Relation):
         variant: ``"code"`` or ``"paper"``, see above.
         student: tap or taps ``[N, ...]``; any width.
         teacher: tap or taps; any width.
-        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.matching.Strategy`.
+        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.Strategy`.
         seed: for ``pairing="random"``.
 
     Paper: Passalis, Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018,

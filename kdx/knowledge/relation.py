@@ -17,16 +17,16 @@ __all__ = ["Relation", "unit_rows"]
 
 
 class Relation(PairedLayers):
-    """Relations between the samples of a batch, in one layer or several; on features as well as on logits.
+    """Base of knowledge that compares relations between the samples of a batch, on features or on logits.
 
     Widths may differ: only relations are compared. Every feature is one vector per sample, maps and tokens flattened.
     Losses of several pairs of layers are added. On several ranks the relations are those of the whole batch (see
-    :func:`kdx.features.gathering.whole_batch`); with gradient accumulation they are those of each micro-batch.
+    :func:`kdx.features.whole_batch`); with gradient accumulation they are those of each micro-batch.
 
     Args:
         student: tap or taps ``[N, ...]``.
         teacher: tap or taps ``[N, ...]``.
-        pairing: who learns from whom, see :data:`kdx.features.matching.Strategy`.
+        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.Strategy`.
         seed: for ``pairing="random"``.
     """
 

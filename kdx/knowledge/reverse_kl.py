@@ -1,4 +1,4 @@
-"""Reverse KL: the student keeps to what the teacher thinks likely."""
+"""Reverse KL: the student keeps to the classes that the teacher finds likely."""
 
 from __future__ import annotations
 

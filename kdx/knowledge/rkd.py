@@ -46,9 +46,9 @@ class RKD(Relation):
     ``+ angle_weight mean_ijk h(cos_s(j, i, k) - cos_t(j, i, k))`` with Huber's ``h`` of width ``delta``. ``d`` and
     ``e`` are the distances in student and teacher, ``mu`` and ``nu`` the means of the positive ones, ``cos(j, i, k)``
     is the cosine of the angle at sample i. Means are over all ``N^2`` and ``N^3`` entries, degenerate ones counting 0;
-    summed over the pairs of layers. No ``T^2``. It does not change under rotation, translation or uniform scale of a
-    feature. Gradients reach both sides; exact duplicates get none through their pair. Numerics and memory (``N^2``)
-    are those of :func:`kdx.ops.rkd`.
+    summed over the pairs of layers. No ``T^2``. The loss does not change under rotation, translation or uniform scale
+    of a feature. Gradients reach both sides; exact duplicates get none through their pair. Numerics and memory
+    (``N^2``) are those of :func:`kdx.ops.rkd`.
 
     The weights 25 and 50 are the authors' for classification beside the cross-entropy. For metric learning this loss
     stands alone with 1 and 2, the teacher's embeddings scaled to length 1 and the student's free
@@ -62,7 +62,7 @@ class RKD(Relation):
         teacher_l2: scale the teacher's features to length 1 first.
         student: tap or taps ``[N, ...]``; any width.
         teacher: tap or taps; any width.
-        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.matching.Strategy`.
+        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.Strategy`.
         seed: for ``pairing="random"``.
         backend: kernel backend, ``"auto"`` chooses; see :func:`kdx.ops.explain`.
 

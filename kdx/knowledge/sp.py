@@ -1,4 +1,4 @@
-"""Similarity preservation: which samples activate a layer alike."""
+"""Similarity preservation: samples that are alike to the teacher are alike to the student."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class SP(Relation):
     """Squared difference between the similarity matrices of a batch in student and teacher.
 
     Loss: ``sum_ij (G_s - G_t)_ij^2 / N^2`` with ``G = F F'`` of the flattened features and each row of ``G`` divided by
-    its Euclidean norm; summed over the pairs of layers. No ``T^2``. It does not change when a feature is rotated or
-    scaled as a whole. Gradients reach both sides; a sample whose feature is all zero has a row of zeros.
+    its Euclidean norm; summed over the pairs of layers. No ``T^2``. The loss does not change when a feature is rotated
+    or scaled as a whole. Gradients reach both sides; a sample whose feature is all zero has a row of zeros.
 
     Weight: 3000 in the authors' and the common CIFAR recipe, on the last block's maps.
 
     Args:
         student: tap or taps ``[N, ...]``; any width.
         teacher: tap or taps; any width.
-        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.matching.Strategy`.
+        pairing: which student layer learns from which teacher layer, see :data:`kdx.features.Strategy`.
         seed: for ``pairing="random"``.
 
     Paper: Tung, Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, https://arxiv.org/abs/1907.09682.

@@ -1,4 +1,4 @@
-"""Variational information distillation: a Gaussian guess of the teacher from the student."""
+"""Variational information distillation: the teacher's feature predicted from the student's by a Gaussian."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class VID(PairedLayers):
     common CIFAR-100 recipe) or sum over a sample's elements (``variant="paper"``); no ``T^2``. ``mu`` is three 1x1
     convolutions (linear layers for tokens and vectors) with ReLU between them, ``var_c = softplus(a_c) + 1e-5`` starts
     at ``variance`` = 5. Gradients reach the student, ``mu`` and ``a``; with a fixed variance this would be a mere
-    scaled mean squared error. Sizes are matched by :func:`kdx.features.adapters.match`. ``"code"`` is the authors' loss
+    scaled mean squared error. Sizes are matched by :func:`kdx.features.match`. ``"code"`` is the authors' loss
     as the RepDistiller benchmark has it; ``"paper"`` is minus the log-likelihood of a sample's feature, ``sum_n log
     sigma_n + (t_n - mu_n)^2 / (2 sigma_n^2)``, which weighs a layer by its number of elements.
 
     Args:
         student: taps ``[N, C, H, W]``, ``[N, L, D]`` or ``[N, D]``, from shallow to deep.
         teacher: taps.
-        pairing: see :data:`kdx.features.matching.Strategy`.
+        pairing: see :data:`kdx.features.Strategy`.
         variance: the variance at the start, > 1e-5.
         hidden: channels inside ``mu``; None takes the teacher's, as the code does.
         variant: ``"paper"`` or ``"code"``.

@@ -23,10 +23,11 @@ _EVENTS = ("kdx_configure", "kdx_step_end", "kdx_evaluated", "kdx_run_end")
 
 
 class Observers:
-    """Tells plugins first, in the order of their names, then the given observers in theirs, what happens in one run.
+    """Notifies the observers of one run: plugins first, in the order of their names, then the given ones in theirs.
 
     An observer that raises ends the run with a `PluginError` that names it; :func:`kdx.fit` writes a checkpoint first.
-    Of a run's end everyone is told, whoever raises; an error there never hides the one that ended the run.
+    Every observer is notified of the run's end, even if another one raises; an error there never hides the one that
+    ended the run.
 
     Args:
         extra: objects (or modules) with methods marked by ``kdx.hookimpl``.
@@ -61,23 +62,23 @@ class Observers:
                 if implementation.hookwrapper or implementation.wrapper:
                     raise PluginError(
                         f"observer {implementation.plugin_name!r} is a wrapper in {event}; observers are told one "
-                        "after the other and cannot wrap each other, take wrapper=True out"
+                        "after the other and cannot wrap each other, leave out wrapper=True"
                     )
 
     def configure(self, run: Run) -> None:
-        """The run is about to start."""
+        """Called when the run is about to start."""
         self._tell("kdx_configure", run=run)
 
     def step_end(self, run: Run, step: int, losses: Losses) -> None:
-        """An optimizer step is done."""
+        """Called after an optimizer step."""
         self._tell("kdx_step_end", run=run, step=step, losses=losses)
 
     def evaluated(self, run: Run, metrics: Mapping[str, Any]) -> None:
-        """The students were evaluated."""
+        """Called after an evaluation of the students."""
         self._tell("kdx_evaluated", run=run, metrics=metrics)
 
     def run_end(self, run: Run) -> None:
-        """The run has ended, for whatever reason."""
+        """Called when the run has ended, for whatever reason."""
         failed: list[PluginError] = []
         ended_by = sys.exception()
         for implementation in self._in_order("kdx_run_end"):

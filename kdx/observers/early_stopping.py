@@ -15,16 +15,16 @@ __all__ = ["EarlyStopping"]
 
 
 class EarlyStopping:
-    """Ends a run when a metric of the evaluations has not improved for some of them.
+    """Ends a run when a metric has not improved for a number of evaluations.
 
-    It keeps no state: what has happened is read from the run's history, so a resumed run stops where an unbroken one
-    does. Give :func:`kdx.fit` ``select`` too, to end with the weights of the best epoch.
+    It keeps no state but reads the run's history, so a resumed run stops where an unbroken one does. Give
+    :func:`kdx.fit` ``select`` too, to end with the weights of the best epoch.
 
     Args:
-        metric: a metric of the first student, as ``"accuracy"``, or of any, as ``"peer1/accuracy"``.
+        metric: a metric of the first student, such as ``"accuracy"``, or of any, such as ``"peer1/accuracy"``.
         patience: evaluations without improvement after which the run ends, >= 1.
         mode: ``"max"`` if more is better, ``"min"`` if less is.
-        min_delta: what counts as an improvement, >= 0. A value that is not finite is none.
+        min_delta: smallest change that counts as an improvement, >= 0. A value that is not finite is none.
 
     Raises:
         ValueError: an argument out of range; in the run, a metric that it does not have.
@@ -57,7 +57,7 @@ class EarlyStopping:
 
     @hookimpl
     def kdx_configure(self, run: Run) -> None:
-        """A resumed run may have to stop at once."""
+        """Stops a resumed run at once if it had already stopped."""
         self._look(run)
 
     @hookimpl

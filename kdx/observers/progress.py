@@ -18,7 +18,7 @@ __all__ = ["ProgressBar"]
 
 
 class ProgressBar:
-    """One bar a stage: epoch, loss terms, accuracy, time left; plain lines an epoch if ``verbose``.
+    """One bar per stage: epoch, loss terms, accuracy, time left; a plain line per epoch if ``verbose``.
 
     Without a terminal no bar is drawn.
 

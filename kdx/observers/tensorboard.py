@@ -18,7 +18,7 @@ __all__ = ["TensorBoardLog"]
 
 
 class TensorBoardLog:
-    """Writes the same numbers as TensorBoard events under ``tensorboard/`` of the run's folder."""
+    """Writes losses and metrics as TensorBoard events under ``tensorboard/`` of the run's folder."""
 
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None

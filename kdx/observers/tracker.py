@@ -25,7 +25,7 @@ class Tracker:
             ``accelerate.tracking.GeneralTracker`` of your own.
         project: the project's name at the tracker.
         folder: for trackers that write files; None takes the run's folder, or the current one.
-        config: what to store with the run, as the recipe.
+        config: stored with the run, for instance the recipe.
         options: for the tracker's constructor.
 
     Raises:
@@ -50,7 +50,7 @@ class Tracker:
 
     @hookimpl
     def kdx_configure(self, run: Run) -> None:
-        """Starts the tracker, on the main process alone."""
+        """Starts the tracker, on the main process only."""
         from accelerate import Accelerator
 
         where = self.folder or run.folder or Path()

@@ -1,4 +1,4 @@
-"""A teacher's outputs on disk: written once, read by sample and view. See README.md."""
+"""A teacher's outputs on disk: written once, read by sample and view."""
 
 from __future__ import annotations
 

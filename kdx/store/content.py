@@ -1,4 +1,4 @@
-"""What a store keeps of a teacher: the base, and whole tensors."""
+"""The contents of a store: their base, and whole tensors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kdx.errors import StoreError
 __all__ = ["DTYPES", "Content", "Whole", "class_dtype", "rounded"]
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-"""What numbers may be stored as."""
+"""Dtypes that numbers are stored in, by the names that users write."""
 
 
 class Content(ABC):
-    """How one tap is turned into tensors with one row per sample, and back.
+    """Turns one tap into tensors with one row per sample, and back.
 
     Attributes:
-        tap: the tap as written, a glob perhaps.
+        tap: the tap as written, possibly a glob.
         temperature: of an unbiased estimate (see :class:`kdx.capture.Captured`), else None.
     """
 
@@ -30,16 +30,16 @@ class Content(ABC):
     temperature: float | None = None
 
     def tail_temperature(self, classes: int) -> float | None:  # most contents store every class by itself
-        """Where the lesser classes are stored as one: the temperature at which their mass is right."""
+        """The temperature at which the mass of classes that are stored as one is right, None if there are none."""
         return None
 
     @abstractmethod
     def encode(self, teacher: Captured, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
-        """Name -> ``[N, ...]``, what is written."""
+        """Name -> ``[N, ...]``, to be written."""
 
     @abstractmethod
     def decode(self, stored: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:
-        """Tap -> fp32 tensor, from what :meth:`encode` gave."""
+        """Tap -> fp32 tensor, from the result of :meth:`encode`."""
 
 
 class Whole(Content):

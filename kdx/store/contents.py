@@ -1,4 +1,4 @@
-"""What a store keeps, as users write it: ``logits``, ``topk:8@4``, ``sample:32@4``, ``features:avgpool``."""
+"""The contents of a store, as users write them: ``logits``, ``topk:8@4``, ``sample:32@4``, ``features:avgpool``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SPARSE = re.compile(r"(?P<kind>topk|sample):(?P<k>\d+)(@(?P<temperature>\d+(\.\
 
 
 def parse(what: Sequence[str]) -> dict[str, Content]:
-    """Contents by how they are written.
+    """Reads contents from their written form.
 
     Raises:
         ValueError: unknown words, or the logits in two forms.

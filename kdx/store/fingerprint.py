@@ -1,4 +1,4 @@
-"""Hashes that say which teacher spoke and what it saw."""
+"""Hashes of a teacher and of the inputs that it saw."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def teacher_hash(model: nn.Module) -> str:
 
 
 def describe(data: Any) -> dict[str, str]:
-    """What is known of a data set: what it is inside its views and subsets, how many samples, which transform."""
+    """Describes a data set: what lies inside its views and subsets, how many samples, which transform."""
     transform, inner = getattr(data, "transform", None), data
     while (deeper := getattr(inner, "dataset", None)) is not None:
         inner = deeper

@@ -1,4 +1,4 @@
-"""The manifest of a store: what is in it, who said it about what, and which files must be there."""
+"""The manifest of a store: its contents, the teacher and data they come from, and the files that must be there."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def file_entry(data: bytes) -> FileEntry:
 
 @dataclass(slots=True)
 class Manifest:
-    """Everything about a store but the numbers; ``manifest.json``.
+    """Everything about a store except the numbers, kept in ``manifest.json``.
 
     Args:
         teacher: ``{"class", "hash"}``, see :func:`kdx.store.fingerprint.teacher_hash`.
         data: what the teacher saw, as plain text by topic; ``data_hash`` is its hash.
         what: the contents as written.
-        dtype: of the numbers.
+        dtype: dtype of the numbers.
         views: how many views of each sample; view v is the data set's epoch v.
-        rows: samples.
+        rows: number of samples.
         shard_rows: samples of one view in one file.
-        seed: of the sampled classes.
-        classes: C.
+        seed: seed of the sampled classes.
+        classes: number of classes C.
         patterns: feature taps as written -> concrete names.
         tensors: stored name -> the content it belongs to.
-        files: complete files by name.
+        files: the complete files by name.
         data_hash: sha256 of ``data``.
         kdx: version that wrote it.
-        format: of the store.
+        format: format of the store.
     """
 
     teacher: dict[str, str]
@@ -124,7 +124,7 @@ class Manifest:
             raise StoreError(f"{path} is damaged ({error}); remove {folder} and write the store again") from error
 
     def identity(self) -> dict[str, Any]:
-        """What two runs of the writer must agree on to write one store."""
+        """The fields on which two runs of the writer must agree to write one store."""
         left_out = {"files", "kdx", "shard_rows"}
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
 
@@ -135,7 +135,7 @@ def shard_name(number: int) -> str:
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Keys of ``wanted`` that the store has otherwise, as ``data.transform: stored A, here B``."""
+    """Keys whose stored value is not the wanted one, as ``data.transform: stored A, here B``."""
     found = []
     for key, here in wanted.items():
         there = stored.get(key)

@@ -1,4 +1,4 @@
-"""Reading a store: any samples in any order, straight from the files."""
+"""Reads a store: any samples in any order, straight from the files."""
 
 from __future__ import annotations
 
@@ -35,13 +35,15 @@ _DTYPES: dict[str, tuple[Any, torch.dtype]] = {
 
 
 class Store:
-    """A complete store. Opening reads the manifest and the lengths of the files, no outputs.
+    """A complete store of a teacher's outputs.
+
+    Opening one reads the manifest and the lengths of the files, no outputs.
 
     When a sample of a shard is first asked for, the shard is compared with its checksum and memory-mapped; a batch
-    copies its own rows alone. So a store may be far larger than memory.
+    copies its own rows only. So a store may be far larger than memory.
 
     Args:
-        folder: what :func:`kdx.store.write_store` or ``kdx cache`` wrote.
+        folder: written by :func:`kdx.store.write_store` or ``kdx cache``.
 
     Raises:
         StoreError: no store, one of another format, an incomplete one, a file missing or cut short.
@@ -69,7 +71,7 @@ class Store:
 
     @property
     def views(self) -> int:
-        """How many views of each sample are stored."""
+        """Number of stored views of each sample."""
         return self.manifest.views
 
     @property
@@ -84,7 +86,7 @@ class Store:
         return sum(entry.bytes for entry in self.manifest.files.values())
 
     def read(self, index: Tensor, view: int = 0) -> Captured:
-        """What the teacher said about samples in one view.
+        """The teacher's outputs for samples in one view.
 
         Args:
             index: rows of the data set, int64 ``[N]`` with N >= 1, in any order, on any device.
@@ -116,7 +118,7 @@ class Store:
         return self._gather(index, view, only=DIGESTS)[DIGESTS]
 
     def verify(self) -> int:
-        """Reads every file and compares its checksum; the number of files.
+        """Reads every file, compares its checksum and returns the number of files.
 
         Raises:
             StoreError: names all files that are not what was written.
@@ -131,7 +133,7 @@ class Store:
         return len(files)
 
     def positions(self, index: Tensor) -> Tensor:
-        """Where samples stand in the store, int64 ``[N]``.
+        """Positions of samples in the store, int64 ``[N]``.
 
         Raises:
             StoreError: one is not in it, or ``index`` is no list of samples.
@@ -176,10 +178,10 @@ class Store:
 
 
 def mapped(path: Path, entry: FileEntry) -> dict[str, tuple[npt.NDArray[Any], torch.dtype]]:
-    """The tensors of a safetensors file (an 8-byte length, a JSON header, the numbers), mapped once it is known intact.
+    """The tensors of a safetensors file (an 8-byte length, a JSON header, the numbers), mapped once it is checked.
 
     Raises:
-        StoreError: it cannot be read, or is not as written.
+        StoreError: it cannot be read, or its checksum is wrong.
     """
     _check_intact(path, entry)
     with path.open("rb") as file:

@@ -21,9 +21,9 @@ class Sample(Content):
     Stored are the K class numbers, sorted, so that the number of equal ones is a class's count. Read back, a class with
     count n has the probability ``n / K``, whose expectation is the teacher's. The gradient of soft targets at
     temperature T, ``T (softmax(z_s / T) - p)``, is linear in p, so its expectation over the draws is that of the whole
-    distribution; the loss itself is larger, by what the estimate's entropy lacks, which the student does not change.
-    The tensor that is read back holds ``T log(n / K)``, -inf where nothing was drawn. Anything else than soft targets
-    at this very temperature is refused (:meth:`kdx.Knowledge.accepts_estimate`).
+    distribution; the loss itself is larger, by the entropy that the estimate lacks, which does not depend on the
+    student. The tensor that is read back holds ``T log(n / K)``, -inf where nothing was drawn. Everything except soft
+    targets at this very temperature is refused (:meth:`kdx.Knowledge.accepts_estimate`).
 
     Args:
         k: draws a row.

@@ -1,4 +1,4 @@
-"""The k largest logits, and what the others weigh together."""
+"""The k largest logits, and the mass of all other classes together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TopK(Content):
     component with another ``temperature`` learns from it. A tail of nothing but -inf stays -inf.
 
     Args:
-        k: 1 .. C.
+        k: number of classes to keep, 1 .. C.
         temperature: T, at which the tail's mass is exact.
 
     Example:

@@ -1,4 +1,4 @@
-"""Writing a store: shard by shard, each complete or absent, so that a kill or a full disk loses one shard's work."""
+"""Writes a store shard by shard, each complete or absent, so that a kill or a full disk loses one shard's work."""
 
 from __future__ import annotations
 
@@ -49,35 +49,35 @@ def write_store(
     origin: Mapping[str, str] | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Store:
-    """Writes what a teacher says about every sample of a data set, in each of some views, or the part still missing.
+    """Writes a teacher's outputs for every sample and view of a data set, or the part of them that is still missing.
 
     The teacher runs in evaluation mode without gradient and is left as it was. View v is the data set after
-    ``set_epoch(v)``. Killed or out of disk, the same call goes on with the first shard that is missing or has another
-    length than it was written with, and the store ends bitwise as in one go.
+    ``set_epoch(v)``. After a kill or a full disk the same call goes on with the first shard that is missing or
+    has the wrong length; the finished store is bitwise that of an unbroken run.
 
     Args:
-        folder: where; made if need be.
-        teacher: the model, on the device where it shall run.
+        folder: where to write; created if it is missing.
+        teacher: the model, on the device where it is to run.
         data: a map-style data set of :class:`kdx.Batch` items with their index, as :class:`kdx.datasets.View`.
         what: ``"logits"``, ``"topk:K[@T]"``, ``"sample:K[@T]"``, ``"features:TAP"``, or several, the logits
             in one form.
-        views: how many epochs' views.
+        views: number of views, one for each epoch.
         dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``. fp16 keeps three more bits than bf16; what it cannot hold is an
             error, not inf.
         batch_size: samples in one forward pass.
         workers: loader processes.
-        seed: of the sampled classes.
+        seed: seed of the sampled classes.
         shard_rows: samples in one file, rounded up to whole batches; None takes about 32 MiB.
         output: see :class:`kdx.capture.Taps`.
         origin: more about the data, as plain text by topic, to be compared when the store is used.
-        progress: told shards done and all shards.
+        progress: called with the number of finished shards and of all shards.
 
     Returns:
-        The store, complete.
+        The complete store.
 
     Raises:
-        StoreError: the folder holds another store (what differs is said), another writer is in it, the disk is full,
-            or the outputs cannot be stored.
+        StoreError: the folder holds another store (the message says what differs), another writer is in it, the disk is
+            full, or the outputs cannot be stored.
         ValueError: an argument is wrong.
 
     Example:
@@ -245,8 +245,8 @@ def _continued(folder: Path, wanted: Manifest, rows: Tensor, digests: Tensor) ->
 
 
 def _compare_inputs(folder: Path, manifest: Manifest, digests: Tensor, rows: Tensor) -> None:
-    """Refuses to go on with, or to take for these data, a store whose teacher saw other inputs: a transform's settings
-    need not show in the manifest.
+    """Refuses a store whose teacher saw other inputs, which the manifest need not show: it holds no settings of a
+    transform.
     """
     first = shard_name(0)
     if first not in manifest.files:
@@ -255,7 +255,7 @@ def _compare_inputs(folder: Path, manifest: Manifest, digests: Tensor, rows: Ten
     wrong = (stored != digests[: len(stored)]).nonzero().flatten()
     if len(wrong):
         raise StoreError(
-            f"{folder} holds another store (sample {int(rows[wrong[0]])} looked otherwise to its teacher: the data or "
+            f"{folder} holds another store (its teacher saw another input as sample {int(rows[wrong[0]])}: the data or "
             "the transform have changed); take another folder, or remove this one if nothing needs it"
         )
 
@@ -294,7 +294,7 @@ def _write_file(folder: Path, manifest: Manifest, name: str, data: bytes) -> Non
 
 @contextmanager
 def _alone(folder: Path, manifest: Manifest) -> Iterator[None]:
-    """Keeps other writers out of a folder. The lock is the system's: it ends with the process, however that ends."""
+    """Keeps other writers out of a folder. The lock is the system's and ends with the process, however that ends."""
     lock = FileLock(folder / LOCK)
     try:
         with _space(folder, manifest):

@@ -1,4 +1,4 @@
-"""Teachers: whatever yields captured tensors for a batch, each with an explicit policy."""
+"""Teachers: sources of captured tensors for a batch, each with an explicit policy."""
 
 from __future__ import annotations
 

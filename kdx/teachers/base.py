@@ -1,4 +1,4 @@
-"""The base of all teachers, and what a teacher has to say about itself."""
+"""The base of all teachers, and the policy that each one declares."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["ModelTeacher", "Policy", "Teacher"]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How a teacher is held.
+    """How a teacher is run and saved.
 
     Args:
-        mode: ``"eval"``; ``"batch-statistics"``: training mode whose running statistics are put back after each call;
+        mode: ``"eval"``; ``"batch-statistics"``: training mode, its running statistics put back after each call;
             ``"train"``: the mode of its owner, for a teacher that is trained.
         trained: whether it gets gradients of its own task; never from the student.
-        saved: whether checkpoints hold it: those of teachers that are trained or follow the student.
-        dtype: what it computes in; None leaves its owner's.
+        saved: whether checkpoints hold it, as they do for teachers that are trained or follow the student.
+        dtype: dtype in which it computes; None takes its owner's.
         device: where it computes; None follows its owner, ``cpu`` keeps a large teacher off the GPU.
     """
 
@@ -38,9 +38,9 @@ class Policy:
 
 
 class Teacher(nn.Module, ABC):
-    """Something that answers a batch with :class:`kdx.capture.Captured`, detached from its own parameters.
+    """A source of :class:`kdx.Captured` tensors for a batch, detached from its own parameters.
 
-    A teacher is never part of the exported student. It says in :attr:`policy` how it is held.
+    A teacher is never part of the exported student. Its :attr:`policy` says how it is run and saved.
     """
 
     policy: Policy = Policy()
@@ -65,7 +65,7 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> Captured:
-        """What the teacher says about a batch."""
+        """The captured tensors of a batch."""
 
     @property
     def teaches(self) -> bool:
@@ -73,30 +73,30 @@ class Teacher(nn.Module, ABC):
         return True
 
     def share_taps(self, taps: Taps) -> None:  # most teachers are not part of the student
-        """Is handed the student's taps, before :meth:`tap`; a teacher inside the student captures through them."""
+        """Receives the student's taps, before :meth:`tap`; a teacher inside the student captures through them."""
 
     def captured_for(self, batch: Batch, student: Captured) -> Captured:
-        """What the teacher says, once the student has run on the batch; a teacher inside the student reads that."""
+        """The captured tensors, once the student has run on the batch; a teacher inside the student reads its pass."""
         captured: Captured = self(batch)
         return captured
 
     def epoch_start(self, epoch: int, epochs: int) -> None:  # most teachers do not follow the student
-        """An epoch (from 0) begins. What a teacher changes here belongs in its parameters, buffers or extra state."""
+        """Called when an epoch (from 0) begins. A change made here belongs in parameters, buffers or extra state."""
 
     def step_end(self, step: int, total: int) -> None:
-        """Optimizer step ``step`` (from 1) of ``total`` has moved the student."""
+        """Called after optimizer step ``step`` (from 1) of ``total`` has moved the student."""
 
 
 class ModelTeacher(Teacher):
-    """A teacher that asks one model, without gradient; a subclass sets ``_taps``, the taps on that model."""
+    """A teacher that runs one model without gradient; a subclass sets ``taps``, the taps on that model."""
 
-    _taps: Taps
+    taps: Taps
 
     @override
     def tap(self, names: Iterable[str]) -> None:
-        self._taps.add(names)
+        self.taps.add(names)
 
     @override
     @torch.no_grad()
     def forward(self, batch: Batch) -> Captured:
-        return self._taps(batch.inputs).detach()
+        return self.taps(batch.inputs).detach()

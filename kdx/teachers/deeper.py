@@ -16,10 +16,10 @@ __all__ = ["Deeper"]
 
 
 class Deeper(ModelTeacher):
-    """Layers of the student that teach shallower ones: reads what the student's own pass has captured.
+    """Deeper layers of the student that teach shallower ones, read from the student's own forward pass.
 
-    No second pass, no second model: in a scheme the student's taps capture both sides, and what the teacher gives is
-    detached, so that a term moves the shallower layers alone::
+    No second pass, no second model: in a scheme the student's taps capture both sides, and the teacher's
+    tensors are detached, so that a term moves the shallower layers alone::
 
         kdx.Offline(net, Deeper(net), knowledge={"at": kdx.make("knowledge", "attention-transfer",
                                                                 student="stage1", teacher="stage3")})
@@ -28,7 +28,7 @@ class Deeper(ModelTeacher):
 
     Args:
         student: the network.
-        output: see :class:`kdx.capture.Taps`.
+        output: see :class:`kdx.Taps`.
 
     Example:
         >>> import torch
@@ -45,14 +45,14 @@ class Deeper(ModelTeacher):
 
     def __init__(self, student: nn.Module, *, output: Callable[[Any], Tensor] | None = None) -> None:
         super().__init__()
-        self._taps = Taps(student, output=output)
+        self.taps = Taps(student, output=output)
 
     @override
     def share_taps(self, taps: Taps) -> None:
-        if taps.model is not self._taps.model:
+        if taps.model is not self.taps.model:
             raise ValueError("Deeper teaches the network whose deeper layers it reads; give both the same module")
-        self._taps.remove()
-        self._taps = taps
+        self.taps.remove()
+        self.taps = taps
 
     @override
     def captured_for(self, batch: Batch, student: Captured) -> Captured:

@@ -32,7 +32,7 @@ class EMA(ModelTeacher):
         student: the model to follow; it is not changed.
         decay: a in [0, 1).
         warm_up: whether the first steps are a plain mean.
-        output: see :class:`kdx.capture.Taps`.
+        output: see :class:`kdx.Taps`.
 
     Raises:
         ValueError: ``decay`` is outside [0, 1).
@@ -67,7 +67,7 @@ class EMA(ModelTeacher):
         self.warm_up = warm_up
         self._student = (student,)  # in a tuple, so that it is no submodule of its own teacher
         self.average = copy.deepcopy(unwrap(student)).requires_grad_(False).eval()
-        self._taps = Taps(self.average, output=output)
+        self.taps = Taps(self.average, output=output)
 
     @override
     @torch.no_grad()

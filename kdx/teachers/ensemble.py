@@ -19,9 +19,9 @@ __all__ = ["Ensemble", "confidence"]
 
 
 class Ensemble(Teacher):
-    """Teachers that answer together: their logits are combined, layers are those of one member.
+    """Several teachers as one: their logits are combined, their layers can be tapped one by one.
 
-    The tap ``logits`` is the combination, ``<member>/<tap>`` what one member gives, its ``<member>/logits`` included.
+    The tap ``logits`` is the combination, ``<member>/<tap>`` a tap of one member, ``<member>/logits`` included.
     So one component can learn from all of them and another from the layers of one. With weights ``w_k`` that are
     positive and sum to 1 (in each row):
 
@@ -30,8 +30,8 @@ class Ensemble(Teacher):
       T see the mean of the softened probabilities.
 
     Every member keeps its own policy. Where a member's classes are sampled (:mod:`kdx.store.sample`), the combination
-    is unbiased with ``over="probabilities"`` at their temperature and constant weights; learning from any other is
-    refused.
+    is unbiased with ``over="probabilities"`` at their temperature and constant weights; other combinations of them
+    are refused.
 
     Args:
         teachers: name -> :class:`Teacher`, or plain model, held frozen; at least two.
@@ -144,7 +144,7 @@ class Ensemble(Teacher):
         return {LOGITS: self.temperature if unbiased else None}
 
     def _tails(self, answers: Mapping[str, Captured]) -> dict[str, frozenset[float]]:
-        """At which temperatures the combination has the tails of its members right, or is itself made."""
+        """The temperatures at which the tails of the members are right, or at which the combination is made."""
         temperatures = frozenset[float]().union(*(captured.tails.get(LOGITS, ()) for captured in answers.values()))
         if temperatures and self.over == "probabilities":
             temperatures |= {self.temperature}
@@ -163,7 +163,7 @@ class Ensemble(Teacher):
 
 
 def confidence(logits: Tensor, targets: Tensor) -> Tensor:
-    """How much each teacher is to be trusted in each row, by its cross-entropy with the label.
+    """Weights of the teachers in each row, by their cross-entropy with the label.
 
     ``w_k = (1 - exp(CE_k) / sum_j exp(CE_j)) / (K - 1)``; 1 / K in a row without a label. Sums to 1 over teachers.
 

@@ -31,16 +31,17 @@ class Frozen(ModelTeacher):
 
     Args:
         model: the teacher; it is set to evaluation mode and keeps its own flags otherwise.
-        output: see :class:`kdx.capture.Taps`.
+        output: see :class:`kdx.Taps`.
         train_mode: leaves the model in training mode, so that its BatchNorm normalises by the batch. Its running
-            statistics are restored after every call. A few methods (OFD) want this; everywhere else it is a defect.
-        dtype: what the teacher computes in, as ``torch.bfloat16``, whatever autocast or its owner's ``.double()`` say;
-            floating inputs are converted. What it gives comes back in the dtype of the inputs, in fp32 for token ids.
-        device: where the teacher stays and computes, as ``"cpu"`` for one that does not fit beside the student; what
-            it gives comes back on the device of the batch.
+            statistics are restored after every call. A few methods (OFD) need this; anywhere else it is a mistake.
+        dtype: dtype in which the teacher computes, such as ``torch.bfloat16``, whatever autocast or its owner's
+            ``.double()`` say; floating inputs are converted. Its results have the dtype of the inputs, fp32 for token
+            ids.
+        device: where the teacher stays and computes, such as ``"cpu"`` for one that does not fit beside the student;
+            its results are on the device of the batch.
 
     Raises:
-        TypeError: ``dtype`` is no floating dtype.
+        TypeError: ``dtype`` is not a floating dtype.
 
     Example:
         >>> import torch
@@ -62,7 +63,7 @@ class Frozen(ModelTeacher):
     ) -> None:
         super().__init__()
         if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating dtype, as torch.bfloat16; got {dtype}")
+            raise TypeError(f"dtype must be a floating dtype, such as torch.bfloat16; got {dtype}")
         self.policy = Policy(
             mode="batch-statistics" if train_mode else "eval",
             dtype=dtype,
@@ -72,19 +73,19 @@ class Frozen(ModelTeacher):
             model = self._converted(model)
         self.train_mode = train_mode
         model.train(train_mode)
-        self._taps = Taps(model, output=output)
+        self.taps = Taps(model, output=output)
 
     @property
     def model(self) -> nn.Module:
         """The teacher's module."""
-        return self._taps.model
+        return self.taps.model
 
     @override
     def forward(self, batch: Batch) -> Captured:
         if self.model.training != self.train_mode:
             self.model.train(self.train_mode)
         with torch.no_grad(), unchanged_buffers(self.model) if self.train_mode else nullcontext():
-            captured = self._held(batch) if self._pinned else self._taps(batch.inputs)
+            captured = self._held(batch) if self._pinned else self.taps(batch.inputs)
         return captured.detach()
 
     @property
@@ -92,13 +93,13 @@ class Frozen(ModelTeacher):
         return self.policy.dtype is not None or self.policy.device is not None
 
     def _held(self, batch: Batch) -> Captured:
-        """A pass in the teacher's own dtype and device, its results as the batch is."""
+        """A pass in the teacher's own dtype and device, with results in those of the batch."""
         first = next(iter(_tensors(batch.inputs)))
         device = self.policy.device or first.device
         inputs = _cast(batch.to(device).inputs, self.policy.dtype)
         own = self.policy.dtype is not None
         with torch.autocast(device.type, enabled=False) if own else nullcontext():
-            captured = self._taps(inputs)
+            captured = self.taps(inputs)
         wanted = first.dtype if first.is_floating_point() else torch.float32
         return Captured(
             {
@@ -115,7 +116,7 @@ class Frozen(ModelTeacher):
         return tensor.to(self.policy.device or like.device, dtype)
 
     def _converted(self, model: nn.Module) -> nn.Module:
-        """A copy in the policy's dtype and device; no tensor is ever there in the old dtype twice."""
+        """A copy in the policy's dtype and device, converted tensor by tensor to save memory."""
         memo: dict[int, Any] = {}
         for tensor in (*model.parameters(), *model.buffers()):
             placed = self._place(tensor.detach())

@@ -18,13 +18,13 @@ __all__ = ["Live"]
 class Live(ModelTeacher):
     """A model that learns from its own task while it teaches, and never from its student.
 
-    It is a submodule: in ``parameters()``, in checkpoints and in its owner's mode. What :meth:`forward` gives is
+    It is a submodule: in ``parameters()``, in checkpoints and in its owner's mode. The result of :meth:`forward` is
     detached; a scheme that trains the teacher takes :meth:`captured`, which has the graph, and hands the student
     ``captured(batch).detach()``, so that one pass serves both.
 
     Args:
         model: the teacher.
-        output: see :class:`kdx.capture.Taps`.
+        output: see :class:`kdx.Taps`.
 
     Example:
         >>> import torch
@@ -39,16 +39,16 @@ class Live(ModelTeacher):
     def __init__(self, model: nn.Module, *, output: Callable[[Any], Tensor] | None = None) -> None:
         super().__init__()
         self.model = model
-        self._taps = Taps(model, output=output)
+        self.taps = Taps(model, output=output)
 
     @property
     def output(self) -> Callable[[Any], Tensor] | None:
-        """What reads the logits in the model's output."""
-        return self._taps.output
+        """Reads the logits in the model's output, None for the usual ways."""
+        return self.taps.output
 
     def captured(self, batch: Batch) -> Captured:
         """One pass with its graph, for the teacher's own task."""
-        return self._taps(batch.inputs)
+        return self.taps(batch.inputs)
 
     @override
     def forward(self, batch: Batch) -> Captured:

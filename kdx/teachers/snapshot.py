@@ -18,15 +18,15 @@ __all__ = ["Snapshot"]
 class Snapshot(ModelTeacher):
     """The student as it was at an earlier epoch's end, in evaluation mode.
 
-    A picture is taken at the start of epochs ``every``, ``2 every``, ... and teaches until the next one; before the
-    first there is nothing to teach (:attr:`teaches` is false). With ``every=1`` the student of the last epoch teaches;
-    with the length of a cyclic learning rate it is snapshot distillation. The picture is saved with the scheme, moves
-    with it and is never trained or exported. :func:`kdx.fit` calls ``scheme.epoch_start``.
+    A copy, the picture, is taken at the start of epochs ``every``, ``2 every``, ... and teaches until the next one;
+    before the first there is nothing to teach (:attr:`teaches` is false). With ``every=1`` the student of the last
+    epoch teaches; with the length of a cyclic learning rate it is snapshot distillation. The picture is saved with the
+    scheme, moves with it and is never trained or exported. :func:`kdx.fit` calls ``scheme.epoch_start``.
 
     Args:
         student: the model to take pictures of; it is not changed.
         every: epochs from one picture to the next.
-        output: see :class:`kdx.capture.Taps`.
+        output: see :class:`kdx.Taps`.
 
     Raises:
         ValueError: ``every`` is below 1.
@@ -55,7 +55,7 @@ class Snapshot(ModelTeacher):
         self.every = every
         self._student = (student,)  # in a tuple, so that it is no submodule of its own teacher
         self.picture = copy.deepcopy(unwrap(student)).requires_grad_(False).eval()
-        self._taps = Taps(self.picture, output=output)
+        self.taps = Taps(self.picture, output=output)
         self._taken = False
 
     @property

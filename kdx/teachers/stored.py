@@ -1,4 +1,4 @@
-"""A teacher that is not there: its outputs, read from a store."""
+"""A teacher's outputs, read from a store instead of from the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Stored"]
 
 
 class Stored(Teacher):
-    """Answers a batch from a store, by sample and view; no model, no forward pass.
+    """A teacher's outputs, read from a store by sample and view; no model runs.
 
     The view is the epoch modulo the store's views, a buffer, so that a resumed run goes on with the right one. The
     training data must show the same views: ``View(..., views=V)``. Whether they do is checked bit for bit on the first
@@ -30,12 +30,13 @@ class Stored(Teacher):
 
     Args:
         store: a :class:`kdx.store.Store` or its folder.
-        teacher: the model it must have been written by, if at hand: its weights and architecture are compared.
-        data: the training data, to say what differs from what the teacher saw before the first batch does.
+        teacher: the model that must have written the store, if at hand: weights and architecture are compared.
+        data: the training data, to find out before the first batch whether the teacher saw other data.
         origin: see :func:`kdx.store.write_store`; compared likewise.
 
     Raises:
-        StoreError: the store is incomplete, damaged, or of another teacher or other data; what differs is said.
+        StoreError: the store is incomplete, damaged, or of another teacher or other data; the message says what
+            differs.
 
     Example:
         >>> import tempfile, torch, kdx
@@ -117,7 +118,7 @@ class Stored(Teacher):
             raise StoreError(
                 f"the student sees other inputs than the teacher saw: sample {int(index[wrong[0]])} in view {view} of "
                 f"{self.store.views} ({len(wrong)} of {batch.rows} samples of this batch). The transform, its seed, "
-                f"the data or the number of views is another; the store {self.store.folder} was written for "
+                f"the data or the number of views differs; the store {self.store.folder} was written for "
                 f"{self.store.manifest.data}. Write one for these data with kdx cache, or set "
                 f"views={self.store.views} in the View"
             )

@@ -1,4 +1,4 @@
-"""The conformance kit: what a component, a plugin or a kernel of anyone has to stand.
+"""The conformance kit: checks that every component, plugin and kernel has to pass.
 
 ``check_*`` runs every check of an object and raises :class:`CheckFailed` with what it found; ``parametrize_checks``
 gives one pytest id per check::

@@ -326,7 +326,7 @@ def _same_bits(found: Result, expected: Result, where: str) -> None:
 
 @contextmanager
 def _answers() -> Iterator[list[object]]:
-    """What the backends answer to ``unsupported`` meanwhile."""
+    """Collects the backends' answers to ``unsupported`` meanwhile."""
     answers: list[object] = []
     original = _dispatch.ask
 

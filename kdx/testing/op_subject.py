@@ -1,4 +1,4 @@
-"""What an op's checks work on: the op, one of its backends, calls to try and inputs to try them on."""
+"""The subject of an op's checks: the op, one of its backends, calls to try and inputs to try them on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw_labelled(rows: int, columns: int, *, std: float = 1.0, gap: float = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class OpTags:
-    """What holds for an op, and on what it is tried.
+    """Properties of an op, and the inputs that it is tried on.
 
     Args:
         inputs: ``(rows, columns, *, std, gap) -> tensors`` in float64 (others keep their dtype); None draws student
@@ -108,12 +108,12 @@ OWN = {
     "rkd_angle": _RELATIONAL,
     "pairwise_sq_dist": OpTags(columns=(1, 3, 64), operators=_distance_operators),
 }
-"""kdx's own ops: what a backend of each has to stand."""
+"""The tags of kdx's own ops."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a call gave: its value and the gradients of its sum, None for tensors without one."""
+    """The result of a call: its value and the gradients of its sum, None for tensors without one."""
 
     value: Tensor
     gradients: tuple[Tensor | None, ...]
@@ -134,7 +134,7 @@ class OpSubject:
         function: the op.
         backend: the backend's name.
         device: where the tensors are.
-        tags: what holds, and on what it is tried.
+        tags: its properties, and the inputs that it is tried on.
     """
 
     name: str

@@ -28,7 +28,7 @@ _KEBAB = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 @dataclass(frozen=True, slots=True)
 class _Plugin:
-    """What is checked: the module, or the entry point that leads to it."""
+    """The plugin that is checked: its module, or the entry point that leads to it."""
 
     name: str
     module: ModuleType | None
@@ -120,7 +120,7 @@ def check_hooks(plugin: _Plugin) -> None:
 
 
 def check_lists_components(plugin: _Plugin) -> None:
-    """What it lists are ``Spec`` objects, each with a summary of one line."""
+    """It lists ``Spec`` objects, each with a summary of one line."""
     for kind, spec in plugin.specs():
         one_line = isinstance(spec.summary, str) and 0 < len(spec.summary) <= 100 and "\n" not in spec.summary
         require(

@@ -1,4 +1,4 @@
-"""What a knowledge component is tried on: features of both sides, and its loss and gradients on them."""
+"""Inputs that a knowledge component is tried on, and its loss and gradients for them."""
 
 from __future__ import annotations
 

@@ -18,9 +18,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class KnowledgeTags:
-    """What holds for a knowledge component, and on what it is tried.
+    """Properties of a knowledge component, and the inputs that it is tried on.
 
-    The first three may also be attributes of the component; a value given here counts more, None asks the component.
+    The first three may also be attributes of the component; a value given here takes precedence, None asks the
+    component.
 
     Args:
         zero_when_equal: the loss and its gradient are 0 where the student's features equal the teacher's; False.
@@ -59,12 +60,12 @@ class KnowledgeTags:
 
 @dataclass(frozen=True, kw_only=True)
 class SchemeTags:
-    """On what a scheme is tried.
+    """The data and the optimizer that a scheme is tried with.
 
     Args:
         data: a few batches, as a list; None takes those of :func:`kdx.testing.toy_batches`, which suit
             :func:`kdx.testing.toy_model`.
-        optimizer: for the checks that train, see :data:`kdx.training.optim.OptimizerSpec`.
+        optimizer: for the checks that train, see :data:`kdx.training.OptimizerSpec`.
     """
 
     data: Sequence[Any] | None = None

@@ -25,8 +25,8 @@ class ResumableLoader:
     loader is: that is how a run resumes in the middle of an epoch.
 
     A stream that keeps its own place (an ``IterableDataset`` without loader workers, or an iterable without a data set,
-    that has ``state_dict`` and ``load_state_dict``) is not replayed but put back there. One that does neither, a live
-    feed, goes on with whatever comes next: everything else of the run is restored, the data are others.
+    that has ``state_dict`` and ``load_state_dict``) is not replayed but put back to its place. A stream that can
+    do neither, a live feed, goes on with whatever comes next: everything else of the run is restored, the data differ.
 
     Args:
         loader: an iterable of what :meth:`kdx.Batch.of` reads; ``set_epoch`` of its sampler, batch sampler and data
@@ -52,7 +52,7 @@ class ResumableLoader:
 
     @property
     def resumes(self) -> bool:
-        """Whether the next epoch is one that was begun before and goes on."""
+        """Whether the next epoch was begun before and goes on."""
         return self._replay > 0
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
@@ -84,7 +84,7 @@ class ResumableLoader:
                 yield Batch.of(item).to(self.device, non_blocking=True)
 
     def passes(self, *, before: int = 0) -> int:
-        """Passes over its data that a stream without end has finished, ``before`` batches ago; 0 for other data."""
+        """Passes over its data that an endless stream had finished ``before`` batches ago; 0 for other data."""
         rows, samples = self._pass_size or (0, 1)
         return max(0, self._consumed - before) * rows // samples
 
@@ -103,14 +103,15 @@ class ResumableLoader:
             rng.restore(outside)
 
     def epoch_end(self) -> None:
-        """What was handed out has been trained on; a short last window is handed out when the loader is empty already.
+        """Marks everything that was handed out as trained on.
 
-        Until this is called a checkpoint is one amid the epoch, after all of its batches.
+        A short last window is handed out when the loader is already empty, so until this is called a checkpoint counts
+        as one in the middle of the epoch, after all of its batches.
         """
         self._consumed = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` needs to go on after the batches that were consumed."""
+        """The state from which :meth:`load_state_dict` goes on after the batches that were consumed."""
         if self._loaded is not None:
             return self._loaded  # nothing was handed out since
         mid_epoch = self._consumed > 0
@@ -159,7 +160,7 @@ def _epoch_owners(loader: Any) -> list[Any]:
 
 
 def count_batches(loader: Iterable[Any]) -> int | None:
-    """How many batches an epoch has now, or None where the loader cannot tell."""
+    """Number of batches in an epoch now, or None where the loader cannot tell."""
     try:
         return len(loader)  # type: ignore[arg-type]  # that is the question
     except TypeError:
@@ -167,7 +168,7 @@ def count_batches(loader: Iterable[Any]) -> int | None:
 
 
 def _stateful(loader: Any) -> Any:
-    """What of a loader keeps its place in the data, or None."""
+    """The part of a loader that keeps its place in the data, or None."""
     data = getattr(loader, "dataset", loader)
     # loader workers, and the loaders of Accelerate, read ahead of what was handed out
     plain = type(loader) is DataLoader and loader.num_workers == 0 and isinstance(data, IterableDataset)
@@ -188,7 +189,7 @@ def first_batch(loader: Iterable[Any]) -> Any:
 
 
 def dataset_size(loader: Iterable[Any]) -> int | None:
-    """How many samples ``batch.index`` can name: the length of the data set that a loader goes through.
+    """Number of samples that ``batch.index`` can name: the length of the data set behind a loader.
 
     Views and subsets keep the row numbers of the whole, so the data set inside them (their ``dataset``) counts.
 
@@ -202,7 +203,7 @@ def dataset_size(loader: Iterable[Any]) -> int | None:
 
 
 def pass_size(loader: Iterable[Any], processes: int = 1) -> tuple[int, int] | None:
-    """Samples in a batch of all processes and in one pass of a stream without end over a data set, its ``dataset``.
+    """Samples in one batch of all processes, and in one pass of an endless stream over its ``dataset``.
 
     None for a loader with a length, whose passes are its epochs, and where there is no such data set.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints and weights on disk: written beside and renamed, so that a kill at any time leaves the last good one."""
+"""Checkpoints and weights on disk, written to a temporary file and renamed: a kill leaves the last good one."""
 
 from __future__ import annotations
 

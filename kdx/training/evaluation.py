@@ -36,7 +36,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Runs a model over a loader in evaluation mode, without gradient, and computes metrics.
 
-    The model's modes (train, eval) and the global random states are afterwards what they were before.
+    The model's modes (train, eval) and the global random states are restored afterwards.
 
     Args:
         model: the model, on ``device``.

@@ -1,4 +1,4 @@
-"""Losses that are not finite end the run."""
+"""Ends a run whose losses are not finite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Finite"]
 
 
 class Finite:
-    """Notices a loss that is not finite without a device sync in every step."""
+    """Detects a loss that is not finite, without a device sync in every step."""
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None

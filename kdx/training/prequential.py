@@ -21,7 +21,7 @@ class Prequential:
     """Accuracy of a scheme's students on data that they have not been trained on yet: test, then train.
 
     On a stream that never repeats a sample this needs no held-out set and follows the models over time. Where samples
-    come again it flatters them. Rows without a label do not count.
+    repeat it flatters them. Rows without a label do not count.
 
     Args:
         scheme: its students are tested in evaluation mode, without gradient, each on the batch that comes next.

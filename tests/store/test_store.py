@@ -229,7 +229,7 @@ def test_other_inputs_than_those_stored_are_refused_although_the_manifest_cannot
     with contextlib.nullcontext() if finished else pytest.raises(KeyboardInterrupt):
         write_store(tmp_path, teacher, once, progress=stop, **options)
     before = contents_of(tmp_path)
-    with pytest.raises(StoreError, match=r"holds another store \(sample 5 looked otherwise to its teacher"):
+    with pytest.raises(StoreError, match=r"holds another store \(its teacher saw another input as sample 5"):
         write_store(tmp_path, teacher, View(view.dataset, view.indices, transform=Times(3.0)), **options)
     assert contents_of(tmp_path) == before
     assert write_store(tmp_path, teacher, once, batch_size=16, shard_rows=8).verify() == 5
@@ -325,7 +325,7 @@ def test_a_data_set_whose_rows_have_moved_is_refused(tmp_path, teacher, view, ma
     batch, _ = said(teacher, moved, 0, list(range(8)))
     with pytest.raises(StoreError, match=r"other inputs than the teacher saw: sample 5 in view 0 .*\(8 of 8 samples"):
         stored(batch)
-    with pytest.raises(StoreError, match="sample 5 looked otherwise to its teacher"):
+    with pytest.raises(StoreError, match="its teacher saw another input as sample 5"):
         write_store(tmp_path, teacher, moved, views=3)
 
 

@@ -83,5 +83,5 @@ def test_tied_weights_stay_tied_and_copies_pickle(batch) -> None:
 def test_token_ids_stay_integers_and_the_answer_is_single_precision() -> None:
     teacher = Frozen(nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3)), dtype=torch.bfloat16)
     assert teacher(Batch(torch.tensor([[1, 2], [3, 4]]))).logits.dtype == torch.float32
-    with pytest.raises(TypeError, match=r"dtype must be a floating dtype, as torch.bfloat16; got torch.int64"):
+    with pytest.raises(TypeError, match=r"dtype must be a floating dtype, such as torch.bfloat16; got torch.int64"):
         Frozen(nn.Linear(2, 2), dtype=torch.int64)

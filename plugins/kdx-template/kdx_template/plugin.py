@@ -1,4 +1,4 @@
-"""What this package adds to kdx. It imports no torch: components are import strings, loaded when they are used."""
+"""The hooks of this package. It imports no torch: components are import strings, loaded when they are used."""
 
 from __future__ import annotations
 

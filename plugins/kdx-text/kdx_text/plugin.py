@@ -1,4 +1,4 @@
-"""What this package adds to kdx; it imports no torch and no transformers."""
+"""The hooks of this package; it imports no torch and no transformers."""
 
 from __future__ import annotations
 

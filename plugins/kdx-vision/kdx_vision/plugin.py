@@ -1,4 +1,4 @@
-"""What this package adds to kdx; it imports no torch, and neither timm nor torchvision before they are used."""
+"""The hooks of this package; it imports no torch, and neither timm nor torchvision before they are used."""
 
 from __future__ import annotations
 
