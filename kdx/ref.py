@@ -39,7 +39,7 @@ class Ref:
 
     __slots__ = ("_name", "_options")
     keys: ClassVar[tuple[str, ...]] = ("name",)
-    """What the mapping has beside options, so that no option can have this name."""
+    """Keys of the mapping beside the options, which no option can be called."""
 
     def __init__(self, name: str, /, **options: Any) -> None:
         if not isinstance(name, str):
@@ -131,7 +131,7 @@ class Ref:
 
 
 RefLike = Ref | str | Mapping[str, Any]
-"""What a reference is made of: ``"SGD"``, ``{"name": "SGD", "lr": 0.1}`` or ``Ref("SGD", lr=0.1)``."""
+"""The values that a reference can be made of: ``"SGD"``, ``{"name": "SGD", "lr": 0.1}`` or ``Ref("SGD", lr=0.1)``."""
 
 
 def _written(value: Any) -> Any:

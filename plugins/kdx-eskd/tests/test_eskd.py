@@ -6,7 +6,7 @@ import pytest
 from kdx_eskd.assistant import EarlyStoppedTeacher
 
 import kdx
-from kdx.ref import Ref
+from kdx import Ref
 from kdx.testing import parametrize_checks
 
 
