@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdx.batch import Batch
 from kdx.capture import call
 from kdx.modes import evaluating
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["count_flops", "counting_flops"]
 
@@ -27,6 +29,8 @@ def counting_flops() -> Iterator[FlopCounterMode]:
     recurrent layers would hide their products from the counter, so they are turned off inside; the operations are the
     same.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton and torch.export, which planning needs not
+
     fused = torch.backends.mha.get_fastpath_enabled()
     # which run an LSTM, for one, as a single operation
     libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdx.tasks.kinds import RecallAtOne, task_kind, triplet
+from kdx.tasks.kinds import task_kind, triplet
+from kdx.tasks.recall_at_one import RecallAtOne
 
 
 def triplet_oracle(x: np.ndarray, y: np.ndarray, margin: float) -> float:
