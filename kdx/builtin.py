@@ -1,4 +1,4 @@
-"""kdx's own components, registered through the same hooks as anyone's."""
+"""kdx's own components, registered through the same hooks as those of a plugin."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def kdx_knowledge() -> Iterable[Spec]:
         Spec(
             "hard-targets",
             "kdx.knowledge.hard_targets:HardTargets",
-            "cross-entropy with the class that the teacher decides for",
+            "cross-entropy with the class that the teacher predicts",
             "Touvron et al. 2021, arXiv:2012.12877",
         ),
         Spec(
@@ -68,7 +68,7 @@ def kdx_knowledge() -> Iterable[Spec]:
         Spec(
             "attention-transfer",
             "kdx.knowledge.attention_transfer:AttentionTransfer",
-            "match where layers look: normalised spatial attention maps",
+            "normalised spatial attention maps: look where the teacher looks",
             "Zagoruyko, Komodakis 2017, arXiv:1612.03928",
         ),
         Spec(
@@ -98,7 +98,7 @@ def kdx_knowledge() -> Iterable[Spec]:
         Spec(
             "sp",
             "kdx.knowledge.sp:SP",
-            "which samples activate a layer alike",
+            "similarities between the samples' activations of a layer",
             "Tung, Mori 2019, arXiv:1907.09682",
         ),
         Spec(
@@ -116,7 +116,7 @@ def kdx_knowledge() -> Iterable[Spec]:
         Spec(
             "fsp",
             "kdx.knowledge.fsp:FSP",
-            "how the channels of one layer go with those of the next",
+            "correlations between the channels of one layer and those of the next",
             "Yim et al. 2017, CVPR 2017",
         ),
         Spec(

@@ -87,13 +87,15 @@ def run_recipe(
     recipe: Annotated[str | None, typer.Argument(help="Name of a recipe, or path of a YAML file.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Override keys.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where to write; default runs/RECIPE.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Move the run in the folder aside.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and its stages, and stop.")
     ] = False,
-    seeds: Annotated[str | None, typer.Option(help="Several seeds, as 0,1,2: one run each and a table.")] = None,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="A line after every epoch.")] = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="Several seeds, such as 0,1,2: one run each and a table of all.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print a line after every epoch.")] = False,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -124,7 +126,7 @@ def _seeds(text: str | None) -> list[int]:
     try:
         return [int(part) for part in text.split(",")] if text else []
     except ValueError:
-        raise typer.BadParameter(f"expected numbers, as 0,1,2; got {text!r}", param_hint="--seeds") from None
+        raise typer.BadParameter(f"expected numbers, such as 0,1,2; got {text!r}", param_hint="--seeds") from None
 
 
 def _run(
@@ -191,7 +193,7 @@ def cache_outputs(
     ] = None,
     what: Annotated[
         list[str] | None,
-        typer.Option(help="logits, topk:K[@T], sample:K[@T] or features:TAP; several times for several."),
+        typer.Option(help="logits, topk:K[@T], sample:K[@T] or features:TAP; repeat it for several."),
     ] = None,
     views: Annotated[
         int | None, typer.Option(help="Augmented views of each sample; default 4, or 1 unaugmented.")

@@ -16,7 +16,7 @@ show_app = typer.Typer()
 
 @show_app.command("plugins", epilog="Example:  kdx plugins --json")
 def list_plugins(
-    timings: Annotated[bool, typer.Option("--timings", help="Slowest import first; name what makes it slow.")] = False,
+    timings: Annotated[bool, typer.Option("--timings", help="Slowest import first, with what makes it slow.")] = False,
     as_json: Json = False,
 ) -> None:
     """List the plugin packages: what they provide, and why a broken one was left out."""
@@ -49,7 +49,7 @@ def list_plugins(
 def write_plugin(
     name: Annotated[str, typer.Argument(help="Name of the package, kebab-case.")],
     kind: Annotated[str, typer.Option(help="knowledge, scheme, assistant, model, dataset or op.")] = "knowledge",
-    folder: Annotated[Path, typer.Option(help="Where its folder is made.")] = Path(),
+    folder: Annotated[Path, typer.Option(help="Where to make its folder.")] = Path(),
 ) -> None:
     """Write a plugin package: entry point, a working example, its tests by kdx.testing, a README."""
     from kdx.cli.new_plugin import new_plugin
@@ -126,13 +126,19 @@ def show_component(name: Annotated[str, typer.Argument(help="Name of a component
 @show_app.command("inspect", epilog="Example:  kdx inspect convnet:width=24 convnet:width=8,stages=2 --figure cka.png")
 def inspect_models(
     teacher: Annotated[str, typer.Argument(help="A model by name, with options as NAME:key=value,key=value.")],
-    student: Annotated[str, typer.Argument(help="Another one.")],
+    student: Annotated[str, typer.Argument(help="Another model, in the same form.")],
     data: Annotated[str, typer.Option(help="The data set to compare them on.")] = "fashion-mnist",
-    samples: Annotated[int, typer.Option(min=4, help="How many samples of it.")] = 512,
-    teacher_weights: Annotated[Path | None, typer.Option(help="Safetensors of the teacher; else untrained.")] = None,
-    student_weights: Annotated[Path | None, typer.Option(help="Safetensors of the student; else untrained.")] = None,
+    samples: Annotated[int, typer.Option(min=4, help="Number of samples to compare them on.")] = 512,
+    teacher_weights: Annotated[
+        Path | None, typer.Option(help="Safetensors of the teacher; random weights without.")
+    ] = None,
+    student_weights: Annotated[
+        Path | None, typer.Option(help="Safetensors of the student; random weights without.")
+    ] = None,
     figure: Annotated[Path, typer.Option(help="Where to draw the similarities of all layers.")] = Path("cka.png"),
-    max_layers: Annotated[int, typer.Option(min=1, help="Of a model with more, only the outer modules.")] = 24,
+    max_layers: Annotated[
+        int, typer.Option(min=1, help="Most layers of a model; if it has more, only its outer modules.")
+    ] = 24,
     as_json: Json = False,
 ) -> None:
     """List the layers of two models, how alike they are, and which to pair."""

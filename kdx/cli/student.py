@@ -29,17 +29,19 @@ def _group() -> None:
 )
 def make_student(
     teacher: Annotated[str, typer.Argument(help="A model by name, with options as NAME:key=value,key=value.")],
-    params: Annotated[str | None, typer.Option(help="The most parameters, as 25% or 60k.")] = None,
-    flops: Annotated[str | None, typer.Option(help="The most operations for one sample, as 25% or 2M.")] = None,
-    latency: Annotated[str | None, typer.Option(help="The longest time for one sample, as 50% or 2.5ms.")] = None,
+    params: Annotated[str | None, typer.Option(help="Most parameters, such as 25% or 60k.")] = None,
+    flops: Annotated[str | None, typer.Option(help="Most operations for one sample, such as 25% or 2M.")] = None,
+    latency: Annotated[str | None, typer.Option(help="Longest time for one sample, such as 50% or 2.5ms.")] = None,
     how: Annotated[str, typer.Option(help="width, depth, depthwise or low-rank.")] = "width",
-    weights: Annotated[Path | None, typer.Option(help="Safetensors of the teacher; else none are copied.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Safetensors of the teacher; without them no weights are copied.")
+    ] = None,
     data: Annotated[str, typer.Option(help="The data set whose shapes the teacher has.")] = "fashion-mnist",
-    importance: Annotated[str, typer.Option(help="Norm by which width keeps channels, l1 or l2.")] = "l1",
+    importance: Annotated[str, typer.Option(help="Norm by which width ranks channels, l1 or l2.")] = "l1",
     out: Annotated[
-        Path, typer.Option(dir_okay=False, help="Where to write the config; the weights go beside it.")
+        Path, typer.Option(dir_okay=False, help="Where to write the config; weights are written beside it.")
     ] = Path("student.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     as_json: Json = False,
 ) -> None:
     """Derive the largest student within a budget, compare its costs, write what rebuilds it without the teacher."""
