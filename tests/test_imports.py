@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import os
 import resource
 import subprocess
@@ -164,6 +165,21 @@ def test_imports_point_down(path: Path) -> None:
     assert not wrong, f"{path.name} (floor {RANK[part]}) imports {wrong}"
     if part != "testing":
         assert "testing" not in inside
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in modules()}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    del files["kdx"]  # importing any part of a package imports the package
+    imports = {}
+    for name, path in files.items():
+        found = runtime_imports(ast.parse(path.read_text()))
+        found = {each if each in files else each.rpartition(".")[0] for each in found}  # module, or module.name
+        imports[name] = found & files.keys() - {name}
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"imported in a circle: {' <- '.join(error.args[1])}")
 
 
 def test_hookspecs_need_pluggy_alone_and_stay_short() -> None:

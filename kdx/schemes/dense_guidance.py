@@ -19,7 +19,7 @@ from kdx.losses import Losses, cross_entropy
 from kdx.modes import evaluating
 from kdx.schemes.base import KnowledgeTerms, Task, check_ready, components_in, naming, own_copies, setup_components
 from kdx.schemes.one_student import OneStudent
-from kdx.teachers import Teacher
+from kdx.teachers import Teacher, as_teacher
 
 __all__ = ["DenseGuidance", "Reduction"]
 
@@ -96,7 +96,7 @@ class DenseGuidance(OneStudent):
             raise ValueError(f"drop must be a number of teachers, 0 or more; got {drop}")
         check_choice("reduction", reduction, get_args(Reduction))
         self.reduction: Reduction = reduction
-        self.teachers = nn.ModuleDict({name: Teacher.of(teacher) for name, teacher in teachers.items()})
+        self.teachers = nn.ModuleDict({name: as_teacher(teacher) for name, teacher in teachers.items()})
         self.knowledge = nn.ModuleDict({name: own_copies(self.components) for name in teachers})
         self.drop = min(drop, len(teachers) - 1)
         self.seed = int(torch.randint(2**31, ())) if seed is None else seed

@@ -14,7 +14,7 @@ from kdx.losses import Losses, cross_entropy
 from kdx.modes import evaluating
 from kdx.schemes.base import KnowledgeTerms, Task, check_ready, naming, setup_components
 from kdx.schemes.one_student import OneStudent
-from kdx.teachers import Teacher
+from kdx.teachers import Teacher, as_teacher
 
 __all__ = ["Offline"]
 
@@ -60,7 +60,7 @@ class Offline(OneStudent):
         super().__init__(student, task=task, knowledge=knowledge, student_output=student_output)
         if student is teacher:
             raise ValueError("student and teacher are one module; the teacher would be trained. Pass a copy")
-        self.teacher = Teacher.of(teacher, teacher_output)
+        self.teacher = as_teacher(teacher, teacher_output)
         self.teacher.share_taps(self._taps)
         for name, component in self.components.items():
             with naming(name):

@@ -13,7 +13,7 @@ from kdx.batch import Batch
 from kdx.capture import LOGITS, Taps
 from kdx.losses import Losses, cross_entropy
 from kdx.schemes.base import Scheme, Task
-from kdx.teachers import Teacher
+from kdx.teachers import Teacher, as_teacher
 
 __all__ = ["Residual"]
 
@@ -69,7 +69,7 @@ class Residual(Scheme):
                 f"{type(student).__name__}"
             )
         self.pair = student
-        self.teacher = Teacher.of(teacher, teacher_output)
+        self.teacher = as_teacher(teacher, teacher_output)
         self.residual_weight = weight
         self._taps = Taps(student, ("student", "assistant", LOGITS))
         self._finished.requires_grad_(False)

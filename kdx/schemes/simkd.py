@@ -17,7 +17,7 @@ from kdx.features.adapters import bottleneck, channels, match, to_map, to_vector
 from kdx.knowledge.simkd import SimKD as SimKDLoss
 from kdx.modes import evaluating
 from kdx.schemes.offline import Offline
-from kdx.teachers import Frozen, Teacher
+from kdx.teachers import Frozen, Teacher, as_teacher
 
 __all__ = ["ReusedClassifier", "SimKD"]
 
@@ -138,7 +138,7 @@ class SimKD(Offline):
         student_output: Callable[[Any], Tensor] | None = None,
         teacher_output: Callable[[Any], Tensor] | None = None,
     ) -> None:
-        teacher = Teacher.of(teacher, teacher_output)
+        teacher = as_teacher(teacher, teacher_output)
         if not isinstance(teacher, Frozen):
             raise TypeError(f"teacher must be one model, whose classifier is reused; got {type(teacher).__name__}")
         if reduction < 1:

@@ -9,8 +9,7 @@ from torch import nn
 
 from kdx.errors import StudentError
 from kdx.students.calls import Calls, record_calls
-from kdx.students.edit import Edit, Origin, Plan
-from kdx.students.trace import Kept
+from kdx.students.edit import Edit, Kept, Origin, Plan
 
 __all__ = ["Depth", "plan_depth"]
 

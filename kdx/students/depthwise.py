@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kdx.students.calls import record_calls
-from kdx.students.edit import Edit, Origin, Plan
+from kdx.students.edit import Edit, Kept, Origin, Plan
 from kdx.students.factors import Conv, convolution, is_tied, layer_at, lost, own_code, replace_layer
-from kdx.students.trace import Kept
 
 __all__ = ["Depthwise", "plan_depthwise"]
 

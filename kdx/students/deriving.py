@@ -21,11 +21,10 @@ from kdx.students.config import StudentConfig, read_config, write_config
 from kdx.students.contract import Contract
 from kdx.students.depth import plan_depth
 from kdx.students.depthwise import plan_depthwise
-from kdx.students.edit import Edit, Origin, Plan
+from kdx.students.edit import Edit, Kept, Origin, Plan
 from kdx.students.low_rank import plan_low_rank
 from kdx.students.table import table
 from kdx.students.target import Target, parse_target
-from kdx.students.trace import Kept
 from kdx.students.width import Importance, plan_width
 from kdx.training.checkpoint import export_weights
 

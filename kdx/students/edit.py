@@ -10,9 +10,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from kdx.students.trace import Kept
+__all__ = ["Edit", "Kept", "Origin", "Plan"]
 
-__all__ = ["Edit", "Origin", "Plan"]
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A part of a model that stays as it is, and why.
+
+    Args:
+        module: name of the module, and its class.
+        reason: what about it forbids a change.
+    """
+
+    module: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

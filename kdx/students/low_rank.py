@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from kdx.errors import StudentError
 from kdx.students.calls import record_calls
-from kdx.students.edit import Edit, Origin, Plan
+from kdx.students.edit import Edit, Kept, Origin, Plan
 from kdx.students.factors import convolution, is_tied, layer_at, lost, own_code, replace_layer
-from kdx.students.trace import Kept
 
 __all__ = ["LowRank", "plan_low_rank"]
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from kdx.students.trace import Trace
+from kdx.students.trace import Trace
 
 __all__ = [
     "attention",

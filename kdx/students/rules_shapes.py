@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from kdx.students.channels import Ids, Labels
-
-if TYPE_CHECKING:
-    from kdx.students.trace import Trace
+from kdx.students.trace import Trace
 
 __all__ = [
     "PADS",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kdx.analysis.cost import Cost
-from kdx.students.edit import Origin
-from kdx.students.trace import Kept
+from kdx.students.edit import Kept, Origin
 
 __all__ = ["table"]
 

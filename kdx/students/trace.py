@@ -1,44 +1,24 @@
-"""Which channels of a model belong together, found by watching it run."""
+"""Which channels of a model belong together, as far as rules have said."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
 
-from kdx.capture import call, clean_name
-from kdx.students.calls import plainly, tensors_in
 from kdx.students.channels import Attention, Channels, Ids, Labels
-from kdx.students.rules import RULES
+from kdx.students.edit import Kept
 
-__all__ = ["Kept", "Trace", "trace_channels"]
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """Channels that cannot be dropped, and why.
-
-    Args:
-        module: name of the module that runs the operation.
-        reason: the operation and what about it forbids.
-    """
-
-    module: str
-    reason: str
+__all__ = ["Trace"]
 
 
 @dataclass(eq=False)
-class Trace(TorchFunctionMode):
-    """Follows channels through every torch function that a model calls on one example.
+class Trace:
+    """The channels of the tensors that a model reads and makes; rules label, join and fix them.
 
-    Weights get ids for their channels when they are first used. What a function does to channels says its rule in
-    :data:`kdx.students.rules.RULES`; a function without a rule fixes all channels that it reads. Nothing is traced
-    symbolically, so control flow, shape checks and mappings of inputs are no obstacle; what did not run on the example
-    is not seen.
+    Weights get ids for their channels when they are first used.
 
     Args:
         names: id of a weight (parameter or buffer) -> its names, several if it is tied.
@@ -61,32 +41,6 @@ class Trace(TorchFunctionMode):
     attention: list[Attention] = field(default_factory=list)
     pads: dict[str, tuple[Ids, Ids]] = field(default_factory=dict)
     running: list[tuple[str, nn.Module]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Calls the function, then applies its rule."""
-        kwargs = kwargs or {}
-        read = list(tensors_in((args, kwargs)))
-        result = func(*args, **kwargs)
-        known = [tensor for tensor in read if self._known(tensor)]
-        if known and (next(tensors_in(result), None) is not None or func is Tensor.__setitem__):
-            name = _short_name(func)
-            rule = RULES.get(name)
-            reason, handled = f"{name} mixes or fixes the channels it reads", False
-            if self._pinned():
-                reason = "its code holds sizes that do not follow when channels are dropped"
-            elif rule is not None:
-                try:
-                    handled = rule(self, result, *args, **kwargs)
-                except TypeError:  # called in a way the rule does not know
-                    handled = False
-            for tensor in known if not handled else ():
-                self.fix_tensor(tensor, reason)
-        return result
 
     def of(self, tensor: Any) -> Labels:
         """The labels of a tensor; a weight's are made when it is first seen."""
@@ -123,7 +77,7 @@ class Trace(TorchFunctionMode):
 
     def note(self, reason: str) -> None:
         """Writes down why the running module keeps its channels."""
-        name, module = self._pinned() or (self.running[-1] if self.running else ("", None))
+        name, module = self.pinned_by() or (self.running[-1] if self.running else ("", None))
         what = f"{name or 'the model'} ({type(module).__name__})" if module is not None else "the model"
         entry = Kept(what, reason)
         if entry not in self.kept:
@@ -140,43 +94,10 @@ class Trace(TorchFunctionMode):
             if key in self.labels:
                 yield self.names[key], tensor, self.labels[key][1]
 
-    def _pinned(self) -> tuple[str, nn.Module] | None:
+    def pinned_by(self) -> tuple[str, nn.Module] | None:
+        """The running module that keeps all its channels, if there is one."""
         return next((entry for entry in self.running if entry[0] in self.pinned), None)
 
-    def _known(self, tensor: Tensor) -> bool:
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether a tensor has labels, or is a weight, which gets them."""
         return id(tensor) in self.labels or id(tensor) in self.weights
-
-
-def trace_channels(model: nn.Module, inputs: Any, pinned: Iterable[str] = ()) -> Trace:
-    """Runs a model once, in evaluation mode, and follows its channels.
-
-    Args:
-        model: any module on one device; nothing about it changes.
-        inputs: what it takes, see :class:`kdx.Batch`; two samples or more, so that no dimension is 1 by chance.
-        pinned: names of modules that keep all channels they read and make.
-    """
-    names: dict[int, list[str]] = {}
-    weights: dict[int, Tensor] = {}
-    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
-        if tensor.is_floating_point() and tensor.dim():
-            names.setdefault(id(tensor), []).append(clean_name(name))
-            weights[id(tensor)] = tensor
-    trace = Trace(names, weights, frozenset(pinned))
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            entry = (clean_name(name), module)
-            before = module.register_forward_pre_hook(lambda *_, entry=entry: trace.running.append(entry))
-            after = module.register_forward_hook(lambda *_: trace.running.pop() and None, always_call=True)
-            stack.callback(before.remove)
-            stack.callback(after.remove)
-        stack.enter_context(plainly(model))
-        with trace:
-            result = call(model, inputs)
-    for tensor in tensors_in(result):
-        trace.fix_tensor(tensor)
-    return trace
-
-
-def _short_name(func: Callable[..., Any]) -> str:
-    name = str(getattr(func, "__name__", func))
-    return (resolve_name(func) or name).split(".")[-2] if name == "__get__" else name

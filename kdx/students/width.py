@@ -20,7 +20,8 @@ from kdx.students.calls import plainly
 from kdx.students.channels import Ids
 from kdx.students.edit import Edit, Origin, Plan
 from kdx.students.resize import get_tensor, reset, set_tensors
-from kdx.students.trace import Trace, trace_channels
+from kdx.students.trace import Trace
+from kdx.students.tracing import trace_channels
 
 __all__ = ["Importance", "Width", "plan_width"]
 

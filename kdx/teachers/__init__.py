@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kdx.teachers.ensemble import Ensemble as Ensemble
     from kdx.teachers.ensemble import confidence as confidence
     from kdx.teachers.frozen import Frozen as Frozen
+    from kdx.teachers.frozen import as_teacher as as_teacher
     from kdx.teachers.live import Live as Live
     from kdx.teachers.snapshot import Snapshot as Snapshot
     from kdx.teachers.stored import Stored as Stored
@@ -26,7 +27,7 @@ else:
             "kdx.teachers.deeper": ["Deeper"],
             "kdx.teachers.ema": ["EMA"],
             "kdx.teachers.ensemble": ["Ensemble", "confidence"],
-            "kdx.teachers.frozen": ["Frozen"],
+            "kdx.teachers.frozen": ["Frozen", "as_teacher"],
             "kdx.teachers.live": ["Live"],
             "kdx.teachers.snapshot": ["Snapshot"],
             "kdx.teachers.stored": ["Stored"],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from kdx.batch import Batch
@@ -45,19 +45,6 @@ class Teacher(nn.Module, ABC):
 
     policy: Policy = Policy()
     """Mode, gradient, checkpoints, dtype and device."""
-
-    @classmethod
-    def of(cls, value: nn.Module | Teacher, output: Callable[[Any], Tensor] | None = None) -> Teacher:
-        """A teacher as it is, or a plain model as a :class:`kdx.teachers.Frozen` teacher."""
-        if isinstance(value, Teacher):
-            if output is not None:
-                raise ValueError("teacher_output applies to a plain model; give output= to the Teacher itself")
-            return value
-        if isinstance(value, nn.Module):
-            from kdx.teachers.frozen import Frozen
-
-            return Frozen(value, output=output)
-        raise TypeError(f"teacher must be an nn.Module or a kdx Teacher, got {type(value).__name__}")
 
     @abstractmethod
     def tap(self, names: Iterable[str]) -> None:

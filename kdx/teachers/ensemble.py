@@ -14,6 +14,7 @@ from kdx.batch import IGNORE, Batch
 from kdx.capture import LOGITS, Captured, Taps
 from kdx.errors import CaptureError, nearest
 from kdx.teachers.base import Teacher
+from kdx.teachers.frozen import as_teacher
 
 __all__ = ["Ensemble", "confidence"]
 
@@ -77,7 +78,7 @@ class Ensemble(Teacher):
             raise ValueError(f"over must be 'logits' or 'probabilities', got {over!r}")
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
-        self.teachers = nn.ModuleDict({name: Teacher.of(teacher) for name, teacher in teachers.items()})
+        self.teachers = nn.ModuleDict({name: as_teacher(teacher) for name, teacher in teachers.items()})
         self.per_row = weights == "confidence"
         self.over = over
         self.temperature = float(temperature)

@@ -14,9 +14,9 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
 from kdx.modes import unchanged_buffers
-from kdx.teachers.base import ModelTeacher, Policy
+from kdx.teachers.base import ModelTeacher, Policy, Teacher
 
-__all__ = ["Frozen"]
+__all__ = ["Frozen", "as_teacher"]
 
 
 class Frozen(ModelTeacher):
@@ -132,6 +132,26 @@ class Frozen(ModelTeacher):
         self.model._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def as_teacher(value: nn.Module | Teacher, output: Callable[[Any], Tensor] | None = None) -> Teacher:
+    """A teacher as it is; a plain model as a :class:`Frozen` teacher.
+
+    Args:
+        value: a teacher or a model.
+        output: of a plain model, see :class:`kdx.Taps`.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: ``output`` was given with a teacher, which has its own.
+    """
+    if isinstance(value, Teacher):
+        if output is not None:
+            raise ValueError("teacher_output applies to a plain model; give output= to the Teacher itself")
+        return value
+    if isinstance(value, nn.Module):
+        return Frozen(value, output=output)
+    raise TypeError(f"teacher must be an nn.Module or a kdx Teacher, got {type(value).__name__}")
 
 
 def _tensors(inputs: Any) -> Iterable[Tensor]:

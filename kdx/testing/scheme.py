@@ -190,7 +190,7 @@ def check_teachers_keep_their_mode(scheme: Scheme, tags: SchemeTags) -> None:
         found.append([m.training for m in parts if m not in students])
     require(
         found[0] == found[1] == found[2],
-        "a teacher's mode follows the scheme's train() and eval(); hold it as a kdx Teacher (Teacher.of(model))",
+        "a teacher's mode follows the scheme's train() and eval(); hold it as kdx.teachers.as_teacher(model)",
     )
 
 

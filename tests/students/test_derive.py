@@ -343,10 +343,10 @@ def test_a_recipe_derives_its_student_from_its_own_teacher(tmp_path):
     assert made["model"]["name"] == "derived"
     assert made["model"]["config"]["edits"] == [{"how": "depthwise", "layers": ["stage2.conv1"]}]
     base = {"name": "convnet", "width": 4, "stages": 2}
-    assert made["options"]["config"]["base"] == base
+    assert made["model"]["config"]["base"] == base
     old = kdx.make("model", "convnet", width=4, stages=2, num_classes=10, input_shape=(1, 8, 8))
     old.load_state_dict(load_file(tmp_path / "run/teacher/student.safetensors"))
-    start = inherit(read_config(made["options"]["config"]), old, torch.zeros(2, 1, 8, 8)).state_dict()
+    start = inherit(read_config(made["model"]["config"]), old, torch.zeros(2, 1, 8, 8)).state_dict()
     # alone, distilled and untrained start from what was made of the teacher's weights
     for stage in ("alone", "distilled"):
         found = load_file(tmp_path / f"run/{stage}/start.safetensors")

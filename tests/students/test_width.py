@@ -12,7 +12,7 @@ import kdx
 from kdx.capture import call
 from kdx.errors import StudentError
 from kdx.students import derive
-from kdx.students.trace import trace_channels
+from kdx.students.tracing import trace_channels
 from kdx.students.width import _select
 from tests.students import nets
 
