@@ -22,8 +22,8 @@ from pydantic_core import PydanticUndefined
 import kdx
 from kdx import hookspecs
 from kdx.cli.app import app
+from kdx.experiment.components import SUPPLIED
 from kdx.experiment.recipe import Recipe
-from kdx.experiment.recipe_checks import SUPPLIED
 from kdx.options import options_of
 from kdx.ref import Ref
 from kdx.registry import KINDS, Kind, default_plugins

@@ -15,9 +15,9 @@ from kdx.datasets.sample_stream import SampleStream
 from kdx.datasets.splits import few_labels, train_validation_split
 from kdx.datasets.view import View
 from kdx.errors import RecipeError
+from kdx.experiment.components import locating
 from kdx.experiment.recipe import Data, Recipe
-from kdx.experiment.recipe_checks import locating
-from kdx.registry import default_plugins
+from kdx.registry import Plugins, default_plugins
 from kdx.schemes.base import Scheme
 
 __all__ = ["ExperimentData"]
@@ -25,6 +25,10 @@ __all__ = ["ExperimentData"]
 
 class ExperimentData:
     """The sets of a recipe.
+
+    Args:
+        recipe: its section ``data`` names the data set and says how it is split.
+        plugins: where the data set comes from; None takes the plugins installed.
 
     Attributes:
         shape: ``num_classes`` and ``input_shape``, for the models.
@@ -40,12 +44,12 @@ class ExperimentData:
             ``novel_classes`` names a class that there is not.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        data, seed = recipe.data, recipe.seed
+    def __init__(self, recipe: Recipe, plugins: Plugins | None = None) -> None:
+        data, seed, plugins = recipe.data, recipe.seed, plugins or default_plugins()
         made: dict[str, Any] = {}
         for split in ("train", "test"):
             with locating(f"data.dataset ({data.dataset.name})"):
-                made[split] = default_plugins().make("dataset", data.dataset, split=split)
+                made[split] = plugins.make("dataset", data.dataset, split=split)
                 check_dataset(made[split])
         whole = made["train"]
         self.shape = {"num_classes": whole.num_classes, "input_shape": whole.input_shape}

@@ -14,16 +14,18 @@ import torch
 
 from kdx.assistants.gap import WeakTeacherWarning, gap_warnings
 from kdx.errors import RecipeError, RunExistsError
+from kdx.experiment.assembly import Assembly, task_of
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.environment import environment
 from kdx.experiment.plan import assistant_of, plan
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe_files import check_recipe, load_recipe
 from kdx.experiment.rehearsal import rehearse
-from kdx.experiment.report import write_report
+from kdx.experiment.run_folder import RunFolder
 from kdx.experiment.stage_runner import StageRunner
 from kdx.experiment.teacher_cache import TeacherCache
 from kdx.files import atomic_write, read_json, write_json
+from kdx.registry import Plugins, default_plugins
 from kdx.stage import Stage
 
 __all__ = ["Experiment", "WeakTeacherWarning", "run"]
@@ -38,6 +40,8 @@ def run(
     resume: bool = False,
     force: bool = False,
     observers: Sequence[object] = (),
+    report: bool = True,
+    plugins: Plugins | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
     """Runs a recipe: trains or loads the teacher, trains the student alone and distilled, evaluates, reports.
@@ -48,6 +52,8 @@ def run(
         resume: go on with the run in the folder, or start it if there is none; a finished run is only read.
         force: move a run that is in the folder aside, to ``<folder>.old-N``.
         observers: see :func:`kdx.fit`; they watch every stage.
+        report: whether the pictures and the page of the report are drawn at the end.
+        plugins: where components come from; None takes those installed.
         **overrides: recipe keys, as ``seed=1``, ``train={"epochs": 2}`` or ``**{"train.epochs": 2}``.
 
     Returns:
@@ -60,13 +66,14 @@ def run(
     """
     if isinstance(recipe, Recipe):
         name = "recipe"
-        checked = check_recipe({**recipe.dump(), **overrides})
+        checked = check_recipe({**recipe.dump(), **overrides}, plugins=plugins)
     else:
         name = Path(recipe).stem
-        checked = load_recipe(recipe, overrides)
-    return Experiment(checked, Path(folder or Path("runs") / name), observers, name=name).run(
-        resume=resume, force=force
+        checked = load_recipe(recipe, overrides, plugins=plugins)
+    experiment = Experiment(
+        checked, Path(folder or Path("runs") / name), observers, name=name, report=report, plugins=plugins
     )
+    return experiment.run(resume=resume, force=force)
 
 
 class Experiment:
@@ -79,6 +86,8 @@ class Experiment:
         name: what the report calls it; the folder's name by default.
         teachers: where trained teachers are kept for other runs; ``.teachers`` beside the folder by default.
         notify: is given a sentence for the user when something happens that a report should not be the first to say.
+        report: whether the pictures and the page of the report are drawn at the end.
+        plugins: where components come from; None takes those installed.
 
     Raises:
         PlanError: the stages do not fit together.
@@ -93,21 +102,27 @@ class Experiment:
         name: str | None = None,
         teachers: Path | None = None,
         notify: Callable[[str], object] = lambda _: None,
+        report: bool = True,
+        plugins: Plugins | None = None,
     ) -> None:
         self.recipe = recipe
         self.name = name or folder.name
         self.folder = folder
         self.notify = notify
         self.warnings: list[str] = []
-        self.plan = plan(recipe)
+        self.report = report
+        self.plugins = plugins or default_plugins()
+        self.plan = plan(recipe, self.plugins)
+        self.task = task_of(recipe)
+        stages = RunFolder(recipe, folder, self.task.metric, notify)
+        self.assembly = Assembly(recipe, self.plan, stages, plugins=self.plugins)
         cache = TeacherCache(teachers or folder.parent / ".teachers")
-        self.runner = StageRunner(recipe, folder, self.plan, cache, observers, notify)
-        self.task = self.runner.task
+        self.runner = StageRunner(self.assembly, stages, cache, observers, notify)
 
     @property
     def data(self) -> ExperimentData:
         """The rows, read when they are first needed."""
-        return self.runner.data
+        return self.assembly.data
 
     def stages(self) -> list[Stage]:
         """The plan, in the order in which it runs."""
@@ -130,7 +145,10 @@ class Experiment:
             summary = self._summary(results)
         finally:
             torch.set_num_threads(threads)
-        write_report(self.folder, summary)
+        if self.report:
+            from kdx.experiment.report import write_report  # imports matplotlib
+
+            write_report(self.folder, summary)
         write_json(self.folder / SUMMARY, summary)  # last, as it says that the run is finished
         return summary
 
@@ -143,7 +161,7 @@ class Experiment:
                     f"{folder} holds a run already; --resume goes on with it (a finished one is only read), --force "
                     "moves it aside, --folder takes another place"
                 )
-            if changed := _differences(load_recipe(folder / RECIPE).dump(), self.recipe.dump()):
+            if changed := _differences(load_recipe(folder / RECIPE, plugins=self.plugins).dump(), self.recipe.dump()):
                 raise RecipeError(
                     f"the run in {folder} was started with another recipe ({'; '.join(changed)}); resume it with the "
                     "same one, or take another folder"
@@ -151,7 +169,7 @@ class Experiment:
             return
         if not begun and folder.exists() and not all(_left_by_a_start(path) for path in folder.iterdir()):
             raise RunExistsError(f"{folder} is not empty and holds no run of kdx; take another folder")
-        rehearse(self.runner)
+        rehearse(self.assembly)
         if begun:
             aside = next(
                 path for n in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}.old-{n}")).exists()
@@ -166,7 +184,7 @@ class Experiment:
         if student is None:
             return
         quality = {name: 100 * result["validation"][self.task.metric] for name, result in results.items()}
-        assistant = assistant_of(self.recipe)
+        assistant = assistant_of(self.recipe, self.plugins)
         for stage in self.plan:
             if stage.role == "teacher" and stage.name in quality:
                 found = gap_warnings(

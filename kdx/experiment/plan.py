@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,34 +9,39 @@ from pydantic import ValidationError
 
 from kdx.assistants.base import Assistant
 from kdx.errors import PlanError, RecipeError
+from kdx.experiment.components import check_component, locating, needs_of
 from kdx.experiment.recipe import Recipe, Train
-from kdx.experiment.recipe_checks import check_component, locating
 from kdx.options import problems
 from kdx.ref import Ref
-from kdx.registry import default_plugins
+from kdx.registry import Plugins, default_plugins
 from kdx.stage import Stage, Structure, in_order
 from kdx.students.from_recipe import structure_of
 
 __all__ = ["assistant_of", "plan", "train_of"]
 
 
-def plan(recipe: Recipe) -> list[Stage]:
+def plan(recipe: Recipe, plugins: Plugins | None = None) -> list[Stage]:
     """The stages of a recipe, each after those it needs: teachers, controls, then the student's.
 
     Teachers that the scheme trains along have no stage. An assistant plans what comes after the controls; it always
     gets the student alone, which says how wide the gap is that it has to bridge.
 
+    Args:
+        recipe: a checked recipe.
+        plugins: where components come from; None takes those installed.
+
     Raises:
         PlanError: the assistant's stages do not fit together.
         RecipeError: a stage names a scheme, a knowledge component or an option that there is not.
     """
+    plugins = plugins or default_plugins()
     student = recipe.student.model
     if recipe.student.weights and isinstance(structure_of(student), Structure):
         raise RecipeError(
             "student.weights: a student with how= starts from the weights of its teacher; give the config of the "
             "student that the weights are of instead, as model: {name: derived, config: student.yaml}"
         )
-    taught_along = default_plugins().load("scheme", recipe.scheme.name).trains_teacher
+    taught_along = plugins.load("scheme", recipe.scheme.name).trains_teacher
     teachers = {} if taught_along else recipe.all_teachers
     if recipe.data.stream and (without := [name for name, each in teachers.items() if each.train.steps is None]):
         raise RecipeError(f"{without[0]}.train.steps: a stream has no end, so give the number of steps")
@@ -64,7 +68,7 @@ def plan(recipe: Recipe) -> list[Stage]:
             stages.append(Stage("direct", "distilled", student, tuple(teachers)))
         else:
             stages.append(Stage(control, control, student))
-    assistant = assistant_of(recipe)
+    assistant = assistant_of(recipe, plugins)
     if recipe.assistant is None or assistant is None:
         stages.append(Stage("distilled", "distilled", student, tuple(teachers)))
         return in_order(_derived(stages))
@@ -77,7 +81,7 @@ def plan(recipe: Recipe) -> list[Stage]:
             f"'distilled', got {planned[-1].name if planned else 'no stage'!r}"
         )
     for stage in planned:
-        _check(stage, recipe)
+        _check(stage, recipe, plugins)
     return in_order(_derived([*stages, *planned]))
 
 
@@ -86,7 +90,7 @@ def _derived(stages: list[Stage]) -> list[Stage]:
     return [replace(stage, model=structure_of(stage.model)) for stage in stages]
 
 
-def assistant_of(recipe: Recipe) -> Assistant | None:
+def assistant_of(recipe: Recipe, plugins: Plugins) -> Assistant | None:
     """The recipe's assistant, if it has one.
 
     Raises:
@@ -95,7 +99,7 @@ def assistant_of(recipe: Recipe) -> Assistant | None:
     if recipe.assistant is None:
         return None
     with locating(f"assistant ({recipe.assistant.name})"):
-        made: Assistant = default_plugins().make("assistant", recipe.assistant)
+        made: Assistant = plugins.make("assistant", recipe.assistant)
     return made
 
 
@@ -115,16 +119,16 @@ def train_of(stage: Stage, recipe: Recipe) -> Train:
         raise RecipeError("; ".join(f"stage {stage.name}: train.{line}" for line in problems(error))) from error
 
 
-def _check(stage: Stage, recipe: Recipe) -> None:
+def _check(stage: Stage, recipe: Recipe, plugins: Plugins) -> None:
     train_of(stage, recipe)
     if isinstance(stage.model, Ref):
-        check_component(f"stage {stage.name}: model", "model", stage.model)
-    scheme = recipe.scheme if stage.scheme is None else stage.scheme
-    target = check_component(f"stage {stage.name}: scheme", "scheme", scheme)
+        check_component(f"stage {stage.name}: model", "model", stage.model, plugins)
+    scheme = stage.scheme or recipe.scheme
+    target = check_component(f"stage {stage.name}: scheme", "scheme", scheme, plugins)
     for name, term in (stage.knowledge or {}).items():
-        check_component(f"stage {stage.name}: knowledge.{name}", "knowledge", term)
+        check_component(f"stage {stage.name}: knowledge.{name}", "knowledge", term, plugins)
     taught = stage.role in ("assistant", "distilled") and not target.trains_teacher
-    if taught and not stage.teachers and {"teacher", "teachers"} & inspect.signature(target).parameters.keys():
+    if taught and not stage.teachers and {"teacher", "teachers"} & needs_of(target):
         raise PlanError(
             f"stage {stage.name!r} names no teacher, and scheme {scheme.name!r} needs one: name earlier stages in "
             "teachers"

@@ -14,8 +14,9 @@ from yaml import YAMLError
 
 from kdx.errors import RecipeError, UnknownNameError, nearest
 from kdx.experiment.recipe import Recipe
-from kdx.experiment.recipe_checks import _check_components
+from kdx.experiment.recipe_checks import check_components
 from kdx.options import problems
+from kdx.registry import Plugins, default_plugins
 
 __all__ = ["check_recipe", "find_recipe", "load_recipe", "recipe_names"]
 
@@ -43,12 +44,15 @@ def find_recipe(recipe: str | Path) -> Path:
     return known[str(recipe)]
 
 
-def load_recipe(recipe: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+def load_recipe(
+    recipe: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (), *, plugins: Plugins | None = None
+) -> Recipe:
     """Reads, overrides and checks a recipe.
 
     Args:
         recipe: name or path.
         overrides: ``["train.epochs=2"]``, or a mapping with dotted or nested keys.
+        plugins: where components come from; None takes those installed.
 
     Raises:
         RecipeError: names the path to the wrong key, what was expected, what came, and the nearest name.
@@ -61,7 +65,7 @@ def load_recipe(recipe: str | Path, overrides: Sequence[str] | Mapping[str, Any]
         if isinstance(error, RecipeError):
             raise
         raise RecipeError(f"recipe {path.name}: {error}") from error
-    return check_recipe(values, path.name)
+    return check_recipe(values, path.name, plugins=plugins)
 
 
 def _overriding(overrides: Sequence[str] | Mapping[str, Any]) -> DictConfig:
@@ -75,8 +79,13 @@ def _overriding(overrides: Sequence[str] | Mapping[str, Any]) -> DictConfig:
     return OmegaConf.from_dotlist(list(overrides))
 
 
-def check_recipe(values: Any, where: str = "recipe") -> Recipe:
+def check_recipe(values: Any, where: str = "recipe", *, plugins: Plugins | None = None) -> Recipe:
     """Checks plain values, every component's options included.
+
+    Args:
+        values: the sections of a recipe.
+        where: how messages name it.
+        plugins: where components come from; None takes those installed.
 
     Raises:
         RecipeError: see :func:`load_recipe`.
@@ -92,7 +101,7 @@ def check_recipe(values: Any, where: str = "recipe") -> Recipe:
         ]
         raise RecipeError(f"{where}: " + "\n".join(lines)) from error
     try:
-        _check_components(recipe)
+        check_components(recipe, plugins or default_plugins())
     except (UnknownNameError, RecipeError) as error:
         raise RecipeError(f"{where}: {error}") from error
     return recipe

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
-from typing_extensions import override
 
 from kdx import rng
 from kdx.capture import call, logits_of
 from kdx.datasets.view import View
 from kdx.errors import RecipeError
+from kdx.experiment.assembly import Assembly
+from kdx.experiment.components import locating
 from kdx.experiment.plan import train_of
-from kdx.experiment.recipe import StoreSection
-from kdx.experiment.recipe_checks import locating
-from kdx.experiment.stage_runner import StageRunner
-from kdx.experiment.stage_store import write_stage_store
+from kdx.experiment.recipe import Recipe
+from kdx.experiment.stage_store import store_section, write_stage_store
 from kdx.modes import evaluating
 from kdx.ref import Ref
 from kdx.schemes.base import Scheme
-from kdx.stage import Stage
+from kdx.stage import Produced, Stage
 from kdx.teachers import Stored
 from kdx.training.checkpoint import load_weights
 from kdx.training.loop import run_length
@@ -34,7 +34,7 @@ ROWS = 2
 """Training rows of which a store is written."""
 
 
-def rehearse(runner: StageRunner) -> None:
+def rehearse(assembly: Assembly) -> None:
     """Builds what every stage will train, with new models in place of trained ones; trains, keeps and draws nothing.
 
     Of a stage whose student or teacher is made from a trained model everything but the scheme is built.
@@ -45,95 +45,103 @@ def rehearse(runner: StageRunner) -> None:
         KdxError: a tap that there is not, outputs that cannot be stored, weights that cannot be loaded.
     """
     with TemporaryDirectory() as folder, rng.isolated():
-        rehearsal = _Rehearsal(runner, Path(folder))
-        for stage in runner.stages.values():
-            rehearsal.build_stage(stage)
+        untrained, seen = _untrained(assembly, folder), set[Ref]()
+        for stage in untrained.stages.values():
+            _build_stage(untrained, stage, seen)
 
 
-def rehearse_store(runner: StageRunner, teacher: str) -> None:
+def rehearse_store(assembly: Assembly, teacher: str) -> None:
     """Stores some of what a teacher that is not trained yet says, and forgets it.
 
     Raises:
         KdxError: see :func:`rehearse`.
     """
     with TemporaryDirectory() as folder, rng.isolated():
-        _Rehearsal(runner, Path(folder))._stored(teacher)
+        _untrained(assembly, folder).stored(teacher)
 
 
-class _Rehearsal(StageRunner):
-    """A runner for which no stage has been trained.
+def _untrained(assembly: Assembly, folder: str) -> Assembly:
+    """The same assembly with untrained models in place of trained ones."""
+    source = _Untrained(assembly.recipe, Path(folder))
+    stages = list(assembly.stages.values())
+    return Assembly(assembly.recipe, stages, source, data=assembly.data, plugins=assembly.plugins)
+
+
+class _Untrained:
+    """A source of models for which no stage has been trained.
 
     Args:
-        runner: whose stages are built.
+        recipe: what is rehearsed.
         folder: for stores.
     """
 
-    def __init__(self, runner: StageRunner, folder: Path) -> None:
-        super().__init__(runner.recipe, folder, list(runner.stages.values()), runner.cache)
-        self.data = runner.data
-        self.fitting: list[Ref] = []
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.recipe = recipe
+        self.folder = folder
 
-    def build_stage(self, stage: Stage) -> None:
-        """Builds the models, the scheme, the batches, the optimizer and the schedule of a stage, as far as known."""
-        scheme = None
-        if self._known(stage.name, *stage.teachers):
-            ref = self.ref(stage.name)
-            if ref not in self.fitting:
-                self._check_logits(ref)
-                self.fitting.append(ref)
-            scheme = self._scheme(stage, ref)
-        elif stage.role in ("assistant", "distilled"):
-            self._knowledge(stage)
-            for name in stage.teachers:
-                if self._known(name) and self._store(name):
-                    self._stored(name)
-        section = self.recipe.all_teachers.get(stage.name)
-        if scheme and section and section.weights:
-            load_weights(next(iter(scheme.students.values())), section.weights)
-        elif stage.role != "untrained":
-            self._build_training(stage, scheme)
+    def produced(self, stage: str) -> Produced | None:
+        return None
 
-    def _build_training(self, stage: Stage, scheme: Scheme | None) -> None:
-        train = train_of(stage, self.recipe)
-        with locating(f"stage {stage.name}: train"):
-            batches = self._batches(stage, scheme)
-            epochs, steps = run_length(batches, None if train.steps else train.epochs, train.steps, train.accumulate)
-            trained = scheme.parameters() if scheme else [nn.Parameter(torch.zeros(1))]
-            optimizer = make_optimizer(train.optimizer, trained)
-            make_schedule(train.schedule, optimizer, steps=steps, epochs=epochs)
+    def keep(self, stage: str, produced: Produced) -> None:
+        raise AssertionError(f"a rehearsal makes no structures, and made that of {stage!r}")
 
-    def _check_logits(self, ref: Ref) -> None:
-        """Runs a new model on one sample."""
-        model = self.build(ref)
-        with evaluating(model), torch.no_grad():
-            found = list(logits_of(call(model, self.example)).shape)
-        if found != (expected := [1, self.data.shape["num_classes"]]):
-            raise RecipeError(f"model ({ref.name}): expected logits {expected} for one sample of the data, got {found}")
+    def weights(self, stage: str) -> Path | None:
+        return None
 
-    def _known(self, *stages: str) -> bool:
-        """Whether the models of these stages are known before any is trained."""
-        return all(isinstance(self.stages[name].model, Ref) for name in stages)
+    def result(self, stage: str) -> Mapping[str, Any]:
+        raise AssertionError(f"a rehearsal has no results, and was asked for that of {stage!r}")
 
-    def _store(self, teacher: str) -> StoreSection | None:
-        section = self.recipe.all_teachers.get(teacher, self.recipe.teacher)
-        return section.store if section else None
-
-    @override
-    def model(self, stage: str) -> nn.Module:
-        return self.build(self.ref(stage))
-
-    @override
     def quality(self, stage: str) -> float:
         return 1.0
 
-    @override
-    def _student(self, stage: Stage, model: Ref) -> nn.Module:
-        return super()._student(replace(stage, start=None), model)
-
-    @override
-    def _stored(self, name: str) -> Stored:
-        section = self._store(name)
+    def stored(self, teacher: str, rows: View, model: nn.Module) -> Stored:
+        section = store_section(self.recipe, teacher)
         assert section is not None
-        rows = View(self.data.few.dataset, self.data.few.indices[:ROWS])
-        section = section.model_copy(update={"views": 1})
-        return Stored(write_stage_store(self.recipe, rows, self.model(name), section, self.folder / name))
+        few = View(rows.dataset, rows.indices[:ROWS])
+        one_view = section.model_copy(update={"views": 1})
+        return Stored(write_stage_store(self.recipe, few, model, one_view, self.folder / teacher))
+
+
+def _build_stage(assembly: Assembly, stage: Stage, seen: set[Ref]) -> None:
+    """Builds the models, the scheme, the batches, the optimizer and the schedule of a stage, as far as known."""
+    scheme = None
+    if _known(assembly, stage.name, *stage.teachers):
+        ref = assembly.ref(stage.name)
+        if ref not in seen:
+            _check_logits(assembly, ref)
+            seen.add(ref)
+        scheme = assembly.scheme(stage)
+    elif stage.role in ("assistant", "distilled"):
+        assembly.knowledge(stage)
+        for name in stage.teachers:
+            if _known(assembly, name) and store_section(assembly.recipe, name):
+                assembly.stored(name)
+    section = assembly.recipe.all_teachers.get(stage.name)
+    if scheme and section and section.weights:
+        load_weights(next(iter(scheme.students.values())), section.weights)
+    elif stage.role != "untrained":
+        _build_training(assembly, stage, scheme)
+
+
+def _build_training(assembly: Assembly, stage: Stage, scheme: Scheme | None) -> None:
+    train = train_of(stage, assembly.recipe)
+    with locating(f"stage {stage.name}: train"):
+        batches = assembly.batches(stage, scheme)
+        epochs, steps = run_length(batches, None if train.steps else train.epochs, train.steps, train.accumulate)
+        trained = scheme.parameters() if scheme else [nn.Parameter(torch.zeros(1))]
+        optimizer = make_optimizer(train.optimizer, trained)
+        make_schedule(train.schedule, optimizer, steps=steps, epochs=epochs)
+
+
+def _check_logits(assembly: Assembly, ref: Ref) -> None:
+    """Runs a new model on one sample."""
+    model = assembly.build(ref)
+    with evaluating(model), torch.no_grad():
+        found = list(logits_of(call(model, assembly.example)).shape)
+    if found != (expected := [1, assembly.data.shape["num_classes"]]):
+        raise RecipeError(f"model ({ref.name}): expected logits {expected} for one sample of the data, got {found}")
+
+
+def _known(assembly: Assembly, *stages: str) -> bool:
+    """Whether the models of these stages are known before any is trained."""
+    return all(isinstance(assembly.stages[name].model, Ref) for name in stages)

@@ -15,13 +15,19 @@ from kdx.experiment.recipe import Recipe, StoreSection
 from kdx.store import Store, write_store
 from kdx.teachers import Stored
 
-__all__ = ["store_views", "stored_teacher", "write_stage_store"]
+__all__ = ["store_section", "store_views", "stored_teacher", "write_stage_store"]
+
+
+def store_section(recipe: Recipe, teacher: str) -> StoreSection | None:
+    """How the outputs of a stage's teacher are stored; an assistant's as the recipe's teacher. None: they are not."""
+    section = recipe.all_teachers.get(teacher, recipe.teacher)
+    return section.store if section else None
 
 
 def store_views(recipe: Recipe, teachers: tuple[str, ...]) -> int | None:
     """How many views the training rows show under these teachers; None without a store."""
-    sections = [recipe.all_teachers.get(name, recipe.teacher) for name in teachers]
-    return next((section.store.views for section in sections if section and section.store), None)
+    sections = [store_section(recipe, name) for name in teachers]
+    return next((section.views for section in sections if section), None)
 
 
 def write_stage_store(
@@ -66,15 +72,14 @@ def stored_teacher(
         folder: of the stage; the store is its subfolder ``store`` unless the recipe says where.
         notify: is given a sentence for the user.
     """
-    section = recipe.all_teachers.get(name, recipe.teacher)
+    section = store_section(recipe, name)
     assert section is not None
-    assert section.store is not None
     told: list[tuple[int, int]] = []
     start = time.perf_counter()
-    where = section.store.folder or folder / "store"
-    store = write_stage_store(recipe, rows, model, section.store, where, lambda *counts: told.append(counts))
+    where = section.folder or folder / "store"
+    store = write_stage_store(recipe, rows, model, section, where, lambda *counts: told.append(counts))
     seconds = time.perf_counter() - start
-    what = f"{', '.join(section.store.contents)} of {len(rows):,} samples in {store.views} views"
+    what = f"{', '.join(section.contents)} of {len(rows):,} samples in {store.views} views"
     if told[0][0] == told[0][1]:
         notify(f"{name}: stored before: {what}, from {where}")
     else:

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 
 from kdx.errors import RecipeError
+from kdx.experiment.assembly import Assembly, task_of
 from kdx.experiment.plan import plan
 from kdx.experiment.recipe import Recipe, StoreSection
 from kdx.experiment.recipe_files import check_recipe
 from kdx.experiment.rehearsal import rehearse_store
+from kdx.experiment.run_folder import RunFolder
 from kdx.experiment.stage_runner import StageRunner
 from kdx.experiment.stage_store import write_stage_store
 from kdx.experiment.teacher_cache import TeacherCache
+from kdx.registry import Plugins
 from kdx.store import Store
 
 __all__ = ["cache_teacher"]
@@ -29,6 +32,7 @@ def cache_teacher(
     observers: Sequence[object] = (),
     notify: Callable[[str], object] = lambda _: None,
     progress: Callable[[int, int], object] = lambda done, total: None,
+    plugins: Plugins | None = None,
     **options: Any,
 ) -> Store:
     """Writes the store of a recipe's teacher, or goes on with one that was interrupted.
@@ -43,27 +47,30 @@ def cache_teacher(
         observers: see :func:`kdx.fit`.
         notify: is given a sentence for the user.
         progress: told shards done and all shards.
+        plugins: where components come from; None takes those installed.
         **options: keys of the recipe's section ``teacher.store`` that differ.
 
     Raises:
         RecipeError: the recipe has no teacher that is trained before the student, or an option is wrong.
         StoreError: see :func:`kdx.store.write_store`.
     """
-    if recipe.teacher is None or not any(stage.name == "teacher" for stage in plan(recipe)):
+    if recipe.teacher is None or not any(stage.name == "teacher" for stage in plan(recipe, plugins)):
         raise RecipeError("a store needs a teacher that is trained before the student, and the recipe has none")
     values = recipe.dump()
     given = {key: value for key, value in options.items() if value is not None}
     section = (values["teacher"]["store"] or {}) | given | {"folder": str(out)}
-    recipe = check_recipe(values | {"teacher": values["teacher"] | {"store": section}})
+    recipe = check_recipe(values | {"teacher": values["teacher"] | {"store": section}}, plugins=plugins)
     assert recipe.teacher is not None
     store: StoreSection | None = recipe.teacher.store
     assert store is not None
-    runner = StageRunner(recipe, out, plan(recipe), TeacherCache(teachers), observers, notify)
-    rehearse_store(runner, "teacher")
+    folder = RunFolder(recipe, out, task_of(recipe).metric, notify)
+    assembly = Assembly(recipe, stages := plan(recipe, plugins), folder, plugins=plugins)
+    rehearse_store(assembly, "teacher")
+    runner = StageRunner(assembly, folder, TeacherCache(teachers), observers, notify)
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads or threads)
     try:
-        runner.run(runner.stages["teacher"])
-        return write_stage_store(recipe, runner.data.few, runner.model("teacher"), store, out, progress)
+        runner.run(next(stage for stage in stages if stage.name == "teacher"))
+        return write_stage_store(recipe, assembly.data.few, assembly.model("teacher"), store, out, progress)
     finally:
         torch.set_num_threads(threads)

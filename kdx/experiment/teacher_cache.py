@@ -22,7 +22,7 @@ from kdx.experiment.data import ExperimentData
 from kdx.experiment.plan import train_of
 from kdx.experiment.recipe import Recipe
 from kdx.ref import Ref
-from kdx.registry import default_plugins
+from kdx.registry import Plugins
 from kdx.stage import Stage
 from kdx.training.checkpoint import export_weights, load_weights
 
@@ -49,14 +49,14 @@ class TeacherCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def entry(self, stage: Stage, recipe: Recipe, data: ExperimentData) -> Entry:
-        """Where the teacher of a stage is kept, whether it is there or not."""
+    def entry(self, stage: Stage, recipe: Recipe, data: ExperimentData, plugins: Plugins) -> Entry:
+        """The place of a stage's teacher, whether it is there or not."""
         assert isinstance(stage.model, Ref)  # a structure has no key before it is produced
         key = {
             "format": FORMAT,
             "kdx": __version__,
             "model": _with_contents(stage.model.as_dict()),
-            "code": _code(default_plugins().load("model", stage.model.name)),
+            "code": _code(plugins.load("model", stage.model.name)),
             "shape": data.shape,
             # which labels the student may see and how rows are fetched are nothing to the teacher
             "data": recipe.data.model_dump(mode="json", exclude={"labelled", "workers"}),

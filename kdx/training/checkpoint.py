@@ -59,11 +59,13 @@ def export_weights(model: nn.Module, path: Path, metadata: Mapping[str, str] | N
 
     Tensors that share memory (tied weights) are written as separate copies.
     """
-    tensors = {
-        clean_name(name): tensor.detach().cpu().contiguous().clone()
-        for name, tensor in unwrap(model).state_dict().items()
-    }
-    atomic_write(path, lambda temporary: save_file(tensors, temporary, dict(metadata or {})))
+    save_tensors({clean_name(name): value for name, value in unwrap(model).state_dict().items()}, path, metadata)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes tensors as safetensors, atomically; those that share memory as separate copies."""
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    atomic_write(path, lambda temporary: save_file(copies, temporary, dict(metadata or {})))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

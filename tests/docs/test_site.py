@@ -18,8 +18,8 @@ import typer
 import kdx
 from kdx import hookspecs
 from kdx.cli.app import app
+from kdx.experiment.components import SUPPLIED
 from kdx.experiment.recipe import Recipe
-from kdx.experiment.recipe_checks import SUPPLIED
 from kdx.experiment.recipe_files import check_recipe
 from kdx.registry import KINDS, default_plugins
 from tools.docs_pages import leaves, packages, pages

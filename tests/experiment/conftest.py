@@ -15,12 +15,11 @@ from tests.experiment.tiny import recipe
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch):
+def run(tmp_path: Path):
     """Runs a recipe in a folder without drawing its report, which is tested apart."""
-    monkeypatch.setattr("kdx.experiment.experiment.write_report", lambda folder, summary: None)
 
     def _run(name: str = "run", *, given=None, **changes):
-        return Experiment(given or recipe(**changes), tmp_path / name).run()
+        return Experiment(given or recipe(**changes), tmp_path / name, report=False).run()
 
     return _run
 

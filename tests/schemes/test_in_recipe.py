@@ -37,8 +37,7 @@ SHORT = {
 
 @pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakTeacherWarning")
 @pytest.mark.parametrize("name", SCHEMES)
-def test_it_trains_a_student_for_two_epochs(name: str, fashion_folder: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("kdx.experiment.experiment.write_report", lambda folder, summary: None)
+def test_it_trains_a_student_for_two_epochs(name: str, fashion_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     save_file(ConvNet(width=4).state_dict(), tmp_path / "teacher.safetensors")
     paths = {
@@ -47,7 +46,7 @@ def test_it_trains_a_student_for_two_epochs(name: str, fashion_folder: Path, tmp
     }
     shipped = load_recipe("fashion-offline", SHORT | paths)
     changes = {"scheme": {"name": name, **SCHEMES[name]}, "knowledge": {}}
-    kdx.run(check_recipe(shipped.dump() | changes), folder=tmp_path / "run")
+    kdx.run(check_recipe(shipped.dump() | changes), folder=tmp_path / "run", report=False)
     folder = tmp_path / "run" / "distilled"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     term = {"simkd": "term/simkd", "hint-stage": "term/hint"}[name]
@@ -61,7 +60,6 @@ def test_it_trains_a_student_for_two_epochs(name: str, fashion_folder: Path, tmp
 
 @pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakTeacherWarning")
 def test_ofd_takes_its_margins_from_the_teachers_batchnorm(fashion_folder: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("kdx.experiment.experiment.write_report", lambda folder, summary: None)
     torch.manual_seed(1)
     teacher = ConvNet(width=4)
     torch.nn.init.normal_(teacher.stage1.norm1.bias)
@@ -81,7 +79,7 @@ def test_ofd_takes_its_margins_from_the_teachers_batchnorm(fashion_folder: Path,
     seen = []
     original = OFD.build
     monkeypatch.setattr(OFD, "build", lambda self, pairs: (original(self, pairs), seen.append(self.connectors[0])))
-    kdx.run("fashion-offline", folder=tmp_path / "run", **SHORT, **overrides)
+    kdx.run("fashion-offline", folder=tmp_path / "run", report=False, **SHORT, **overrides)
     assert torch.equal(seen[0].margin.cpu(), batchnorm_margin(teacher.stage1.norm1))
     lines = (tmp_path / "run" / "distilled" / "metrics.jsonl").read_text().splitlines()
     assert any(json.loads(line).get("term/ofd", 0) > 0 for line in lines)

@@ -71,11 +71,6 @@ def test_teachers_weigh_by_their_quality_on_held_out_rows(net, batch) -> None:
     torch.testing.assert_close(scheme.teacher(batch).logits, expected)
 
 
-@pytest.fixture(autouse=True)
-def _no_report(monkeypatch) -> None:
-    monkeypatch.setattr("kdx.experiment.experiment.write_report", lambda folder, summary: None)
-
-
 @pytest.mark.parametrize(
     ("name", "learners", "changes"),
     [
@@ -89,7 +84,9 @@ def _no_report(monkeypatch) -> None:
 def test_recipes_train_evaluate_and_export_every_learner(name, learners, changes, tmp_path: Path) -> None:
     scheme = changes.pop("scheme", None)
     recipe = load_recipe(name, SHORT | changes)
-    summary = kdx.run(check_recipe(recipe.dump() | ({"scheme": scheme} if scheme else {})), folder=tmp_path / "run")
+    summary = kdx.run(
+        check_recipe(recipe.dump() | ({"scheme": scheme} if scheme else {})), folder=tmp_path / "run", report=False
+    )
     folder = tmp_path / "run" / "distilled"
     assert sorted(path.stem for path in folder.glob("*.safetensors")) == learners
     result = json.loads((folder / "result.json").read_text())
@@ -109,7 +106,7 @@ def test_recipes_train_evaluate_and_export_every_learner(name, learners, changes
 
 def test_names_of_stages_stay_whole_on_a_terminal_of_80_columns(tmp_path: Path) -> None:
     quick = SHORT | {"controls": ["alone", "label-smoothing"], "data.labelled": 60}
-    summary = kdx.run(check_recipe(load_recipe("fashion-mutual", quick).dump()), folder=tmp_path / "run")
+    summary = kdx.run(check_recipe(load_recipe("fashion-mutual", quick).dump()), folder=tmp_path / "run", report=False)
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(stages_table(summary))
     lines = console.export_text().splitlines()
@@ -132,7 +129,7 @@ def test_a_recipe_has_several_teachers_each_with_its_knowledge(tmp_path: Path) -
             "rkd": {"name": "rkd", "student": "avgpool", "teacher": "wide/avgpool"},
         },
     }
-    kdx.run(check_recipe(shipped | changes), folder=tmp_path / "run")
+    kdx.run(check_recipe(shipped | changes), folder=tmp_path / "run", report=False)
     text = (tmp_path / "run" / "distilled" / "metrics.jsonl").read_text()
     assert "term/kd" in text
     assert "term/rkd" in text

@@ -30,11 +30,6 @@ TERMS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _no_report(monkeypatch) -> None:
-    monkeypatch.setattr("kdx.experiment.experiment.write_report", lambda folder, summary: None)
-
-
 class StopAt:
     def __init__(self, step: int, stage: str) -> None:
         self.step, self.stage = step, stage
@@ -50,7 +45,7 @@ def test_a_recipe_names_the_scheme_alone_and_exports_the_plain_student(name: str
     options = {"cycle": 1} if name == "snapshot-distillation" else {}
     changes = {"scheme": {"name": name, **options}, "controls": [], "data.labelled": 120, "student.model.width": 2}
     shipped = load_recipe("fashion-byot", SHORT | {key: value for key, value in changes.items() if key != "scheme"})
-    kdx.run(check_recipe(shipped.dump() | {"scheme": changes["scheme"]}), folder=tmp_path / "run")
+    kdx.run(check_recipe(shipped.dump() | {"scheme": changes["scheme"]}), folder=tmp_path / "run", report=False)
     folder = tmp_path / "run" / "distilled"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     logged = [{key.removeprefix("term/"): v for key, v in line.items() if key.startswith("term/")} for line in lines]
@@ -63,7 +58,7 @@ def test_a_recipe_names_the_scheme_alone_and_exports_the_plain_student(name: str
 def test_knowledge_of_a_recipe_replaces_the_default(tmp_path: Path) -> None:
     knowledge = {"at": {"name": "attention-transfer", "student": "feature", "teacher": "feature", "weight": 10.0}}
     shipped = load_recipe("fashion-byot", SHORT | {"controls": [], "student.model.width": 2, "train.epochs": 1})
-    kdx.run(check_recipe(shipped.dump() | {"knowledge": knowledge}), folder=tmp_path / "run")
+    kdx.run(check_recipe(shipped.dump() | {"knowledge": knowledge}), folder=tmp_path / "run", report=False)
     text = (tmp_path / "run" / "distilled" / "metrics.jsonl").read_text()
     assert "term/branch0/at" in text
     assert "term/branch0/kd" not in text
@@ -79,10 +74,10 @@ def test_generations_are_taught_by_the_one_before_and_resume_amid_one(tmp_path: 
         "generation1": (("alone",), 1),
         "distilled": (("generation1",), 2),
     }
-    whole = kdx.run(recipe, folder=tmp_path / "whole")
+    whole = kdx.run(recipe, folder=tmp_path / "whole", report=False)
     with pytest.raises(Interrupted):
-        kdx.run(recipe, folder=tmp_path / "broken", observers=[StopAt(6, "generation1")])
-    rest = kdx.run(recipe, folder=tmp_path / "broken", resume=True)
+        kdx.run(recipe, folder=tmp_path / "broken", report=False, observers=[StopAt(6, "generation1")])
+    rest = kdx.run(recipe, folder=tmp_path / "broken", report=False, resume=True)
     weights = {}
     for stage in stages:
         unbroken, resumed = (load_file(tmp_path / run / stage / "student.safetensors") for run in ("whole", "broken"))

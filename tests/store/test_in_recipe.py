@@ -33,9 +33,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakT
 
 
 @pytest.fixture
-def short(tmp_path: Path, monkeypatch) -> dict[str, object]:
+def short(tmp_path: Path) -> dict[str, object]:
     """The shipped recipe, shortened, with the weights of an untrained teacher."""
-    monkeypatch.setattr("kdx.experiment.experiment.write_report", lambda folder, summary: None)
     torch.manual_seed(1)
     save_file(ConvNet(width=4).state_dict(), tmp_path / "teacher.safetensors")
     return SHORT | {"teacher.weights": str(tmp_path / "teacher.safetensors")}
@@ -49,7 +48,7 @@ def test_the_recipe_writes_its_store_once_and_trains_from_it(tmp_path, short, mo
     )
     told: list[str] = []
     recipe = load_recipe("fashion-cached", short)
-    Experiment(recipe, tmp_path / "run", notify=told.append).run()
+    Experiment(recipe, tmp_path / "run", notify=told.append, report=False).run()
     tried = [(0, 2), (0, 2)]  # whether it can be stored at all: two samples, forgotten
     assert calls == [*tried, (0, 256), (0, 256), (1, 256)]  # a look at one batch, then two views
     store = Store(tmp_path / "run" / "teacher" / "store")
@@ -61,7 +60,7 @@ def test_the_recipe_writes_its_store_once_and_trains_from_it(tmp_path, short, mo
 
     other = load_recipe("fashion-cached", short | {"teacher.store.folder": str(store.folder), "train.epochs": 1})
     calls.clear()
-    Experiment(other, tmp_path / "again", notify=told.append).run()
+    Experiment(other, tmp_path / "again", notify=told.append, report=False).run()
     assert calls == [*tried, (0, 256)]
     assert any("stored before" in line for line in told)
     changed = load_recipe(
@@ -100,5 +99,5 @@ def test_kdx_cache_writes_goes_on_verifies_and_its_store_serves_a_recipe(tmp_pat
     assert runner.invoke(app, [*command, "--json"], catch_exceptions=False).exit_code == 0
     assert Store("sparse").verify() == 3
     use = {"teacher.store.folder": "sparse", "teacher.store.what": "topk:3@4", "train.epochs": 1}
-    summary = kdx.run("fashion-cached", folder="run", **(short | use))
+    summary = kdx.run("fashion-cached", folder="run", report=False, **(short | use))
     assert summary["stages"]["distilled"]["steps"] == 4

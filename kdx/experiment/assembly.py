@@ -1,0 +1,250 @@
+"""The parts of a stage, built from a recipe: models, teachers, knowledge, task and scheme."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from kdx import rng
+from kdx.analysis.flops import count_flops
+from kdx.batch import Batch
+from kdx.datasets.view import View
+from kdx.experiment.components import locating, needs_of
+from kdx.experiment.data import ExperimentData
+from kdx.experiment.plan import train_of
+from kdx.experiment.recipe import Recipe
+from kdx.experiment.recipe import Teacher as TeacherSection
+from kdx.experiment.stage_store import store_section, store_views
+from kdx.ref import Ref
+from kdx.registry import Plugins, default_plugins
+from kdx.schemes.base import Scheme
+from kdx.schemes.supervised import Supervised
+from kdx.stage import Produced, Stage, Structure
+from kdx.students.contract import Contract
+from kdx.tasks.kinds import TaskKind, task_kind
+from kdx.teachers import Frozen, Stored, Teacher
+from kdx.training.checkpoint import load_weights
+
+__all__ = ["Assembly", "ModelSource", "task_of"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SMOOTHING = 0.1
+"""Of the control with smoothed labels; Szegedy et al. 2016 and most work since."""
+
+
+class ModelSource(Protocol):
+    """Where the models of earlier stages come from: the folder of a run, or nowhere yet."""
+
+    def produced(self, stage: str) -> Produced | None:
+        """The model that a stage's structure was made into, None before that."""
+
+    def keep(self, stage: str, produced: Produced) -> None:
+        """Takes down what a stage's structure was made into."""
+
+    def weights(self, stage: str) -> Path | None:
+        """The trained weights of a stage, None where its model counts as it is drawn."""
+
+    def result(self, stage: str) -> Mapping[str, Any]:
+        """The ``result.json`` of a stage."""
+
+    def quality(self, stage: str) -> float:
+        """The metric of the task on the validation rows, after a stage."""
+
+    def stored(self, teacher: str, rows: View, model: nn.Module) -> Stored:
+        """A teacher that answers from its store, written from its model for the training rows if need be."""
+
+
+def task_of(recipe: Recipe, *, smoothing: float = 0.0) -> TaskKind:
+    """The task of a recipe: its loss on the labels and its metrics."""
+    return task_kind(recipe.task.name, margin=recipe.task.margin, label_smoothing=smoothing)
+
+
+class Assembly:
+    """Builds the parts of every stage of a recipe; also the :class:`kdx.stage.FinishedStages` that structures look at.
+
+    Args:
+        recipe: what is run.
+        stages: its plan.
+        source: where the models of earlier stages come from.
+        data: the rows; read when they are first needed if they are not given.
+        plugins: where components come from; None takes those installed.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stages: Sequence[Stage],
+        source: ModelSource,
+        *,
+        data: ExperimentData | None = None,
+        plugins: Plugins | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.stages = {stage.name: stage for stage in stages}
+        self.source = source
+        self.plugins = plugins or default_plugins()
+        self.task = task_of(recipe)
+        self._data = data
+
+    @property
+    def data(self) -> ExperimentData:
+        """The rows."""
+        if self._data is None:
+            self._data = ExperimentData(self.recipe, self.plugins)
+        return self._data
+
+    @functools.cached_property
+    def example(self) -> Tensor:
+        """One test image, as a batch."""
+        inputs: Tensor = self.data.test[0].inputs
+        return inputs.unsqueeze(0)
+
+    def build(self, ref: Ref) -> nn.Module:
+        """A new model for the shapes of the data."""
+        with locating(f"model ({ref.name})"):
+            model: nn.Module = self.plugins.make("model", ref, **self.data.shape)
+        return model
+
+    def parameters(self, ref: Ref) -> int:
+        """How many parameters a model has for the shapes of the data."""
+        with torch.device("meta"), rng.isolated():
+            return sum(parameter.numel() for parameter in self.build(ref).parameters())
+
+    def flops(self, ref: Ref) -> int:
+        """Operations of one forward pass of a model on one sample."""
+        with rng.isolated():
+            return count_flops(self.build(ref), self.example)
+
+    def ref(self, stage: str) -> Ref:
+        """The model of a stage; a structure is made into one when it is first asked for."""
+        model = self.stages[stage].model
+        return self._produced(self.stages[stage], model).model if isinstance(model, Structure) else model
+
+    def model(self, stage: str) -> nn.Module:
+        """The model of a stage with its trained weights, if it has any."""
+        model = self.build(self.ref(stage))
+        if weights := self.source.weights(stage):
+            load_weights(model, weights)
+        return model
+
+    def result(self, stage: str) -> Mapping[str, Any]:
+        """The ``result.json`` of a finished stage."""
+        return self.source.result(stage)
+
+    def quality(self, stage: str) -> float:
+        """The metric of the task on the validation rows."""
+        return self.source.quality(stage)
+
+    def student(self, stage: Stage) -> nn.Module:
+        """The model that a stage trains, with the weights that it starts from."""
+        student, weights = self.build(self.ref(stage.name)), self.recipe.student.weights
+        if isinstance(stage.model, Structure):
+            if start := self._produced(stage, stage.model).weights:
+                student.load_state_dict(dict(start))
+        elif weights and stage.role != "teacher" and stage.model == self.recipe.student.model:
+            load_weights(student, weights)
+        if stage.start is not None and (trained := self.source.weights(stage.start)):
+            load_weights(student, trained)
+        return student
+
+    def scheme(self, stage: Stage) -> Scheme:
+        """The scheme under which a stage trains its student; its first random draws are those of the student."""
+        student = self.student(stage)
+        if stage.role not in ("assistant", "distilled"):
+            smoothing = SMOOTHING if stage.role == "label-smoothing" else 0.0
+            return Supervised(student, task=task_of(self.recipe, smoothing=smoothing).loss)
+        with rng.isolated():  # whatever else draws, the rows come in the order in which the student alone sees them
+            return self._taught(stage, student)
+
+    def knowledge(self, stage: Stage) -> dict[str, Any]:
+        """The weighted knowledge terms of a stage, by name."""
+        made = {}
+        for name, term in (self.recipe.knowledge if stage.knowledge is None else stage.knowledge).items():
+            with locating(f"stage {stage.name}: knowledge.{name} ({term.name})"):
+                made[name] = (term.weight, self.plugins.make("knowledge", term))
+        return made
+
+    def stored(self, teacher: str) -> Stored:
+        """A teacher of this recipe that answers from its store."""
+        return self.source.stored(teacher, self.data.few, self.model(teacher))
+
+    def batches(self, stage: Stage, scheme: Scheme | None) -> DataLoader[Batch]:
+        """The training batches of a stage; a scheme may put them together in its own way."""
+        rows = stage.rows or {"teacher": "all", "assistant": "few", "distilled": "few"}.get(stage.role, "labelled")
+        data: View = getattr(self.data, rows)
+        if views := store_views(self.recipe, stage.teachers):
+            data = data.cycling(views)
+        return self.data.training(data, train_of(stage, self.recipe).batch_size, scheme)
+
+    def _taught(self, stage: Stage, student: nn.Module) -> Scheme:
+        """The scheme with all that its signature names, built in one order whatever the order of the signature."""
+        ref = stage.scheme or self.recipe.scheme
+        target = self.plugins.load("scheme", ref.name)
+        weight = self.recipe.task.weight if stage.task_weight is None else stage.task_weight
+        along = target.trains_teacher
+        parts: dict[str, Callable[[], Any]] = {
+            "student": lambda: student,
+            "task": lambda: (weight, self.task.loss),
+            "knowledge": lambda: self.knowledge(stage),
+            "peers": lambda: [student, *(self.build(peer) for peer in self._peers(stage))],
+            "teacher": lambda: self._teacher(self._teachers_of(stage, along=along)[0], along=along),
+            "teachers": lambda: {
+                name: self._teacher(name, along=along) for name in self._teachers_of(stage, along=along)
+            },
+            "qualities": lambda: {name: self.quality(name) for name in stage.teachers},
+        }
+        needs = needs_of(target)
+        given = {name: make() for name, make in parts.items() if name in needs}
+        with locating(f"stage {stage.name}: scheme ({ref.name})"):
+            scheme: Scheme = target(**given, **ref.options)
+        return scheme
+
+    def _peers(self, stage: Stage) -> list[Ref]:
+        """The peers beside the student."""
+        peers = self.recipe.peers
+        return peers if isinstance(peers, list) else [self.ref(stage.name)] * ((peers or 2) - 1)
+
+    def _teachers_of(self, stage: Stage, *, along: bool) -> list[str]:
+        """Names of a stage's teachers: earlier stages, or the recipe's sections if they are trained along."""
+        return list(self.recipe.all_teachers) if along else list(stage.teachers)
+
+    def _teacher(self, name: str, *, along: bool) -> Teacher | nn.Module:
+        """A frozen teacher from its stage, or a new model that the scheme trains along."""
+        if along:
+            section = self.recipe.all_teachers[name]
+            model = self.build(section.model)
+            if section.weights:
+                load_weights(model, section.weights)
+            return model
+        if store_section(self.recipe, name):
+            return self.stored(name)
+        return _frozen(self.model(name), self.recipe.all_teachers.get(name, self.recipe.teacher))
+
+    def _produced(self, stage: Stage, structure: Structure) -> Produced:
+        """The model that a structure is made into: once, then as the source kept it."""
+        if (kept := self.source.produced(stage.name)) is not None:
+            return kept
+        with rng.isolated():
+            torch.manual_seed(self.recipe.seed + stage.seed)
+            produced = structure.produce(self)
+            model = self.build(produced.model)
+            outputs = (((1, self.data.shape["num_classes"]), torch.float32),)
+            Contract(self.example, outputs).check(model)
+            if produced.weights is not None:
+                model.load_state_dict(dict(produced.weights))
+                produced = Produced(produced.model, model.state_dict())
+        self.source.keep(stage.name, produced)
+        return produced
+
+
+def _frozen(model: nn.Module, section: TeacherSection | None) -> Frozen:
+    if section is None:
+        return Frozen(model)
+    dtype = DTYPES[section.dtype] if section.dtype else None
+    return Frozen(model, train_mode=section.batch_statistics, dtype=dtype, device=section.device)

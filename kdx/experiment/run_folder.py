@@ -1,0 +1,85 @@
+"""The folder of a run: what its stages leave in it, each in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from kdx.datasets.view import View
+from kdx.experiment.recipe import Recipe
+from kdx.experiment.stage_store import stored_teacher
+from kdx.files import read_json, write_json
+from kdx.ref import Ref
+from kdx.stage import Produced
+from kdx.teachers import Stored
+from kdx.training.checkpoint import save_tensors
+
+__all__ = ["RunFolder"]
+
+RESULT, MODEL, START = "result.json", "model.json", "start.safetensors"
+
+
+class RunFolder:
+    """The models, results and stores of the finished stages: the :class:`kdx.experiment.assembly.ModelSource` of a run.
+
+    Args:
+        recipe: what is run.
+        folder: where.
+        metric: of the task, the one that says how good a model is.
+        notify: is given a sentence for the user, as it happens.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, metric: str, notify: Callable[[str], object] = lambda _: None
+    ) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.metric = metric
+        self.notify = notify
+
+    def of(self, stage: str) -> Path:
+        """The folder of a stage."""
+        return self.folder / stage
+
+    def finished(self, stage: str) -> bool:
+        """Whether a stage has its result."""
+        return (self.of(stage) / RESULT).exists()
+
+    def finish(self, stage: str, result: Mapping[str, Any]) -> None:
+        """Writes the result of a stage, which makes it finished."""
+        write_json(self.of(stage) / RESULT, result)
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """The result of a finished stage."""
+        return read_json(self.of(stage) / RESULT)
+
+    def quality(self, stage: str) -> float:
+        """The metric of the task on the validation rows."""
+        return float(self.result(stage)["validation"][self.metric])
+
+    def weights(self, stage: str) -> Path:
+        """The trained weights of a finished stage."""
+        return Path(self.folder, self.result(stage)["weights"])
+
+    def produced(self, stage: str) -> Produced | None:
+        """The model that a stage's structure was made into, None before that."""
+        if not (self.of(stage) / MODEL).exists():
+            return None
+        kept = read_json(self.of(stage) / MODEL)
+        return Produced(Ref.of(kept["model"]), load_file(self.of(stage) / START) if kept["start"] else None)
+
+    def keep(self, stage: str, produced: Produced) -> None:
+        """Writes down the model that a stage's structure was made into."""
+        if produced.weights is not None:
+            save_tensors(produced.weights, self.of(stage) / START)
+        write_json(
+            self.of(stage) / MODEL, {"model": produced.model.as_dict(), "start": produced.weights is not None}
+        )  # last, as it says that the weights are there
+
+    def stored(self, teacher: str, rows: View, model: nn.Module) -> Stored:
+        """A teacher that answers from its store, which is written first if it is not there."""
+        return stored_teacher(self.recipe, rows, model, teacher, self.of(teacher), self.notify)
