@@ -22,7 +22,7 @@ __all__ = ["FinishedStages", "Produced", "Role", "Rows", "Stage", "Structure", "
 
 
 Role = Literal["teacher", "probe", "alone", "label-smoothing", "untrained", "assistant", "distilled"]
-"""What a stage is for; it decides the defaults of everything a stage does not say itself."""
+"""The purpose of a stage; it sets the defaults of everything that the stage leaves open."""
 
 
 Rows = Literal["all", "few", "labelled"]
@@ -75,7 +75,7 @@ class FinishedStages(Protocol):
         """One image, as a batch ``[1, ...]``."""
 
     def ref(self, stage: str) -> Ref:
-        """What the stage trained."""
+        """The model that the stage trained."""
 
     def model(self, stage: str) -> nn.Module:
         """The trained model of the stage, on the CPU."""
@@ -90,7 +90,7 @@ class FinishedStages(Protocol):
         """A new model for the shapes of the data, drawn from torch's global generator."""
 
     def parameters(self, ref: Ref) -> int:
-        """How many parameters a model has for the shapes of the data; nothing is drawn."""
+        """The number of parameters of a model for the shapes of the data; nothing is drawn."""
 
     def flops(self, ref: Ref) -> int:
         """Operations of one forward pass of a model on one sample, see :func:`kdx.analysis.flops.count_flops`."""
@@ -98,7 +98,7 @@ class FinishedStages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """What a structure came out as.
+    """The model that a structure was made into.
 
     Args:
         model: what the stage trains, such that it can be built again without the stages it was made from.
@@ -118,7 +118,7 @@ class Structure(ABC):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """FinishedStages stages that :meth:`produce` looks at."""
+        """The stages that :meth:`produce` looks at."""
         return ()
 
     @abstractmethod

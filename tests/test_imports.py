@@ -91,6 +91,15 @@ def cpu_seconds(*arguments: str) -> float:
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
+def test_a_dry_run_imports_torch_and_no_other_large_package() -> None:
+    spared = ["torchmetrics", "matplotlib", "accelerate", "triton", "kdx.students.deriving", "kdx.training"]
+    code = (
+        "import sys; sys.argv = ['kdx', 'run', 'fashion-offline', '--dry-run']\nfrom kdx.cli.app import app\n"
+        f"try: app()\nexcept SystemExit: pass\nprint([m for m in {spared} if m in sys.modules])"
+    )
+    assert fresh(code).splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize("arguments", [["-c", "import kdx"], ["-m", "kdx", "--help"]], ids=["import", "help"])
 def test_start_takes_less_than_three_tenths_of_a_second(arguments: list[str]) -> None:
     assert min(cpu_seconds(*arguments) for _ in range(5)) < 0.3

@@ -96,7 +96,7 @@ class TAKD(Assistant):
         return [*stages, self._taught(Stage("distilled", "distilled", student, self._teachers_of(names)))]
 
     def _teachers_of(self, larger: Sequence[str]) -> tuple[str, ...]:
-        """Who of the larger ones teaches the next one."""
+        """The teachers of the next stage, taken from all larger models."""
         return (larger[-1],)
 
     def _taught(self, stage: Stage) -> Stage:

@@ -1,4 +1,4 @@
-"""Whether there is something to hand on from a teacher to a student, and whether it is too much at once."""
+"""Warnings about the gap between a teacher and a student: none to bridge, or too wide for one step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class GapWarning(UserWarning):
 def gap_warnings(
     name: str, teacher: float, student: float, *, links: int = 1, rows: int, chain: bool = True
 ) -> list[tuple[type[UserWarning], str]]:
-    """What is to be said about a teacher and a student before one teaches the other.
+    """The warnings to give before a teacher teaches a student.
 
     Args:
         name: of the teacher.

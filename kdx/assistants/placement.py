@@ -1,4 +1,4 @@
-"""Where assistants stand: a ladder of sizes between two models, and the rungs nearest to given accuracies."""
+"""The places of assistants: a ladder of sizes between two models, and the rungs nearest to given accuracies."""
 
 from __future__ import annotations
 

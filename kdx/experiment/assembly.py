@@ -39,16 +39,16 @@ SMOOTHING = 0.1
 
 
 class ModelSource(Protocol):
-    """Where the models of earlier stages come from: the folder of a run, or nowhere yet."""
+    """The models, results and stores of earlier stages: from the folder of a run, or untrained ones in a rehearsal."""
 
     def produced(self, stage: str) -> Produced | None:
         """The model that a stage's structure was made into, None before that."""
 
     def keep(self, stage: str, produced: Produced) -> None:
-        """Takes down what a stage's structure was made into."""
+        """Records the model that a stage's structure was made into."""
 
     def weights(self, stage: str) -> Path | None:
-        """The trained weights of a stage, None where its model counts as it is drawn."""
+        """The trained weights of a stage, None if its model is taken as it is drawn."""
 
     def result(self, stage: str) -> Mapping[str, Any]:
         """The ``result.json`` of a stage."""
@@ -112,7 +112,7 @@ class Assembly:
         return model
 
     def parameters(self, ref: Ref) -> int:
-        """How many parameters a model has for the shapes of the data."""
+        """The number of parameters of a model for the shapes of the data."""
         with torch.device("meta"), rng.isolated():
             return sum(parameter.numel() for parameter in self.build(ref).parameters())
 
@@ -183,7 +183,7 @@ class Assembly:
         return self.data.training(data, train_of(stage, self.recipe).batch_size, scheme)
 
     def _taught(self, stage: Stage, student: nn.Module) -> Scheme:
-        """The scheme with all that its signature names, built in one order whatever the order of the signature."""
+        """The scheme with all that its signature names, built in the same order for every scheme."""
         ref = stage.scheme or self.recipe.scheme
         target = self.plugins.load("scheme", ref.name)
         weight = self.recipe.task.weight if stage.task_weight is None else stage.task_weight

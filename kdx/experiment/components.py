@@ -1,4 +1,4 @@
-"""The components that a recipe or a stage names, checked against their signatures; what kdx hands each kind itself."""
+"""The components that a recipe or a stage names, checked against their signatures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdx.registry import Kind, Plugins
 __all__ = ["SUPPLIED", "check_component", "locating", "needs_of"]
 
 NEEDS = frozenset({"student", "teacher", "teachers", "peers", "task", "knowledge", "qualities"})
-"""What a scheme may name in its signature and an experiment builds for it, see
+"""Parts that a scheme may name in its signature and that an experiment builds for it, see
 :class:`kdx.experiment.assembly.Assembly`.
 """
 
@@ -34,7 +34,7 @@ def needs_of(scheme: type) -> frozenset[str]:
 
 @contextmanager
 def locating(path: str) -> Iterator[None]:
-    """Says where the values stand that a component refuses when it is built.
+    """Adds the place in the recipe to the error of a component that refuses its options.
 
     Raises:
         RecipeError: the component raised a ValueError or a TypeError, or needs a package that is not installed.

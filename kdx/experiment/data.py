@@ -1,4 +1,4 @@
-"""The rows of an experiment: which ones train, which ones select, which ones are looked at once."""
+"""The rows of an experiment: for training, for selecting an epoch, and for the test at the end."""
 
 from __future__ import annotations
 

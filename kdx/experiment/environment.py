@@ -1,4 +1,4 @@
-"""What a result depends on beside its recipe."""
+"""The environment of a run: versions, machine and seed, on which a result depends beside its recipe."""
 
 from __future__ import annotations
 

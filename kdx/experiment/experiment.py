@@ -85,7 +85,7 @@ class Experiment:
         observers: see :func:`kdx.fit`; they watch every stage.
         name: what the report calls it; the folder's name by default.
         teachers: where trained teachers are kept for other runs; ``.teachers`` beside the folder by default.
-        notify: is given a sentence for the user when something happens that a report should not be the first to say.
+        notify: called with a sentence for the user when something happens that should not wait for the report.
         report: whether the pictures and the page of the report are drawn at the end.
         plugins: where components come from; None takes those installed.
 
@@ -153,7 +153,9 @@ class Experiment:
         return summary
 
     def _claim(self, *, resume: bool, force: bool) -> None:
-        """Makes the folder this run's own, and never anyone else's; nothing is moved or written that cannot run."""
+        """Claims the folder for this run; one that holds something else is refused, and a recipe that cannot run
+        changes nothing.
+        """
         folder, begun = self.folder, (self.folder / RECIPE).exists()
         if begun and not force:
             if not resume:
@@ -179,7 +181,7 @@ class Experiment:
         atomic_write(folder / RECIPE, lambda path: path.write_text(self.recipe.yaml()))
 
     def _guard(self, results: Mapping[str, dict[str, Any]]) -> None:
-        """Says, before the student is taught, that a teacher is too weak or the gap to it too wide."""
+        """Warns, before the student is taught, of a teacher that is too weak or a gap that is too wide."""
         student = next((name for name in ("alone", "distilled") if name in results), None)
         if student is None:
             return
@@ -219,7 +221,7 @@ class Experiment:
 
 
 def _left_by_a_start(path: Path) -> bool:
-    """Whether a run that was killed before its recipe was there may have left this file; none depends on it."""
+    """True for a file that a run may have left that was killed before its recipe was written; none depends on it."""
     return any(fnmatch(path.name, name) for name in (ENVIRONMENT, f".{ENVIRONMENT}.*.tmp", f".{RECIPE}.*.tmp"))
 
 

@@ -1,4 +1,4 @@
-"""The plan of an experiment: which stages a recipe means."""
+"""The plan of an experiment: the stages that a recipe stands for."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def assistant_of(recipe: Recipe, plugins: Plugins) -> Assistant | None:
 
 
 def train_of(stage: Stage, recipe: Recipe) -> Train:
-    """How a stage is trained: as its teacher's section says or as the student is, with what the stage overrides.
+    """The training of a stage: that of its teacher's section or of the student, with the keys that the stage overrides.
 
     Raises:
         RecipeError: the stage overrides a key that there is not, or with a wrong value.

@@ -1,4 +1,4 @@
-"""Recipes: what an experiment consists of, read from YAML and checked before anything runs."""
+"""The sections of a recipe, which describe an experiment, and their values checked."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Data(_Section):
 
 
 class Train(_Section):
-    """How one stage is trained; the options of kdx.fit."""
+    """The training of one stage; the options of kdx.fit."""
 
     epochs: int = Field(10, ge=1, description="passes over the training rows")
     steps: int | None = Field(None, ge=1, description="optimizer steps instead of epochs; needed with data.stream")
@@ -63,7 +63,7 @@ class Train(_Section):
 
 
 class StoreSection(_Section):
-    """What the teacher says, written once before the student is taught; the student's epochs then run no teacher."""
+    """The teacher's outputs, written once before the student is taught; the student's epochs then run no teacher."""
 
     what: str | list[str] = Field("logits", description="logits, topk:K[@T], sample:K[@T], features:TAP, or several")
     views: int = Field(4, ge=1, description="augmented views of each sample, which come again after as many epochs")
@@ -73,7 +73,7 @@ class StoreSection(_Section):
 
     @property
     def contents(self) -> list[str]:
-        """What is stored, as a list."""
+        """The outputs that are stored, as a list."""
         return [self.what] if isinstance(self.what, str) else self.what
 
     @model_validator(mode="after")

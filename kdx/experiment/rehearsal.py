@@ -1,4 +1,4 @@
-"""The stages of an experiment built once before any is trained, so that what their parts refuse is known by then."""
+"""The stages of an experiment built once before any is trained, so that wrong options are known by then."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rehearse(assembly: Assembly) -> None:
 
 
 def rehearse_store(assembly: Assembly, teacher: str) -> None:
-    """Stores some of what a teacher that is not trained yet says, and forgets it.
+    """Stores a few outputs of a teacher that is not trained yet, and forgets them.
 
     Raises:
         KdxError: see :func:`rehearse`.
@@ -143,5 +143,5 @@ def _check_logits(assembly: Assembly, ref: Ref) -> None:
 
 
 def _known(assembly: Assembly, *stages: str) -> bool:
-    """Whether the models of these stages are known before any is trained."""
+    """True if the models of these stages are known before any is trained."""
     return all(isinstance(assembly.stages[name].model, Ref) for name in stages)

@@ -188,7 +188,7 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
 
 
 def _learners(name: str, stage: Mapping[str, Any]) -> list[str]:
-    """What the rows of a stage are called: the stage first, with the learner's name if it has several."""
+    """The names of a stage's rows: the stage first, with the learner's name if it has several."""
     label = LABELS.get(name, name)
     first, *others = stage.get("students", {"": None})
     return [f"{label}, {first}" if others and first != "student" else label, *(f"  {other}" for other in others)]

@@ -1,4 +1,4 @@
-"""The folder of a run: what its stages leave in it, each in a folder of its own."""
+"""The folder of a run: the results of its stages, each in a folder of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RunFolder:
         recipe: what is run.
         folder: where.
         metric: of the task, the one that says how good a model is.
-        notify: is given a sentence for the user, as it happens.
+        notify: called with a sentence for the user when something happens.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class RunFolder:
         return self.folder / stage
 
     def finished(self, stage: str) -> bool:
-        """Whether a stage has its result."""
+        """True for a stage that has its result."""
         return (self.of(stage) / RESULT).exists()
 
     def finish(self, stage: str, result: Mapping[str, Any]) -> None:
@@ -73,7 +73,7 @@ class RunFolder:
         return Produced(Ref.of(kept["model"]), load_file(self.of(stage) / START) if kept["start"] else None)
 
     def keep(self, stage: str, produced: Produced) -> None:
-        """Writes down the model that a stage's structure was made into."""
+        """Records the model that a stage's structure was made into."""
         if produced.weights is not None:
             save_tensors(produced.weights, self.of(stage) / START)
         write_json(

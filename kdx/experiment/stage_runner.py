@@ -34,7 +34,7 @@ class StageRunner:
         folder: of the run; every stage has one in it.
         cache: where trained teachers are kept for other runs.
         observers: see :func:`kdx.fit`.
-        notify: is given a sentence for the user, as it happens.
+        notify: called with a sentence for the user when something happens.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The stores of an experiment: what a trained teacher says about the training rows, written when it is needed."""
+"""The stores of an experiment: a trained teacher's outputs on the training rows, written when they are needed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["store_section", "store_views", "stored_teacher", "write_stage_store"
 
 
 def store_section(recipe: Recipe, teacher: str) -> StoreSection | None:
-    """How the outputs of a stage's teacher are stored; an assistant's as the recipe's teacher. None: they are not."""
+    """The section on the store of a teacher's outputs, None if there is none; an assistant has that of the teacher."""
     section = recipe.all_teachers.get(teacher, recipe.teacher)
     return section.store if section else None
 
 
 def store_views(recipe: Recipe, teachers: tuple[str, ...]) -> int | None:
-    """How many views the training rows show under these teachers; None without a store."""
+    """The number of views of the training rows under these teachers; None without a store."""
     sections = [store_section(recipe, name) for name in teachers]
     return next((section.views for section in sections if section), None)
 
@@ -70,7 +70,7 @@ def stored_teacher(
         model: the trained teacher, which runs only while the store is written.
         name: of the teacher's stage.
         folder: of the stage; the store is its subfolder ``store`` unless the recipe says where.
-        notify: is given a sentence for the user.
+        notify: called with a sentence for the user.
     """
     section = store_section(recipe, name)
     assert section is not None

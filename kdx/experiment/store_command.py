@@ -1,4 +1,4 @@
-"""``kdx cache``: train or find a recipe's teacher and write down what it says."""
+"""``kdx cache``: train or find a recipe's teacher and store its outputs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def cache_teacher(
         out: the store's folder.
         teachers: where trained teachers are kept.
         observers: see :func:`kdx.fit`.
-        notify: is given a sentence for the user.
+        notify: called with a sentence for the user.
         progress: told shards done and all shards.
         plugins: where components come from; None takes those installed.
         **options: keys of the recipe's section ``teacher.store`` that differ.

@@ -88,7 +88,7 @@ class Entry:
     def load(self, model: nn.Module, notify: Callable[[str], object]) -> Path | None:
         """Loads the weights into ``model`` and returns their folder; None if there are none.
 
-        A damaged entry is told about, removed, and counts as none.
+        A damaged entry is reported and removed, and counts as none.
         """
         if not self.folder.exists():
             return None

@@ -6,8 +6,6 @@ from typing import Any
 
 from kdx.ref import Ref
 from kdx.stage import FinishedStages, Produced, Structure
-from kdx.students.contract import Contract
-from kdx.students.deriving import derive
 
 __all__ = ["DerivedStudent", "structure_of"]
 
@@ -27,6 +25,9 @@ class DerivedStudent(Structure):
 
     def produce(self, finished: FinishedStages) -> Produced:
         """See :meth:`kdx.stage.Structure.produce`."""
+        from kdx.students.contract import Contract  # every plan imports this module, and few derive a student
+        from kdx.students.deriving import derive
+
         teacher, ref = finished.model("teacher"), finished.ref("teacher")
         example = finished.example.repeat(2, *[1] * (finished.example.dim() - 1))
         ((shape, _dtype),) = Contract.of(teacher, example).outputs
