@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from kdx.knowledge.hint import Hint as Hint
     from kdx.knowledge.soft_targets import SoftTargets as SoftTargets
     from kdx.losses import Losses as Losses
+    from kdx.losses import Mean as Mean
+    from kdx.losses import Over as Over
     from kdx.ref import Ref as Ref
     from kdx.registry import Plugins
     from kdx.schemes.base import Scheme as Scheme
@@ -64,7 +66,7 @@ else:
             "kdx.knowledge.base": ["Knowledge"],
             "kdx.knowledge.hint": ["Hint"],
             "kdx.knowledge.soft_targets": ["SoftTargets"],
-            "kdx.losses": ["Losses"],
+            "kdx.losses": ["Losses", "Mean", "Over"],
             "kdx.ref": ["Ref"],
             "kdx.schemes.base": ["Scheme"],
             "kdx.schemes.mutual": ["Mutual"],

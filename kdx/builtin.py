@@ -164,6 +164,12 @@ def kdx_schemes() -> Iterable[Spec]:
             "Hinton et al. 2015, arXiv:1503.02531",
         ),
         Spec(
+            "data-free",
+            "kdx.schemes.data_free:DataFree",
+            "a generator makes the images on which the teacher teaches; no real one is seen",
+            "Micaelli, Storkey 2019, arXiv:1905.09768",
+        ),
+        Spec(
             "dense-guidance",
             "kdx.schemes.dense_guidance:DenseGuidance",
             "several frozen teachers, one left out at random each step",

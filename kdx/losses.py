@@ -1,16 +1,78 @@
-"""What a scheme returns, and the task loss that lives with unlabelled samples."""
+"""Terms of a loss, each with what it is a mean over, and the task loss that lives with unlabelled samples."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kdx.batch import IGNORE
 
-__all__ = ["Losses", "cross_entropy", "is_task", "scalar", "task_of"]
+__all__ = ["Count", "LossTerm", "Losses", "Mean", "Over", "cross_entropy", "mean_of", "task_of"]
+
+Count = Tensor | float
+"""How much a mean is taken over: a number or a 0-dim tensor, not negative, not necessarily whole."""
+
+
+class Over(Enum):
+    """The things that a mean counts, where the batch alone tells how many there are, before any model has run.
+
+    :func:`kdx.fit` then knows the whole of a step in advance, and needs the graph of one micro-batch at a time.
+    """
+
+    ROWS = "rows"
+    """The samples of the batch."""
+    LABELLED = "labelled"
+    """The samples that have a label (``Batch.labelled``)."""
+    TASK = "task"
+    """The targets that the scheme's task counts: labelled samples, pixels or tokens, or their class weights."""
+
+
+class Mean(NamedTuple):
+    """A term of a loss that says what it is a mean over, so that parts of a batch can be put together exactly.
+
+    The mean over a whole is ``sum(count_i * value_i) / sum(count_i)`` of its parts: micro-batches and ranks.
+
+    Args:
+        value: the mean, a scalar.
+        count: what it was taken over, as the number of labelled pixels; 0 where nothing counted. The value is then not
+            looked at, but its gradient must be finite: divide by ``count.clamp(min=1)``, or use :meth:`of_sum`.
+        over: says that :class:`Over` tells the count of any batch; None for a count that only the models' outputs tell.
+            Then :func:`kdx.fit` keeps the graphs of all micro-batches of a step until their counts are known.
+
+    Example:
+        >>> per_token = torch.tensor([0.5, 1.5, 4.0])
+        >>> term = Mean.of_sum(per_token[:2].sum(), 2)
+        >>> term.value.item(), term.count
+        (1.0, 2)
+    """
+
+    value: Tensor
+    count: Count  # type: ignore[assignment]  # hides tuple.count, which nothing here needs
+    over: Over | None = None
+
+    @classmethod
+    def of_sum(cls, total: Tensor, count: Count, over: Over | None = None) -> Mean:
+        """The mean ``total / count``, 0 with zero gradient where ``count`` is 0."""
+        if isinstance(count, Tensor):
+            return cls(total / torch.where(count > 0, count, 1), count, over)
+        return cls(total / (count or 1), count, over)
+
+    def scaled(self, weight: Tensor | float) -> Mean:
+        """The same mean of values that are ``weight`` times as large."""
+        return Mean(weight * self.value, self.count, self.over)
+
+    def plus(self, other: Mean) -> Mean:
+        """The sum of two means over the same things."""
+        return Mean(self.value + other.value, self.count, self.over)
+
+
+LossTerm = Tensor | Mean | tuple[Tensor, Count]
+"""A term as schemes and components may give it: a scalar, a mean over the samples, or a mean with its count."""
 
 
 class Losses(NamedTuple):
@@ -19,27 +81,60 @@ class Losses(NamedTuple):
     Args:
         total: scalar to call ``backward`` on; the sum of the terms.
         terms: name -> scalar, each already multiplied by its weight.
+        counts: name -> what that term is a mean over. A term that is not named is a mean over the rows of the batch.
+        over: name -> how its count follows from a batch alone; terms whose count only the models' outputs tell are
+            missing.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
+    counts: dict[str, Count] = {}  # noqa: RUF012  # a named tuple's default, never changed
+    over: dict[str, Over] = {}  # noqa: RUF012
 
     @classmethod
-    def of(cls, terms: dict[str, Tensor]) -> Losses:
+    def of(cls, terms: Mapping[str, LossTerm], *, rows: int | None = None) -> Losses:
         """Losses whose total is the sum of ``terms``.
+
+        Args:
+            terms: name -> a scalar, which is a mean over the samples of the batch, a :class:`Mean` or
+                ``(value, count)``.
+            rows: samples of the batch, the count of every plain scalar; None leaves it to :func:`kdx.fit`.
 
         Raises:
             ValueError: there are none.
             TypeError: one is not a scalar.
+
+        Example:
+            >>> losses = Losses.of({"task": torch.tensor(1.0), "tokens": (torch.tensor(2.0), 7)}, rows=4)
+            >>> losses.total.item(), losses.counts
+            (3.0, {'task': 4, 'tokens': 7})
         """
         if not terms:
             raise ValueError("a scheme needs at least one term: a task loss or one knowledge component")
+        values: dict[str, Tensor] = {}
+        counts: dict[str, Count] = {}
+        over: dict[str, Over] = {}
         for name, term in terms.items():
-            scalar(f"term {name!r}", term)
-        total, *rest = terms.values()
+            mean = mean_of(f"term {name!r}", term)
+            if mean is None:
+                values[name] = scalar(f"term {name!r}", term)
+                over[name] = Over.ROWS
+                if rows is not None:
+                    counts[name] = rows
+                continue
+            counts[name] = mean.count
+            counted = mean.count > 0
+            if isinstance(counted, Tensor) or not counted:  # torch's mean over nothing is NaN
+                counted = torch.as_tensor(counted, device=mean.value.device)
+                values[name] = torch.where(counted, mean.value, mean.value.new_zeros(()))
+            else:
+                values[name] = mean.value
+            if mean.over is not None:
+                over[name] = mean.over
+        total, *rest = values.values()
         for term in rest:
             total = total + term
-        return cls(total, terms)
+        return cls(total, values, counts, over)
 
     @classmethod
     def joined(cls, parts: Sequence[Losses]) -> Losses:
@@ -47,14 +142,39 @@ class Losses(NamedTuple):
         if len(parts) == 1:
             return parts[0]
         terms: dict[str, Tensor] = {}
+        counts: dict[str, Count] = {}
         for part in parts:
             for name, term in part.terms.items():
                 terms[name] = terms[name] + term if name in terms else term
-        return cls.of(terms)
+            counts |= part.counts
+        return cls(cls.of(terms).total, terms, counts)
 
     def detach(self) -> Losses:
         """The same numbers without their graph."""
-        return Losses(self.total.detach(), {name: term.detach() for name, term in self.terms.items()})
+        return self._replace(
+            total=self.total.detach(), terms={name: term.detach() for name, term in self.terms.items()}
+        )
+
+
+def mean_of(what: str, term: object) -> Mean | None:
+    """``term`` as a :class:`Mean` if it says what it is a mean over, as a Mean or ``(value, count)``; else None.
+
+    Raises:
+        TypeError: the value is no scalar, or the count neither a number nor a 0-dim tensor; the message begins with
+            ``what``.
+        ValueError: the count is negative or not finite (looked at where that costs no wait for a device).
+    """
+    if not isinstance(term, tuple):
+        return None
+    if len(term) not in (2, 3):
+        raise TypeError(f"{what}: expected a scalar, kdx.Mean or (value, count), got a tuple of {len(term)}")
+    value, count = scalar(what, term[0]), term[1]
+    if not isinstance(count, Tensor | int | float) or (isinstance(count, Tensor) and count.dim() != 0):
+        came = f"shape {list(count.shape)}" if isinstance(count, Tensor) else repr(count)
+        raise TypeError(f"{what}: its count must be a number or a 0-dim tensor, got {came}")
+    if not isinstance(count, Tensor) and not 0 <= count < float("inf"):
+        raise ValueError(f"{what}: its count says what it is a mean over and must be 0 or more, got {count}")
+    return term if isinstance(term, Mean) else Mean(value, count)
 
 
 def scalar(what: str, value: object) -> Tensor:
@@ -95,12 +215,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0
     return total / (targets != IGNORE).sum().clamp(min=1)
 
 
-def is_task(term: str) -> bool:
-    """Whether a term is a task loss, ``task`` or ``<student>/task``."""
-    return term.rpartition("/")[2] == "task"
-
-
-def task_of(term: str, terms: Container[str]) -> str:
+def task_of(term: str, terms: Any) -> str:
     """The task loss that a term stands beside: of several students that of its own, ``<student>/task``."""
     own = f"{term.rpartition('/')[0]}/task"
     return own if own in terms else "task"

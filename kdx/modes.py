@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["unchanged_buffers"]
+__all__ = ["borrowed_buffers", "evaluating", "unchanged_buffers"]
 
 
 @contextmanager
@@ -22,6 +22,21 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def borrowed_buffers(model: nn.Module) -> Iterator[None]:
+    """Lets a model compute with copies of its buffers, so that its own stay as they are and a graph may outlive it."""
+    own = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    copies: dict[int, torch.Tensor] = {}
+    for module, name, buffer in own:
+        if buffer is not None:
+            module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in own:
+            module._buffers[name] = buffer
 
 
 @contextmanager

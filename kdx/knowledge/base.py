@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
+from kdx.losses import Count, Over
 
 __all__ = ["Knowledge"]
 
@@ -25,10 +26,13 @@ class Knowledge(nn.Module, ABC):
         student_taps: taps read in the student, as :class:`kdx.capture.Taps` takes them.
         teacher_taps: taps read in the teacher.
         needs_index: whether ``batch.index`` must be there.
+        over: what the loss is a mean over, so that micro-batches and ranks are put together by it; a component whose
+            count follows from the outputs alone returns ``(value, count)`` instead of a scalar.
     """
 
     kind: ClassVar[str] = "response"
     needs_index: ClassVar[bool] = False
+    over: Over = Over.ROWS
 
     def __init__(self, *, student: str | tuple[str, ...] = LOGITS, teacher: str | tuple[str, ...] = LOGITS) -> None:
         super().__init__()
@@ -54,5 +58,8 @@ class Knowledge(nn.Module, ABC):
         return False
 
     @abstractmethod
-    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
-        """The loss of one batch, a finite scalar with gradient to the student and to own parameters."""
+    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor | tuple[Tensor, Count]:
+        """The loss of one batch, a finite scalar with gradient to the student and to own parameters.
+
+        It is a mean over :attr:`over`, or returned as ``(value, count)`` with what it is a mean over.
+        """

@@ -10,6 +10,7 @@ from kdx.batch import IGNORE, Batch
 from kdx.capture import LOGITS, Captured
 from kdx.features.operands import check_same_shape, in_full_precision
 from kdx.knowledge.base import Knowledge
+from kdx.losses import Over
 from kdx.ops import softmax_kl
 
 __all__ = ["DKD", "dkd"]
@@ -103,6 +104,7 @@ class DKD(Knowledge):
     """
 
     kind = "response"
+    over = Over.LABELLED
 
     def __init__(
         self,

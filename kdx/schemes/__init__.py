@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdx.schemes.byot import BYOT as BYOT
     from kdx.schemes.byot import BranchDistance as BranchDistance
     from kdx.schemes.cs_kd import CSKD as CSKD
+    from kdx.schemes.data_free import DataFree as DataFree
     from kdx.schemes.dense_guidance import DenseGuidance as DenseGuidance
     from kdx.schemes.ema_teacher import EmaTeacher as EmaTeacher
     from kdx.schemes.hint_stage import HintStage as HintStage
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kdx.schemes.one import NativeEnsemble as NativeEnsemble
     from kdx.schemes.one_student import OneStudent as OneStudent
     from kdx.schemes.online import Online as Online
+    from kdx.schemes.phase import Phase as Phase
     from kdx.schemes.ps_kd import PSKD as PSKD
     from kdx.schemes.residual import Residual as Residual
     from kdx.schemes.sad import SAD as SAD
@@ -44,6 +46,7 @@ else:
             "kdx.schemes.base": ["KnowledgeTerms", "Scheme", "Task", "TaskFn", "own_copies", "setup_components"],
             "kdx.schemes.byot": ["BYOT", "BranchDistance"],
             "kdx.schemes.cs_kd": ["CSKD"],
+            "kdx.schemes.data_free": ["DataFree"],
             "kdx.schemes.dense_guidance": ["DenseGuidance"],
             "kdx.schemes.ema_teacher": ["EmaTeacher"],
             "kdx.schemes.hint_stage": ["HintStage"],
@@ -54,6 +57,7 @@ else:
             "kdx.schemes.one": ["NativeEnsemble", "ONE"],
             "kdx.schemes.one_student": ["OneStudent"],
             "kdx.schemes.online": ["Online"],
+            "kdx.schemes.phase": ["Phase"],
             "kdx.schemes.ps_kd": ["PSKD"],
             "kdx.schemes.residual": ["Residual"],
             "kdx.schemes.sad": ["SAD"],

@@ -14,16 +14,18 @@ from torch import Tensor, nn
 
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.errors import CaptureError, StoreWarning
+from kdx.errors import CaptureError, StoreWarning, nearest
 from kdx.knowledge.base import Knowledge
-from kdx.losses import Losses, cross_entropy, scalar, task_of
+from kdx.losses import Count, Losses, LossTerm, Mean, Over, cross_entropy, mean_of, scalar, task_of
+from kdx.schemes.phase import Phase
+from kdx.schemes.task_count import check_task, labelled, task_count
 from kdx.schemes.weights import Balanced, Weight
 from kdx.teachers import Teacher
 
 __all__ = ["KnowledgeTerms", "Scheme", "Task", "TaskFn"]
 
-TaskFn = Callable[[Tensor, Any], Tensor]
-"""``(logits, targets) -> scalar``, a mean over the labelled rows."""
+TaskFn = Callable[[Tensor, Any], Tensor | tuple[Tensor, Count]]
+"""``(logits, targets) -> scalar``, or ``(value, count)``: a mean, and what it was taken over."""
 
 Task = TaskFn | tuple[float, TaskFn] | None
 """The task loss with its weight; a function alone weighs 1, None means no task loss."""
@@ -39,20 +41,16 @@ class Scheme(nn.Module, ABC):
     isolation of gradients and keeps teachers in their mode. The task loss is its own, not a knowledge component.
 
     Args:
-        task: ``(weight, fn)``, ``fn`` alone or None; ``fn(logits, targets)`` is a mean over labelled rows. The default
-            is cross-entropy, 0 for a batch without labels.
+        task: ``(weight, fn)``, ``fn`` alone or None; ``fn(logits, targets)`` is a mean. What it is a mean over is
+            understood of the tasks of kdx and of torch's losses, with their ``weight`` and ``ignore_index``
+            (:func:`kdx.schemes.task_count.task_count`); any other function may return ``(value, count)``, else it
+            counts as a mean over the targets that are not ``-100``. The default is cross-entropy, 0 for a batch without
+            labels.
         knowledge: name -> ``(weight, component)`` or component alone (weight 1).
     """
 
     trains_teacher: ClassVar[bool] = False
     """Whether the teacher is trained along; an experiment then hands over a new model and no stage trains it first."""
-
-    phases: int = 1
-    """Forward, backward and optimizer step that :func:`kdx.fit` takes for each batch (each window of micro-batches)."""
-
-    phase: int = 0
-    """Which of them runs now. Parameters that its losses do not reach get no gradient, so that no optimizer of torch
-    moves them."""
 
     def __init__(self, *, task: Task = cross_entropy, knowledge: KnowledgeTerms | None = None) -> None:
         super().__init__()
@@ -91,12 +89,96 @@ class Scheme(nn.Module, ABC):
         return components_in(self.knowledge)
 
     def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
-        """What reads the logits in a student's output, None for the usual ways."""
+        """Returns the function that reads the logits in a student's output, None for the usual ways."""
         return None
 
-    @abstractmethod
-    def forward(self, batch: Batch | Any) -> Losses:
-        """The losses of one batch (a :class:`kdx.Batch`, or what ``Batch.of`` reads)."""
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The parts of a step, in turn; :func:`kdx.fit` takes every phase for each window of micro-batches."""
+        parameters = tuple(parameter for parameter in self.parameters() if parameter.requires_grad)
+        return (Phase("train", self.terms, parameters),)
+
+    def terms(self, batch: Batch) -> Mapping[str, LossTerm]:
+        """The weighted terms of the losses of one batch; a subclass writes it.
+
+        Args:
+            batch: a :class:`kdx.Batch`, whatever :meth:`forward` was called with.
+
+        Returns:
+            Name -> term: a :class:`kdx.losses.Mean` as :meth:`task_term` and :meth:`knowledge_terms` give it,
+            ``(value, count)``, or a scalar, which is a mean over the samples of the batch.
+        """
+        phases = [phase.name for phase in self.phases]
+        if len(phases) > 1:
+            raise ValueError(
+                f"{type(self).__name__} trains in phases, so name one: scheme(batch, phase) with one of {phases}; "
+                "Scheme.only shows a loop of one's own"
+            )
+        raise NotImplementedError(f"{type(self).__name__} has to define terms(batch), which returns name -> term")
+
+    def forward(self, batch: Batch | Any, phase: str | None = None) -> Losses:
+        """The losses of one batch.
+
+        Args:
+            batch: a :class:`kdx.Batch`, or what ``Batch.of`` reads.
+            phase: name of one of :attr:`phases`; may be left out where there is one.
+
+        Raises:
+            ValueError: there is no such phase, or there are several and none was named.
+            RuntimeError: a component is not ready: :meth:`setup` was not called.
+        """
+        terms = self.terms if phase is None else self._phase(phase).terms
+        batch = Batch.of(batch)
+        self.check_ready()
+        return Losses.of(terms(batch), rows=batch.rows)
+
+    def _phase(self, name: str) -> Phase:
+        phases = {phase.name: phase for phase in self.phases}
+        if name not in phases:
+            raise ValueError(f"{type(self).__name__} has no phase {name!r}; {nearest(name, phases)}")
+        return phases[name]
+
+    @contextmanager
+    def only(self, phase: Phase) -> Iterator[None]:
+        """Within it only the parameters of ``phase`` ask for a gradient, so that no others get one.
+
+        :func:`kdx.fit` does this; in a loop of one's own::
+
+            for batch in loader:
+                for phase in scheme.phases:
+                    with scheme.only(phase):
+                        scheme(batch, phase.name).total.backward()
+                    optimizers[phase.name].step()  # over phase.parameters
+                    optimizers[phase.name].zero_grad()
+        """
+        own = {id(parameter) for parameter in phase.parameters}
+        others = [parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in own]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+
+    def count(self, over: Over, batch: Batch) -> Count:
+        """How many there are in a batch of what terms are means over; :func:`kdx.fit` asks before any model runs."""
+        if over is Over.TASK:
+            return 0 if self.task is None else task_count(self.task, batch)
+        return labelled(batch) if over is Over.LABELLED else batch.rows
+
+    def check_ready(self) -> None:
+        """Checks that every learnable part exists; an optimizer that was built before would never train it.
+
+        Raises:
+            RuntimeError: one is missing; the component is named.
+        """
+        for path, part in self.knowledge.named_modules():
+            if isinstance(part, Knowledge) and not part.ready:
+                raise RuntimeError(
+                    f"knowledge {path.rpartition('.')[2]!r} builds its adapter from the models' shapes: call "
+                    "scheme.setup(batch) once, before the optimizer is built (kdx.fit does)"
+                )
 
     def dataset_size(self, samples: int) -> None:
         """Tells the parts that keep something per sample how many samples there are; comes before :meth:`setup`.
@@ -202,17 +284,28 @@ class Scheme(nn.Module, ABC):
                 moved = weight.momentum * now + (1 - weight.momentum) * wanted
                 now.copy_(torch.where(moved.isfinite() & (moved > 0), moved, now))
 
-    def task_term(self, captured: Captured, batch: Batch) -> Tensor | None:
-        """The weighted task loss, or None without one or without targets to compare with."""
+    def task_loss(self, outputs: Tensor, batch: Batch) -> Mean:
+        """The task loss without its weight.
+
+        Raises:
+            ValueError: there is no task, or the batch has no targets.
+        """
+        if self.task is None or batch.targets is None:
+            raise ValueError("the scheme has a task loss but the batch has no targets; give targets, or task=None")
+        loss = self.task(outputs, batch.targets)
+        if (mean := mean_of("the task loss", loss)) is not None:
+            return mean
+        return Mean(scalar("the task loss", loss), self.count(Over.TASK, batch), Over.TASK)
+
+    def task_term(self, captured: Captured, batch: Batch) -> Mean | None:
+        """The weighted task loss on the logits, or None where the scheme has none."""
         if self.task is None or self.task_weight == 0:
             return None
-        if batch.targets is None:
-            raise ValueError("the scheme has a task loss but the batch has no targets; give targets, or task=None")
-        return self.task_weight * self.task(captured.logits, batch.targets)
+        return self.task_loss(captured.logits, batch).scaled(self.task_weight)
 
     def knowledge_terms(
         self, components: Mapping[str, Knowledge], student: Captured, teacher: Captured, batch: Batch
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Mean]:
         """The weighted term of every component; a weight of 0 switches a term off."""
         terms = {}
         for name, component in components.items():
@@ -224,8 +317,11 @@ class Scheme(nn.Module, ABC):
                     )
                 _check_estimates(name, component, teacher)
                 _warn_of_tails(name, component, teacher)
-                term = component(student, teacher, batch)
-                terms[name] = self.weight(name) * scalar(f"knowledge {name!r} ({type(component).__name__})", term)
+                what = f"knowledge {name!r} ({type(component).__name__})"
+                loss = component(student, teacher, batch)
+                if (term := mean_of(what, loss)) is None:
+                    term = Mean(scalar(what, loss), self.count(component.over, batch), component.over)
+                terms[name] = term.scaled(self.weight(name))
         return terms
 
 
@@ -250,16 +346,6 @@ def setup_components(
             captured = student().detach(), teacher().detach()
         for component in waiting:
             component.setup(*captured)
-
-
-def check_ready(components: Mapping[str, Knowledge]) -> None:
-    """Raises if a learnable part is missing, which an optimizer built before would never train."""
-    for name, component in components.items():
-        if not component.ready:
-            raise RuntimeError(
-                f"knowledge {name!r} builds its adapter from the models' shapes: call scheme.setup(batch) once, "
-                "before the optimizer is built (kdx.fit does)"
-            )
 
 
 @contextmanager
@@ -308,6 +394,5 @@ def _task(task: Task) -> tuple[float, TaskFn | None]:
     if task is None:
         return 0.0, None
     weight, fn = task if isinstance(task, tuple) else (1.0, task)
-    if not callable(fn):
-        raise TypeError(f"task must be fn, (weight, fn) or None, with fn(logits, targets); got {task!r}")
+    check_task(fn)
     return float(weight), fn

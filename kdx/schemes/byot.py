@@ -15,7 +15,7 @@ from kdx.features.operands import Variant, check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.hint import hint
 from kdx.knowledge.soft_targets import SoftTargets
-from kdx.losses import Losses, cross_entropy
+from kdx.losses import Mean, cross_entropy
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.parts.branches import Branch
 from kdx.schemes.parts.layers import SelfLayers
@@ -148,15 +148,14 @@ class BYOT(SelfLayers):
         return [(branch(captured[stage], deepest), teacher) for branch, stage in shallower]
 
     @override
-    def forward(self, batch: Batch | Any) -> Losses:
-        batch = Batch.of(batch)
+    def terms(self, batch: Batch) -> dict[str, Mean]:
         captured = self.captured(batch)
-        terms: dict[str, Tensor] = {}
+        terms: dict[str, Mean] = {}
         if (task := self.task_term(captured, batch)) is not None:
-            terms["task"] = task if self.variant == "paper" else (1 - self.alpha) * task
+            terms["task"] = task if self.variant == "paper" else task.scaled(1 - self.alpha)
         for k, (branch, teacher) in enumerate(self.lessons(captured)):
             if (task := self.task_term(branch, batch)) is not None:
-                terms[f"branch{k}/task"] = (1 - self.alpha) * task
+                terms[f"branch{k}/task"] = task.scaled(1 - self.alpha)
             found = self.knowledge_terms(self.lesson_components(k), branch, teacher, batch)
             terms |= {f"branch{k}/{name}": term for name, term in found.items()}
-        return Losses.of(terms)
+        return terms

@@ -12,9 +12,9 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.datasets.samplers import SameClassPairs
 from kdx.knowledge.soft_targets import SoftTargets
-from kdx.losses import Losses, cross_entropy
+from kdx.losses import Count, Mean, Over, cross_entropy
 from kdx.modes import evaluating
-from kdx.schemes.base import KnowledgeTerms, Task, check_ready, setup_components
+from kdx.schemes.base import KnowledgeTerms, Task, setup_components
 from kdx.schemes.one_student import OneStudent
 
 __all__ = ["CSKD"]
@@ -79,19 +79,23 @@ class CSKD(OneStudent):
         first, second = self._halves(Batch.of(batch))
         with evaluating(self.student):
             setup_components(
-                self.components.values(), lambda: self._taps(first.inputs), lambda: self._taps(second.inputs)
+                self.components.values(), lambda: self.taps(first.inputs), lambda: self.taps(second.inputs)
             )
 
     @override
-    def forward(self, batch: Batch | Any) -> Losses:
-        first, second = self._halves(Batch.of(batch))
-        check_ready(self.components)
-        student = self._taps(first.inputs)
+    def count(self, over: Over, batch: Batch) -> Count:
+        # a batch holds every sample with its partner, and the terms count the samples
+        return super().count(over, _rows(batch, slice(batch.rows // 2)))
+
+    @override
+    def terms(self, batch: Batch) -> dict[str, Mean]:
+        first, second = self._halves(batch)
+        student = self.taps(first.inputs)
         with torch.no_grad():
-            teacher = self._taps(second.inputs).detach()
+            teacher = self.taps(second.inputs).detach()
         task = self.task_term(student, first)
         terms = {} if task is None else {"task": task}
-        return Losses.of(terms | self.knowledge_terms(self.components, student, teacher, first))
+        return terms | self.knowledge_terms(self.components, student, teacher, first)
 
     def _halves(self, batch: Batch) -> tuple[Batch, Batch]:
         if not isinstance(batch.targets, Tensor):

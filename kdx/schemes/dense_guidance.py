@@ -15,9 +15,9 @@ from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
-from kdx.losses import Losses, cross_entropy
+from kdx.losses import Mean, cross_entropy
 from kdx.modes import evaluating
-from kdx.schemes.base import KnowledgeTerms, Task, check_ready, components_in, naming, own_copies, setup_components
+from kdx.schemes.base import KnowledgeTerms, Task, components_in, naming, own_copies, setup_components
 from kdx.schemes.one_student import OneStudent
 from kdx.teachers import Teacher, as_teacher
 
@@ -103,10 +103,10 @@ class DenseGuidance(OneStudent):
         self._step: int | None = None
         self._passes = 0
         for name, teacher in self._teachers().items():
-            teacher.share_taps(self._taps)
+            teacher.share_taps(self.taps)
             for term, component in self._components_of(name).items():
                 with naming(term):
-                    self._taps.add(component.student_taps)
+                    self.taps.add(component.student_taps)
                     teacher.tap(component.teacher_taps)
 
     @override
@@ -137,17 +137,16 @@ class DenseGuidance(OneStudent):
     def setup(self, batch: Batch | Any) -> None:
         batch = Batch.of(batch)
         with evaluating(self.student):
-            captured = functools.cache(lambda: self._taps(batch.inputs))
+            captured = functools.cache(lambda: self.taps(batch.inputs))
             for name, teacher in self._teachers().items():
                 answer = functools.partial(_answer, teacher, batch, captured)
                 setup_components(self._components_of(name).values(), captured, answer)
 
     @override
-    def forward(self, batch: Batch | Any) -> Losses:
-        batch = Batch.of(batch)
+    def terms(self, batch: Batch) -> dict[str, Mean]:
         step = self._passes if self._step is None else self._step
         self._passes += 1
-        student = self._taps(batch.inputs)
+        student = self.taps(batch.inputs)
         task = self.task_term(student, batch)
         terms = {} if task is None else {"task": task}
         teachers = self._teachers()
@@ -155,10 +154,9 @@ class DenseGuidance(OneStudent):
         share = 1 / len(kept) if kept and self.reduction == "mean" else 1.0
         for name in kept:
             components = self._components_of(name)
-            check_ready(components)
             found = self.knowledge_terms(components, student, teachers[name].captured_for(batch, student), batch)
-            terms |= {f"{name}/{term}": share * value for term, value in found.items()}
-        return Losses.of(terms)
+            terms |= {f"{name}/{term}": value.scaled(share) for term, value in found.items()}
+        return terms
 
     def _teachers(self) -> dict[str, Teacher]:
         return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, Teacher)}

@@ -104,7 +104,7 @@ class HintStage(Offline):
         handles = [guided.register_forward_pre_hook(ends) if enters else guided.register_forward_hook(ends)]
         handles += [module.register_forward_pre_hook(begins) for module in self.student.modules()]
         try:
-            feature = self._taps(batch.inputs)[self.student_layer]
+            feature = self.taps(batch.inputs)[self.student_layer]
         finally:
             for handle in handles:
                 handle.remove()

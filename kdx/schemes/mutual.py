@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
-from kdx.losses import Losses, cross_entropy
+from kdx.losses import LossTerm, Mean, cross_entropy
 from kdx.modes import evaluating, unchanged_buffers
 from kdx.schemes.base import (
     KnowledgeTerms,
     Scheme,
     Task,
-    check_ready,
     components_in,
     naming,
     own_copies,
     setup_components,
 )
+from kdx.schemes.phase import Phase
 
 __all__ = ["Mutual", "Updates"]
 
@@ -40,15 +41,9 @@ class Mutual(Scheme):
     With ``updates="simultaneous"`` all peers take one step on one pass. With ``"alternating"``, as the paper's
     algorithm has it, they are updated in turn for each batch and every peer learns from what those before it have
     become (the authors' code draws another batch for every turn, and adds the K - 1 divergences up where the paper and
-    this take their mean): :attr:`phases` is K, and a call gives the losses of peer :attr:`phase` alone. The others then
-    only teach: no gradient, no graph, and their BatchNorm statistics stay. :func:`kdx.fit` takes care of it; in a loop
-    of one's own::
-
-        for batch in loader:
-            for mutual.phase in range(mutual.phases):
-                mutual(batch).total.backward()
-                optimizer.step()
-                optimizer.zero_grad()  # in every phase, and to None: weight decay moves a gradient of zeros
+    this take their mean): every peer is a phase of its own (:attr:`kdx.Scheme.phases`, named as the peer), in which the
+    others only teach: no gradient, no graph, and their BatchNorm statistics stay. :func:`kdx.fit` takes care of it;
+    :meth:`kdx.Scheme.only` shows a loop of one's own.
 
     Args:
         peers: at least two models, of any architectures; the first is *the* student. All are evaluated and exported, as
@@ -86,8 +81,7 @@ class Mutual(Scheme):
         check_choice("updates", updates, get_args(Updates))
         self.peers = nn.ModuleList(peers)
         self.updates: Updates = updates
-        self.phases = len(peers) if updates == "alternating" else 1
-        self._taps = [Taps(peer) for peer in peers]
+        self.taps = [Taps(peer) for peer in peers]
         self.knowledge = nn.ModuleDict(
             {
                 f"{learner}<-{source}": own_copies(components)
@@ -99,8 +93,8 @@ class Mutual(Scheme):
         for learner, source, lesson in self._lessons():
             for name, component in lesson.items():
                 with naming(name):
-                    self._taps[learner].add(component.student_taps)
-                    for teacher in [self._taps[int(source)]] if source.isdecimal() else self._taps:
+                    self.taps[learner].add(component.student_taps)
+                    for teacher in [self.taps[int(source)]] if source.isdecimal() else self.taps:
                         teacher.add(component.teacher_taps)
 
     def sources(self, learner: int, components: Mapping[str, Knowledge]) -> dict[str, Mapping[str, Knowledge]]:
@@ -108,7 +102,7 @@ class Mutual(Scheme):
         return {str(peer): components for peer in range(len(self.peers)) if peer != learner}
 
     def answers(self, captured: Sequence[Captured], batch: Batch) -> dict[str, Captured]:
-        """What every source says about a batch, without graph."""
+        """The answers of every source to a batch, without graph."""
         return {str(peer): each.detach() for peer, each in enumerate(captured)}
 
     def view(self, peer: int, batch: Batch) -> Any:
@@ -126,38 +120,54 @@ class Mutual(Scheme):
         if self.ready:
             return
         with evaluating(*self.peers), torch.no_grad():
-            captured = [taps(batch.inputs) for taps in self._taps]
+            captured = [taps(batch.inputs) for taps in self.taps]
         answers = self.answers(captured, batch)
         for learner, source, components in self._lessons():
             student, teacher = captured[learner], answers[source]
             setup_components(components.values(), lambda s=student: s, lambda t=teacher: t)  # type: ignore[misc]
 
+    @property
     @override
-    def forward(self, batch: Batch | Any) -> Losses:
-        batch = Batch.of(batch)
-        learners = range(len(self.peers)) if self.phases == 1 else (self.phase,)
+    def phases(self) -> tuple[Phase, ...]:
+        if self.updates == "simultaneous":
+            return super().phases
+        return tuple(
+            Phase(f"peer{peer}", functools.partial(self._learn, (peer,)), tuple(self._parameters_of(peer)))
+            for peer in range(len(self.peers))
+        )
+
+    @override
+    def terms(self, batch: Batch) -> Mapping[str, LossTerm]:
+        return super().terms(batch) if self.updates == "alternating" else self._learn(range(len(self.peers)), batch)
+
+    def _parameters_of(self, peer: int) -> Iterator[nn.Parameter]:
+        parts = [self.peers[peer], *(lesson for key, lesson in self.knowledge.items() if key.startswith(f"{peer}<-"))]
+        return (parameter for part in parts for parameter in part.parameters() if parameter.requires_grad)
+
+    def _learn(self, learners: Sequence[int], batch: Batch) -> dict[str, Mean]:
+        """The terms of some peers; the others only teach."""
         captured = [self._pass(peer, batch, learns=peer in learners) for peer in range(len(self.peers))]
         answers = self.answers(captured, batch)
-        terms: dict[str, Tensor] = {}
+        terms: dict[str, Mean] = {}
         for learner in learners:
             if (task := self.task_term(captured[learner], batch)) is not None:
                 terms[f"peer{learner}/task"] = task
         for learner, source, components in self._lessons():
             if learner not in learners:
                 continue
-            check_ready(components)
             share = 1 / (len(captured) - 1) if source.isdecimal() else 1.0
             for name, term in self.knowledge_terms(components, captured[learner], answers[source], batch).items():
                 key = f"peer{learner}/{name}"
-                terms[key] = terms[key] + share * term if key in terms else share * term
-        return Losses.of(terms)
+                mean = term.scaled(share)
+                terms[key] = terms[key].plus(mean) if key in terms else mean
+        return terms
 
     def _pass(self, peer: int, batch: Batch, *, learns: bool) -> Captured:
         inputs = self.view(peer, batch)
         if learns:
-            return self._taps[peer](inputs)
+            return self.taps[peer](inputs)
         with torch.no_grad(), unchanged_buffers(self.peers[peer]):
-            return self._taps[peer](inputs).detach()
+            return self.taps[peer](inputs).detach()
 
     def _lessons(self) -> list[tuple[int, str, dict[str, Knowledge]]]:
         """Learner, source and components."""

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.losses import Losses, cross_entropy
+from kdx.losses import Mean, cross_entropy
 from kdx.modes import evaluating
-from kdx.schemes.base import KnowledgeTerms, Task, check_ready, naming, setup_components
+from kdx.schemes.base import KnowledgeTerms, Task, naming, setup_components
 from kdx.schemes.one_student import OneStudent
 from kdx.teachers import Teacher, as_teacher
 
@@ -61,27 +61,25 @@ class Offline(OneStudent):
         if student is teacher:
             raise ValueError("student and teacher are one module; the teacher would be trained. Pass a copy")
         self.teacher = as_teacher(teacher, teacher_output)
-        self.teacher.share_taps(self._taps)
+        self.teacher.share_taps(self.taps)
         for name, component in self.components.items():
             with naming(name):
-                self._taps.add(component.student_taps)
+                self.taps.add(component.student_taps)
                 self.teacher.tap(component.teacher_taps)
 
     @override
     def setup(self, batch: Batch | Any) -> None:
         batch = Batch.of(batch)
         with evaluating(self.student):
-            captured = functools.cache(lambda: self._taps(batch.inputs))
+            captured = functools.cache(lambda: self.taps(batch.inputs))
             setup_components(self.components.values(), captured, lambda: self.teacher.captured_for(batch, captured()))
 
     @override
-    def forward(self, batch: Batch | Any) -> Losses:
-        batch = Batch.of(batch)
-        check_ready(self.components)
-        student = self._taps(batch.inputs)
+    def terms(self, batch: Batch) -> dict[str, Mean]:
+        student = self.taps(batch.inputs)
         task = self.task_term(student, batch)
         terms = {} if task is None else {"task": task}
         if self.teacher.teaches:
             teacher = self.teacher.captured_for(batch, student)
             terms |= self.knowledge_terms(self.components, student, teacher, batch)
-        return Losses.of(terms)
+        return terms

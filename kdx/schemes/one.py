@@ -16,13 +16,12 @@ from kdx.features.adapters import BatchNorm, channels, to_vector
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.soft_targets import SoftTargets
-from kdx.losses import Losses, cross_entropy
+from kdx.losses import Mean, cross_entropy
 from kdx.modes import evaluating
 from kdx.schemes.base import (
     KnowledgeTerms,
     Scheme,
     Task,
-    check_ready,
     components_in,
     naming,
     own_copies,
@@ -108,7 +107,7 @@ class NativeEnsemble(nn.Module):
             part.to(feature.device, feature.dtype).train(self.training)
 
     def run(self, inputs: Any) -> tuple[list[Captured], Captured]:
-        """What every branch gives, and the ensemble: each tap's mean under the gate."""
+        """Captures every branch, and the ensemble: each tap's mean under the gate."""
         if self.gate is None:
             raise RuntimeError("the branches are built from shapes: call scheme.setup(batch) once, as kdx.fit does")
         captured = [self._taps[0](inputs)]
@@ -218,19 +217,17 @@ class ONE(Scheme):
             setup_components(self._lesson(b).values(), lambda s=student: s, lambda: teacher)  # type: ignore[misc]
 
     @override
-    def forward(self, batch: Batch | Any) -> Losses:
-        batch = Batch.of(batch)
+    def terms(self, batch: Batch) -> dict[str, Mean]:
         captured, ensemble = self.ensemble.run(batch.inputs)
-        terms: dict[str, Tensor] = {}
+        terms: dict[str, Mean] = {}
         for name, each in {**{f"branch{b}": each for b, each in enumerate(captured)}, "ensemble": ensemble}.items():
             if (task := self.task_term(each, batch)) is not None:
                 terms[f"{name}/task"] = task
         for b, student in enumerate(captured):
             components = self._lesson(b)
-            check_ready(components)
             found = self.knowledge_terms(components, student, ensemble.detach(), batch)
             terms |= {f"branch{b}/{name}": term for name, term in found.items()}
-        return Losses.of(terms)
+        return terms
 
     def _lesson(self, branch: int) -> dict[str, Knowledge]:
         return components_in(self.knowledge[f"branch{branch}"])

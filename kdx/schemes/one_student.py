@@ -16,7 +16,7 @@ __all__ = ["OneStudent"]
 
 
 class OneStudent(Scheme):
-    """Trains one model, whose layers ``self._taps`` captures; it is evaluated and exported as ``student``.
+    """Trains one model, whose layers ``self.taps`` captures; it is evaluated and exported as ``student``.
 
     Args:
         student: the model to train.
@@ -35,7 +35,7 @@ class OneStudent(Scheme):
     ) -> None:
         super().__init__(task=task, knowledge=knowledge)
         self.student = student
-        self._taps = Taps(student, output=student_output)
+        self.taps = Taps(student, output=student_output)
 
     @property
     @override
@@ -44,10 +44,10 @@ class OneStudent(Scheme):
 
     @override
     def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
-        return self._taps.output
+        return self.taps.output
 
     def _tap_both_sides(self) -> None:
         """Captures what the components read on either side, for a student that is its own teacher."""
         for name, component in self.components.items():
             with naming(name):
-                self._taps.add((*component.student_taps, *component.teacher_taps))
+                self.taps.add((*component.student_taps, *component.teacher_taps))

@@ -11,9 +11,9 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Taps
-from kdx.losses import Losses, cross_entropy
+from kdx.losses import Mean, cross_entropy
 from kdx.modes import evaluating
-from kdx.schemes.base import KnowledgeTerms, Scheme, Task, check_ready, naming, setup_components
+from kdx.schemes.base import KnowledgeTerms, Scheme, Task, naming, setup_components
 from kdx.teachers import Live, Teacher
 
 __all__ = ["Online"]
@@ -81,10 +81,10 @@ class Online(Scheme):
         self.student = student
         self.teacher = live
         self.teacher_task = float(teacher_task)
-        self._taps = Taps(student, output=student_output)
+        self.taps = Taps(student, output=student_output)
         for name, component in self.components.items():
             with naming(name):
-                self._taps.add(component.student_taps)
+                self.taps.add(component.student_taps)
                 self.teacher.tap(component.teacher_taps)
 
     @property
@@ -94,7 +94,7 @@ class Online(Scheme):
 
     @override
     def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
-        return self._taps.output if student == "student" else self.teacher.output
+        return self.taps.output if student == "student" else self.teacher.output
 
     @override
     def setup(self, batch: Batch | Any) -> None:
@@ -102,20 +102,15 @@ class Online(Scheme):
         with evaluating(self.student, self.teacher):
             setup_components(
                 self.components.values(),
-                functools.partial(self._taps, batch.inputs),
+                functools.partial(self.taps, batch.inputs),
                 functools.partial(self.teacher, batch),
             )
 
     @override
-    def forward(self, batch: Batch | Any) -> Losses:
-        batch = Batch.of(batch)
-        check_ready(self.components)
-        teacher, student = self.teacher.captured(batch), self._taps(batch.inputs)
+    def terms(self, batch: Batch) -> dict[str, Mean]:
+        teacher, student = self.teacher.captured(batch), self.taps(batch.inputs)
         task = self.task_term(student, batch)
         terms = {} if task is None else {"task": task}
         terms |= self.knowledge_terms(self.components, student, teacher.detach(), batch)
-        assert self.task is not None  # checked in __init__
-        if batch.targets is None:
-            raise ValueError("the teacher learns from its task but the batch has no targets; give targets")
-        terms["teacher/task"] = self.teacher_task * self.task(teacher.logits, batch.targets)
-        return Losses.of(terms)
+        terms["teacher/task"] = self.task_loss(teacher.logits, batch).scaled(self.teacher_task)
+        return terms

@@ -13,16 +13,16 @@ from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.features.gathering import whole_batch
 from kdx.knowledge.soft_targets import SoftTargets
-from kdx.losses import Losses, cross_entropy
+from kdx.losses import Mean, cross_entropy
 from kdx.modes import evaluating
-from kdx.schemes.base import KnowledgeTerms, Task, check_ready, setup_components
+from kdx.schemes.base import KnowledgeTerms, Task, setup_components
 from kdx.schemes.one_student import OneStudent
 
 __all__ = ["PSKD", "SampleStore"]
 
 
 class SampleStore(nn.Module):
-    """What a model gave for every sample in the last epoch, and what it has given in this one.
+    """A model's answers for every sample: those of the last epoch, and those given so far in this one.
 
     Both are buffers, so that a checkpoint amid an epoch holds them. A sample that comes twice in an epoch is answered
     from the last epoch both times.
@@ -164,7 +164,7 @@ class PSKD(OneStudent):
                 "samples=len(dataset), or train on a loader whose dataset has a length"
             )
         with evaluating(self.student), torch.no_grad():
-            captured = self._taps(batch.inputs)
+            captured = self.taps(batch.inputs)
         setup_components(self.components.values(), lambda: captured, lambda: captured)
         read = {tap for component in self.components.values() for tap in component.teacher_taps} | {"logits"}
         stored = {name: captured[name] for tap in read for name in captured.patterns[tap]}
@@ -183,25 +183,23 @@ class PSKD(OneStudent):
                 self.store.forget()
 
     @override
-    def forward(self, batch: Batch | Any) -> Losses:
-        batch = Batch.of(batch)
+    def terms(self, batch: Batch) -> dict[str, Mean]:
         if self.store is None:
             raise RuntimeError(
                 "ps-kd builds its store from the model's shapes: call scheme.setup(batch) once (kdx.fit does)"
             )
-        check_ready(self.components)
         index = self._index(batch)
-        student = self._taps(batch.inputs)
+        student = self.taps(batch.inputs)
         teacher = self.store.read(index, student)
         alpha = self.alpha_now.clone()  # the buffer may change before the backward pass
-        terms: dict[str, Tensor] = {}
+        terms: dict[str, Mean] = {}
         if (task := self.task_term(student, batch)) is not None:
-            terms["task"] = (1 - alpha) * task
+            terms["task"] = task.scaled(1 - alpha)
         found = self.knowledge_terms(self.components, student, teacher, batch)
-        terms |= {name: alpha * term for name, term in found.items()}
+        terms |= {name: term.scaled(alpha) for name, term in found.items()}
         if self.training:
             self.store.write(index, student)
-        return Losses.of(terms)
+        return terms
 
     def _index(self, batch: Batch) -> Tensor:
         if batch.index is None:

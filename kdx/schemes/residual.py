@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Taps
-from kdx.losses import Losses, cross_entropy
+from kdx.losses import LossTerm, cross_entropy
 from kdx.schemes.base import Scheme, Task
 from kdx.teachers import Teacher, as_teacher
 
@@ -71,7 +71,7 @@ class Residual(Scheme):
         self.pair = student
         self.teacher = as_teacher(teacher, teacher_output)
         self.residual_weight = weight
-        self._taps = Taps(student, ("student", "assistant", LOGITS))
+        self.taps = Taps(student, ("student", "assistant", LOGITS))
         self._finished.requires_grad_(False)
         self.train(self.training)
 
@@ -91,12 +91,11 @@ class Residual(Scheme):
         return self
 
     @override
-    def forward(self, batch: Batch | Any) -> Losses:
-        batch = Batch.of(batch)
+    def terms(self, batch: Batch) -> dict[str, LossTerm]:
         teacher = self.teacher(batch).logits
-        captured = self._taps(batch.inputs)
+        captured = self.taps(batch.inputs)
         task = self.task_term(captured, batch)
-        terms = {} if task is None else {"task": task}
+        terms: dict[str, LossTerm] = {} if task is None else {"task": task}
         missed = teacher - captured["student"].detach()  # [N, C]
         terms["residual"] = self.residual_weight * F.mse_loss(captured["assistant"], missed)
-        return Losses.of(terms)
+        return terms

@@ -16,7 +16,7 @@ from kdx.capture import Captured
 from kdx.features.adapters import to_map, to_vector
 from kdx.features.operands import in_full_precision
 from kdx.knowledge.base import Knowledge
-from kdx.losses import Losses, cross_entropy
+from kdx.losses import Mean, cross_entropy
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.parts.layers import SelfLayers
 
@@ -139,13 +139,13 @@ class SAD(SelfLayers):
         return [(shallow, deep.detach()) for shallow, deep in itertools.pairwise(seen)]
 
     @override
-    def forward(self, batch: Batch | Any) -> Losses:
-        batch = Batch.of(batch)
+    def terms(self, batch: Batch) -> dict[str, Mean]:
         captured = self.captured(batch)
         task = self.task_term(captured, batch)
         terms = {} if task is None else {"task": task}
         active = self.active.clone()  # the buffer may change before the backward pass
         for k, (shallow, deep) in enumerate(self.lessons(captured)):
             for name, term in self.knowledge_terms(self.lesson_components(k), shallow, deep, batch).items():
-                terms[name] = terms[name] + active * term if name in terms else active * term
-        return Losses.of(terms)
+                now = term.scaled(active)
+                terms[name] = terms[name].plus(now) if name in terms else now
+        return terms

@@ -44,7 +44,7 @@ class ReusedClassifier(nn.Module):
         self.projector = nn.Sequential()  # filled by build; here already, so that it can be tapped
         self.classifier = copy.deepcopy(classifier).requires_grad_(False).eval()
         self.size: tuple[int, int] | None = None
-        self._taps = Taps(body, (layer,), output=output)
+        self.taps = Taps(body, (layer,), output=output)
 
     @property
     def ready(self) -> bool:
@@ -52,8 +52,8 @@ class ReusedClassifier(nn.Module):
         return len(self.projector) > 0
 
     def feature(self, inputs: Any) -> Tensor:
-        """What the body gives at the layer."""
-        return self._taps(inputs)[self.layer]
+        """The body's output at the layer."""
+        return self.taps(inputs)[self.layer]
 
     def build(self, student: Tensor, teacher: Tensor, *, reduction: int) -> None:
         """Makes the projector from one example of each feature.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.losses import Losses, cross_entropy
+from kdx.losses import Mean, cross_entropy
 from kdx.schemes.base import Task
 from kdx.schemes.one_student import OneStudent
 
@@ -41,7 +41,6 @@ class Supervised(OneStudent):
         super().__init__(student, task=task, student_output=student_output)
 
     @override
-    def forward(self, batch: Batch | Any) -> Losses:
-        batch = Batch.of(batch)
-        term = self.task_term(self._taps(batch.inputs), batch)
-        return Losses.of({} if term is None else {"task": term})
+    def terms(self, batch: Batch) -> dict[str, Mean]:
+        term = self.task_term(self.taps(batch.inputs), batch)
+        return {} if term is None else {"task": term}

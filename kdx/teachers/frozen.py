@@ -88,6 +88,23 @@ class Frozen(ModelTeacher):
             captured = self._held(batch) if self._pinned else self.taps(batch.inputs)
         return captured.detach()
 
+    def through(self, batch: Batch) -> Captured:
+        """Answers a batch with a graph back to the inputs: for a generator of inputs that learns from it.
+
+        Its own parameters get no gradient, and nothing about it changes.
+        """
+        asking = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        try:
+            if self.model.training != self.train_mode:
+                self.model.train(self.train_mode)
+            with unchanged_buffers(self.model) if self.train_mode else nullcontext():
+                return self._held(batch) if self._pinned else self.taps(batch.inputs)
+        finally:
+            for parameter in asking:
+                parameter.requires_grad_(True)
+
     @property
     def _pinned(self) -> bool:
         return self.policy.dtype is not None or self.policy.device is not None

@@ -128,7 +128,7 @@ def check_gradient_reaches_every_student(scheme: Scheme, tags: SchemeTags) -> No
     """``students`` names the models that are trained, and each gets a gradient and is in ``parameters()``."""
     ready, batches = _prepared(scheme, tags)
     require(bool(ready.students), "students is empty")
-    _losses(ready, batches[0]).total.backward()  # type: ignore[no-untyped-call]
+    _backward(ready, batches[0])
     registered = {id(parameter) for parameter in ready.parameters()}
     for name, student in ready.students.items():
         own = list(student.parameters())
@@ -149,7 +149,7 @@ def check_no_gradient_in_a_teacher(scheme: Scheme, tags: SchemeTags) -> None:
     ready, batches = _prepared(scheme, tags)
     parts = _teachers(ready)
     before = [_state(teacher) for teacher in parts]
-    _losses(ready, batches[0]).total.backward()  # type: ignore[no-untyped-call]
+    _backward(ready, batches[0])
     students = {id(p) for student in ready.students.values() for p in student.parameters()}
     trained = {id(p) for p in ready.parameters() if p.requires_grad} - students
     for number, teacher in enumerate(parts):
@@ -165,8 +165,8 @@ def check_no_gradient_in_a_teacher(scheme: Scheme, tags: SchemeTags) -> None:
 def check_students_exchange_no_gradient(scheme: Scheme, tags: SchemeTags) -> None:
     """A term named ``"<student>/..."`` sends no gradient into another student."""
     ready, batches = _prepared(scheme, tags)
-    losses = _losses(ready, batches[0])
-    for name, term in losses.terms.items():
+    named = ((name, term) for losses in _by_phase(ready, batches[0]) for name, term in losses.terms.items())
+    for name, term in named:
         owner = name.partition("/")[0]
         if "/" not in name or owner not in ready.students or not term.requires_grad:
             continue
@@ -204,7 +204,7 @@ def check_no_shared_state(scheme: Scheme, tags: SchemeTags) -> None:
     optimizer = torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=0.1)
     for step, batch in enumerate(batches[:2], start=1):
         optimizer.zero_grad()
-        _losses(twin, batch).total.backward()  # type: ignore[no-untyped-call]
+        _backward(twin, batch)
         optimizer.step()
         twin.step_end(step, 2)
     now = _state(original)
@@ -288,8 +288,22 @@ def _prepared(scheme: Scheme, tags: SchemeTags) -> tuple[Scheme, list[Any]]:
 def _losses(scheme: Scheme, batch: Any) -> Losses:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        losses: Losses = scheme(batch)
-        return losses
+        return Losses.joined(list(_by_phase(scheme, batch)))
+
+
+def _by_phase(scheme: Scheme, batch: Any) -> Iterator[Losses]:
+    """The losses of every phase; a graph has to be used before the next phase runs."""
+    phases = scheme.phases
+    for phase in phases:
+        with scheme.only(phase):
+            yield scheme(batch, phase.name) if len(phases) > 1 else scheme(batch)
+
+
+def _backward(scheme: Scheme, batch: Any) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for losses in _by_phase(scheme, batch):
+            losses.total.backward()  # type: ignore[no-untyped-call]
 
 
 def _mean_total(scheme: Scheme, batches: list[Any]) -> float:

@@ -15,22 +15,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from torch import Tensor
 
 from kdx import rng
 from kdx.batch import Batch
 from kdx.errors import Interrupted, PluginError
-from kdx.losses import Losses, is_task
+from kdx.losses import Losses
 from kdx.observers.dispatch import Observers
 from kdx.observers.metrics_log import MetricsLog
 from kdx.observers.tensorboard import TensorBoardLog
 from kdx.schemes.base import Scheme
 from kdx.schemes.weights import Balanced
+from kdx.training.accumulation import accumulate_gradient
 from kdx.training.batches import ResumableLoader, count_batches, dataset_size, first_batch, pass_size, windows
 from kdx.training.evaluation import Metrics, classification
 from kdx.training.finite import Finite
 from kdx.training.gradients import term_gradients
-from kdx.training.optim import OptimizerSpec, Scheduler, ScheduleSpec, check_complete, make_optimizer, make_schedule
+from kdx.training.optim import OptimizerSpec, ScheduleSpec, check_complete
+from kdx.training.phases import Phases
 from kdx.training.prequential import Prequential
 from kdx.training.run import Run
 from kdx.training.signals import Signals
@@ -136,13 +137,13 @@ def fit(
     scheme.to(accelerator.device)
     with rng.isolated():
         _set_up(scheme, train, accelerator.device)
-    trained = [parameter for parameter in scheme.parameters() if parameter.requires_grad]
-    raw_optimizer = make_optimizer(optimizer, trained)
-    scheduler = make_schedule(schedule, raw_optimizer, steps=total_steps, epochs=epochs)
-    engine, prepared_optimizer = accelerator.prepare(scheme, raw_optimizer)
-    forward = functools.partial(_losses, torch.compile(engine) if compile else engine, type(scheme).__name__)
-    stream = ResumableLoader(train, accelerator.device, processes)
-    state = State(run, accelerator, raw_optimizer, scheduler, stream, tests)
+    _check_ranks(scheme, accelerator)
+    phases = Phases(scheme, optimizer, schedule, steps=total_steps, epochs=epochs)
+    trained = phases.parameters
+    engine = phases.prepare(accelerator, scheme)
+    runs = torch.compile(engine) if compile else engine
+    loader = ResumableLoader(train, accelerator.device, processes)
+    state = State(run, accelerator, phases, loader, tests)
     state.claim(resume=resume)
     watchers = Observers([*([MetricsLog(), TensorBoardLog()] if folder else []), *observers])
 
@@ -153,19 +154,22 @@ def fit(
         with Signals() as signals:
             watchers.configure(run)
             while run.goes_on:
-                for window in _epoch(run, stream, accumulate, tests):
-                    phases = []
-                    for _ in _phases(scheme):
-                        measured = _measured(forward, run, log_gradients)
-                        phases.append(_backward(accelerator, engine, measured, window))
-                        if clip_grad_norm is not None:
-                            accelerator.clip_grad_norm_(trained, clip_grad_norm)
-                        prepared_optimizer.step()
-                        prepared_optimizer.zero_grad()  # to None: the others' state stands still in the next phase
-                    losses = Losses.joined(phases)
+                for window in _epoch(run, loader, accumulate, tests):
+                    parts = []
+                    for number, phase in enumerate(phases.phases):
+                        forward = functools.partial(_losses, runs, scheme, phase.name if len(phases) > 1 else None)
+                        for _ in range(phase.steps):
+                            with scheme.only(phase) if len(phases) > 1 else nullcontext():
+                                measured = _measured(forward, run, log_gradients)
+                                found = accumulate_gradient(accelerator, engine, measured, scheme, window)
+                            if clip_grad_norm is not None:
+                                accelerator.clip_grad_norm_(phase.parameters, clip_grad_norm)
+                            phases.step(number)
+                        parts.append(found)
+                    losses = Losses.joined(parts)
                     if run.step == 0:
                         check_complete(trained, scheme.named_parameters())
-                    _end_step(run, accelerator, raw_optimizer, scheduler, pass_ended=stream.finished_pass(len(window)))
+                    _end_step(run, phases, pass_ended=loader.finished_pass(len(window)))
                     run.seconds = time.perf_counter() - start
                     finite.add(losses, run.step, check=run.logs(run.step))
                     watchers.step_end(run, run.step, losses)
@@ -177,8 +181,7 @@ def fit(
                     if run.step >= run.total_steps or run.stopped:
                         break
                 finite.check(run.step)
-                if scheduler:
-                    scheduler.step("epoch")
+                phases.advance("epoch")
                 run.epoch += 1
                 if evaluate is not None:
                     watchers.evaluated(run, state.evaluate(evaluate, metrics, select))
@@ -210,7 +213,10 @@ def _check(scheme: Scheme, accelerator: Accelerator, *, compile: bool, log_gradi
             "gradients of single terms cannot be measured with compile=True; leave log_gradients and "
             "balanced weights, or compile=True, out"
         )
-    if scheme.phases > 1 and accelerator.num_processes > 1:
+
+
+def _check_ranks(scheme: Scheme, accelerator: Accelerator) -> None:
+    if len(scheme.phases) > 1 and accelerator.num_processes > 1:
         raise ValueError(
             f"{type(scheme).__name__} trains its parts in turn, and data parallelism waits for gradients of all; use "
             "one process, or simultaneous updates"
@@ -249,11 +255,11 @@ def run_length(
     return epochs, min(steps or epochs * per_epoch, epochs * per_epoch)
 
 
-def _check_growth(stream: ResumableLoader, run: Run) -> None:
-    batches = count_batches(stream.loader)  # now that the data set has been told of the epoch
-    if batches != stream.batches:
+def _check_growth(loader: ResumableLoader, run: Run) -> None:
+    batches = count_batches(loader.loader)  # now that the data set has been told of the epoch
+    if batches != loader.batches:
         raise ValueError(
-            f"train has {batches} batches in epoch {run.epoch} and had {stream.batches} at the start; for data that "
+            f"train has {batches} batches in epoch {run.epoch} and had {loader.batches} at the start; for data that "
             "grow give steps= and not epochs=, so that the length of the run is known"
         )
 
@@ -264,20 +270,20 @@ def _tests(scheme: Scheme, accelerator: Accelerator) -> Prequential:
     return Prequential(scheme)
 
 
-def _epoch(run: Run, stream: ResumableLoader, accumulate: int, tests: Prequential | None) -> Iterator[list[Batch]]:
+def _epoch(run: Run, loader: ResumableLoader, accumulate: int, tests: Prequential | None) -> Iterator[list[Batch]]:
     """The windows of one epoch, or of what is left of it; of a stream without end all, and every pass is an epoch.
 
     The scheme is told of the epoch and of every step first, and tested on what it will be trained on.
     """
-    empty = not stream.resumes  # a resumed epoch may have been over
+    empty = not loader.resumes  # a resumed epoch may have been over
     if empty:
         run.scheme.epoch_start(run.epoch, _epochs(run))
-    for window in windows(stream.epoch(run.epoch), accumulate):
+    for window in windows(loader.epoch(run.epoch), accumulate):
         if empty and not run.open_ended:
-            _check_growth(stream, run)
+            _check_growth(loader, run)
         empty = False
-        if stream.finished_pass(accumulate, before=len(window)):
-            run.scheme.epoch_start(run.epoch + stream.passes(before=len(window)), run.epochs)
+        if loader.finished_pass(accumulate, before=len(window)):
+            run.scheme.epoch_start(run.epoch + loader.passes(before=len(window)), run.epochs)
         run.scheme.advance(run.step, run.total_steps)
         run.extra = {}
         if tests:
@@ -286,7 +292,7 @@ def _epoch(run: Run, stream: ResumableLoader, accumulate: int, tests: Prequentia
                 run.extra = tests.row()
                 run.history.append({"epoch": run.epoch, "step": run.step + 1, **run.extra})
         yield window
-    stream.epoch_end()
+    loader.epoch_end()
     if empty:
         raise ValueError(
             f"train gave no batch in epoch {run.epoch}, after {run.step} of {run.total_steps} steps; an iterator runs "
@@ -303,40 +309,14 @@ def _epochs(run: Run) -> int:
     return math.ceil(run.total_steps * run.epoch / run.step)
 
 
-def _losses(engine: Callable[[Batch], Any], scheme: str, batch: Batch) -> Losses:
-    losses = engine(batch)
+def _losses(engine: Callable[..., Any], scheme: Scheme, phase: str | None, batch: Batch) -> Losses:
+    losses = engine(batch) if phase is None else engine(batch, phase)
     if not isinstance(losses, Losses):
         raise TypeError(
-            f"{scheme}.forward must return kdx.Losses, got {type(losses).__name__}; kdx.Losses.of({{name: term, ...}}) "
-            "makes them"
+            f"{type(scheme).__name__}.forward must return kdx.Losses, got {type(losses).__name__}; "
+            "kdx.Losses.of({name: term, ...}) makes them"
         )
     return losses
-
-
-def _phases(scheme: Scheme) -> Iterator[int]:
-    for phase in range(scheme.phases):
-        scheme.phase = phase
-        yield phase
-
-
-def _backward(accelerator: Accelerator, engine: Any, forward: Callable[[Batch], Losses], window: list[Batch]) -> Losses:
-    """Accumulates the gradient of one optimizer step and returns its losses, detached."""
-    if len(window) == 1:
-        losses = forward(window[0])
-        accelerator.backward(losses.total)
-        return losses.detach()
-    rows = _shares([batch.rows for batch in window])
-    labelled = _shares([batch.labelled for batch in window])
-    sums: dict[str, Tensor] = {}
-    for i, batch in enumerate(window):
-        with nullcontext() if i == len(window) - 1 else accelerator.no_sync(engine):
-            terms = {
-                name: term * (labelled if is_task(name) else rows)[i] for name, term in forward(batch).terms.items()
-            }
-            accelerator.backward(Losses.of(terms).total)
-        for name, term in terms.items():
-            sums[name] = sums.get(name, 0) + term.detach()
-    return Losses.of(sums)
 
 
 def _measured(forward: Callable[[Batch], Losses], run: Run, log_gradients: int | None) -> Callable[[Batch], Losses]:
@@ -367,27 +347,14 @@ def _measured(forward: Callable[[Batch], Losses], run: Run, log_gradients: int |
     return measure
 
 
-def _end_step(
-    run: Run,
-    accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Scheduler | None,
-    *,
-    pass_ended: bool,
-) -> None:
-    """Counts the step, tells the scheme and moves the schedule, at the end of a pass over a stream's data too."""
+def _end_step(run: Run, phases: Phases, *, pass_ended: bool) -> None:
+    """Counts the step, tells the scheme and moves the schedules, at the end of a pass over a stream's data too."""
     run.step += 1
     run.scheme.step_end(run.step, run.total_steps)
-    if scheduler and not accelerator.optimizer_step_was_skipped:
-        scheduler.step("step")
-    run.learning_rate = optimizer.param_groups[0]["lr"]
-    if scheduler and pass_ended and run.step < run.total_steps:
-        scheduler.step("epoch")
-
-
-def _shares(sizes: list[int]) -> list[float]:
-    total = sum(sizes)
-    return [size / total if total else 0.0 for size in sizes]
+    phases.advance("step")
+    run.learning_rate = phases.learning_rate
+    if pass_ended and run.step < run.total_steps:
+        phases.advance("epoch")
 
 
 def _stopped_by(signum: int, run: Run) -> str:

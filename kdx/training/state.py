@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from kdx.training import evaluation
 from kdx.training.batches import ResumableLoader
 from kdx.training.checkpoint import export_weights, latest_checkpoint, load_checkpoint, save_checkpoint
 from kdx.training.evaluation import Metrics
-from kdx.training.optim import Scheduler
+from kdx.training.phases import Phases
 from kdx.training.prequential import Prequential
 from kdx.training.run import Run
 
@@ -30,16 +29,14 @@ class State:
         self,
         run: Run,
         accelerator: Accelerator,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Scheduler | None,
-        stream: ResumableLoader,
+        phases: Phases,
+        loader: ResumableLoader,
         prequential: Prequential | None = None,
     ) -> None:
         self.run = run
         self.accelerator = accelerator
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.stream = stream
+        self.phases = phases
+        self.loader = loader
         self.prequential = prequential
         self.best: dict[str, dict[str, Tensor]] = {}
 
@@ -51,11 +48,10 @@ class State:
         state = {
             "scheme": run.scheme.state_dict(),
             "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.scheduler.schedule.state_dict() if self.scheduler else None,
+            "phases": self.phases.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
             "rng": rng.capture(),
-            "stream": self.stream.state_dict(),
+            "loader": self.loader.state_dict(),
             "prequential": self.prequential.state_dict() if self.prequential else None,
             "run": {
                 "epoch": run.epoch,
@@ -87,8 +83,8 @@ class State:
         run = self.run
         try:
             run.scheme.load_state_dict(state["scheme"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+            self.phases.load_state_dict(state["phases"])
+        except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"checkpoint {path} is of another scheme or optimizer: {error}") from error
         saved = state["run"]
         epochs = saved["epochs"] if run.open_ended else run.epochs
@@ -97,18 +93,16 @@ class State:
                 f"checkpoint {path} is of a run of {saved['epochs']} epochs and {saved['total_steps']} steps, this one "
                 f"has {run.epochs} and {run.total_steps}; resume with the same length"
             )
-        if self.scheduler:
-            self.scheduler.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         run.epochs = epochs
-        self.stream.load_state_dict(state["stream"])
+        self.loader.load_state_dict(state["loader"])
         if self.prequential and (counts := state.get("prequential")):
             self.prequential.load_state_dict(counts)
         run.step, run.epoch, run.seconds = state["step"], saved["epoch"], saved["seconds"]
         run.history, run.best, self.best = saved["history"], saved["best"], state["best"]
         run.stopped = saved.get("stopped")
-        run.learning_rate = self.optimizer.param_groups[0]["lr"]
+        run.learning_rate = self.phases.learning_rate
         rng.restore(state["rng"])
 
     def evaluate(self, loader: Iterable[Any], metrics: Metrics, select: str | None) -> dict[str, Any]:

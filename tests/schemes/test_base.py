@@ -210,9 +210,9 @@ class Gives(kdx.Knowledge):
         (lambda z: z.argmax(), r"a tensor of torch.int64 with shape \[\]"),
         (lambda z: z.mean().item(), "float"),
         (lambda z: None, "NoneType"),
-        (lambda z: (z.mean(), z), "tuple"),
+        (lambda z: [z.mean(), z], "list"),
     ],
-    ids=["a row each", "a vector of one", "integers", "a number without graph", "nothing", "a tuple"],
+    ids=["a row each", "a vector of one", "integers", "a number without graph", "nothing", "a list"],
 )
 def test_a_component_that_gives_no_scalar_is_named(net, batch, make, came) -> None:
     scheme = kdx.Offline(net(), net(), knowledge={"mine": (0.5, Gives(make))})
@@ -220,6 +220,14 @@ def test_a_component_that_gives_no_scalar_is_named(net, batch, make, came) -> No
         scheme(batch)
     with pytest.raises(TypeError, match=rf"term 'mine': expected one number, .*got {came}$"):
         kdx.Losses.of({"mine": make(torch.zeros(16, 3))})
+
+
+def test_a_component_whose_count_is_none_is_named(net, batch) -> None:
+    scheme = kdx.Offline(net(), net(), knowledge={"mine": (0.5, Gives(lambda z: (z.mean(), z)))})
+    with pytest.raises(
+        TypeError, match=r"knowledge 'mine' \(Gives\): its count must be a number or a 0-dim tensor, got"
+    ):
+        scheme(batch)
 
 
 @pytest.mark.parametrize("gives", [lambda losses: losses.total, lambda losses: losses.terms, lambda losses: None])

@@ -27,16 +27,16 @@ def frozen_state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def test_a_turn_gives_one_peer_its_losses_and_changes_nothing_about_the_others(net, batch) -> None:
     scheme = mutual(net, updates="alternating").train()
-    for turn in range(scheme.phases):
-        scheme.phase = turn
+    assert [phase.name for phase in scheme.phases] == ["peer0", "peer1", "peer2"]
+    for turn, phase in enumerate(scheme.phases):
         before = [frozen_state(peer) for peer in scheme.peers]
-        losses = scheme(batch)
-        assert losses.terms.keys() == {f"peer{scheme.phase}/task", f"peer{scheme.phase}/kd"}
+        losses = scheme(batch, phase.name)
+        assert losses.terms.keys() == {f"peer{turn}/task", f"peer{turn}/kd"}
         losses.total.backward()
         for i, peer in enumerate(scheme.peers):
-            assert any(p.grad is not None for p in peer.parameters()) is (i == scheme.phase)
+            assert any(p.grad is not None for p in peer.parameters()) is (i == turn)
             moved = [name for name, value in peer.state_dict().items() if not value.equal(before[i][name])]
-            assert bool(moved) is (i == scheme.phase)  # BatchNorm's statistics
+            assert bool(moved) is (i == turn)  # BatchNorm's statistics
         scheme.zero_grad()
 
 
@@ -90,10 +90,10 @@ def test_leftover_gradients_would_move_a_peer_out_of_turn(net, batch) -> None:
     def moved(set_to_none: bool) -> bool:
         scheme = mutual(net, updates="alternating").train()
         optimizer = torch.optim.SGD(scheme.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
-        for scheme.phase in range(2):
-            if scheme.phase == 1:
+        for turn, phase in enumerate(scheme.phases[:2]):
+            if turn == 1:
                 before = scheme.peers[0].fc.weight.clone()
-            scheme(batch).total.backward()
+            scheme(batch, phase.name).total.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=set_to_none)
         return not scheme.peers[0].fc.weight.equal(before)

@@ -70,12 +70,12 @@ def test_a_sample_that_comes_twice_in_an_epoch_is_answered_from_the_last_one() -
     scheme.epoch_start(0, 4)
     scheme(data([1, 2]))
     scheme.epoch_start(1, 4)
-    first = scheme.store.read(torch.tensor([1, 2]), scheme._taps(data([1, 2]).inputs)).logits
+    first = scheme.store.read(torch.tensor([1, 2]), scheme.taps(data([1, 2]).inputs)).logits
     move(scheme)
     scheme(data([1, 2]))
     move(scheme)
     scheme(data([2, 1]))
-    assert scheme.store.read(torch.tensor([1, 2]), scheme._taps(data([1, 2]).inputs)).logits.equal(first)
+    assert scheme.store.read(torch.tensor([1, 2]), scheme.taps(data([1, 2]).inputs)).logits.equal(first)
     expected = scheme.student(data([1, 2]).inputs)
     scheme.epoch_start(2, 4)
     torch.testing.assert_close(scheme.store.before0[1:3], expected)

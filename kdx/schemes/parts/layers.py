@@ -1,4 +1,4 @@
-"""What the schemes have in common in which layers of one network teach each other."""
+"""The base of the schemes in which layers of one network teach each other."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SelfLayers(OneStudent):
         if stages is not None and len(stages) < 2:
             raise ValueError(f"stages must name at least two modules, from shallow to deep; got {list(stages)}")
         self.stages = () if stages is None else tuple(stages)
-        self._taps.add(self.stages)
+        self.taps.add(self.stages)
         self._set_up = False
 
     @property
@@ -71,9 +71,9 @@ class SelfLayers(OneStudent):
         batch = Batch.of(batch)
         if not self.stages:
             self.stages = find_stages(self.student, batch.inputs)
-            self._taps.add(self.stages)
+            self.taps.add(self.stages)
         with evaluating(self.student), torch.no_grad():
-            captured = self._taps(batch.inputs)
+            captured = self.taps(batch.inputs)
             self.build(captured)
         lessons = range(len(self.stages) - 1)
         self.knowledge = nn.ModuleDict({f"lesson{k}": own_copies(self.components) for k in lessons})
@@ -102,4 +102,4 @@ class SelfLayers(OneStudent):
                 f"{type(self).__name__} looks for stages and builds parts from their shapes: call scheme.setup(batch) "
                 "once, before the optimizer is built (kdx.fit does)"
             )
-        return self._taps(batch.inputs)
+        return self.taps(batch.inputs)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx import Batch, Losses, Offline, SoftTargets
-from kdx.schemes.base import KnowledgeTerms, Task, check_ready
+from kdx import Batch, Mean, Offline, SoftTargets
+from kdx.schemes.base import KnowledgeTerms, Task
 
 __all__ = ["FunctionMatching", "mix"]
 
@@ -77,20 +77,18 @@ class FunctionMatching(Offline):
         )
 
     @override
-    def forward(self, batch: Batch | Any) -> Losses:
-        batch = Batch.of(batch)
-        check_ready(self.components)
+    def terms(self, batch: Batch) -> dict[str, Mean]:
         if not isinstance(batch.inputs, Tensor) or not batch.inputs.is_floating_point():
             kind = f"{batch.inputs.dtype} tensor" if isinstance(batch.inputs, Tensor) else type(batch.inputs).__name__
             raise TypeError(f"function-matching mixes inputs, so they must be one floating-point tensor; got {kind}")
         draw = torch.rand if self.training else torch.ones
         share = draw((), device=batch.inputs.device)
         mixed = batch._replace(inputs=mix(batch.inputs, share))
-        teacher, student = self.teacher(mixed), self._taps(mixed.inputs)
+        teacher, student = self.teacher(mixed), self.taps(mixed.inputs)
         terms = self.knowledge_terms(self.components, student, teacher, mixed)
         own = self.task_term(student, batch)
         if own is not None:
             other = self.task_term(student, batch._replace(targets=batch.targets.roll(1, 0)))
             assert other is not None  # as own is not
-            terms = {"task": share * own + (1 - share) * other} | terms
-        return Losses.of(terms)
+            terms = {"task": own.scaled(share).plus(other.scaled(1 - share))} | terms
+        return terms
