@@ -140,10 +140,18 @@ def resolves(dotted: str) -> bool:
     return True
 
 
+def inherited_private_names(text: str) -> list[str]:
+    """``self._name`` of a file that neither defines nor sets it, so that it can only come from a base class."""
+    used = re.findall(r"\bself\.(_[a-z]\w*)", text)
+    set_here = r"\bself\.{0}\b(?:: [^=\n]+)? =|\bdef {0}\b|^    {0}\b ?[:=]"
+    return [name for name in used if not re.search(set_here.format(name), text, re.MULTILINE)]
+
+
 @pytest.mark.parametrize("path", authors_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_authors_need_public_names_only(path: Path) -> None:
-    wrong = [name for name in names_of_kdx(path.read_text()) if not resolves(name)]
-    assert wrong == []
+    text = path.read_text()
+    wrong = [name for name in names_of_kdx(text) if not resolves(name)]
+    assert wrong + inherited_private_names(text) == []
 
 
 @pytest.mark.parametrize(
@@ -163,3 +171,16 @@ def test_authors_need_public_names_only(path: Path) -> None:
 )
 def test_the_check_of_names_sees(code: str, wrong: list[str]) -> None:
     assert [name for name in names_of_kdx(code) if not resolves(name)] == wrong
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("x = self._taps(batch)", ["_taps"]),
+        ("self._rows: Tensor = rows\ny = self._rows[0]", []),
+        ("def _freeze(self): ...\nself._freeze()", []),
+        ("class A:\n    _rows = 1\n    x = self._rows", []),
+    ],
+)
+def test_the_check_of_private_names_sees(code: str, wrong: list[str]) -> None:
+    assert inherited_private_names(code) == wrong
