@@ -124,7 +124,7 @@ def asked_archs() -> list[str]:
 
 
 def plan() -> dict[str, object]:
-    """What to build: {"mode", "cpu": reason or None, "cuda": reason or None, and what the ninja file needs}."""
+    """The plan of a build: {"mode", "cpu": reason or None, "cuda": reason or None, and the ninja file's settings}."""
     mode = os.environ.get("KDX_BUILD", "auto")
     if mode not in MODES:
         raise SystemExit(f"KDX_BUILD={mode!r}: expected one of {', '.join(MODES)}")

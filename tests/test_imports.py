@@ -1,4 +1,4 @@
-"""What importing kdx costs, and which module may import which."""
+"""The cost of importing kdx, and which module may import which."""
 
 from __future__ import annotations
 

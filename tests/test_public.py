@@ -99,7 +99,7 @@ WAITING = {  # files that still reach for names of modules
 
 
 def authors_files() -> list[Path]:
-    """What a plugin's author reads or writes: packages, templates, documents, benchmarks."""
+    """The files that an author reads or starts from: packages, templates, documents, benchmarks."""
     found = [
         *(ROOT / "plugins").rglob("*.py"),
         *(ROOT / "kdx" / "templates").rglob("*.py.j2"),

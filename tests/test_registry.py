@@ -218,7 +218,7 @@ def test_a_plugin_can_be_registered_in_the_process() -> None:
 
 
 class Distribution:
-    """What an entry point knows of its package."""
+    """The part of a package that an entry point knows."""
 
     version = "1.0"
 

@@ -114,7 +114,7 @@ def components(kind: Kind) -> str:
 
 
 def prose(target: Any) -> str:
-    """What a docstring says, its sections of arguments left out, its example as code."""
+    """The text of a docstring without its arguments, with its example as code."""
     parsed = docstring_parser.parse(inspect.getdoc(target) or "")
     text = "\n\n".join(filter(None, (parsed.short_description, parsed.long_description)))
     text += "".join(f"\n\nRaises `{item.type_name}`: {item.description}" for item in parsed.raises)
@@ -339,7 +339,7 @@ def package_page(package: str) -> str:
 
 
 def entries(package: str) -> Iterator[str]:
-    """What mkdocstrings shows in full, and links to what stands on another page."""
+    """The public names: in full for mkdocstrings, or a link where another page has them."""
     module = import_module(package)
     for name in module.__all__:
         value = getattr(module, name)

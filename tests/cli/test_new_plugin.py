@@ -19,7 +19,7 @@ KINDS = ("knowledge", "scheme", "assistant", "model", "dataset", "op")
 
 
 def install(package: Path) -> None:
-    """What an installer writes down for the package, so that its entry point is found; no network, no pip."""
+    """The metadata that an installer writes for the package, so that its entry point is found; no network, no pip."""
     info = package / f"{package.name.replace('-', '_')}-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package.name}\nVersion: 0.1.0\n")

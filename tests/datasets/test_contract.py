@@ -1,4 +1,4 @@
-"""What an experiment asks of a data set is checked when it is built, and said in full."""
+"""The contract of a data set is checked when an experiment is built, with messages in full."""
 
 from __future__ import annotations
 

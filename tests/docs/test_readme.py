@@ -1,4 +1,4 @@
-"""What the documents show runs."""
+"""The examples of the README and of docstrings run."""
 
 from __future__ import annotations
 

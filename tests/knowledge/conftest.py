@@ -1,4 +1,4 @@
-"""What every knowledge component has to stand, whatever its formula."""
+"""Checks that every knowledge component has to pass, whatever its formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every registered knowledge component declares about itself."""
+"""The declarations of every registered knowledge component."""
 
 from __future__ import annotations
 

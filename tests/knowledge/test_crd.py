@@ -228,7 +228,7 @@ def test_crd_compiles_into_one_graph_for_any_batch_size_and_still_updates_its_ba
 
 
 def peak_of_a_step(peak_bytes, samples, n, k, dim):
-    """What a training step holds at most, in numbers of four bytes, beside the banks that are there before."""
+    """The peak memory of a training step, in numbers of four bytes, beside the banks that are there before."""
     component = CRD(student="s", teacher="t", samples=samples, negatives=k, dim=dim)
     features = Captured({"s": torch.randn(n, 64, requires_grad=True)}), Captured({"t": torch.randn(n, 64)})
     component.setup(*features)

@@ -1,4 +1,4 @@
-"""What all models promise: exact sizes, taps, gradients everywhere, seeds, clear errors."""
+"""Promises of all models: exact sizes, taps, gradients everywhere, seeds, clear errors."""
 
 import pytest
 import torch

@@ -192,7 +192,7 @@ def test_bad_arguments_say_what_was_expected(net, build, error, message) -> None
 
 
 class Gives(kdx.Knowledge):
-    """What ``make`` makes of the student's logits, as a plugin might."""
+    """The result of ``make`` on the student's logits, as a plugin might have it."""
 
     def __init__(self, make) -> None:
         super().__init__()

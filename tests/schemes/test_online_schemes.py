@@ -1,4 +1,4 @@
-"""What every scheme of several learners owes: it trains, resumes exactly, exports what it says, shares nothing."""
+"""Promises of every scheme of several learners: it trains, resumes exactly, exports what it says, shares nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every self-distillation scheme owes: it trains, resumes exactly, exports the student alone, shares nothing."""
+"""Promises of every self-distillation scheme: it trains, resumes exactly, exports the student alone, shares nothing."""
 
 from __future__ import annotations
 

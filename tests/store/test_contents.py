@@ -1,4 +1,4 @@
-"""What a store keeps and what comes back: whole tensors, top-k with its tail, sampled classes."""
+"""The contents of a store, written and read back: whole tensors, top-k with its tail, sampled classes."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def said(teacher, view, epoch: int, positions: list[int]):
-    """What the teacher says itself."""
+    """The teacher's own outputs."""
     view.set_epoch(epoch)
     batch = Batch(*default_collate(view.__getitems__(positions)))
     with torch.no_grad():
