@@ -43,8 +43,8 @@ def run(seeds: list[int]) -> None:
         test = data.evaluation(data.test)
         torch.manual_seed(seed)
         teacher = kdx.make("model", "convnet", width=24, **data.shape)
-        one_cycle = {"name": "OneCycleLR", "max_lr": 0.1, "cycle_momentum": False}
-        sgd = {"name": "SGD", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}
+        one_cycle = kdx.Ref("OneCycleLR", max_lr=0.1, cycle_momentum=False)
+        sgd = kdx.Ref("SGD", lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
         fit = {"optimizer": sgd, "schedule": one_cycle, "device": "cpu"}
         kdx.fit(kdx.Supervised(teacher), data.training(data.all, 128), epochs=TEACHER_EPOCHS, **fit)
         quality = evaluate(teacher, test)["accuracy"]

@@ -107,14 +107,13 @@ class Assembly:
 
     def build(self, ref: Ref) -> nn.Module:
         """A new model for the shapes of the data."""
-        with locating(f"model ({ref.name})"):
-            model: nn.Module = self.plugins.make("model", ref, **self.data.shape)
-        return model
+        return self._new(ref, self.data.shape)
 
     def parameters(self, ref: Ref) -> int:
         """The number of parameters of a model for the shapes of the data."""
+        shape = self.data.shape  # read outside, as no data can be read on that device
         with torch.device("meta"), rng.isolated():
-            return sum(parameter.numel() for parameter in self.build(ref).parameters())
+            return sum(parameter.numel() for parameter in self._new(ref, shape).parameters())
 
     def flops(self, ref: Ref) -> int:
         """Operations of one forward pass of a model on one sample."""
@@ -181,6 +180,11 @@ class Assembly:
         if views := store_views(self.recipe, stage.teachers):
             data = data.cycling(views)
         return self.data.training(data, train_of(stage, self.recipe).batch_size, scheme)
+
+    def _new(self, ref: Ref, shape: Mapping[str, Any]) -> nn.Module:
+        with locating(f"model ({ref.name})"):
+            model: nn.Module = self.plugins.make("model", ref, **shape)
+        return model
 
     def _taught(self, stage: Stage, student: nn.Module) -> Scheme:
         """The scheme with all that its signature names, built in the same order for every scheme."""

@@ -87,7 +87,8 @@ class Experiment:
         teachers: where trained teachers are kept for other runs; ``.teachers`` beside the folder by default.
         notify: called with a sentence for the user when something happens that should not wait for the report.
         report: whether the pictures and the page of the report are drawn at the end.
-        plugins: where components come from; None takes those installed.
+        plugins: where the components of the recipe come from; None takes those installed. A component that names
+            others itself, as ``residual-sum`` does, takes those installed.
 
     Raises:
         PlanError: the stages do not fit together.

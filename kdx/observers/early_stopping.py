@@ -32,7 +32,7 @@ class EarlyStopping:
     Example:
         >>> import kdx, torch
         >>> data = [(torch.randn(8, 3), torch.randint(2, (8,)))]
-        >>> scheme, still = kdx.Supervised(torch.nn.Linear(3, 2)), {"name": "SGD", "lr": 0.0}
+        >>> scheme, still = kdx.Supervised(torch.nn.Linear(3, 2)), kdx.Ref("SGD", lr=0.0)
         >>> stop = [EarlyStopping("accuracy", patience=2)]
         >>> run = kdx.fit(scheme, data, epochs=9, evaluate=data, optimizer=still, observers=stop, device="cpu")
         >>> run.epoch, run.stopped

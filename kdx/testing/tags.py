@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from kdx.batch import Batch
+from kdx.ref import Ref, RefLike
 
 __all__ = ["KnowledgeTags", "SchemeTags"]
 
@@ -69,4 +70,4 @@ class SchemeTags:
     """
 
     data: Sequence[Any] | None = None
-    optimizer: str | Mapping[str, Any] = field(default_factory=lambda: {"name": "AdamW", "lr": 0.01})
+    optimizer: RefLike = field(default_factory=lambda: Ref("AdamW", lr=0.01))

@@ -71,5 +71,5 @@ def test_it_trains_by_name() -> None:
     scheme = kdx.make("scheme", "function-matching", toy_model(), toy_model(8, seed=1))
     batches = toy_batches()
     before = sum(scheme.eval()(batch).total.item() for batch in batches)
-    kdx.fit(scheme.train(), batches, epochs=20, optimizer={"name": "AdamW", "lr": 0.02}, device="cpu")
+    kdx.fit(scheme.train(), batches, epochs=20, optimizer=kdx.Ref("AdamW", lr=0.02), device="cpu")
     assert sum(scheme.eval()(batch).total.item() for batch in batches) < 0.5 * before
