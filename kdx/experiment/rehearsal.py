@@ -27,6 +27,7 @@ from kdx.teachers import Stored
 from kdx.training.checkpoint import load_weights
 from kdx.training.loop import run_length
 from kdx.training.optim import make_optimizer, make_schedule
+from kdx.training.phases import Phases
 
 __all__ = ["rehearse", "rehearse_store"]
 
@@ -103,7 +104,7 @@ class _Untrained:
 
 
 def _build_stage(assembly: Assembly, stage: Stage, seen: set[Ref]) -> None:
-    """Builds the models, the scheme, the batches, the optimizer and the schedule of a stage, as far as known."""
+    """Builds the models, the scheme, the batches, the optimizers and the schedules of a stage, as far as known."""
     scheme = None
     if _known(assembly, stage.name, *stage.teachers):
         ref = assembly.ref(stage.name)
@@ -128,6 +129,9 @@ def _build_training(assembly: Assembly, stage: Stage, scheme: Scheme | None) -> 
     with locating(f"stage {stage.name}: train"):
         batches = assembly.batches(stage, scheme)
         epochs, steps = run_length(batches, None if train.steps else train.epochs, train.steps, train.accumulate)
+        if scheme is not None and scheme.ready:
+            Phases(scheme, train.optimizer, train.schedule, steps=steps, epochs=epochs)
+            return
         trained = scheme.parameters() if scheme else [nn.Parameter(torch.zeros(1))]
         optimizer = make_optimizer(train.optimizer, trained)
         make_schedule(train.schedule, optimizer, steps=steps, epochs=epochs)

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+import kdx
 from kdx.errors import CaptureError, KdxError, RecipeError, StoreError
 from kdx.experiment.experiment import Experiment
 from kdx.experiment.store_command import cache_teacher
 from kdx.hookspecs import Spec, hookimpl
 from kdx.ref import Ref
+from kdx.schemes.phase import Phase
 from kdx.stage import Stage, Term
 from tests.experiment.tiny import TINY, recipe
 
@@ -152,6 +154,27 @@ def test_trying_draws_no_random_number(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     Experiment(recipe(teacher=stored("sample:3")), tmp_path / "run")._claim(resume=False, force=False)
     assert torch.get_rng_state().equal(state)
+
+
+class Idle(kdx.Supervised):
+    """A scheme with a phase that trains nothing."""
+
+    @property
+    def phases(self):
+        return (*super().phases, Phase("idle", self.terms, ()))
+
+
+def test_a_phase_that_cannot_be_trained_is_found_before_anything_is_trained(plugged, tmp_path: Path) -> None:
+    class Plugin:
+        @hookimpl
+        def kdx_schemes(self):
+            return [Spec("idle", f"{__name__}:Idle", "for a test")]
+
+    plugged(Plugin(), "idle")
+    given = recipe(scheme="idle", teacher=None, knowledge={})
+    with pytest.raises(RecipeError, match="stage distilled: train: phase 'idle' of Idle trains nothing"):
+        Experiment(given, tmp_path / "run", [NoStep()]).run()
+    assert not (tmp_path / "run").exists()
 
 
 class Odd(nn.Module):
