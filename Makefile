@@ -1,5 +1,6 @@
 # make demo    set up and run the main job          make lint   what CI checks beside the tests
-# make test    set up and run every test            make docs   build the documentation into site/
+# make test    set up and run the quick tests       make docs   build the documentation into site/
+# make test-slow   the other tests                  make soak   what runs for an hour and writes rows to bench/results
 # make clean   remove what make made
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 
-.PHONY: setup demo test lint docs clean
+.PHONY: setup demo test test-slow soak lint docs clean
 setup: $(READY)
 
 $(READY): $(SOURCES)
@@ -23,8 +24,16 @@ demo: $(READY)
 	$(BIN)/kdx run fashion-offline --resume
 
 test: $(READY)
-	@echo "== running every test; those that need a GPU skip without one"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	@echo "== running the quick tests; those that need a GPU skip without one, make test-slow runs the others"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: $(READY)
+	@echo "== running the slow tests: statistics, whole documents, packages, kills, sweeps of kernels"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "slow and not soak"
+
+soak: $(READY)
+	@echo "== running the soaks, whose rows bench/results/soak keeps"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m soak --timeout 0
 
 lint: $(READY)
 	$(BIN)/ruff check .

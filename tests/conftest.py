@@ -24,6 +24,21 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks as slow the cases that a marker ``quick`` leaves out.
+
+    ``@pytest.mark.quick(backend="triton", std=[3.0])``: of the cases of this backend (of all without one) those with
+    these values are quick, every other is slow; ``backend="triton"`` alone makes all of that backend slow.
+    """
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    for mark in item.iter_markers("quick"):
+        wanted = dict(mark.kwargs)
+        if (backend := wanted.pop("backend", None)) and parameters["backend_name"] != backend:
+            continue
+        if not wanted or any(parameters[name] not in values for name, values in wanted.items()):
+            item.add_marker(pytest.mark.slow)
+
+
 def small_net(width: int = 4, classes: int = 3) -> nn.Sequential:
     """A CNN with BatchNorm and dropout on 1x8x8 images; module names are 'conv', 'norm', 'pool', 'drop', 'fc'."""
     net = nn.Sequential()

@@ -354,6 +354,7 @@ print([p.sum().item() for p in scheme.parameters()])
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_agree_though_adapters_of_teachers_sit_out_some_steps() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -28,6 +28,7 @@ def install(package: Path) -> None:
     (info / "entry_points.txt").write_text(f"[kdx]\n{entry}\n".replace('"', ""))
 
 
+@pytest.mark.slow
 def test_every_kind_passes_its_own_tests_at_once(tmp_path: Path) -> None:
     packages = [new_plugin(f"kdx-try-{kind}", kind, tmp_path) for kind in KINDS]
     for package in packages:

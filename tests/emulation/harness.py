@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from filelock import FileLock
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 ORDERS = {"forward": 0, "reverse": 1, "shuffled": 2}
@@ -58,6 +60,14 @@ def _build(sources: Iterable[Path], name: str, flags: list[str]) -> Path:
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # of the workers of a session one compiles, with both threads
+        if not target.exists():
+            _compile(gxx, sources, flags, target)
+    return target
+
+
+def _compile(gxx: str, sources: Iterable[Path], flags: list[str], target: Path) -> None:
+    folder = target.parent
     include = [f"-I{HERE}", f"-I{ROOT / 'csrc' / 'include'}", f"-I{ROOT / 'csrc'}"]
 
     def compile_one(source: Path) -> Path:
@@ -69,12 +79,11 @@ def _build(sources: Iterable[Path], name: str, flags: list[str]) -> Path:
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         objects = list(pool.map(compile_one, sources))
-    linked = folder / f"{name}.{os.getpid()}.so"  # renamed when whole, so that parallel sessions do not meet half of it
+    linked = folder / f"{target.stem}.{os.getpid()}.so"  # renamed when whole
     subprocess.run([gxx, "-shared", *map(str, objects), "-o", str(linked)], check=True)
     linked.replace(target)
     for path in objects:
         path.unlink()
-    return target
 
 
 def library(sources: Iterable[Path], name: str, *flags: str) -> ctypes.CDLL:

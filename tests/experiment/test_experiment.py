@@ -200,6 +200,7 @@ def test_an_interrupted_experiment_resumes_in_its_stage_and_ends_the_same(finish
             assert value.equal(expected[name]), (stage, name)
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_middle_leaves_a_run_that_resumes_to_the_same_end(finished: Path, tmp_path: Path) -> None:
     overrides = [f"{key}={value}" for key, value in SHORT.items()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -195,6 +195,7 @@ kdx.run(load_recipe(sys.argv[1]), folder=sys.argv[2], resume=True)
 """
 
 
+@pytest.mark.slow
 def test_kill_9_in_the_second_stage_of_a_plan_resumes_in_the_second_stage(run, tmp_path: Path) -> None:
     assistant = {"name": "hint-then-distil", "student_layer": "hidden1", "teacher_layer": "hidden1"}
     given = recipe(assistant=assistant, train={"epochs": 12, "batch_size": 128}, controls=[])

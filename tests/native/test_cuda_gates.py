@@ -33,6 +33,7 @@ def compiled():
         return {key: job.result() for key, job in jobs.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "arch"), GATED, ids=[f"{name}-sm_{arch}" for name, arch in GATED])
 def test_no_kernel_spills_and_each_keeps_its_registers(compiled, name, arch):
     kernels = compiled[name, arch]
@@ -43,6 +44,7 @@ def test_no_kernel_spills_and_each_keeps_its_registers(compiled, name, arch):
         assert made.registers <= bound, f"{kernel} uses {made.registers} registers"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(gates.cuobjdump() is None, reason="no cuobjdump in the CUDA toolkit or the Triton wheel")
 def test_the_sweeps_of_a_row_in_shared_memory_stay_within_their_instructions(compiled):
     kernels = compiled["softmax_kl_bf16.cu", 90]

@@ -46,12 +46,14 @@ def kernels(request):
     return found
 
 
+@pytest.mark.quick(kernels=[90])
 def test_cuda_kernels_spill_nothing_and_stay_under_their_registers(kernels):
     assert kernels.keys() == REGISTERS.keys()
     assert {name: kernel.spill_bytes for name, kernel in kernels.items()} == dict.fromkeys(REGISTERS, 0)
     assert not {name: k.registers for name, k in kernels.items() if k.registers > REGISTERS[name]}
 
 
+@pytest.mark.quick(kernels=[90])
 @pytest.mark.parametrize(("name", "visits", "bound"), [("Li2ELb1E", 4, 39), ("Li1ELb1E", 4, 40), ("Li2ELb0E", 4, 16)])
 def test_cuda_angle_loop_instructions_per_pair_and_point(kernels, name, visits, bound):
     loop = kernels[f"rkd_angle_kernelI{name}"].loops()[-1]  # after the two loops that stage the legs
@@ -59,6 +61,7 @@ def test_cuda_angle_loop_instructions_per_pair_and_point(kernels, name, visits, 
     assert not [i.opcode for i in loop if i.opcode.startswith(("MUFU", "LDG", "STG", "LDL", "STL"))]
 
 
+@pytest.mark.quick(kernels=[90])
 def test_cuda_distance_loop_instructions_per_pair_and_coordinate(kernels):
     loops = kernels["rkd_measure_kernelILi4E"].loops()
     loop = max(loops, key=lambda body: sum(i.opcode == "FFMA" for i in body))
@@ -100,6 +103,7 @@ print(json.dumps(rows))
 """
 
 
+@pytest.mark.quick(arch=[90])
 @pytest.mark.parametrize("arch", ARCHS, ids=[f"sm_{arch}" for arch in ARCHS])
 def test_triton_kernels_spill_nothing_and_stay_under_their_bounds(arch):
     pytest.importorskip("triton")

@@ -32,6 +32,7 @@ def report(tmp_path_factory):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_nothing_spills_and_two_programs_fit_on_a_multiprocessor(report):
     assert {case["case"][0] for case in report} == {80, 90, 100}
     for case in report:
@@ -40,6 +41,7 @@ def test_nothing_spills_and_two_programs_fit_on_a_multiprocessor(report):
         assert case["registers"] * 32 * warps * (2 if warps < 16 or case["case"][3] == 0 else 1) <= 65536, case
 
 
+@pytest.mark.slow
 def test_rows_are_read_and_written_sixteen_bytes_at_a_time(report):
     for case in report:
         if case["case"][3] == 0 and case["case"][5] in (None, "ALL"):
@@ -47,6 +49,7 @@ def test_rows_are_read_and_written_sixteen_bytes_at_a_time(report):
             assert case["wide_stores"] >= 1, case
 
 
+@pytest.mark.slow
 def test_instructions_a_class_stay_within_the_budget(report):
     for case in report:
         _, kernel, _, divergence, labels, _ = case["case"]

@@ -30,6 +30,7 @@ torch.testing.assert_close(gradient, torch.autograd.grad(loss(s, t), s)[0])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what",
     [

@@ -10,6 +10,7 @@ from kdx.ops import pairwise_sq_dist
 OP = "pairwise_sq_dist"
 
 
+@pytest.mark.quick(backend="triton", d=[0, 1, 2, 3])
 @pytest.mark.parametrize(("n", "m", "d"), [(0, 3, 2), (3, 0, 2), (1, 1, 1), (2, 5, 3), (33, 17, 512), (20, 65, 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_values_are_those_of_float64(backend, n, m, d, dtype):

@@ -95,6 +95,7 @@ def check(backend, student, teacher, weights, delta=1.0):
     return loss
 
 
+@pytest.mark.quick(backend="triton", n=[0, 1, 2, 3])
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 33])
 @pytest.mark.parametrize(("d_s", "d_t"), [(1, 3), (3, 1), (512, 3)])
@@ -102,6 +103,7 @@ def test_loss_and_both_gradients_match_the_authors_definition(backend, weights, 
     check(backend, points(n, d_s), points(n, d_t, seed=1), weights)
 
 
+@pytest.mark.quick(backend="triton", weights=[WEIGHTS["both"]])
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 def test_more_points_than_one_tile_of_any_backend(backend, weights, wide_tiles):
     slow = backend == "reference" or (backend == "triton" and weights[0] != 0)
@@ -222,6 +224,7 @@ def test_both_losses_together_are_the_weighted_sum_of_each(backend, wide_tiles):
     assert rkd(student, teacher, distance_weight=0.0, angle_weight=0.0, backend=backend).item() == 0
 
 
+@pytest.mark.quick(backend="triton", weights=[WEIGHTS["distance"]])
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 def test_a_pair_grid_cut_into_blocks_gives_the_same(monkeypatch, backend, weights, wide_tiles):
     if backend == "reference":

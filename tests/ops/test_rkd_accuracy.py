@@ -126,6 +126,7 @@ def test_gradient_of_a_shared_translation_and_scale_is_zero(backend, wide_tiles)
     assert (grad * student.detach()).sum().abs() <= 1e-5 * (grad * student.detach()).abs().sum()
 
 
+@pytest.mark.slow
 def test_products_of_whole_numbers_are_exact_however_many_coordinates(require):
     """Sums of products of digits are kept in 32 bits, which 44,000 coordinates of the largest digits would fill."""
     require("rkd", "cpu")

@@ -40,6 +40,7 @@ print(failed)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("gcc") is None, reason="needs Linux and gcc")
 @pytest.mark.parametrize("isa", ["base", "amx"])  # the best there is, where there is no AMX
 def test_running_out_of_memory_is_an_error_whichever_allocation_fails(require, tmp_path, isa):

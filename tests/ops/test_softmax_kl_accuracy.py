@@ -32,6 +32,7 @@ def truth(std, gap, temperature, divergence, dtype=torch.float32):
     return loss.detach(), torch.autograd.grad(loss, s)[0]
 
 
+@pytest.mark.quick(backend="triton", temperature=[4.0], gap=[1e-2], std=[3.0])  # three seconds a case
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("gap", [1.0, 1e-2, 1e-4])
 @pytest.mark.parametrize("std", [0.1, 3.0, 30.0])
@@ -46,6 +47,7 @@ def test_float32_stays_within_the_budget(backend, divergence, std, gap, temperat
     assert (grad - want_grad).norm() <= GRADIENT[std] * want_grad.norm()
 
 
+@pytest.mark.quick(backend="triton")  # twenty seconds a case; the next test has a spread of 300 in a small one
 @pytest.mark.parametrize("gap", [1.0, 1e-2, 1e-4])
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
 def test_no_row_is_ever_negative_and_everything_is_finite_at_a_spread_of_300(backend, divergence, gap):
@@ -88,6 +90,7 @@ def test_the_reference_in_float64_agrees_with_log_probabilities(divergence, gap)
     assert abs(loss.item() - want.item()) <= 1e-9 * want.item()
 
 
+@pytest.mark.quick(backend="triton")
 def test_bfloat16_logits_are_not_rounded_again(backend):
     """A peer that rounds probabilities to bfloat16 is off by percents; here only the gradient's own rounding shows."""
     student, teacher = near_pair(3.0, 0.1, torch.bfloat16)
@@ -99,6 +102,7 @@ def test_bfloat16_logits_are_not_rounded_again(backend):
     assert (grad - want_grad).norm() <= 2.0**-8 * want_grad.norm()
 
 
+@pytest.mark.quick(backend="triton")
 def test_scaling_by_the_upstream_gradient_rounds_once(backend):
     student, teacher = near_pair(3.0, 1.0, torch.bfloat16)
     student.requires_grad_()
@@ -111,6 +115,7 @@ def test_scaling_by_the_upstream_gradient_rounds_once(backend):
     assert torch.equal(grads[1], want)
 
 
+@pytest.mark.quick(backend="triton")
 def test_cross_entropy_in_kd_loss_keeps_its_digits(backend):
     student, teacher = near_pair(3.0, 1e-2)
     labels = torch.arange(N)

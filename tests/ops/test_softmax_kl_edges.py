@@ -226,6 +226,7 @@ def test_when_no_row_counts_the_loss_and_the_gradient_are_zero(backend):
     assert not torch.autograd.grad(loss, student)[0].count_nonzero()
 
 
+@pytest.mark.quick(backend="triton")
 def test_ten_runs_give_the_same_bits(backend):
     student, teacher = pair(33, 777)
     labels = torch.arange(33)

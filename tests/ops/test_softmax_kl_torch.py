@@ -124,6 +124,7 @@ def test_opcheck(native):
 
 
 @compiles
+@pytest.mark.quick(reduction=["batchmean"])
 @pytest.mark.parametrize("reduction", ["none", "mean", "batchmean"])
 def test_compiles_into_one_graph_for_every_batch_size(native, reduction):
     def loss(s, t, mask, labels):
@@ -145,6 +146,7 @@ def test_compiles_into_one_graph_for_every_batch_size(native, reduction):
 
 @compiles
 @pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:DeprecationWarning")  # torch's inductor uses its own past
+@pytest.mark.slow
 def test_inductor_compiles_it(native):
     def loss(s, t):
         return softmax_kl(s * 1.5, t, temperature=4.0, backend=native)

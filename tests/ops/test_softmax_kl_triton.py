@@ -60,6 +60,7 @@ def assert_right(student, teacher, loss, grad, **options):
     assert (grad.double() - wanted_grad).norm() <= 2e-6 * wanted_grad.norm() + 1.05 * rounding
 
 
+@pytest.mark.quick(divergence=[0])
 @pytest.mark.parametrize("divergence", [0, 1, 2], ids=["forward", "reverse", "jsd"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_shape_gives_loss_rows_and_gradient(triton_backend, use, name, divergence):
@@ -90,6 +91,7 @@ def test_labels_and_rows_that_do_not_count(triton_backend, use, name):
     assert loss[6].isnan().all()
 
 
+@pytest.mark.quick(divergence=[0])
 @pytest.mark.parametrize("divergence", [0, 1, 2], ids=["forward", "reverse", "jsd"])
 @pytest.mark.parametrize("name", ["resident, one row", "two passes", "split in 2"])
 def test_infinite_logits_follow_the_reference(triton_backend, use, name, divergence):
@@ -110,6 +112,7 @@ def test_infinite_logits_follow_the_reference(triton_backend, use, name, diverge
     torch.testing.assert_close(grad, wanted_grad, rtol=1e-4, atol=1e-8, equal_nan=True)
 
 
+@pytest.mark.quick(name=["resident, one row"])
 @pytest.mark.parametrize("name", ["resident, one row", "two passes"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rows_may_start_anywhere_be_strided_or_lie_across_an_image(triton_backend, use, name, dtype):
@@ -128,6 +131,7 @@ def test_rows_may_start_anywhere_be_strided_or_lie_across_an_image(triton_backen
         assert_right(student, teacher, loss, grad)
 
 
+@pytest.mark.slow
 def test_the_precision_budget_holds(triton_backend):
     generator = torch.Generator().manual_seed(0)
     for std, gaps in ((0.1, (1e-4,)), (3.0, (1.0, 1e-2, 1e-4)), (30.0, (1.0, 1e-4)), (300.0, (1.0,))):

@@ -138,6 +138,7 @@ def killed_at(monkeypatch, step: int) -> list[int]:
     return done
 
 
+@pytest.mark.slow
 def test_killed_at_any_write_it_goes_on_and_ends_as_one_written_in_one_go(tmp_path, teacher, view, monkeypatch) -> None:
     options = {"views": 2, "batch_size": 8, "shard_rows": 16}
     with monkeypatch.context() as patch:

@@ -91,6 +91,7 @@ kdx.run(load_recipe(sys.argv[1]), folder=sys.argv[2], resume=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakTeacherWarning")
 def test_kill_9_amid_a_stream_loses_a_tenth_of_the_stage_at_most_and_resumes_exactly(tmp_path) -> None:
     # the schedule and the ramp of ps-kd move with the steps and with the passes (75 steps each)

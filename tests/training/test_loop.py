@@ -194,6 +194,7 @@ def test_select_names_the_metrics_there_are(net, loader) -> None:
         kdx.fit(kdx.Supervised(net()), loader, evaluate=loader, select="f1")
 
 
+@pytest.mark.slow
 def test_compile_trains_to_the_same_weights(net, images) -> None:
     def train(compile: bool) -> dict[str, torch.Tensor]:
         scheme = distil(net)

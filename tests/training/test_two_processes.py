@@ -41,6 +41,7 @@ print(json.dumps({"steps": run.step, "total": run.total_steps, "told": told, "la
 """
 
 
+@pytest.mark.quick(kind=["epochs"])
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
