@@ -215,7 +215,7 @@ def check_no_shared_state(scheme: Scheme, tags: SchemeTags) -> None:
 
 
 class _Failure(Exception):
-    """What stops a run in the middle."""
+    """The error that stops a run in the middle."""
 
 
 class _StopAt:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and how a run continues from it."""
+"""The contents of a checkpoint, and how a run continues from it."""
 
 from __future__ import annotations
 

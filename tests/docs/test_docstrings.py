@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WAITING = (
-    *("kdx/assistants/", "kdx/experiment/", "kdx/losses.py", "kdx/ops/", "kdx/schemes/", "kdx/stage.py"),
-    *("kdx/students/", "kdx/tasks/", "kdx/testing/scheme.py", "kdx/training/state.py"),
-)
+WAITING = ("kdx/experiment/recipe.py", "kdx/ops/", "kdx/students/", "kdx/tasks/")  # not read through yet
 
 
 def sources() -> list[Path]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx import Batch, Mean, Offline, SoftTargets
-from kdx.schemes.base import KnowledgeTerms, Task
+from kdx.schemes import KnowledgeTerms, Task
 
 __all__ = ["FunctionMatching", "mix"]
 
