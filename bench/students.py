@@ -148,8 +148,7 @@ def _times(folder: Path, rounds: int = 100, repeats: int = 10) -> dict[tuple[str
 
 
 def _load(place: Path, stage: str, model: dict[str, Any]) -> nn.Module:
-    options = {key: value for key, value in model.items() if key != "name"}
-    found: nn.Module = kdx.make("model", model["name"], **options, num_classes=10, input_shape=(1, 28, 28))
+    found: nn.Module = kdx.make("model", kdx.Ref.of(model), num_classes=10, input_shape=(1, 28, 28))
     load_weights(found, place / stage / "student.safetensors")
     return found.eval()
 
