@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from kdx.losses import Mean as Mean
     from kdx.losses import Over as Over
     from kdx.ref import Ref as Ref
-    from kdx.registry import Plugins
+    from kdx.registry import Plugins as Plugins
     from kdx.schemes.base import Scheme as Scheme
     from kdx.schemes.mutual import Mutual as Mutual
     from kdx.schemes.offline import Offline as Offline
@@ -68,6 +68,7 @@ else:
             "kdx.knowledge.soft_targets": ["SoftTargets"],
             "kdx.losses": ["Losses", "Mean", "Over"],
             "kdx.ref": ["Ref"],
+            "kdx.registry": ["Plugins"],
             "kdx.schemes.base": ["Scheme"],
             "kdx.schemes.mutual": ["Mutual"],
             "kdx.schemes.offline": ["Offline"],

@@ -179,8 +179,9 @@ class Taps:
             )
         if overwritten := [name for name, version in self._versions.items() if values[name]._version != version]:
             raise CaptureError(
-                f"what came at the taps {overwritten} was overwritten later in the forward pass by an operation in "
-                "place, as nn.ReLU(inplace=True) or +=; build the model with inplace=False, or tap what does it"
+                f"the tensors at the taps {overwritten} were overwritten later in the forward pass by an operation in "
+                "place, such as nn.ReLU(inplace=True) or +=; build the model with inplace=False, or tap the module "
+                "that overwrites them"
             )
         return Captured(
             {name: values[name] for names in self.patterns.values() for name in names} | {LOGITS: values[LOGITS]},

@@ -194,7 +194,7 @@ def test_a_tap_that_an_operation_in_place_overwrites_is_an_error(tap: str) -> No
     def net(inplace: bool) -> nn.Module:
         return nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=inplace), nn.Linear(4, 2))
 
-    with pytest.raises(CaptureError, match=f"taps \\['{tap}'\\] was overwritten.*inplace=False"):
+    with pytest.raises(CaptureError, match=f"taps \\['{tap}'\\] were overwritten.*inplace=False"):
         Taps(net(True), (tap,))(torch.randn(8, 3))
     assert (Taps(net(False), (tap,))(torch.randn(8, 3))[tap] < 0).any()
     assert (Taps(net(True), ("1",))(torch.randn(8, 3))["1"] >= 0).all()
