@@ -1,4 +1,4 @@
-"""What the modules of a model did in one forward pass."""
+"""The calls of a model's modules in one forward pass."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ __all__ = ["Attention", "Channels", "Ids", "Labels"]
 
 Ids: TypeAlias = NDArray[np.int64]
 Labels: TypeAlias = list[Ids | None]
-"""What is known of a tensor's dimensions: the id of every channel along one, or None where nothing can be dropped."""
+"""The labels of a tensor's dimensions: the ids of the channels along each, or None where nothing can be dropped."""
 
 
 class Channels:

@@ -1,4 +1,4 @@
-"""What a student must have in common with its teacher."""
+"""The contract of a student: the inputs and outputs that it must share with its teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all changes of a structure have in common."""
+"""The base of all changes of a structure."""
 
 from __future__ import annotations
 

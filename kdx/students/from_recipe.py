@@ -39,7 +39,7 @@ class DerivedStudent(Structure):
 
 
 def structure_of(model: Ref | Structure) -> Ref | Structure:
-    """What a stage trains: a model ``derived`` with ``how`` is made from the teacher, everything else is itself."""
+    """The model that a stage trains: ``derived`` with ``how`` is made from the teacher, any other is itself."""
     if isinstance(model, Ref) and model.name == "derived" and model.options.get("how") is not None:
         return DerivedStudent(model.options)
     return model

@@ -1,4 +1,4 @@
-"""What torch functions do to channels: name of the function -> rule.
+"""Rules of what torch functions do to channels: name of the function -> rule.
 
 A rule gets the trace, the result and the function's own arguments; it labels the result, joins or fixes channels, and
 returns True. A rule that returns False, or cannot take the arguments, leaves the function to the default: all channels

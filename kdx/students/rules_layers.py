@@ -1,4 +1,4 @@
-"""What functions with weights do to channels; see :mod:`kdx.students.rules`."""
+"""Rules of what functions with weights do to channels; see :mod:`kdx.students.rules`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def linear(trace: Trace, out: Tensor, input: Tensor, weight: Tensor, bias: Tenso
 
 
 def matmul(trace: Trace, out: Tensor, input: Tensor, other: Tensor) -> bool:
-    """What is summed over has to stay equal; rows of the first and columns of the second live on."""
+    """Keeps rows of the first and columns of the second; the channels that are summed over have to stay equal."""
     if input.dim() < 2 or other.dim() < 2:
         return False
     first, second = trace.of(input), trace.of(other)

@@ -1,4 +1,4 @@
-"""What functions do to channels that only move, merge or select them; see :mod:`kdx.students.rules`."""
+"""Rules of functions that only move, merge or select channels; see :mod:`kdx.students.rules`."""
 
 from __future__ import annotations
 
