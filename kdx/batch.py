@@ -59,6 +59,20 @@ class Batch(NamedTuple):
             first = next(item for item in items if item is not None)
         return int(first.shape[0])
 
+    def at(self, rows: slice) -> Batch:
+        """Some of its samples, of every tensor in inputs, targets and index."""
+
+        def take(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[rows]
+            if isinstance(value, Mapping):
+                return {key: take(item) for key, item in value.items()}
+            if isinstance(value, tuple | list):
+                return type(value)(take(item) for item in value)
+            return value
+
+        return Batch(take(self.inputs), take(self.targets), take(self.index))
+
     @property
     def labelled(self) -> int:
         """Number of samples that have a label: all of them unless integer targets hold ``-100``."""

@@ -84,12 +84,15 @@ class Losses(NamedTuple):
         counts: name -> what that term is a mean over. A term that is not named is a mean over the rows of the batch.
         over: name -> how its count follows from a batch alone; terms whose count only the models' outputs tell are
             missing.
+        measured: other numbers that :func:`kdx.fit` measured in this step, as ``grad/kd/norm``, ``weight/kd`` and
+            ``prequential/student``; observers log them.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
     counts: dict[str, Count] = {}  # noqa: RUF012  # a named tuple's default, never changed
     over: dict[str, Over] = {}  # noqa: RUF012
+    measured: dict[str, float] = {}  # noqa: RUF012
 
     @classmethod
     def of(cls, terms: Mapping[str, LossTerm], *, rows: int | None = None) -> Losses:

@@ -106,7 +106,7 @@ class StageRunner:
         }
         if self.recipe.data.stream:
             # the newest of each; none in a stage that stopped before its first log
-            ends = {key: value for row in run.history for key, value in row.items() if key.endswith("/so_far")}
+            ends = {key: value for row in run.prequential for key, value in row.items() if key.endswith("/so_far")}
             result["prequential"] = {key.split("/")[1]: value for key, value in ends.items()}
             if ends:
                 shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in result["prequential"].items())

@@ -26,12 +26,16 @@ class Knowledge(nn.Module, ABC):
         student_taps: taps read in the student, as :class:`kdx.capture.Taps` takes them.
         teacher_taps: taps read in the teacher.
         needs_index: whether ``batch.index`` must be there.
+        mean_over_samples: whether the losses of parts of a batch add up to that of the whole, as :attr:`over` counts
+            them; None: of all kinds but relations. False also for a loss that a statistic of the batch enters. The
+            conformance kit holds a component to it.
         over: what the loss is a mean over, so that micro-batches and ranks are put together by it; a component whose
             count follows from the outputs alone returns ``(value, count)`` instead of a scalar.
     """
 
     kind: ClassVar[str] = "response"
     needs_index: ClassVar[bool] = False
+    mean_over_samples: bool | None = None
     over: Over = Over.ROWS
 
     def __init__(self, *, student: str | tuple[str, ...] = LOGITS, teacher: str | tuple[str, ...] = LOGITS) -> None:

@@ -91,6 +91,7 @@ class CRD(Knowledge):
     """
 
     kind = "feature"
+    mean_over_samples = False  # a sample is compared with those of the memory bank, which moves with every batch
     needs_index = True
     bank_student: Tensor
     bank_teacher: Tensor

@@ -87,6 +87,7 @@ class DIST(Knowledge):
     """
 
     kind = "response"
+    mean_over_samples = False  # its columns are statistics of the batch
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from kdx.features.centring import centred
 from kdx.features.operands import Variant, check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.soft_targets import SoftTargets
+from kdx.losses import Count
 from kdx.options import check_options
 from kdx.ref import Ref, RefLike
 from kdx.registry import default_plugins
@@ -91,6 +92,8 @@ class LogitStandardisation(Knowledge):
         super().__init__(student=around.student_taps, teacher=around.teacher_taps)
         check_choice("variant", variant, ("paper", "code"))
         self.around = around
+        self.over = around.over
+        self.mean_over_samples = around.mean_over_samples
         self.variant = variant
 
     @property
@@ -103,8 +106,8 @@ class LogitStandardisation(Knowledge):
         self.around.setup(*self._standardised(student, teacher))
 
     @override
-    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
-        loss: Tensor = self.around(*self._standardised(student, teacher), batch)
+    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor | tuple[Tensor, Count]:
+        loss: Tensor | tuple[Tensor, Count] = self.around(*self._standardised(student, teacher), batch)
         return loss
 
     def _standardised(self, student: Captured, teacher: Captured) -> tuple[Captured, Captured]:

@@ -73,6 +73,7 @@ class SemCKD(Knowledge):
     """
 
     kind = "feature"
+    mean_over_samples = False  # the attention compares the samples of the batch
 
     def __init__(
         self,

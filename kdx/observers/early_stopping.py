@@ -66,7 +66,7 @@ class EarlyStopping:
         self._look(run)
 
     def _look(self, run: Run) -> None:
-        rows = [row for row in run.history if not any(key.startswith("prequential/") for key in row)]
+        rows = run.history
         if not rows:
             return
         name = self.metric if "/" in self.metric else f"{next(iter(run.scheme.students))}/{self.metric}"

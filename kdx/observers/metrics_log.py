@@ -40,9 +40,9 @@ class MetricsLog:
     @hookimpl
     def kdx_step_end(self, run: Run, step: int, losses: Losses) -> None:
         """Writes the losses of a logged step."""
-        if self._file and (run.logs(step) or run.extra):
+        if self._file and (run.logs(step) or losses.measured):
             row = {"step": step, "epoch": run.epoch, "lr": run.learning_rate, "loss": losses.total.item()}
-            row |= {f"term/{name}": term.item() for name, term in losses.terms.items()} | run.extra
+            row |= {f"term/{name}": term.item() for name, term in losses.terms.items()} | losses.measured
             self._file.write(json.dumps(row) + "\n")
 
     @hookimpl

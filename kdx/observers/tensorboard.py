@@ -34,8 +34,8 @@ class TensorBoardLog:
     @hookimpl
     def kdx_step_end(self, run: Run, step: int, losses: Losses) -> None:
         """Writes the losses of a logged step."""
-        if self._writer and (run.logs(step) or run.extra):
-            numbers = {"loss": losses.total.item(), "lr": run.learning_rate} | run.extra
+        if self._writer and (run.logs(step) or losses.measured):
+            numbers = {"loss": losses.total.item(), "lr": run.learning_rate} | losses.measured
             numbers |= {f"term/{name}": term.item() for name, term in losses.terms.items()}
             for name, value in numbers.items():
                 self._writer.add_scalar(name, value, step)

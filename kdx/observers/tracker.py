@@ -64,8 +64,8 @@ class Tracker:
     @hookimpl
     def kdx_step_end(self, run: Run, step: int, losses: Losses) -> None:
         """Writes the losses of a logged step."""
-        if self._trackers and (run.logs(step) or run.extra):
-            numbers = {"loss": losses.total.item(), "lr": run.learning_rate} | run.extra
+        if self._trackers and (run.logs(step) or losses.measured):
+            numbers = {"loss": losses.total.item(), "lr": run.learning_rate} | losses.measured
             self._log(numbers | {f"term/{name}": term.item() for name, term in losses.terms.items()}, step)
 
     @hookimpl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class CSKD(OneStudent):
     @override
     def count(self, over: Over, batch: Batch) -> Count:
         # a batch holds every sample with its partner, and the terms count the samples
-        return super().count(over, _rows(batch, slice(batch.rows // 2)))
+        return super().count(over, batch.at(slice(batch.rows // 2)))
 
     @override
     def terms(self, batch: Batch) -> dict[str, Mean]:
@@ -103,7 +103,7 @@ class CSKD(OneStudent):
         rows = batch.rows
         if rows % 2:
             raise ValueError(f"a batch of cs-kd holds samples and then their partners; got {rows} rows. {HOW}")
-        first, second = (_rows(batch, half) for half in (slice(rows // 2), slice(rows // 2, rows)))
+        first, second = (batch.at(half) for half in (slice(rows // 2), slice(rows // 2, rows)))
         on_cpu = batch.targets.device.type == "cpu"
         if not torch.compiler.is_compiling() and (on_cpu or not self._checked):
             wrong = (first.targets != second.targets).nonzero().flatten().tolist()
@@ -115,16 +115,3 @@ class CSKD(OneStudent):
 
 
 HOW = "Give the loader batch_sampler=kdx.datasets.SameClassPairs(targets, pairs)"
-
-
-def _rows(batch: Batch, rows: slice) -> Batch:
-    def take(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[rows]
-        if isinstance(value, Mapping):
-            return {key: take(item) for key, item in value.items()}
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            return type(value)(take(item) for item in value)  # type: ignore[call-arg]  # list or tuple
-        return value
-
-    return Batch(take(batch.inputs), take(batch.targets), take(batch.index))

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.batch import Batch
+from kdx.batch import IGNORE, Batch
 from kdx.capture import LOGITS, Captured
 from kdx.knowledge.base import Knowledge
+from kdx.losses import Over, mean_of
 from kdx.options import options_of
 from kdx.testing import knowledge_numerics as numerics
 from kdx.testing import knowledge_state as state
 from kdx.testing.check import Check, bind, fail, require, run_all
-from kdx.testing.samples import declared, draw, loss_and_gradients, prepared, same
+from kdx.testing.samples import Sample, declared, draw, loss_and_gradients, prepared, same
 from kdx.testing.tags import KnowledgeTags
 
 __all__ = ["check_knowledge", "knowledge_checks"]
@@ -72,6 +73,8 @@ def _applicable(tags: KnowledgeTags) -> Iterator[Callable[[Knowledge, KnowledgeT
     yield check_batch_of_one
     if tags.batch_order_invariant:
         yield check_batch_order
+    if tags.mean_over_samples:
+        yield check_parts_add_up
     if tags.zero_when_equal:
         yield check_zero_when_equal
     yield numerics.check_gradient_is_right
@@ -252,6 +255,47 @@ def check_batch_order(component: Knowledge, tags: KnowledgeTags) -> None:
             torch.allclose(moved[name], gradient[order], rtol=1e-7, atol=1e-10),
             f"the gradient of a sample in {name!r} depends on the order of the batch",
         )
+
+
+def check_parts_add_up(component: Knowledge, tags: KnowledgeTags) -> None:
+    """The loss and the gradient of a batch are the means of those of its parts, weighed by what it says it counts."""
+    sample = draw(component, tags, torch.float64)
+    targets = sample.batch.targets
+    if isinstance(targets, Tensor):  # one part has fewer labels than samples
+        unlabelled = targets.masked_fill(torch.arange(len(targets)) < len(targets) // 3, IGNORE)
+        sample = sample._replace(batch=sample.batch._replace(targets=unlabelled))
+    ready = prepared(component, sample, torch.float64).eval()
+    loss, gradients = loss_and_gradients(copy.deepcopy(ready), sample)
+    total = _count(copy.deepcopy(ready), sample)
+    cut = tags.rows // 2 + 1
+    together, added = torch.zeros((), dtype=torch.float64), {name: [] for name in gradients}  # type: ignore[var-annotated]
+    for rows in (slice(cut), slice(cut, tags.rows)):
+        part = sample.at(rows)
+        share = _count(copy.deepcopy(ready), part) / total if total else 0.0
+        value, found = loss_and_gradients(copy.deepcopy(ready), part)
+        together = together + share * value
+        for name, gradient in found.items():
+            added[name].append(share * gradient)
+    require(
+        torch.allclose(together, loss, rtol=1e-9, atol=1e-12),
+        f"the loss is {loss.item():.9g}, and {together.item():.9g} of the batch in two parts weighed by their counts; "
+        "say in over, or by returning (value, count), what it is a mean over. If samples are compared or a statistic "
+        "of the batch enters, declare mean_over_samples = False",
+    )
+    for name, gradient in gradients.items():
+        require(
+            torch.allclose(torch.cat(added[name]), gradient, rtol=1e-7, atol=1e-10),
+            f"the gradients of two parts in {name!r} are not that of the whole batch",
+        )
+
+
+def _count(component: Knowledge, sample: Sample) -> float:
+    """What the loss of a batch is a mean over."""
+    if (mean := mean_of("the loss", component(sample.student, sample.teacher, sample.batch))) is not None:
+        return float(mean.count)
+    if component.over is Over.LABELLED and isinstance(sample.batch.targets, Tensor):
+        return float((sample.batch.targets != IGNORE).sum())
+    return float(len(next(iter(sample.student.values()))))
 
 
 def check_zero_when_equal(component: Knowledge, tags: KnowledgeTags) -> None:

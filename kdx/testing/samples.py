@@ -12,6 +12,7 @@ from torch import Tensor
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
 from kdx.knowledge.base import Knowledge
+from kdx.losses import mean_of
 from kdx.testing.check import fail, require
 from kdx.testing.tags import KnowledgeTags, Shapes
 
@@ -105,6 +106,8 @@ def loss_and_gradients(
         torch.manual_seed(seed)
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
             loss = component(Captured(leaves, sample.student.patterns), sample.teacher.detach(), sample.batch)
+    if (mean := mean_of("the loss", loss)) is not None:
+        loss = mean.value
     require(isinstance(loss, Tensor), f"it returned {type(loss).__name__}, not a tensor")
     require(loss.dim() == 0, f"the loss has shape {list(loss.shape)}, not that of one number")
     require(loss.requires_grad, "the loss has no graph; something in forward detached it from the student")

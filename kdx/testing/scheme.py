@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdx.batch import Batch
+from kdx.batch import IGNORE, Batch
 from kdx.errors import PluginError
 from kdx.hookspecs import hookimpl
 from kdx.losses import Losses
 from kdx.schemes.base import Scheme
+from kdx.schemes.phase import Phase
 from kdx.teachers import Teacher
 from kdx.testing.check import Check, bind, fail, require, run_all
 from kdx.testing.tags import SchemeTags
@@ -57,11 +60,12 @@ def scheme_checks(
     """The checks of a scheme."""
     if not isinstance(scheme, Scheme):
         raise TypeError(f"scheme: expected an instance of kdx.Scheme, got {scheme!r}; give an object of it")
-    functions = list(_applicable(scheme))
-    return bind(type(scheme).__name__, functions, scheme, tags or SchemeTags(), expected_failures=expected_failures)
+    tags = tags or SchemeTags()
+    functions = list(_applicable(scheme, tags))
+    return bind(type(scheme).__name__, functions, scheme, tags, expected_failures=expected_failures)
 
 
-def _applicable(scheme: Scheme) -> Iterator[Callable[[Scheme, SchemeTags], None]]:
+def _applicable(scheme: Scheme, tags: SchemeTags) -> Iterator[Callable[[Scheme, SchemeTags], None]]:
     yield check_losses
     yield check_batch_forms
     yield check_setup_changes_no_model
@@ -72,6 +76,8 @@ def _applicable(scheme: Scheme) -> Iterator[Callable[[Scheme, SchemeTags], None]
     if not scheme.trains_teacher:
         yield check_teachers_keep_their_mode
     yield check_no_shared_state
+    if tags.mean_over_samples:
+        yield check_parts_add_up
     yield check_exact_resume
     yield check_training_lowers_the_loss
 
@@ -212,6 +218,66 @@ def check_no_shared_state(scheme: Scheme, tags: SchemeTags) -> None:
         fail(f"training a copy changed {changed} of the original")
     again = _losses(original, batches[0])
     require(torch.equal(again.total, expected.total), "training a copy changed the original's loss; state on a class?")
+
+
+def check_parts_add_up(scheme: Scheme, tags: SchemeTags) -> None:
+    """Terms and gradients of a batch are the means of those of its parts, weighed by their counts, though the parts
+    hold unequal numbers of samples and of labels.
+    """
+    ready, batches = _prepared(scheme, tags)
+    ready.double().eval()
+    whole = _half_labelled(Batch.of(batches[0]))
+    cuts = [0, whole.rows // 2, whole.rows - 1, whole.rows]
+    parts = [whole.at(slice(start, end)) for start, end in itertools.pairwise(cuts) if end > start]
+    students = [p for student in ready.students.values() for p in student.parameters() if p.requires_grad]
+    for phase in ready.phases:
+
+        def losses(batch: Batch, phase: Phase = phase) -> Losses:
+            found: Losses = ready(batch, phase.name)
+            return found
+
+        expected = losses(whole)
+        found = [losses(part) for part in parts]
+        combined = []
+        for name, term in expected.terms.items():
+            missing = [part.counts for part in found if name not in part.counts]
+            require(not missing, f"term {name!r} of a part has no count; make losses with Losses.of(terms, rows=...)")
+            counts = [float(part.counts[name]) for part in found]
+            total = float(expected.counts[name])
+            require(
+                math.isclose(sum(counts), total, rel_tol=1e-9),
+                f"term {name!r} is a mean over {total:g} in the whole batch and over {counts} in its parts",
+            )
+            share = [count / total if total else 0.0 for count in counts]
+            together = torch.stack([s * part.terms[name].double() for s, part in zip(share, found, strict=True)]).sum()
+            require(
+                torch.allclose(together, term.double(), rtol=1e-9, atol=1e-12),
+                f"term {name!r} is {term.item():.9g}; of the batch in {len(parts)} parts, with counts {counts}, it is "
+                f"{together.item():.9g}. Return kdx.Mean(value, count) with what it is a mean over, or declare "
+                "SchemeTags(mean_over_samples=False) if samples are compared",
+            )
+            combined.append(together)
+        gradients = [
+            torch.autograd.grad(total, students, allow_unused=True, materialize_grads=True)
+            for total in (expected.total, torch.stack(combined).sum())
+        ]
+        for one, other in zip(*gradients, strict=True):
+            require(
+                torch.allclose(one, other, rtol=1e-7, atol=1e-9),
+                "the gradients of the parts do not add up to that of the whole batch, though the values do",
+            )
+
+
+def _half_labelled(batch: Batch) -> Batch:
+    """The batch in float64; where targets are classes, two thirds of the first half lose theirs."""
+    targets = batch.targets
+    if isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point():
+        targets = targets.clone()
+        targets[: len(targets) // 3] = IGNORE
+    inputs = batch.inputs
+    if isinstance(inputs, Tensor) and inputs.is_floating_point():
+        inputs = inputs.double()
+    return batch._replace(inputs=inputs, targets=targets)
 
 
 class _Failure(Exception):

@@ -21,13 +21,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 class KnowledgeTags:
     """Properties of a knowledge component, and the inputs that it is tried on.
 
-    The first three may also be attributes of the component; a value given here takes precedence, None asks the
+    The first four may also be attributes of the component; a value given here takes precedence, None asks the
     component.
 
     Args:
         zero_when_equal: the loss and its gradient are 0 where the student's features equal the teacher's; False.
         batch_order_invariant: the order of the samples changes nothing; True.
         needs_index: it keeps something per sample and reads ``batch.index``; False.
+        mean_over_samples: its loss is a mean over what it counts, so that the losses of parts of a batch add up to that
+            of the whole; True, but False for relations between samples, and for statistics of the batch.
         student_shapes: shapes of the student's taps that are not the default: ``(classes,)`` for ``logits``, else
             ``(3, 4, 4)``. A glob stands for two layers of its shape.
         teacher_shapes: the same for the teacher.
@@ -41,6 +43,7 @@ class KnowledgeTags:
     zero_when_equal: bool | None = None
     batch_order_invariant: bool | None = None
     needs_index: bool | None = None
+    mean_over_samples: bool | None = None
     student_shapes: Shapes = field(default_factory=dict)
     teacher_shapes: Shapes = field(default_factory=dict)
     rows: int = 6
@@ -50,9 +53,14 @@ class KnowledgeTags:
 
     def resolved(self, component: object) -> KnowledgeTags:
         """The same with every None answered by the component's attribute or the default."""
-        defaults = {"zero_when_equal": False, "batch_order_invariant": True, "needs_index": False}
+        defaults = {
+            "zero_when_equal": False,
+            "batch_order_invariant": True,
+            "needs_index": False,
+            "mean_over_samples": getattr(component, "kind", None) != "relation",
+        }
         said: dict[str, Any] = {
-            name: bool(getattr(component, name, default))
+            name: bool(default if (own := getattr(component, name, None)) is None else own)
             for name, default in defaults.items()
             if getattr(self, name) is None
         }
@@ -67,7 +75,11 @@ class SchemeTags:
         data: a few batches, as a list; None takes those of :func:`kdx.testing.toy_batches`, which suit
             :func:`kdx.testing.toy_model`.
         optimizer: for the checks that train, see :data:`kdx.training.OptimizerSpec`.
+        mean_over_samples: its terms are means over what they count, so that those of parts of a batch add up to those
+            of the whole. Say False where samples of a batch are compared or paired, where a statistic of the batch
+            enters, and where every call draws anew.
     """
 
     data: Sequence[Any] | None = None
     optimizer: RefLike = field(default_factory=lambda: Ref("AdamW", lr=0.01))
+    mean_over_samples: bool = True

@@ -103,7 +103,7 @@ def fit(
             backward pass a term. Balanced weights (:class:`kdx.schemes.weights.Balanced`) are measured at their own
             pace.
         prequential: test every batch before training on it: the accuracy of every student on what it has not seen yet
-            is logged, and added to the history, as ``prequential/<student>``
+            is logged, and kept in ``run.prequential``, as ``prequential/<student>``
             (:class:`kdx.training.prequential.Prequential`).
         observers: objects with methods marked by ``kdx.hookimpl``.
 
@@ -154,19 +154,19 @@ def fit(
         with Signals() as signals:
             watchers.configure(run)
             while run.goes_on:
-                for window in _epoch(run, loader, accumulate, tests):
-                    parts = []
+                for window in _epoch(run, loader, accumulate):
+                    measured, parts = _tested(run, tests, window), []
                     for number, phase in enumerate(phases.phases):
                         forward = functools.partial(_losses, runs, scheme, phase.name if len(phases) > 1 else None)
                         for _ in range(phase.steps):
                             with scheme.only(phase) if len(phases) > 1 else nullcontext():
-                                measured = _measured(forward, run, log_gradients)
-                                found = accumulate_gradient(accelerator, engine, measured, scheme, window)
+                                measure = _measuring(forward, run, log_gradients, measured)
+                                found = accumulate_gradient(accelerator, engine, measure, scheme, window)
                             if clip_grad_norm is not None:
                                 accelerator.clip_grad_norm_(phase.parameters, clip_grad_norm)
                             phases.step(number)
                         parts.append(found)
-                    losses = Losses.joined(parts)
+                    losses = Losses.joined(parts)._replace(measured=measured)
                     if run.step == 0:
                         check_complete(trained, scheme.named_parameters())
                     _end_step(run, phases, pass_ended=loader.finished_pass(len(window)))
@@ -270,10 +270,22 @@ def _tests(scheme: Scheme, accelerator: Accelerator) -> Prequential:
     return Prequential(scheme)
 
 
-def _epoch(run: Run, loader: ResumableLoader, accumulate: int, tests: Prequential | None) -> Iterator[list[Batch]]:
+def _tested(run: Run, tests: Prequential | None, window: list[Batch]) -> dict[str, float]:
+    """Tests the students on what they will be trained on; returns the row of a logged step."""
+    if tests is None:
+        return {}
+    tests.test(window)
+    if not run.logs(run.step + 1):
+        return {}
+    row = tests.row()
+    run.prequential.append({"epoch": run.epoch, "step": run.step + 1, **row})
+    return row
+
+
+def _epoch(run: Run, loader: ResumableLoader, accumulate: int) -> Iterator[list[Batch]]:
     """The windows of one epoch, or of what is left of it; of a stream without end all, and every pass is an epoch.
 
-    The scheme is told of the epoch and of every step first, and tested on what it will be trained on.
+    The scheme is told of the epoch and of every step first.
     """
     empty = not loader.resumes  # a resumed epoch may have been over
     if empty:
@@ -285,12 +297,6 @@ def _epoch(run: Run, loader: ResumableLoader, accumulate: int, tests: Prequentia
         if loader.finished_pass(accumulate, before=len(window)):
             run.scheme.epoch_start(run.epoch + loader.passes(before=len(window)), run.epochs)
         run.scheme.advance(run.step, run.total_steps)
-        run.extra = {}
-        if tests:
-            tests.test(window)
-            if run.logs(run.step + 1):
-                run.extra = tests.row()
-                run.history.append({"epoch": run.epoch, "step": run.step + 1, **run.extra})
         yield window
     loader.epoch_end()
     if empty:
@@ -319,7 +325,9 @@ def _losses(engine: Callable[..., Any], scheme: Scheme, phase: str | None, batch
     return losses
 
 
-def _measured(forward: Callable[[Batch], Losses], run: Run, log_gradients: int | None) -> Callable[[Batch], Losses]:
+def _measuring(
+    forward: Callable[[Batch], Losses], run: Run, log_gradients: int | None, measured: dict[str, float]
+) -> Callable[[Batch], Losses]:
     """``forward`` that also measures each term's gradient, on the first micro-batch of a phase in which that is due."""
     scheme, step = run.scheme, run.step + 1
     changing = {name: weight for name, weight in scheme.weights.items() if not isinstance(weight, float)}
@@ -331,7 +339,7 @@ def _measured(forward: Callable[[Batch], Losses], run: Run, log_gradients: int |
     done = False
 
     def measure(batch: Batch) -> Losses:
-        nonlocal done
+        nonlocal done, measured
         losses = forward(batch)
         if not done:
             done = True
@@ -340,8 +348,8 @@ def _measured(forward: Callable[[Batch], Losses], run: Run, log_gradients: int |
             if balanced:
                 scheme.rebalance({name: norm for name, (norm, _) in found.items()})
             for name, (norm, cosine) in found.items():
-                run.extra |= {f"grad/{name}/norm": norm.item(), f"grad/{name}/cosine": cosine.item()}
-            run.extra |= {f"weight/{name}": float(scheme.weight(name)) for name in changing}
+                measured |= {f"grad/{name}/norm": norm.item(), f"grad/{name}/cosine": cosine.item()}
+            measured |= {f"weight/{name}": float(scheme.weight(name)) for name in changing}
         return losses
 
     return measure

@@ -30,7 +30,8 @@ class Run:
         stopped: why it ended early, else None.
         open_ended: whether it ends by steps alone; ``epochs`` is then what the length of the
             data at the start promises.
-        extra: what was measured in this step beside the losses, as ``grad/kd/norm`` and ``weight/kd``.
+        prequential: one row per logged step of the tests before training, if they were asked for: ``epoch``, ``step``
+            and accuracies, as ``prequential/student``.
     """
 
     scheme: Scheme
@@ -45,7 +46,7 @@ class Run:
     best: dict[str, Any] | None = None
     seconds: float = 0.0
     stopped: str | None = None
-    extra: dict[str, float] = field(default_factory=dict)
+    prequential: list[dict[str, Any]] = field(default_factory=list)
     open_ended: bool = False
 
     @property

@@ -56,6 +56,7 @@ class State:
             "run": {
                 "epoch": run.epoch,
                 "history": run.history,
+                "prequential": run.prequential,
                 "best": run.best,
                 "seconds": run.seconds,
                 "epochs": run.epochs,
@@ -101,6 +102,7 @@ class State:
             self.prequential.load_state_dict(counts)
         run.step, run.epoch, run.seconds = state["step"], saved["epoch"], saved["seconds"]
         run.history, run.best, self.best = saved["history"], saved["best"], state["best"]
+        run.prequential = saved["prequential"]
         run.stopped = saved.get("stopped")
         run.learning_rate = self.phases.learning_rate
         rng.restore(state["rng"])

@@ -50,6 +50,13 @@ class Sound(kdx.Knowledge):
         return self.loss(*self.sides(student, teacher))
 
 
+class SumsUpTheBatch(Sound):
+    caught_by = "parts_add_up"
+
+    def loss(self, s, t):
+        return super().loss(s, t) * len(s)
+
+
 class Undocumented(Sound):
     """Nothing about its options."""
 

@@ -96,6 +96,16 @@ class TeacherFollowsTheMode(Pair):
         return super().forward(batch)
 
 
+class CountsSamplesForLabels(Pair):
+    caught_by = "parts_add_up"
+
+    def terms(self, batch):
+        labelled = batch.targets != -100
+        logits = self.taps(batch.inputs).logits
+        mean = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum") / labelled.sum()
+        return {"ce": mean} | {name: term for name, term in super().terms(batch).items() if name != "task"}
+
+
 class StateOnTheClass(Pair):
     caught_by = "no_shared_state"
     seen: list = []  # noqa: RUF012  # the defect
