@@ -290,7 +290,7 @@ def check_parts_add_up(component: Knowledge, tags: KnowledgeTags) -> None:
 
 
 def _count(component: Knowledge, sample: Sample) -> float:
-    """What the loss of a batch is a mean over."""
+    """Counts what the loss of a batch is a mean over."""
     if (mean := mean_of("the loss", component(sample.student, sample.teacher, sample.batch))) is not None:
         return float(mean.count)
     if component.over is Over.LABELLED and isinstance(sample.batch.targets, Tensor):
