@@ -10,6 +10,7 @@ __all__ = [
     "CaptureError",
     "CheckpointError",
     "Interrupted",
+    "KdxDeprecationWarning",
     "KdxError",
     "PlanError",
     "PluginError",
@@ -26,6 +27,10 @@ __all__ = [
 
 class KdxError(Exception):
     """Base of all errors that kdx defines."""
+
+
+class KdxDeprecationWarning(FutureWarning):
+    """Something public of kdx works for now and will be removed; the message says when, and what to use."""
 
 
 class BackendError(KdxError, RuntimeError):

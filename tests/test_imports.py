@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # The rooms of kdx, lowest floor first; a room imports only from floors below its own.
 FLOORS = [
     {"errors", "hookspecs", "ref", "rng", "modes", "files", "batch", "lazy"},
-    {"builtin", "options", "registry", "capture", "losses"},
+    {"builtin", "deprecation", "options", "registry", "capture", "losses"},
     {"ops", "features", "datasets", "store", "models"},
     {"knowledge", "teachers"},
     {"schemes"},
