@@ -68,7 +68,7 @@ def kdx_models() -> Iterable[Spec]:  # type: ignore[empty-body]
 
 @hookspec
 def kdx_datasets() -> Iterable[Spec]:  # type: ignore[empty-body]
-    """Data sets: callables ``(split=..., **options)``, see :func:`kdx.datasets.contract.check_dataset`."""
+    """Data sets: callables ``(split=..., **options)``, see :func:`kdx.datasets.check_dataset`."""
 
 
 @hookspec

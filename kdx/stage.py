@@ -93,7 +93,7 @@ class FinishedStages(Protocol):
         """The number of parameters of a model for the shapes of the data; nothing is drawn."""
 
     def flops(self, ref: Ref) -> int:
-        """Operations of one forward pass of a model on one sample, see :func:`kdx.analysis.flops.count_flops`."""
+        """Operations of one forward pass of a model on one sample, see :func:`kdx.analysis.count_flops`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from kdx.assistants.placement import ByAccuracy as ByAccuracy
     from kdx.assistants.placement import Ladder as Ladder
     from kdx.assistants.residual import ResidualKD as ResidualKD
+    from kdx.stage import FinishedStages as FinishedStages
+    from kdx.stage import Produced as Produced
+    from kdx.stage import Structure as Structure
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
@@ -28,5 +31,6 @@ else:
             "kdx.assistants.hint_then_distil": ["HintThenDistil"],
             "kdx.assistants.placement": ["ByAccuracy", "Ladder"],
             "kdx.assistants.residual": ["ResidualKD"],
+            "kdx.stage": ["FinishedStages", "Produced", "Structure"],
         },
     )

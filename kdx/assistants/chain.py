@@ -133,7 +133,7 @@ class TAKD(Assistant):
 class DGKD(TAKD):
     """Densely guided: every assistant, and at last the student, is taught by the teacher and all larger assistants.
 
-    As :class:`TAKD`, but under the scheme ``dense-guidance`` (:class:`kdx.schemes.dense_guidance.DenseGuidance`), which
+    As :class:`TAKD`, but under the scheme ``dense-guidance`` (:class:`kdx.schemes.DenseGuidance`), which
     leaves ``drop`` random teachers out of every optimizer step. The knowledge is the recipe's; the paper takes soft
     targets at a temperature of 5.
 

@@ -18,7 +18,7 @@ __all__ = ["HintThenDistil"]
 class HintThenDistil(Assistant):
     """Stage ``hint`` trains the student's first layers on the teacher's; stage ``distilled`` goes on from its weights.
 
-    Stage 1 is :class:`kdx.schemes.hint_stage.HintStage`: no labels, nothing after the guided layer changes, and the
+    Stage 1 is :class:`kdx.schemes.HintStage`: no labels, nothing after the guided layer changes, and the
     weights of its last epoch are kept, since accuracy says nothing before the classifier is trained. Stage 2 is the
     recipe's scheme and knowledge on the same student.
 
@@ -27,7 +27,7 @@ class HintThenDistil(Assistant):
         teacher_layer: tap of the teacher's hint layer.
         train: keys of the recipe's section ``train`` that differ in stage 1, as ``{"epochs": 3}``. Half the squared
             norm of a whole layer is a large loss: a learning rate that suits labels may be too high for it.
-        variant: of the hint loss, ``"paper"`` or ``"code"``, see :func:`kdx.knowledge.hint.hint`.
+        variant: of the hint loss, ``"paper"`` or ``"code"``, see :func:`kdx.knowledge.functional.hint`.
 
     Paper: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, https://arxiv.org/abs/1412.6550.
 

@@ -20,7 +20,7 @@ class ResidualKD(Assistant):
 
     Stage ``student`` distils a smaller version of the recipe's student (its largest ``vary`` with at most ``share`` of
     the cost) under the recipe's scheme. Stage ``distilled`` trains an assistant on what that one misses of the teacher
-    (:class:`kdx.schemes.residual.Residual`) and exports the two as one model, ``residual-sum``. The budget is the cost
+    (:class:`kdx.schemes.Residual`) and exports the two as one model, ``residual-sum``. The budget is the cost
     of the recipe's student, in parameters and in operations: the pair exceeds neither. Both parts are of the student's
     architecture.
 

@@ -66,7 +66,7 @@ def task_of(recipe: Recipe, *, smoothing: float = 0.0) -> TaskKind:
 
 
 class Assembly:
-    """Builds the parts of every stage of a recipe; also the :class:`kdx.stage.FinishedStages` that structures look at.
+    """Builds the parts of every stage of a recipe; the :class:`kdx.assistants.FinishedStages` that structures read.
 
     Args:
         recipe: what is run.

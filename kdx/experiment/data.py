@@ -40,7 +40,7 @@ class ExperimentData:
             or validation row has one of them.
 
     Raises:
-        RecipeError: the data set refuses its options or is none (:func:`kdx.datasets.contract.check_dataset`);
+        RecipeError: the data set refuses its options or is none (:func:`kdx.datasets.check_dataset`);
             ``novel_classes`` names a class that there is not.
     """
 

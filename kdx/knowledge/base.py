@@ -23,7 +23,7 @@ class Knowledge(nn.Module, ABC):
 
     Attributes:
         kind: ``"response"``, ``"feature"`` or ``"relation"``.
-        student_taps: taps read in the student, as :class:`kdx.capture.Taps` takes them.
+        student_taps: taps read in the student, as :class:`kdx.Taps` takes them.
         teacher_taps: taps read in the teacher.
         needs_index: whether ``batch.index`` must be there.
         mean_over_samples: whether the losses of parts of a batch add up to that of the whole, as :attr:`over` counts

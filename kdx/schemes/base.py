@@ -105,7 +105,7 @@ class Scheme(nn.Module, ABC):
             batch: a :class:`kdx.Batch`, whatever :meth:`forward` was called with.
 
         Returns:
-            Name -> term: a :class:`kdx.losses.Mean` as :meth:`task_term` and :meth:`knowledge_terms` give it,
+            Name -> term: a :class:`kdx.Mean` as :meth:`task_term` and :meth:`knowledge_terms` give it,
             ``(value, count)``, or a scalar, which is a mean over the samples of the batch.
         """
         phases = [phase.name for phase in self.phases]

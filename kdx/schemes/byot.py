@@ -75,7 +75,7 @@ class BYOT(SelfLayers):
         stages: taps from shallow to deep, the last one is F_C; None finds them.
         variant: ``"paper"``, or ``"code"``, that re-implementation: ``(1 - alpha)`` on the deepest cross-entropy too,
             and F pooled to vectors.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
 
     Raises:
         ValueError: no stages were found, or the logits are not ``[N, C]``.

@@ -36,7 +36,7 @@ class CSKD(OneStudent):
         knowledge: see :class:`kdx.Scheme`; replaces the soft targets. Both sides tap the student.
         temperature: T of the soft targets.
         weight: of the soft targets.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
 
     Raises:
         ValueError: a batch without labels, of an odd number of rows, or whose halves are of different classes (looked

@@ -51,7 +51,7 @@ class DataFree(OneStudent):
         student_steps: n_S of the paper.
         generator_lr: learning rate of Adam for the generator, annealed to 0 along a cosine. The student is trained by
             the optimizer of the run.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
         teacher_output: the same for the teacher.
 
     Raises:

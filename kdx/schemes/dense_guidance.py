@@ -49,7 +49,7 @@ class DenseGuidance(OneStudent):
         drop: teachers left out of a step; where there are no more than ``drop``, all but one.
         reduction: ``"mean"`` or ``"sum"`` over the teachers kept.
         seed: of the draws; None takes one from torch's generator and keeps it in the checkpoint.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
 
     Raises:
         ValueError: there is no teacher or no knowledge, the student is one of the teachers, or ``drop`` is negative, or

@@ -39,7 +39,7 @@ class EmaTeacher(Offline):
         warm_up: whether the first steps are a plain mean.
         temperature: T of the soft targets.
         weight: of the soft targets, a number or a schedule.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
 
     Paper: Tarvainen, Valpola, Mean teachers are better role models, NeurIPS 2017, https://arxiv.org/abs/1703.01780.
 

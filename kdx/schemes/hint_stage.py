@@ -23,7 +23,7 @@ __all__ = ["HintStage"]
 class HintStage(Offline):
     """Trains the layers of a student up to a guided one on the hint alone; nothing after it changes.
 
-    Total: the :class:`kdx.knowledge.hint.Hint` loss of one pair of layers. There is no task loss, so parameters after
+    Total: the :class:`kdx.knowledge.Hint` loss of one pair of layers. There is no task loss, so parameters after
     the guided layer get no gradient and no optimizer of torch moves them, weight decay included. Modules that first run
     after it are kept in evaluation mode, so that their BatchNorm statistics stay too. The second stage is any other
     scheme on the same student::
@@ -36,8 +36,8 @@ class HintStage(Offline):
         teacher: a trained model, or a :class:`kdx.teachers.Teacher`.
         student_layer: tap of the guided layer; FitNets takes the middle one.
         teacher_layer: tap of the hint layer.
-        variant: of the loss, see :func:`kdx.knowledge.hint.hint`; the paper's half squared norm by default.
-        student_output: see :class:`kdx.capture.Taps`.
+        variant: of the loss, see :func:`kdx.knowledge.functional.hint`; the paper's half squared norm by default.
+        student_output: see :class:`kdx.Taps`.
         teacher_output: the same for the teacher.
 
     Paper: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, https://arxiv.org/abs/1412.6550.

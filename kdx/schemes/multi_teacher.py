@@ -36,7 +36,7 @@ class MultiTeacher(Offline):
         over: what is combined, ``"logits"`` or ``"probabilities"`` softened at ``temperature``.
         temperature: T of the combined probabilities; that of the soft targets.
         qualities: name -> metric on held-out rows, which an experiment fills in.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
 
     Raises:
         ValueError: fewer than two teachers, or weights that do not fit them.

@@ -31,7 +31,7 @@ class Offline(OneStudent):
             earlier epoch or deeper layers of the student, an ensemble.
         task: see :class:`kdx.Scheme`.
         knowledge: see :class:`kdx.Scheme`.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
         teacher_output: the same for the teacher.
 
     Raises:

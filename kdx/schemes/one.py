@@ -63,7 +63,7 @@ class NativeEnsemble(nn.Module):
         student: the network, the first branch.
         split: name of the layer that all branches share.
         branches: how many, the network's own included.
-        output: see :class:`kdx.capture.Taps`.
+        output: see :class:`kdx.Taps`.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class ONE(Scheme):
         task: see :class:`kdx.Scheme`.
         knowledge: see :class:`kdx.Scheme`; replaces the soft targets. Every branch has its own copy of a component.
         export: ``"branch"`` or ``"ensemble"``.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
 
     Raises:
         ValueError: fewer than two branches; at ``setup``, a tap before the split.

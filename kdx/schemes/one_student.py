@@ -22,7 +22,7 @@ class OneStudent(Scheme):
         student: the model to train.
         task: see :class:`kdx.Scheme`.
         knowledge: see :class:`kdx.Scheme`.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
     """
 
     def __init__(

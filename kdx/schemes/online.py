@@ -37,7 +37,7 @@ class Online(Scheme):
         task: see :class:`kdx.Scheme`; its weight is the student's.
         knowledge: see :class:`kdx.Scheme`.
         teacher_task: weight v > 0 of the teacher's own task loss.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
         teacher_output: the same for the teacher.
 
     Raises:

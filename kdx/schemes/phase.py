@@ -27,8 +27,8 @@ class Phase:
         name: unique in the scheme; checkpoints know its optimizer by it.
         terms: the weighted terms of a batch, as ``Scheme.terms`` gives them.
         parameters: what it trains; a parameter may belong to several phases.
-        optimizer: see :data:`kdx.training.optim.OptimizerSpec`; None takes optimizer and schedule of :func:`kdx.fit`.
-        schedule: of its own optimizer, see :data:`kdx.training.optim.ScheduleSpec`; it counts the steps of the run.
+        optimizer: see :data:`kdx.training.OptimizerSpec`; None takes optimizer and schedule of :func:`kdx.fit`.
+        schedule: of its own optimizer, see :data:`kdx.training.ScheduleSpec`; it counts the steps of the run.
         steps: optimizer steps that it takes for each batch.
 
     Raises:

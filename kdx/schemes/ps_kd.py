@@ -98,7 +98,7 @@ class PSKD(OneStudent):
         task: see :class:`kdx.Scheme`.
         knowledge: see :class:`kdx.Scheme`; replaces the soft targets. What a component taps is stored per sample:
             ``8 samples`` times its number of elements in bytes.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
 
     Raises:
         ValueError: a batch without index or with an index beyond ``samples``, or nobody said how many samples.

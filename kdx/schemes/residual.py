@@ -30,11 +30,11 @@ class Residual(Scheme):
 
     Args:
         student: a model with the submodules ``student`` and ``assistant`` that returns the sum of their outputs, such
-            as :class:`kdx.models.residual_sum.ResidualSum`.
+            as :class:`kdx.models.ResidualSum`.
         teacher: a trained model, or a :class:`kdx.teachers.Teacher`.
         task: see :class:`kdx.Scheme`; on the sum.
         weight: of the residual term; 1 is ours.
-        teacher_output: see :class:`kdx.capture.Taps`.
+        teacher_output: see :class:`kdx.Taps`.
 
     Raises:
         TypeError: the model has no such submodules.

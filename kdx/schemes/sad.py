@@ -84,7 +84,7 @@ class SAD(SelfLayers):
         weight: w_sad, of the default knowledge.
         start: share of the optimizer steps without the terms, in [0, 1].
         stages: taps from shallow to deep; None finds them.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
 
     Paper: Hou et al., Learning Lightweight Lane Detection CNNs by Self Attention Distillation, ICCV 2019,
     https://arxiv.org/abs/1908.00821; weight .1 as there. Code, in Lua:

@@ -32,7 +32,7 @@ class ReusedClassifier(nn.Module):
         body: the student; what it computes after ``layer`` is not used.
         layer: tap of the feature to project.
         classifier: the teacher's classifier, ``[N, D]`` to logits; a copy is taken.
-        output: see :class:`kdx.capture.Taps`.
+        output: see :class:`kdx.Taps`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class SimKD(Offline):
         student_classifier: name of the student's classifier; it is replaced by nothing, in place, so that it costs
             nothing. None leaves it where it is, unused.
         reduction: the projector has the teacher's channels divided by this inside.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
         teacher_output: the same for the teacher.
 
     Raises:

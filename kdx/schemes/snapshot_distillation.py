@@ -34,7 +34,7 @@ class SnapshotDistillation(Offline):
         knowledge: see :class:`kdx.Scheme`; replaces the soft targets.
         temperature: T of the soft targets, on both sides; 2 is ours, as the weight is.
         weight: of the soft targets.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
 
     Raises:
         ValueError: ``cycle`` is below 1.

@@ -22,7 +22,7 @@ class Supervised(OneStudent):
     Args:
         student: the model.
         task: see :class:`kdx.Scheme`.
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
 
     Example:
         >>> import torch

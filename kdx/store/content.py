@@ -23,7 +23,7 @@ class Content(ABC):
 
     Attributes:
         tap: the tap as written, possibly a glob.
-        temperature: of an unbiased estimate (see :class:`kdx.capture.Captured`), else None.
+        temperature: of an unbiased estimate (see :class:`kdx.Captured`), else None.
     """
 
     tap: str = LOGITS

@@ -68,7 +68,7 @@ def write_store(
         workers: loader processes.
         seed: seed of the sampled classes.
         shard_rows: samples in one file, rounded up to whole batches; None takes about 32 MiB.
-        output: see :class:`kdx.capture.Taps`.
+        output: see :class:`kdx.Taps`.
         origin: more about the data, as plain text by topic, to be compared when the store is used.
         progress: called with the number of finished shards and of all shards.
 

@@ -24,7 +24,7 @@ class Contract:
     Args:
         inputs: an example, see :class:`kdx.Batch`.
         outputs: shape and dtype of every tensor it gives for the example.
-        taps: taps that must be there, as :class:`kdx.capture.Taps` reads them.
+        taps: taps that must be there, as :class:`kdx.Taps` reads them.
 
     Example:
         >>> teacher = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))

@@ -24,7 +24,7 @@ class DerivedStudent(Structure):
         self.options = {name: value for name, value in options.items() if name not in ("inherit", "config")}
 
     def produce(self, finished: FinishedStages) -> Produced:
-        """See :meth:`kdx.stage.Structure.produce`."""
+        """See :meth:`kdx.assistants.Structure.produce`."""
         from kdx.students.contract import Contract  # every plan imports this module, and few derive a student
         from kdx.students.deriving import derive
 

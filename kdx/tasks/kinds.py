@@ -24,7 +24,7 @@ class TaskKind:
 
     Args:
         loss: ``(outputs, targets) -> scalar``.
-        metrics: see :data:`kdx.training.evaluation.Metrics`.
+        metrics: see :data:`kdx.training.Metrics`.
         metric: the one that selects the epoch and is reported.
         label: how a report names it.
     """

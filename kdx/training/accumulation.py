@@ -27,7 +27,7 @@ def accumulate_gradient(
     """Runs forward and backward on the micro-batches of one step, so that the gradient is that of all as one batch.
 
     A term is the mean ``sum(count * value) / sum(count)`` over micro-batches and ranks. Where the batches tell the
-    counts (:class:`kdx.losses.Over`) the graph of a micro-batch is freed before the next one runs. From the first
+    counts (:class:`kdx.Over`) the graph of a micro-batch is freed before the next one runs. From the first
     micro-batch on with a term whose count only its outputs tell, the graphs are kept until the last, for one backward.
 
     Args:

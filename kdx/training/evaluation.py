@@ -43,7 +43,7 @@ def evaluate(
         loader: batches as :meth:`kdx.Batch.of` reads them, with targets.
         metrics: see :data:`Metrics`.
         device: where batches go; None takes the model's.
-        output: see :class:`kdx.capture.Taps`.
+        output: see :class:`kdx.Taps`.
 
     Returns:
         Metric name -> value.

@@ -79,12 +79,12 @@ def fit(
         steps: optimizer steps, instead of or as a limit to ``epochs``; needed if ``train`` has no length, as an endless
             stream has none, or one that changes from epoch to epoch, as that of data that still grow.
         evaluate: a loader to evaluate every student on after each epoch. For a result to be reported use a
-            validation split here and the test set once, at the end, with :func:`kdx.training.evaluation.evaluate`.
-        metrics: see :data:`kdx.training.evaluation.Metrics`.
+            validation split here and the test set once, at the end, with :func:`kdx.training.evaluate`.
+        metrics: see :data:`kdx.training.Metrics`.
         select: a metric of the first student, as ``"accuracy"``; at the end the weights of the epoch where it was
             highest are put back into every student. Needs ``evaluate``.
-        optimizer: see :data:`kdx.training.optim.OptimizerSpec`.
-        schedule: see :data:`kdx.training.optim.ScheduleSpec`.
+        optimizer: see :data:`kdx.training.OptimizerSpec`.
+        schedule: see :data:`kdx.training.ScheduleSpec`.
         accumulate: micro-batches per optimizer step.
         clip_grad_norm: largest norm of the gradient, or None.
         mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
@@ -95,16 +95,16 @@ def fit(
             writes nothing.
         resume: go on from the folder's newest checkpoint if there is one. On the CPU the run then ends bitwise where
             an unbroken one ends, if ``train`` gives the same batches again or keeps its place
-            (:class:`kdx.training.batches.ResumableLoader` says what does).
+            (:class:`kdx.training.ResumableLoader` says what does).
         checkpoint_every: steps between checkpoints, beside the one after each epoch.
         log_every: steps between logged losses.
         log_gradients: steps between measurements of every term's gradient on the students: its norm and its cosine to
             the task loss's gradient are logged as ``grad/<term>/norm`` and ``grad/<term>/cosine``. Each costs one more
-            backward pass a term. Balanced weights (:class:`kdx.schemes.weights.Balanced`) are measured at their own
+            backward pass a term. Balanced weights (:class:`kdx.schemes.Balanced`) are measured at their own
             pace.
         prequential: test every batch before training on it: the accuracy of every student on what it has not seen yet
             is logged, and kept in ``run.prequential``, as ``prequential/<student>``
-            (:class:`kdx.training.prequential.Prequential`).
+            (:class:`kdx.training.Prequential`).
         observers: objects with methods marked by ``kdx.hookimpl``.
 
     Returns:

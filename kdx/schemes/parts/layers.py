@@ -32,7 +32,7 @@ class SelfLayers(OneStudent):
         knowledge: see :class:`kdx.Scheme`; each lesson gets a copy, so adapters and stores are not shared.
         names: what a component can read, on both sides.
         stages: taps from shallow to deep, at least two; None finds them (:func:`kdx.schemes.parts.depths.find_stages`).
-        student_output: see :class:`kdx.capture.Taps`.
+        student_output: see :class:`kdx.Taps`.
     """
 
     def __init__(
