@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from kdx.capture import Taps as Taps
     from kdx.errors import KdxError as KdxError
     from kdx.experiment.experiment import run as run
-    from kdx.hookspecs import Spec as Spec
     from kdx.hookspecs import hookimpl as hookimpl
     from kdx.knowledge.base import Knowledge as Knowledge
     from kdx.knowledge.hint import Hint as Hint
@@ -49,8 +48,10 @@ if TYPE_CHECKING:
     from kdx.schemes.mutual import Mutual as Mutual
     from kdx.schemes.offline import Offline as Offline
     from kdx.schemes.supervised import Supervised as Supervised
+    from kdx.spec import Spec as Spec
     from kdx.stage import Stage as Stage
     from kdx.stage import Term as Term
+    from kdx.tasks.base import Task as Task
     from kdx.teachers.base import Teacher as Teacher
     from kdx.training.loop import fit as fit
 else:
@@ -62,7 +63,7 @@ else:
             "kdx.capture": ["Captured", "Taps"],
             "kdx.errors": ["KdxError"],
             "kdx.experiment.experiment": ["run"],
-            "kdx.hookspecs": ["Spec", "hookimpl"],
+            "kdx.hookspecs": ["hookimpl"],
             "kdx.knowledge.base": ["Knowledge"],
             "kdx.knowledge.hint": ["Hint"],
             "kdx.knowledge.soft_targets": ["SoftTargets"],
@@ -73,7 +74,9 @@ else:
             "kdx.schemes.mutual": ["Mutual"],
             "kdx.schemes.offline": ["Offline"],
             "kdx.schemes.supervised": ["Supervised"],
+            "kdx.spec": ["Spec"],
             "kdx.stage": ["Stage", "Term"],
+            "kdx.tasks.base": ["Task"],
             "kdx.teachers.base": ["Teacher"],
             "kdx.training.loop": ["fit"],
         },
@@ -104,7 +107,8 @@ def make(kind: str, name: str | Ref, /, *args: Any, **options: Any) -> Any:
     """Builds a component by name from the default registry.
 
     Args:
-        kind: ``"knowledge"``, ``"scheme"``, ``"assistant"``, ``"model"``, ``"dataset"`` or ``"op"`` (called).
+        kind: ``"knowledge"``, ``"scheme"``, ``"assistant"``, ``"model"``, ``"dataset"``, ``"task"`` or ``"op"``
+            (called).
         name: as ``kdx list`` prints it, or a :class:`kdx.Ref`, whose options are added to those given.
         *args: handed to the component.
         **options: handed to the component; ``kdx show NAME`` prints them.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kdx.hookspecs import Spec, hookimpl
+from kdx.hookspecs import hookimpl
+from kdx.spec import Spec
 
 
 @hookimpl
@@ -330,6 +331,20 @@ def kdx_datasets() -> Iterable[Spec]:
             "kdx.datasets.fashion:FashionMnist",
             "5,000 + 2,000 images of clothing (embedded), or all 70,000 from a folder",
             "Xiao et al. 2017, arXiv:1708.07747",
+        ),
+    ]
+
+
+@hookimpl
+def kdx_tasks() -> Iterable[Spec]:
+    """Tasks of kdx."""
+    return [
+        Spec("classification", "kdx.tasks.classification:Classification", "cross-entropy, judged by accuracy"),
+        Spec(
+            "embedding",
+            "kdx.tasks.embedding:Embedding",
+            "triplet loss on an embedding, judged by Recall@1",
+            "Schroff et al. 2015, arXiv:1503.03832",
         ),
     ]
 

@@ -1,49 +1,24 @@
 """The hooks of kdx: what a plugin package may provide and what it may observe.
 
 A plugin is a module (or object) named by an entry point of group ``kdx``. It imports no torch: components are given
-as import strings in a :class:`Spec` and loaded when they are used.
+as import strings in a :class:`kdx.Spec` and loaded when they are used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
     from kdx.losses import Losses
+    from kdx.spec import Spec
     from kdx.training.run import Run
 
 PROJECT = "kdx"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """One component, not yet imported.
-
-    Args:
-        name: kebab-case name, unique within its kind.
-        target: ``"package.module:Class"``, imported when the component is used.
-        summary: one line for ``kdx list``.
-        paper: where the method comes from, with year, or None.
-
-    Raises:
-        TypeError: one of the first three is no string.
-    """
-
-    name: str
-    target: str
-    summary: str
-    paper: str | None = None
-
-    def __post_init__(self) -> None:
-        for field, form in (("name", ""), ("target", " as 'package.module:Class'"), ("summary", "")):
-            if not isinstance(value := getattr(self, field), str):
-                raise TypeError(f"Spec: {field} must be a string{form}, got {value!r}")
 
 
 @hookspec
@@ -69,6 +44,11 @@ def kdx_models() -> Iterable[Spec]:  # type: ignore[empty-body]
 @hookspec
 def kdx_datasets() -> Iterable[Spec]:  # type: ignore[empty-body]
     """Data sets: callables ``(split=..., **options)``, see :func:`kdx.datasets.check_dataset`."""
+
+
+@hookspec
+def kdx_tasks() -> Iterable[Spec]:  # type: ignore[empty-body]
+    """Tasks: subclasses of :class:`kdx.Task`, what models are trained and judged for."""
 
 
 @hookspec

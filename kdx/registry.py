@@ -23,12 +23,13 @@ import pluggy
 
 from kdx import __version__, hookspecs
 from kdx.errors import PluginError, PluginWarning, UnknownNameError, nearest
-from kdx.hookspecs import PROJECT, Spec
+from kdx.hookspecs import PROJECT
 from kdx.ref import Ref
+from kdx.spec import Spec
 
 __all__ = ["KINDS", "Component", "Kind", "Plugins", "default_plugins"]
 
-Kind = Literal["knowledge", "scheme", "assistant", "model", "dataset", "op"]
+Kind = Literal["knowledge", "scheme", "assistant", "model", "dataset", "task", "op"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOK = {
     "knowledge": "kdx_knowledge",
@@ -36,12 +37,14 @@ _HOOK = {
     "assistant": "kdx_assistants",
     "model": "kdx_models",
     "dataset": "kdx_datasets",
+    "task": "kdx_tasks",
     "op": "kdx_ops",
 }
 _BASE = {
     "knowledge": "kdx.knowledge.base:Knowledge",
     "scheme": "kdx.schemes.base:Scheme",
     "assistant": "kdx.assistants.base:Assistant",
+    "task": "kdx.tasks.base:Task",
 }
 """The base class of a kind's components, where there is one; imported when a component is."""
 BUILTIN = "kdx-builtin"

@@ -13,8 +13,9 @@ import pytest
 
 import kdx
 from kdx.errors import PluginError, PluginWarning, UnknownNameError
-from kdx.hookspecs import Spec, hookimpl
+from kdx.hookspecs import hookimpl
 from kdx.registry import KINDS, SLOW, Kind, Plugins
+from kdx.spec import Spec
 
 GOOD = """
     from kdx import Spec, hookimpl

@@ -35,6 +35,7 @@ TITLES = {
     "assistant": "Assistants",
     "model": "Models",
     "dataset": "Data sets",
+    "task": "Tasks",
 }
 READMES = {"knowledge": "kdx/knowledge", "scheme": "kdx/schemes", "assistant": "kdx/assistants"}
 EXTRA = {
@@ -275,8 +276,8 @@ def hooks() -> str:
             f"```python\n{signature(function)}\n```\n",
             f"{roles(inspect.getdoc(function) or '')}\n",
         ]
-    lines += ["## Spec\n", f"```python\n{signature(hookspecs.Spec)}\n```\n"]
-    return "\n".join([*lines, prose(hookspecs.Spec), "", options(hookspecs.Spec, frozenset())])
+    lines += ["## Spec\n", f"```python\n{signature(kdx.Spec)}\n```\n"]
+    return "\n".join([*lines, prose(kdx.Spec), "", options(kdx.Spec, frozenset())])
 
 
 def hook_functions() -> Iterator[tuple[str, Callable[..., Any]]]:

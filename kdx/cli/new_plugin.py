@@ -24,6 +24,7 @@ _HOOKS: Mapping[str, str] = {
     "assistant": "assistants",
     "model": "models",
     "dataset": "datasets",
+    "task": "tasks",
     "op": "ops",
 }
 _HEADINGS = {
@@ -32,6 +33,7 @@ _HEADINGS = {
     "assistant": "Teacher assistants",
     "model": "Models",
     "dataset": "Data sets",
+    "task": "Tasks",
     "op": "The op and its backends",
 }
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -43,7 +45,7 @@ def new_plugin(name: str, kind: str, folder: Path) -> Path:
     Args:
         name: of the package, the entry point and the folder: kebab-case, as ``kdx-my-loss``. The component is named
             so too, without ``kdx-``.
-        kind: ``"knowledge"``, ``"scheme"``, ``"assistant"``, ``"model"``, ``"dataset"`` or ``"op"``.
+        kind: ``"knowledge"``, ``"scheme"``, ``"assistant"``, ``"model"``, ``"dataset"``, ``"task"`` or ``"op"``.
         folder: where the folder ``name`` is made.
 
     Returns:

@@ -12,6 +12,7 @@ from kdx import __version__
 from kdx.cli.output import Json, print_json
 
 show_app = typer.Typer()
+_KINDS = "knowledge, scheme, assistant, model, dataset, task or op."
 
 
 @show_app.command("plugins", epilog="Example:  kdx plugins --json")
@@ -48,7 +49,7 @@ def list_plugins(
 @show_app.command("new-plugin", epilog="Example:  kdx new-plugin kdx-my-loss --kind knowledge")
 def write_plugin(
     name: Annotated[str, typer.Argument(help="Name of the package, kebab-case.")],
-    kind: Annotated[str, typer.Option(help="knowledge, scheme, assistant, model, dataset or op.")] = "knowledge",
+    kind: Annotated[str, typer.Option(help=_KINDS)] = "knowledge",
     folder: Annotated[Path, typer.Option(help="Where to make its folder.")] = Path(),
 ) -> None:
     """Write a plugin package: entry point, a working example, its tests by kdx.testing, a README."""
@@ -60,7 +61,7 @@ def write_plugin(
 
 @show_app.command("list", epilog="Example:  kdx list knowledge")
 def list_components(
-    kind: Annotated[str | None, typer.Argument(help="knowledge, scheme, assistant, model, dataset or op.")] = None,
+    kind: Annotated[str | None, typer.Argument(help=_KINDS)] = None,
     as_json: Json = False,
 ) -> None:
     """List components, of one kind or of all, with their papers."""

@@ -15,7 +15,7 @@ from kdx import rng
 from kdx.analysis.flops import count_flops
 from kdx.batch import Batch
 from kdx.datasets.view import View
-from kdx.experiment.components import locating, needs_of
+from kdx.experiment.components import SMOOTHED, locating, needs_of, task_of
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.plan import train_of
 from kdx.experiment.recipe import Recipe
@@ -27,11 +27,10 @@ from kdx.schemes.base import Scheme
 from kdx.schemes.supervised import Supervised
 from kdx.stage import Produced, Stage, Structure
 from kdx.students.contract import Contract
-from kdx.tasks.kinds import TaskKind, task_kind
 from kdx.teachers import Frozen, Stored, Teacher
 from kdx.training.checkpoint import load_weights
 
-__all__ = ["Assembly", "ModelSource", "task_of"]
+__all__ = ["Assembly", "ModelSource"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMOOTHING = 0.1
@@ -60,11 +59,6 @@ class ModelSource(Protocol):
         """A teacher that answers from its store, written from its model for the training rows if need be."""
 
 
-def task_of(recipe: Recipe, *, smoothing: float = 0.0) -> TaskKind:
-    """The task of a recipe: its loss on the labels and its metrics."""
-    return task_kind(recipe.task.name, margin=recipe.task.margin, label_smoothing=smoothing)
-
-
 class Assembly:
     """Builds the parts of every stage of a recipe; the :class:`kdx.assistants.FinishedStages` that structures read.
 
@@ -89,7 +83,7 @@ class Assembly:
         self.stages = {stage.name: stage for stage in stages}
         self.source = source
         self.plugins = plugins or default_plugins()
-        self.task = task_of(recipe)
+        self.task = task_of(recipe, self.plugins)
         self._data = data
 
     @property
@@ -156,8 +150,8 @@ class Assembly:
         """The scheme under which a stage trains its student; its first random draws are those of the student."""
         student = self.student(stage)
         if stage.role not in ("assistant", "distilled"):
-            smoothing = SMOOTHING if stage.role == "label-smoothing" else 0.0
-            return Supervised(student, task=task_of(self.recipe, smoothing=smoothing).loss)
+            smoothed = {SMOOTHED: SMOOTHING} if stage.role == "label-smoothing" else {}
+            return Supervised(student, task=task_of(self.recipe, self.plugins, **smoothed))
         with rng.isolated():  # whatever else draws, the rows come in the order in which the student alone sees them
             return self._taught(stage, student)
 
@@ -194,7 +188,7 @@ class Assembly:
         along = target.trains_teacher
         parts: dict[str, Callable[[], Any]] = {
             "student": lambda: student,
-            "task": lambda: (weight, self.task.loss),
+            "task": lambda: (weight, self.task),
             "knowledge": lambda: self.knowledge(stage),
             "peers": lambda: [student, *(self.build(peer) for peer in self._peers(stage))],
             "teacher": lambda: self._teacher(self._teachers_of(stage, along=along)[0], along=along),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdx.errors import RecipeError, UnknownNameError
 from kdx.options import check_options, check_takes
 from kdx.ref import Ref
 from kdx.registry import Kind, Plugins
 
-__all__ = ["SUPPLIED", "check_component", "locating", "needs_of"]
+if TYPE_CHECKING:
+    from kdx.experiment.recipe import Recipe
+    from kdx.tasks import Task
+
+__all__ = ["SMOOTHED", "SUPPLIED", "check_component", "locating", "needs_of", "task_of"]
 
 NEEDS = frozenset({"student", "teacher", "teachers", "peers", "task", "knowledge", "qualities"})
 """Parts that a scheme may name in its signature and that an experiment builds for it, see
@@ -27,9 +31,24 @@ SUPPLIED = {
 """Parameters that no recipe gives, by kind: an experiment fills them in itself, or they are functions."""
 
 
+SMOOTHED = "label_smoothing"
+"""The option of a task that the control with smoothed labels sets."""
+
+
 def needs_of(scheme: type) -> frozenset[str]:
     """The parts that an experiment builds for a scheme: those of :data:`NEEDS` that its signature names."""
     return NEEDS & inspect.signature(scheme).parameters.keys()
+
+
+def task_of(recipe: Recipe, plugins: Plugins, **options: Any) -> Task:
+    """The task of a recipe, some of its options replaced or added.
+
+    Raises:
+        RecipeError: it refuses its options.
+    """
+    with locating(f"task ({recipe.task.name})"):
+        task: Task = plugins.make("task", recipe.task.ref.with_options(**options))
+    return task
 
 
 @contextmanager

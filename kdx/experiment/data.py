@@ -15,7 +15,7 @@ from kdx.datasets.sample_stream import SampleStream
 from kdx.datasets.splits import few_labels, train_validation_split
 from kdx.datasets.view import View
 from kdx.errors import RecipeError
-from kdx.experiment.components import locating
+from kdx.experiment.components import locating, task_of
 from kdx.experiment.recipe import Data, Recipe
 from kdx.registry import Plugins, default_plugins
 from kdx.schemes.base import Scheme
@@ -31,7 +31,7 @@ class ExperimentData:
         plugins: where the data set comes from; None takes the plugins installed.
 
     Attributes:
-        shape: ``num_classes`` and ``input_shape``, for the models.
+        shape: ``num_classes`` (the width of their output, as the task says) and ``input_shape``, for the models.
         all: training rows with every label (the teacher's).
         few: the same rows, hidden labels ``-100`` (the distilled student's).
         labelled: only the rows that keep their label (the student alone).
@@ -52,9 +52,8 @@ class ExperimentData:
                 made[split] = plugins.make("dataset", data.dataset, split=split)
                 check_dataset(made[split])
         whole = made["train"]
-        self.shape = {"num_classes": whole.num_classes, "input_shape": whole.input_shape}
-        if recipe.task.embedding is not None:
-            self.shape["num_classes"] = recipe.task.embedding
+        width = task_of(recipe, plugins).outputs(whole.num_classes)
+        self.shape = {"num_classes": width, "input_shape": whole.input_shape}
         self.workers = data.workers
         self.stream, self.seed = data.stream, seed
         novel = _novel(data, whole.num_classes)

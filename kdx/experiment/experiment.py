@@ -14,7 +14,8 @@ import torch
 
 from kdx.assistants.gap import WeakTeacherWarning, gap_warnings
 from kdx.errors import RecipeError, RunExistsError
-from kdx.experiment.assembly import Assembly, task_of
+from kdx.experiment.assembly import Assembly
+from kdx.experiment.components import task_of
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.environment import environment
 from kdx.experiment.plan import assistant_of, plan
@@ -114,7 +115,7 @@ class Experiment:
         self.report = report
         self.plugins = plugins or default_plugins()
         self.plan = plan(recipe, self.plugins)
-        self.task = task_of(recipe)
+        self.task = task_of(recipe, self.plugins)
         stages = RunFolder(recipe, folder, self.task.metric, notify)
         self.assembly = Assembly(recipe, self.plan, stages, plugins=self.plugins)
         cache = TeacherCache(teachers or folder.parent / ".teachers")

@@ -125,18 +125,20 @@ class Student(_Section):
 
 
 class Task(_Section):
-    """What the models are for. The same loss trains the teacher and the student alone, there with weight 1."""
+    """The task of the models. The same loss trains the teacher and the student alone, there with weight 1.
 
-    name: Literal["cross-entropy", "triplet"] = Field("cross-entropy", description="the loss on the labels")
+    Every further key is an option of the task.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field("classification", description="a task")
     weight: float = Field(1.0, ge=0, description="its weight beside the knowledge; 0 distils without labels")
-    margin: float = Field(0.2, gt=0, description="of the triplet loss, in squared distance of unit vectors")
-    embedding: int | None = Field(None, ge=1, description="width of the models' output, for the triplet loss")
 
-    @model_validator(mode="after")
-    def _embedding_for_triplets(self) -> Task:
-        if (self.name == "triplet") != (self.embedding is not None):
-            raise ValueError("embedding is given with the triplet loss and only with it")
-        return self
+    @property
+    def ref(self) -> Ref:
+        """The task alone, without its weight."""
+        return Ref(self.name, **(self.model_extra or {}))
 
 
 class Recipe(_Section):
@@ -175,12 +177,8 @@ class Recipe(_Section):
     def _sound(self) -> Recipe:
         if self.data.stream and self.train.steps is None:
             raise ValueError("train.steps: a stream has no end, so give the number of steps")
-        if self.data.stream and self.task.name != "cross-entropy":
-            raise ValueError("data.stream: it is tested by accuracy, which the task triplet has not")
         if self.data.stream and any(teacher.store for teacher in self.all_teachers.values()):
             raise ValueError("teacher.store: the views of a stream never come again; remove it or data.stream")
-        if "label-smoothing" in self.controls and self.task.name != "cross-entropy":
-            raise ValueError(f"controls: label-smoothing needs the task cross-entropy, not {self.task.name}")
         if "direct" in self.controls and self.assistant is None:
             raise ValueError("controls: direct compares with an assistant, and there is none")
         if taken := sorted({"teacher", "distilled", *self.controls} & self.teachers.keys()):

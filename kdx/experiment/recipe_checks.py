@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+
 from kdx.errors import RecipeError
-from kdx.experiment.components import check_component, needs_of
+from kdx.experiment.components import SMOOTHED, check_component, needs_of
 from kdx.experiment.recipe import Recipe
 from kdx.registry import Plugins
 
@@ -25,9 +27,24 @@ def check_components(recipe: Recipe, plugins: Plugins) -> None:
         check_component(f"peers.{place}", "model", peer, plugins)
     for name, term in recipe.knowledge.items():
         check_component(f"knowledge.{name}", "knowledge", term, plugins)
+    _check_task(recipe, plugins)
     _check_scheme(recipe, plugins)
     if recipe.assistant is not None:
         _check_assistant(recipe, recipe.assistant.name, plugins)
+
+
+def _check_task(recipe: Recipe, plugins: Plugins) -> None:
+    """Checks the task's options, and that it suits the data and the controls."""
+    target = check_component("task", "task", recipe.task.ref, plugins)
+    if recipe.data.stream and not target.one_class:
+        raise RecipeError(
+            f"data.stream: it is tested by the accuracy of one class a sample, which the task {recipe.task.name!r} "
+            "has not"
+        )
+    if "label-smoothing" in recipe.controls and SMOOTHED not in inspect.signature(target).parameters:
+        raise RecipeError(
+            f"controls: label-smoothing needs a task with the option {SMOOTHED}, not {recipe.task.name!r}"
+        )
 
 
 def _check_scheme(recipe: Recipe, plugins: Plugins) -> None:

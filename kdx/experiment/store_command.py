@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from kdx.errors import RecipeError
-from kdx.experiment.assembly import Assembly, task_of
+from kdx.experiment.assembly import Assembly
+from kdx.experiment.components import task_of
 from kdx.experiment.plan import plan
 from kdx.experiment.recipe import Recipe, StoreSection
 from kdx.experiment.recipe_files import check_recipe
@@ -18,7 +19,7 @@ from kdx.experiment.run_folder import RunFolder
 from kdx.experiment.stage_runner import StageRunner
 from kdx.experiment.stage_store import write_stage_store
 from kdx.experiment.teacher_cache import TeacherCache
-from kdx.registry import Plugins
+from kdx.registry import Plugins, default_plugins
 from kdx.store import Store
 
 __all__ = ["cache_teacher"]
@@ -63,7 +64,7 @@ def cache_teacher(
     assert recipe.teacher is not None
     store: StoreSection | None = recipe.teacher.store
     assert store is not None
-    folder = RunFolder(recipe, out, task_of(recipe).metric, notify)
+    folder = RunFolder(recipe, out, task_of(recipe, plugins or default_plugins()).metric, notify)
     assembly = Assembly(recipe, stages := plan(recipe, plugins), folder, plugins=plugins)
     rehearse_store(assembly, "teacher")
     runner = StageRunner(assembly, folder, TeacherCache(teachers), observers, notify)

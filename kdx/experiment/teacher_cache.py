@@ -56,7 +56,7 @@ class TeacherCache:
             "format": FORMAT,
             "kdx": __version__,
             "model": _with_contents(stage.model.as_dict()),
-            "code": _code(plugins.load("model", stage.model.name)),
+            "code": [_code(plugins.load(*one)) for one in (("model", stage.model.name), ("task", recipe.task.name))],
             "shape": data.shape,
             # which labels the student may see and how rows are fetched are nothing to the teacher
             "data": recipe.data.model_dump(mode="json", exclude={"labelled", "workers"}),

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from kdx.testing.scheme import check_scheme as check_scheme
     from kdx.testing.tags import KnowledgeTags as KnowledgeTags
     from kdx.testing.tags import SchemeTags as SchemeTags
+    from kdx.testing.tags import TaskTags as TaskTags
+    from kdx.testing.task import check_task as check_task
     from kdx.testing.toys import toy_batches as toy_batches
     from kdx.testing.toys import toy_model as toy_model
 else:
@@ -45,7 +47,8 @@ else:
             "kdx.testing.parametrize": ["checks_of", "parametrize_checks"],
             "kdx.testing.plugin": ["check_plugin"],
             "kdx.testing.scheme": ["check_scheme"],
-            "kdx.testing.tags": ["KnowledgeTags", "SchemeTags"],
+            "kdx.testing.tags": ["KnowledgeTags", "SchemeTags", "TaskTags"],
+            "kdx.testing.task": ["check_task"],
             "kdx.testing.toys": ["toy_batches", "toy_model"],
         },
     )

@@ -13,10 +13,11 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
 from kdx.errors import PluginError, nearest
-from kdx.hookspecs import PROJECT, Spec
+from kdx.hookspecs import PROJECT
 from kdx.options import options_of
 from kdx.ref import Ref
 from kdx.registry import KINDS, Kind, Plugins
+from kdx.spec import Spec
 from kdx.stage import Term
 from kdx.testing.check import Check, bind, fail, require, run_all
 
@@ -154,7 +155,7 @@ def check_targets(plugin: _Plugin) -> None:
             missing = [name for name in ("unsupported", "forward") if not callable(getattr(target, name, None))]
             require(not missing, f"backend {spec.name!r}: {spec.target} defines no function {missing}")
             continue
-        taken = Term.keys if kind == "knowledge" else Ref.keys
+        taken = Term.keys if kind in ("knowledge", "task") else Ref.keys
         for option in options_of(target) if kind != "op" else []:
             require(
                 option.name not in taken,

@@ -11,7 +11,7 @@ from torch import Tensor
 from kdx.batch import Batch
 from kdx.ref import Ref, RefLike
 
-__all__ = ["KnowledgeTags", "SchemeTags"]
+__all__ = ["KnowledgeTags", "SchemeTags", "TaskTags"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tap -> shape of one sample's feature, without the batch dimension."""
@@ -83,3 +83,19 @@ class SchemeTags:
     data: Sequence[Any] | None = None
     optimizer: RefLike = field(default_factory=lambda: Ref("AdamW", lr=0.01))
     mean_over_samples: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskTags:
+    """The data that a task is tried with.
+
+    Args:
+        rows: samples in a batch, at least 3.
+        classes: number of classes; the targets are their numbers, one of them ``-100``.
+        inputs: ``rows -> (outputs, targets)`` with float32 outputs, for tasks whose targets are no classes; every call
+            must give the same numbers. Targets can be sliced along their first dimension.
+    """
+
+    rows: int = 12
+    classes: int = 5
+    inputs: Callable[[int], tuple[Tensor, Any]] | None = None

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kdx import rng
-from kdx.batch import IGNORE, Batch
+from kdx.batch import Batch
 from kdx.capture import call, logits_of
 from kdx.modes import evaluating
+from kdx.tasks.classification import Classification
 
 __all__ = ["Metrics", "classification", "evaluate"]
 
@@ -21,9 +22,7 @@ Metrics = Callable[[Tensor], Mapping[str, Any]]
 
 def classification(logits: Tensor) -> dict[str, Any]:
     """Accuracy over single-label classes; the default."""
-    from torchmetrics.classification import MulticlassAccuracy
-
-    return {"accuracy": MulticlassAccuracy(num_classes=logits.shape[1], average="micro", ignore_index=IGNORE)}
+    return Classification().metrics(logits)
 
 
 def evaluate(

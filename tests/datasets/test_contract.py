@@ -9,7 +9,8 @@ import torch
 
 from kdx.errors import RecipeError
 from kdx.experiment.experiment import Experiment
-from kdx.hookspecs import Spec, hookimpl
+from kdx.hookspecs import hookimpl
+from kdx.spec import Spec
 from tests.experiment.tiny import recipe
 
 

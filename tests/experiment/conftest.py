@@ -8,8 +8,9 @@ import pytest
 
 from kdx.assistants.base import Assistant
 from kdx.experiment.experiment import Experiment
-from kdx.hookspecs import Spec, hookimpl
+from kdx.hookspecs import hookimpl
 from kdx.ref import Ref
+from kdx.spec import Spec
 from kdx.stage import Stage
 from tests.experiment.tiny import recipe
 

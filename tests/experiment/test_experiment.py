@@ -260,5 +260,5 @@ def test_metric_learning_on_novel_classes(tmp_path: Path) -> None:
     assert all(value.equal(weights[name]) for name, value in fresh.state_dict().items())
     with pytest.raises(RecipeError, match=r"novel_classes: the data set has classes 0 \.\. 9, got 12"):
         _ = Experiment(load_recipe("digits-rkd", {"data.novel_classes": [12]}), tmp_path / "other").data
-    with pytest.raises(RecipeError, match="embedding is given with the triplet loss and only with it"):
-        load_recipe("digits-rkd", {"task.name": "cross-entropy"})
+    with pytest.raises(RecipeError, match=r"task \(classification\): unknown option 'width'"):
+        load_recipe("digits-rkd", {"task.name": "classification"})

@@ -12,9 +12,10 @@ from kdx.assistants.base import Assistant
 from kdx.errors import RecipeError
 from kdx.experiment.recipe_files import check_recipe
 from kdx.experiment.store_command import cache_teacher
-from kdx.hookspecs import Spec, hookimpl
+from kdx.hookspecs import hookimpl
 from kdx.ref import Ref
 from kdx.registry import Plugins
+from kdx.spec import Spec
 from kdx.stage import Stage, Term
 from tests.experiment.tiny import TINY, recipe
 

@@ -12,9 +12,10 @@ import kdx
 from kdx.errors import CaptureError, KdxError, RecipeError, StoreError
 from kdx.experiment.experiment import Experiment
 from kdx.experiment.store_command import cache_teacher
-from kdx.hookspecs import Spec, hookimpl
+from kdx.hookspecs import hookimpl
 from kdx.ref import Ref
 from kdx.schemes.phase import Phase
+from kdx.spec import Spec
 from kdx.stage import Stage, Term
 from tests.experiment.tiny import TINY, recipe
 

@@ -18,9 +18,10 @@ from torch import nn
 import kdx
 from kdx.errors import KdxError, RecipeError
 from kdx.experiment.experiment import Experiment
-from kdx.hookspecs import Spec, hookimpl
+from kdx.hookspecs import hookimpl
 from kdx.models import MLP
 from kdx.ref import Ref
+from kdx.spec import Spec
 from kdx.stage import Produced, Stage, Structure, Term
 from kdx.training.batches import ResumableLoader
 from tests.experiment.tiny import TINY, recipe, same, weights

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from kdx.experiment.experiment import Experiment
-from kdx.hookspecs import Spec, hookimpl
+from kdx.hookspecs import hookimpl
+from kdx.spec import Spec
 from tests.experiment.tiny import TINY, recipe, same, weights
 
 pytestmark = [

@@ -181,6 +181,27 @@ def test_assistant(check) -> None:
     check()
 
 
+TASKS = {
+    "classification": [{}, {"label_smoothing": 0.2, "class_weights": [1.0, 2.0, 0.5, 0.0, 3.0]}],
+    "embedding": [{"width": 8, "margin": 1.0}],
+}
+"""Task -> the options that it is tried with."""
+
+
+def tasks() -> list:
+    return [
+        pytest.param(check, id=f"{name}-{number}-{check.name}")
+        for name in OWN.components("task")
+        for number, options in enumerate(TASKS[name])
+        for check in checks_of(OWN.make("task", name, **options))
+    ]
+
+
+@pytest.mark.parametrize("check", tasks())
+def test_task(check) -> None:
+    check()
+
+
 @kdx.testing.parametrize_checks(kdx.builtin)
 def test_plugin(check) -> None:
     check()

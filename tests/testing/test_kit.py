@@ -11,10 +11,11 @@ from kdx.testing import (
     check_assistant,
     check_knowledge,
     check_scheme,
+    check_task,
     checks_of,
     parametrize_checks,
 )
-from tests.testing.mutants import assistant, knowledge, scheme
+from tests.testing.mutants import assistant, knowledge, scheme, task
 
 VECTORS = KnowledgeTags(student_shapes={"a": (6,)}, teacher_shapes={"b": (6,), "c": (6,)})
 
@@ -27,6 +28,7 @@ def test_a_sound_component_passes_everything() -> None:
     check_knowledge(knowledge.Sound(), tags=VECTORS)
     check_assistant(assistant.Plan())
     check_scheme(scheme.Pair())
+    check_task(task.Sound())
 
 
 @pytest.mark.parametrize("mutant", knowledge.MUTANTS, ids=lambda mutant: mutant.__name__)
@@ -53,11 +55,19 @@ def test_a_defect_of_a_scheme_is_caught(mutant) -> None:
     assert "': it raised" not in str(caught.value), "caught for another reason"
 
 
+@pytest.mark.parametrize("mutant", task.MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_defect_of_a_task_is_caught(mutant) -> None:
+    with pytest.raises(CheckFailed, match=f"{mutant.__name__} fails the check '{mutant.caught_by}'") as caught:
+        named(checks_of(mutant()), mutant.caught_by)()
+    assert "': it raised" not in str(caught.value), "caught for another reason"
+
+
 def test_every_check_has_a_mutant() -> None:
     for checks, broken in (
         (checks_of(knowledge.NotZeroWhenEqual(), tags=VECTORS), knowledge.MUTANTS),
         (checks_of(assistant.Plan()), assistant.MUTANTS),
         (checks_of(scheme.Pair()), scheme.MUTANTS),
+        (checks_of(task.Sound()), task.MUTANTS),
     ):
         assert {check.name for check in checks} == {mutant.caught_by for mutant in broken}
         assert all(check.sentence.endswith(".") for check in checks)
