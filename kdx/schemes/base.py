@@ -37,7 +37,7 @@ KnowledgeTerms = Mapping[str, Knowledge | tuple[Weight, Knowledge]]
 class Scheme(nn.Module, ABC):
     """Who teaches whom. Calling it on a batch gives the losses; :func:`kdx.fit` trains it, any loop can.
 
-    A scheme holds the students as submodules, the teachers with their policy and the weighted terms. It owns the
+    A scheme holds the students as submodules, the teachers and the weighted terms. It owns the
     isolation of gradients and keeps teachers in their mode. The task loss is its own, not a knowledge component.
 
     Args:

@@ -1,4 +1,4 @@
-"""Teachers: sources of captured tensors for a batch, each with an explicit policy."""
+"""Teachers: sources of captured tensors for a batch, each held as its class says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from kdx.lazy import exports
 
 if TYPE_CHECKING:
     from kdx.teachers.base import ModelTeacher as ModelTeacher
-    from kdx.teachers.base import Policy as Policy
     from kdx.teachers.base import Teacher as Teacher
     from kdx.teachers.deeper import Deeper as Deeper
     from kdx.teachers.ema import EMA as EMA
@@ -23,7 +22,7 @@ else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
-            "kdx.teachers.base": ["ModelTeacher", "Policy", "Teacher"],
+            "kdx.teachers.base": ["ModelTeacher", "Teacher"],
             "kdx.teachers.deeper": ["Deeper"],
             "kdx.teachers.ema": ["EMA"],
             "kdx.teachers.ensemble": ["Ensemble", "confidence"],

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -14,37 +12,14 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
 
-__all__ = ["ModelTeacher", "Policy", "Teacher"]
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How a teacher is run and saved.
-
-    Args:
-        mode: ``"eval"``; ``"batch-statistics"``: training mode, its running statistics put back after each call;
-            ``"train"``: the mode of its owner, for a teacher that is trained.
-        trained: whether it gets gradients of its own task; never from the student.
-        saved: whether checkpoints hold it, as they do for teachers that are trained or follow the student.
-        dtype: dtype in which it computes; None takes its owner's.
-        device: where it computes; None follows its owner, ``cpu`` keeps a large teacher off the GPU.
-    """
-
-    mode: Literal["eval", "batch-statistics", "train"] = "eval"
-    trained: bool = False
-    saved: bool = False
-    dtype: torch.dtype | None = None
-    device: torch.device | None = None
+__all__ = ["ModelTeacher", "Teacher"]
 
 
 class Teacher(nn.Module, ABC):
     """A source of :class:`kdx.Captured` tensors for a batch, detached from its own parameters.
 
-    A teacher is never part of the exported student. Its :attr:`policy` says how it is run and saved.
+    A teacher is never part of the exported student.
     """
-
-    policy: Policy = Policy()
-    """Mode, gradient, checkpoints, dtype and device."""
 
     @abstractmethod
     def tap(self, names: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
-from kdx.teachers.base import ModelTeacher, Policy
+from kdx.teachers.base import ModelTeacher
 
 __all__ = ["Deeper"]
 
@@ -40,8 +40,6 @@ class Deeper(ModelTeacher):
         >>> teacher.captured_for(Batch(torch.ones(4, 3)), captured)["1:input"].requires_grad
         False
     """
-
-    policy = Policy(mode="train")
 
     def __init__(self, student: nn.Module, *, output: Callable[[Any], Tensor] | None = None) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.capture import Taps, unwrap
-from kdx.teachers.base import ModelTeacher, Policy
+from kdx.teachers.base import ModelTeacher
 
 __all__ = ["EMA"]
 
@@ -49,8 +49,6 @@ class EMA(ModelTeacher):
         >>> round(teacher.average.weight.item() - start, 4)
         1.0
     """
-
-    policy = Policy(saved=True)
 
     def __init__(
         self,

@@ -30,9 +30,9 @@ class Ensemble(Teacher):
     - ``over="probabilities"``: ``z = T log sum_k w_k softmax(z_k / T)``, so that soft targets at the same temperature
       T see the mean of the softened probabilities.
 
-    Every member keeps its own policy. Where a member's classes are sampled (:mod:`kdx.store.sample`), the combination
-    is unbiased with ``over="probabilities"`` at their temperature and constant weights; other combinations of them
-    are refused.
+    Every member keeps its own mode, dtype and device. Where a member's classes are sampled (:mod:`kdx.store.sample`),
+    the combination is unbiased with ``over="probabilities"`` at their temperature and constant weights; other
+    combinations of them are refused.
 
     Args:
         teachers: name -> :class:`Teacher`, or plain model, held frozen; at least two.

@@ -14,7 +14,7 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
 from kdx.modes import unchanged_buffers
-from kdx.teachers.base import ModelTeacher, Policy, Teacher
+from kdx.teachers.base import ModelTeacher, Teacher
 
 __all__ = ["Frozen", "as_teacher"]
 
@@ -64,11 +64,8 @@ class Frozen(ModelTeacher):
         super().__init__()
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating dtype, such as torch.bfloat16; got {dtype}")
-        self.policy = Policy(
-            mode="batch-statistics" if train_mode else "eval",
-            dtype=dtype,
-            device=None if device is None else torch.device(device),
-        )
+        self.dtype = dtype
+        self.device = None if device is None else torch.device(device)
         if dtype is not None or device is not None:
             model = self._converted(model)
         self.train_mode = train_mode
@@ -107,14 +104,14 @@ class Frozen(ModelTeacher):
 
     @property
     def _pinned(self) -> bool:
-        return self.policy.dtype is not None or self.policy.device is not None
+        return self.dtype is not None or self.device is not None
 
     def _held(self, batch: Batch) -> Captured:
         """A pass in the teacher's own dtype and device, with results in those of the batch."""
         first = next(iter(_tensors(batch.inputs)))
-        device = self.policy.device or first.device
-        inputs = _cast(batch.to(device).inputs, self.policy.dtype)
-        own = self.policy.dtype is not None
+        device = self.device or first.device
+        inputs = _cast(batch.to(device).inputs, self.dtype)
+        own = self.dtype is not None
         with torch.autocast(device.type, enabled=False) if own else nullcontext():
             captured = self.taps(inputs)
         wanted = first.dtype if first.is_floating_point() else torch.float32
@@ -127,13 +124,13 @@ class Frozen(ModelTeacher):
         )
 
     def _place(self, tensor: Tensor, like: Tensor | None = None) -> Tensor:
-        """A tensor with the policy's dtype and device, or those of ``like`` where the policy leaves them open."""
+        """A tensor with the teacher's own dtype and device, or those of ``like`` where it has none."""
         like = tensor if like is None else like
-        dtype = self.policy.dtype if self.policy.dtype is not None and tensor.is_floating_point() else like.dtype
-        return tensor.to(self.policy.device or like.device, dtype)
+        dtype = self.dtype if self.dtype is not None and tensor.is_floating_point() else like.dtype
+        return tensor.to(self.device or like.device, dtype)
 
     def _converted(self, model: nn.Module) -> nn.Module:
-        """A copy in the policy's dtype and device, converted tensor by tensor to save memory."""
+        """A copy in the teacher's own dtype and device, converted tensor by tensor to save memory."""
         memo: dict[int, Any] = {}
         for tensor in (*model.parameters(), *model.buffers()):
             placed = self._place(tensor.detach())

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
-from kdx.teachers.base import ModelTeacher, Policy
+from kdx.teachers.base import ModelTeacher
 
 __all__ = ["Live"]
 
@@ -33,8 +33,6 @@ class Live(ModelTeacher):
         >>> teacher(batch).logits.requires_grad, teacher.captured(batch).logits.requires_grad
         (False, True)
     """
-
-    policy = Policy(mode="train", trained=True, saved=True)
 
     def __init__(self, model: nn.Module, *, output: Callable[[Any], Tensor] | None = None) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.capture import Taps, unwrap
-from kdx.teachers.base import ModelTeacher, Policy
+from kdx.teachers.base import ModelTeacher
 
 __all__ = ["Snapshot"]
 
@@ -45,8 +45,6 @@ class Snapshot(ModelTeacher):
         >>> teacher.teaches, teacher.picture.weight.equal(student.weight)
         (True, True)
     """
-
-    policy = Policy(saved=True)
 
     def __init__(self, student: nn.Module, *, every: int = 1, output: Callable[[Any], Tensor] | None = None) -> None:
         super().__init__()

@@ -176,11 +176,11 @@ def test_a_live_teacher_gives_its_graph_only_when_asked(net, batch) -> None:
         (Deeper, False, False),
     ],
 )
-def test_the_policy_says_what_is_saved_and_trained(net, build, saved, trained) -> None:
+def test_checkpoints_hold_teachers_that_move_and_optimizers_those_that_learn(net, build, saved, trained) -> None:
     teacher = build(net(4))
     tensors = [value for value in teacher.state_dict().values() if torch.is_tensor(value)]
-    assert teacher.policy.saved is saved is bool(tensors)
-    assert teacher.policy.trained is trained is any(parameter.requires_grad for parameter in teacher.parameters())
+    assert saved is bool(tensors)
+    assert trained is any(parameter.requires_grad for parameter in teacher.parameters())
 
 
 @pytest.mark.parametrize(
