@@ -1,4 +1,4 @@
-"""Tasks: what models are trained and judged for."""
+"""Tasks: the losses that models are trained on and the metrics that judge them."""
 
 from __future__ import annotations
 

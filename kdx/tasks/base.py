@@ -15,7 +15,7 @@ __all__ = ["Task"]
 
 
 class Task(ABC):
-    """What a model is trained and judged for; schemes take it as ``task=``.
+    """A task: the loss that models are trained on and the metric that judges them; schemes take it as ``task=``.
 
     A subclass says in ``__call__`` what the loss is, in :meth:`count` what it is a mean over, in :meth:`metrics` how
     models are judged. Its ``__init__`` takes options that a recipe can write.
@@ -30,11 +30,11 @@ class Task(ABC):
     """
 
     metric: ClassVar[str]
-    """The name in :meth:`metrics` of the one that selects the epoch and is reported; more is better."""
+    """Name in :meth:`metrics` of the metric that selects the epoch and is reported; more is better."""
     label: ClassVar[str]
-    """How a report names that metric."""
+    """The name of that metric in a report."""
     one_class: ClassVar[bool] = False
-    """Whether outputs are logits ``[N, C]`` and a target is the number of one class, as a stream is tested by."""
+    """Whether outputs are logits ``[N, C]`` and targets class numbers, as prequential tests need them."""
     relational: ClassVar[bool] = False
     """Whether the loss compares samples with each other, so that parts of a batch do not add up to the whole."""
 
@@ -43,7 +43,7 @@ class Task(ABC):
         """The loss: a mean over the elements that count, 0 with zero gradient where none does.
 
         Args:
-            outputs: of the model, any float dtype.
+            outputs: those of the model, any float dtype.
             targets: as the data set gives them.
 
         Returns:
@@ -52,7 +52,7 @@ class Task(ABC):
 
     @abstractmethod
     def count(self, targets: Any) -> Tensor | float:
-        """What the loss is a mean over: how many elements count, or the sum of their weights.
+        """The number of elements that the loss is a mean over, or the sum of their weights.
 
         Micro-batches and ranks are combined by it, so it is read from the targets alone.
         """
@@ -68,6 +68,6 @@ class Task(ABC):
         """The width that the models' outputs have: their ``num_classes``.
 
         Args:
-            num_classes: that of the data set.
+            num_classes: number of classes of the data set.
         """
         return num_classes

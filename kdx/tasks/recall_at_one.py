@@ -1,4 +1,4 @@
-"""Recall@1: whether the nearest sample is of the same class."""
+"""Recall@1: the share of samples whose nearest other sample is of the same class."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WAITING = ("kdx/experiment/recipe.py", "kdx/ops/", "kdx/tasks/")  # not read through yet
+WAITING = ("kdx/ops/",)  # not read through yet
 
 
 def sources() -> list[Path]:
