@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -135,18 +136,14 @@ class Experiment:
         self._claim(resume=resume, force=force)
         if (done := self.folder / SUMMARY).exists():
             return read_json(done)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self.recipe.threads or threads)
         results: dict[str, dict[str, Any]] = {}
-        try:
+        with threads(self.recipe):
             for stage in self.plan:
                 if stage.role in ("assistant", "distilled"):
                     self._guard(results)
                 results[stage.name] = self.runner.run(stage)
             self._guard(results)
             summary = self._summary(results)
-        finally:
-            torch.set_num_threads(threads)
         if self.report:
             from kdx.experiment.report import write_report  # imports matplotlib
 
@@ -220,6 +217,17 @@ class Experiment:
             "gain": test["distilled"] - test["alone"] if "alone" in test else None,
             "warnings": self.warnings,
         }
+
+
+@contextmanager
+def threads(recipe: Recipe) -> Iterator[None]:
+    """Gives torch as many CPU threads as the recipe asks for, and afterwards as many as it had."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _left_by_a_start(path: Path) -> bool:

@@ -6,20 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdx.errors import RecipeError
-from kdx.experiment.assembly import Assembly
-from kdx.experiment.components import task_of
+from kdx.experiment.experiment import Experiment, threads
 from kdx.experiment.plan import plan
 from kdx.experiment.recipe import Recipe, StoreSection
 from kdx.experiment.recipe_files import check_recipe
 from kdx.experiment.rehearsal import rehearse_store
-from kdx.experiment.run_folder import RunFolder
-from kdx.experiment.stage_runner import StageRunner
 from kdx.experiment.stage_store import write_stage_store
-from kdx.experiment.teacher_cache import TeacherCache
-from kdx.registry import Plugins, default_plugins
+from kdx.registry import Plugins
 from kdx.store import Store
 
 __all__ = ["cache_teacher"]
@@ -64,14 +58,9 @@ def cache_teacher(
     assert recipe.teacher is not None
     store: StoreSection | None = recipe.teacher.store
     assert store is not None
-    folder = RunFolder(recipe, out, task_of(recipe, plugins or default_plugins()).metric, notify)
-    assembly = Assembly(recipe, stages := plan(recipe, plugins), folder, plugins=plugins)
+    experiment = Experiment(recipe, out, observers, teachers=teachers, notify=notify, plugins=plugins)
+    assembly = experiment.assembly
     rehearse_store(assembly, "teacher")
-    runner = StageRunner(assembly, folder, TeacherCache(teachers), observers, notify)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.threads or threads)
-    try:
-        runner.run(next(stage for stage in stages if stage.name == "teacher"))
+    with threads(recipe):
+        experiment.runner.run(assembly.stages["teacher"])
         return write_stage_store(recipe, assembly.data.few, assembly.model("teacher"), store, out, progress)
-    finally:
-        torch.set_num_threads(threads)
