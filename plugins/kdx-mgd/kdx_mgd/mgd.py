@@ -1,4 +1,4 @@
-"""Masked generative distillation: the student's feature, partly hidden, has to suffice to draw the teacher's."""
+"""Masked generative distillation: the teacher's feature is generated from the student's, partly hidden."""
 
 from __future__ import annotations
 
