@@ -1,6 +1,6 @@
 # make demo    set up and run the main job          make lint   what CI checks beside the tests
 # make test    set up and run the quick tests       make docs   build the documentation into site/
-# make test-slow   the other tests                  make soak   what runs for an hour and writes rows to bench/results
+# make test-slow   the other tests                  make soak   kills at random moments; rows in bench/results/soak
 # make clean   remove what make made
 PYTHON ?= python3
 VENV := .venv

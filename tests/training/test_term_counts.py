@@ -201,6 +201,7 @@ print(json.dumps(result))
 """
 
 
+@pytest.mark.quick(size=[8])
 @pytest.mark.parametrize("size", [32, 8])
 def test_two_ranks_take_the_step_of_one_process(size, tmp_path) -> None:
     for line in on_two_ranks(RANKS, str(tmp_path / "store"), ";".join(CASES), str(size)):
