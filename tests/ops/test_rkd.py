@@ -95,7 +95,7 @@ def check(backend, student, teacher, weights, delta=1.0):
     return loss
 
 
-@pytest.mark.quick(backend="triton", n=[0, 1, 2, 3])
+@pytest.mark.quick(backend="triton", n=[0, 1, 2, 3], d_s=[1, 3])
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 33])
 @pytest.mark.parametrize(("d_s", "d_t"), [(1, 3), (3, 1), (512, 3)])

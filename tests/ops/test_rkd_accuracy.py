@@ -21,6 +21,7 @@ KINDS = {
 }
 
 
+@pytest.mark.quick(backend="triton", kind=["near-duplicate at 1e-3"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_cosines_keep_the_digits_that_direct_differences_have(backend, kind):
     """A Gram matrix in float32 errs by 0.75, 0.03 and 0.65 on the second to fourth kind."""

@@ -73,6 +73,7 @@ def test_every_shape_gives_loss_rows_and_gradient(triton_backend, use, name, div
     assert all((w[:4] == 0).all() for w in _workspace._zeroed.values())
 
 
+@pytest.mark.quick(name=["resident, one row", "two passes"])
 @pytest.mark.parametrize("name", ["resident, one row", "two passes", "split in 2"])
 def test_labels_and_rows_that_do_not_count(triton_backend, use, name):
     _, classes = use(name)

@@ -31,6 +31,7 @@ TRAIN = {"epochs": 20, "batch_size": 16}
 def write_row(row: dict[str, object]) -> None:
     """Appends a row, with the conditions under which it was found."""
     whole = {**row, **conditions(torch.device("cpu"))}
+    FILE.parent.mkdir(parents=True, exist_ok=True)
     new = not FILE.exists()
     with FILE.open("a", newline="") as file:
         writer = csv.DictWriter(file, whole, lineterminator="\n")
