@@ -107,8 +107,8 @@ def make(kind: str, name: str | Ref, /, *args: Any, **options: Any) -> Any:
     """Builds a component by name from the default registry.
 
     Args:
-        kind: ``"knowledge"``, ``"scheme"``, ``"assistant"``, ``"model"``, ``"dataset"``, ``"task"`` or ``"op"``
-            (called).
+        kind: ``"knowledge"``, ``"scheme"``, ``"assistant"``, ``"model"``, ``"dataset"``, ``"task"``,
+            ``"student"`` or ``"op"`` (called).
         name: as ``kdx list`` prints it, or a :class:`kdx.Ref`, whose options are added to those given.
         *args: handed to the component.
         **options: handed to the component; ``kdx show NAME`` prints them.

@@ -350,6 +350,37 @@ def kdx_tasks() -> Iterable[Spec]:
 
 
 @hookimpl
+def kdx_students() -> Iterable[Spec]:
+    """Ways of deriving a student of kdx."""
+    return [
+        Spec(
+            "depth",
+            "kdx.students.depth:ByDepth",
+            "fewer layers: blocks that keep the shape are left out",
+            "Sanh et al. 2019, arXiv:1910.01108",
+        ),
+        Spec(
+            "depthwise",
+            "kdx.students.depthwise:ByDepthwise",
+            "depth-wise separable convolutions in place of convolutions",
+            "Howard et al. 2017, arXiv:1704.04861",
+        ),
+        Spec(
+            "low-rank",
+            "kdx.students.low_rank:ByLowRank",
+            "two thin layers in place of one, by singular values",
+            "Denton et al. 2014, arXiv:1404.0736",
+        ),
+        Spec(
+            "width",
+            "kdx.students.width:ByWidth",
+            "fewer channels in every layer, those with the largest filters",
+            "Li et al. 2017, arXiv:1608.08710",
+        ),
+    ]
+
+
+@hookimpl
 def kdx_ops() -> Iterable[Spec]:
     """Fused losses of kdx; their backends are in kdx/ops/_dispatch.py."""
     hinton, park = "Hinton et al. 2015, arXiv:1503.02531", "Park et al. 2019, arXiv:1904.05068"

@@ -52,6 +52,11 @@ def kdx_tasks() -> Iterable[Spec]:  # type: ignore[empty-body]
 
 
 @hookspec
+def kdx_students() -> Iterable[Spec]:  # type: ignore[empty-body]
+    """Ways of deriving a student from its teacher: subclasses of :class:`kdx.students.Derivation`."""
+
+
+@hookspec
 def kdx_ops() -> Iterable[Spec]:  # type: ignore[empty-body]
     """Kernels: ``Spec("softmax_kl/mine", "pkg.module")`` is a backend of an op (:func:`kdx.ops.register_backend` says
     what its module defines), ``Spec("my_op", "pkg.module:my_op")`` a new op, whose backends are listed beside it.

@@ -29,7 +29,7 @@ from kdx.spec import Spec
 
 __all__ = ["KINDS", "Component", "Kind", "Plugins", "default_plugins"]
 
-Kind = Literal["knowledge", "scheme", "assistant", "model", "dataset", "task", "op"]
+Kind = Literal["knowledge", "scheme", "assistant", "model", "dataset", "task", "student", "op"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOK = {
     "knowledge": "kdx_knowledge",
@@ -38,6 +38,7 @@ _HOOK = {
     "model": "kdx_models",
     "dataset": "kdx_datasets",
     "task": "kdx_tasks",
+    "student": "kdx_students",
     "op": "kdx_ops",
 }
 _BASE = {
@@ -45,6 +46,7 @@ _BASE = {
     "scheme": "kdx.schemes.base:Scheme",
     "assistant": "kdx.assistants.base:Assistant",
     "task": "kdx.tasks.base:Task",
+    "student": "kdx.students.derivation:Derivation",
 }
 """The base class of a kind's components, where there is one; imported when a component is."""
 BUILTIN = "kdx-builtin"

@@ -81,7 +81,7 @@ def test_every_component_of_kdx_is_exported_by_its_package() -> None:
     from kdx.registry import KINDS
 
     packages = {"knowledge": "knowledge", "scheme": "schemes", "assistant": "assistants", "model": "models"}
-    packages |= {"dataset": "datasets", "task": "tasks"}
+    packages |= {"dataset": "datasets", "task": "tasks", "student": "students"}
     for kind in packages.keys() & set(KINDS):
         for found in kdx.plugins().components(kind).values():
             if found[0].plugin == "kdx-builtin":

@@ -36,6 +36,7 @@ TITLES = {
     "model": "Models",
     "dataset": "Data sets",
     "task": "Tasks",
+    "student": "Students",
 }
 READMES = {"knowledge": "kdx/knowledge", "scheme": "kdx/schemes", "assistant": "kdx/assistants"}
 EXTRA = {

@@ -25,6 +25,7 @@ _HOOKS: Mapping[str, str] = {
     "model": "models",
     "dataset": "datasets",
     "task": "tasks",
+    "student": "students",
     "op": "ops",
 }
 _HEADINGS = {
@@ -34,6 +35,7 @@ _HEADINGS = {
     "model": "Models",
     "dataset": "Data sets",
     "task": "Tasks",
+    "student": "Ways of deriving a student",
     "op": "The op and its backends",
 }
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -45,7 +47,8 @@ def new_plugin(name: str, kind: str, folder: Path) -> Path:
     Args:
         name: of the package, the entry point and the folder: kebab-case, as ``kdx-my-loss``. The component is named
             so too, without ``kdx-``.
-        kind: ``"knowledge"``, ``"scheme"``, ``"assistant"``, ``"model"``, ``"dataset"``, ``"task"`` or ``"op"``.
+        kind: ``"knowledge"``, ``"scheme"``, ``"assistant"``, ``"model"``, ``"dataset"``, ``"task"``,
+            ``"student"`` or ``"op"``.
         folder: where the folder ``name`` is made.
 
     Returns:

@@ -12,7 +12,7 @@ from kdx import __version__
 from kdx.cli.output import Json, print_json
 
 show_app = typer.Typer()
-_KINDS = "knowledge, scheme, assistant, model, dataset, task or op."
+_KINDS = "knowledge, scheme, assistant, model, dataset, task, student or op."
 
 
 @show_app.command("plugins", epilog="Example:  kdx plugins --json")
@@ -147,14 +147,14 @@ def inspect_models(
 
     import kdx
     from kdx.analysis.layers import compare_layers
-    from kdx.cli.model_text import parse_model
+    from kdx.cli.component_text import parse_component
     from kdx.training.checkpoint import load_weights
 
     rows = kdx.make("dataset", data, split="train")
     shape = {"num_classes": rows.num_classes, "input_shape": rows.input_shape}
     models = []
     for text, weights in ((teacher, teacher_weights), (student, student_weights)):
-        models.append(kdx.make("model", parse_model(text), **shape))
+        models.append(kdx.make("model", parse_component("model", text), **shape))
         if weights is not None:
             load_weights(models[-1], weights)
     loader = DataLoader(Subset(rows, range(min(samples, len(rows)))), batch_size=128, drop_last=samples >= 128)

@@ -32,12 +32,11 @@ def make_student(
     params: Annotated[str | None, typer.Option(help="Most parameters, such as 25% or 60k.")] = None,
     flops: Annotated[str | None, typer.Option(help="Most operations for one sample, such as 25% or 2M.")] = None,
     latency: Annotated[str | None, typer.Option(help="Longest time for one sample, such as 50% or 2.5ms.")] = None,
-    how: Annotated[str, typer.Option(help="width, depth, depthwise or low-rank.")] = "width",
+    how: Annotated[str, typer.Option(help="A derivation by name, with options as NAME:key=value.")] = "width",
     weights: Annotated[
         Path | None, typer.Option(help="Safetensors of the teacher; without them no weights are copied.")
     ] = None,
     data: Annotated[str, typer.Option(help="The data set whose shapes the teacher has.")] = "fashion-mnist",
-    importance: Annotated[str, typer.Option(help="Norm by which width ranks channels, l1 or l2.")] = "l1",
     out: Annotated[
         Path, typer.Option(dir_okay=False, help="Where to write the config; weights are written beside it.")
     ] = Path("student.yaml"),
@@ -48,13 +47,13 @@ def make_student(
     import torch
 
     import kdx
-    from kdx.cli.model_text import parse_model
+    from kdx.cli.component_text import parse_component
     from kdx.students.deriving import derive
     from kdx.training.checkpoint import load_weights
 
     rows = kdx.make("dataset", data, split="test")
     shape = {"num_classes": rows.num_classes, "input_shape": list(rows.input_shape)}
-    base = parse_model(teacher)
+    base = parse_component("model", teacher)
     model = kdx.make("model", base, **shape)
     if weights is not None:
         load_weights(model, weights)
@@ -62,13 +61,12 @@ def make_student(
         student = derive(
             model,
             torch.zeros(2, *rows.input_shape),
-            how=how,  # type: ignore[arg-type]  # checked there
+            how=parse_component("student", how),
             params=params,
             flops=flops,
             latency=latency,
             base=base.as_dict(),
             shape=shape,
-            importance=importance,  # type: ignore[arg-type]  # checked there
         )
         files = student.save(out, weights=weights is not None, force=force)
     except ValueError as error:

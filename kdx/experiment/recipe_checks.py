@@ -7,6 +7,7 @@ import inspect
 from kdx.errors import RecipeError
 from kdx.experiment.components import SMOOTHED, check_component, needs_of
 from kdx.experiment.recipe import Recipe
+from kdx.ref import Ref
 from kdx.registry import Plugins
 
 __all__ = ["check_components"]
@@ -20,6 +21,8 @@ def check_components(recipe: Recipe, plugins: Plugins) -> None:
     """
     check_component("data.dataset", "dataset", recipe.data.dataset, plugins)
     check_component("student.model", "model", recipe.student.model, plugins)
+    if recipe.student.model.name == "derived" and (how := recipe.student.model.options.get("how")) is not None:
+        check_component("student.model.how", "student", Ref.of(how), plugins)
     for name, section in recipe.all_teachers.items():
         path = "teacher" if section is recipe.teacher else f"teachers.{name}"
         check_component(f"{path}.model", "model", section.model, plugins)

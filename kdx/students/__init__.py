@@ -11,15 +11,21 @@ if TYPE_CHECKING:
     from kdx.students.config import build as build
     from kdx.students.config import read_config as read_config
     from kdx.students.contract import Contract as Contract
+    from kdx.students.depth import ByDepth as ByDepth
     from kdx.students.depth import Depth as Depth
+    from kdx.students.depthwise import ByDepthwise as ByDepthwise
     from kdx.students.depthwise import Depthwise as Depthwise
-    from kdx.students.deriving import HOWS as HOWS
+    from kdx.students.derivation import Derivation as Derivation
     from kdx.students.deriving import Derived as Derived
     from kdx.students.deriving import derive as derive
     from kdx.students.deriving import inherit as inherit
     from kdx.students.edit import Edit as Edit
+    from kdx.students.edit import Kept as Kept
     from kdx.students.edit import Origin as Origin
+    from kdx.students.edit import Plan as Plan
+    from kdx.students.low_rank import ByLowRank as ByLowRank
     from kdx.students.low_rank import LowRank as LowRank
+    from kdx.students.width import ByWidth as ByWidth
     from kdx.students.width import Width as Width
 else:
     __getattr__, __dir__, __all__ = exports(
@@ -27,11 +33,12 @@ else:
         {
             "kdx.students.config": ["StudentConfig", "build", "read_config"],
             "kdx.students.contract": ["Contract"],
-            "kdx.students.depth": ["Depth"],
-            "kdx.students.depthwise": ["Depthwise"],
-            "kdx.students.deriving": ["Derived", "HOWS", "derive", "inherit"],
-            "kdx.students.edit": ["Edit", "Origin"],
-            "kdx.students.low_rank": ["LowRank"],
-            "kdx.students.width": ["Width"],
+            "kdx.students.depth": ["ByDepth", "Depth"],
+            "kdx.students.depthwise": ["ByDepthwise", "Depthwise"],
+            "kdx.students.derivation": ["Derivation"],
+            "kdx.students.deriving": ["Derived", "derive", "inherit"],
+            "kdx.students.edit": ["Edit", "Kept", "Origin", "Plan"],
+            "kdx.students.low_rank": ["ByLowRank", "LowRank"],
+            "kdx.students.width": ["ByWidth", "Width"],
         },
     )

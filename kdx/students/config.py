@@ -6,27 +6,22 @@ import functools
 import importlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
 from torch import nn
 
-from kdx.errors import StudentError
+from kdx.errors import StudentError, UnknownNameError
 from kdx.files import atomic_write
 from kdx.options import problems
 from kdx.ref import Ref
 from kdx.registry import default_plugins
-from kdx.students.depth import Depth
-from kdx.students.depthwise import Depthwise
-from kdx.students.low_rank import LowRank
-from kdx.students.width import Width
+from kdx.students.edit import Edit
 
 __all__ = ["StudentConfig", "build", "read_config", "write_config"]
-
-AnyEdit = Annotated[Width | Depth | Depthwise | LowRank, Field(discriminator="how")]
 
 
 class StudentConfig(BaseModel):
@@ -43,7 +38,7 @@ class StudentConfig(BaseModel):
 
     base: dict[str, Any]
     shape: dict[str, Any] = {}
-    edits: list[AnyEdit]
+    edits: list[SerializeAsAny[Edit]]
 
 
 def read_config(config: str | Path | Mapping[str, Any] | StudentConfig) -> StudentConfig:
@@ -62,12 +57,30 @@ def read_config(config: str | Path | Mapping[str, Any] | StudentConfig) -> Stude
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise StudentError(f"{where} cannot be read: {error}") from error
     try:
+        if isinstance(values, Mapping) and isinstance(values.get("edits"), Sequence):
+            values = {**values, "edits": [_edit(where, place, edit) for place, edit in enumerate(values["edits"])]}
         found = StudentConfig.model_validate(values)
     except ValidationError as error:
         raise StudentError(f"{where}: " + "; ".join(problems(error))) from error
     if len({"name", "target"} & found.base.keys()) != 1:
         raise StudentError(f"{where}: base must have a name (of a model) or a target (package.module:callable)")
     return found
+
+
+def _edit(where: str, place: int, value: Any) -> Any:
+    """An edit, of the class that the derivation it names has."""
+    if not isinstance(value, Mapping):
+        return value
+    how = value.get("how")
+    try:
+        kind: type[Edit] = default_plugins().load("student", str(how)).edit
+        return kind.model_validate(value)
+    except UnknownNameError as error:
+        raise StudentError(f"{where}: edits.{place}.how: {error}") from error
+    except ValidationError as error:
+        raise StudentError(
+            f"{where}: " + "; ".join(f"edits.{place}.{how}.{line}" for line in problems(error))
+        ) from error
 
 
 def write_config(config: StudentConfig, path: Path) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import nn
+from typing_extensions import override
 
 from kdx.errors import StudentError
 from kdx.students.calls import Calls, record_calls
+from kdx.students.derivation import Derivation
 from kdx.students.edit import Edit, Kept, Origin, Plan
 
-__all__ = ["Depth", "plan_depth"]
+__all__ = ["ByDepth", "Depth", "plan_depth"]
 
 _BESIDE = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Dropout, nn.Dropout2d)
 
@@ -43,6 +45,19 @@ class Depth(Edit):
         """See :meth:`Edit.derive`; what remains is copied whole."""
         self.build(model)
         return {}
+
+
+class ByDepth(Derivation):
+    """Fewer layers: blocks that keep the shape are left out, see :class:`Depth`.
+
+    Paper: Sanh et al., DistilBERT, 2019, https://arxiv.org/abs/1910.01108.
+    """
+
+    edit = Depth
+
+    @override
+    def plan(self, model: nn.Module, inputs: Any) -> Plan:
+        return plan_depth(model, inputs)
 
 
 def plan_depth(model: nn.Module, inputs: Any) -> Plan:

@@ -6,12 +6,14 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdx.students.calls import record_calls
+from kdx.students.derivation import Derivation
 from kdx.students.edit import Edit, Kept, Origin, Plan
 from kdx.students.factors import Conv, convolution, is_tied, layer_at, lost, own_code, replace_layer
 
-__all__ = ["Depthwise", "plan_depthwise"]
+__all__ = ["ByDepthwise", "Depthwise", "plan_depthwise"]
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -53,6 +55,20 @@ class Depthwise(Edit):
             }
             origins |= replace_layer(model, name, pair, _rank_one(old.weight.detach()) if copy else None)
         return origins
+
+
+class ByDepthwise(Derivation):
+    """Depth-wise separable convolutions, see :class:`Depthwise`; without a budget all that can be replaced.
+
+    Paper: Howard et al., MobileNets, 2017, https://arxiv.org/abs/1704.04861.
+    """
+
+    edit = Depthwise
+    needs_budget = False
+
+    @override
+    def plan(self, model: nn.Module, inputs: Any) -> Plan:
+        return plan_depthwise(model, inputs)
 
 
 def plan_depthwise(model: nn.Module, inputs: Any) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,11 +18,10 @@ __all__ = ["derived"]
 def derived(
     config: Path | dict[str, Any] | None = None,
     *,
-    how: Literal["width", "depth", "depthwise", "low-rank"] | None = None,
+    how: str | dict[str, Any] | None = None,
     params: str | float | None = None,
     flops: str | float | None = None,
     latency: str | float | None = None,
-    importance: Literal["l1", "l2"] = "l1",
     inherit: bool = True,
     num_classes: int | None = None,
     input_shape: tuple[int, int, int] | None = None,
@@ -35,11 +34,10 @@ def derived(
 
     Args:
         config: the file that ``kdx student make`` wrote, or what is in it.
-        how: width, depth, depthwise or low-rank.
+        how: a derivation by name, as ``width``, or with options, as ``{name: width, importance: l2}``.
         params: the most parameters, as ``25%``, ``0.25`` or ``60k``.
         flops: the most operations per sample, likewise.
         latency: the longest time of one sample, as ``50%`` or ``2.5ms``; measured, so not the same on every run.
-        importance: norm of the filters by which ``width`` chooses channels.
         inherit: whether it starts from the teacher's weights; else they are drawn anew.
         num_classes: number of outputs, that of the config by default.
         input_shape: channels, height and width of an image, that of the config by default.

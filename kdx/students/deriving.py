@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,24 +16,21 @@ from kdx.analysis.cost import Cost, measure_cost
 from kdx.analysis.flops import count_flops
 from kdx.batch import Batch
 from kdx.capture import unwrap
-from kdx.errors import RunExistsError, StudentError, nearest
+from kdx.errors import RunExistsError, StudentError
+from kdx.ref import Ref, RefLike
+from kdx.registry import default_plugins
 from kdx.students.config import StudentConfig, read_config, write_config
 from kdx.students.contract import Contract
-from kdx.students.depth import plan_depth
-from kdx.students.depthwise import plan_depthwise
+from kdx.students.derivation import Derivation
 from kdx.students.edit import Edit, Kept, Origin, Plan
-from kdx.students.low_rank import plan_low_rank
 from kdx.students.table import table
 from kdx.students.target import Target, parse_target
-from kdx.students.width import Importance, plan_width
 from kdx.training.checkpoint import export_weights
 
-__all__ = ["HOWS", "Derived", "How", "derive", "inherit"]
+__all__ = ["Derived", "derive", "inherit"]
 
-How = Literal["width", "depth", "depthwise", "low-rank"]
 FEW = 16
 """Students whose latency is measured one by one rather than searched."""
-HOWS: tuple[How, ...] = ("width", "depth", "depthwise", "low-rank")
 
 
 @dataclass
@@ -114,13 +111,12 @@ def derive(
     teacher: nn.Module,
     inputs: Any,
     *,
-    how: How,
+    how: RefLike | Derivation,
     params: str | float | None = None,
     flops: str | float | None = None,
     latency: str | float | None = None,
     base: Mapping[str, Any] | None = None,
     shape: Mapping[str, Any] | None = None,
-    importance: Importance = "l1",
     taps: Iterable[str] = (),
 ) -> Derived:
     """Derives a smaller student from a teacher: the largest one within a budget.
@@ -132,23 +128,23 @@ def derive(
     Args:
         teacher: a module on one device.
         inputs: an example of what it takes, see :class:`kdx.Batch`, two samples or more; the values do not matter.
-        how: ``width`` (:class:`kdx.students.Width`), ``depth`` (:class:`kdx.students.Depth`), ``depthwise``
-            (:class:`kdx.students.Depthwise`) or ``low-rank`` (:class:`kdx.students.LowRank`).
+        how: a derivation by name, ``width``, ``depth``, ``depthwise``, ``low-rank`` or a plugin's, by name and options,
+            as ``{"name": "width", "importance": "l2"}``, or a :class:`kdx.students.Derivation`.
         params: the most parameters, as ``"25%"`` or ``0.25`` of the teacher's, ``60000`` or ``"60k"``.
         flops: the most operations per sample, likewise.
         latency: the longest median time of one sample on one thread, as ``"50%"`` or ``"2.5ms"``.
         base: how the teacher is built, to write a config: ``name`` of a registered model or ``target`` as
             ``package.module:callable``, and its options.
         shape: ``num_classes`` and ``input_shape`` that the base is built with.
-        importance: which channels ``width`` keeps, see :class:`kdx.students.Width`.
         taps: taps of the teacher that the student must have.
 
     Returns:
         The student with its config and the origin of its weights. Without a budget ``depthwise`` replaces all
-        convolutions it can; the other ways need one.
+        convolutions it can; the others of kdx need one.
 
     Raises:
         ValueError: no budget or several, fewer than two samples.
+        UnknownNameError: there is no derivation of this name.
         StudentError: the budget cannot be met (the reachable range is named, and what stands in the way), or the
             student would not keep the inputs, outputs or taps of the teacher.
 
@@ -163,21 +159,24 @@ def derive(
           (2): Linear(in_features=19, out_features=2, bias=True)
         ), False)
     """
-    if how not in HOWS:
-        raise ValueError(f"how must be one of {', '.join(HOWS)}; got {how!r}; {nearest(str(how), HOWS)}")
-    if importance not in ("l1", "l2"):
-        raise ValueError(f"importance must be 'l1' or 'l2'; got {importance!r}")
+    if isinstance(how, Derivation):
+        way, name = how, type(how).__name__
+    else:
+        ref = Ref.of(how, "how")
+        way, name = default_plugins().make("student", ref), ref.name
     if (rows := Batch(inputs).rows) < 2:
         raise ValueError(f"inputs must be an example of two samples or more, got {rows}: one alone hides what is fixed")
-    target = _target(how, params, flops, latency)
+    target = _target(params, flops, latency)
+    if target is None and way.needs_budget:
+        raise ValueError(f"{name} needs a budget: params, flops or latency, as params='25%'")
     teacher = unwrap(teacher)
     contract = Contract.of(teacher, inputs, taps)
     example = _first(inputs, rows)
     with rng.isolated():  # structures are tried, with weights that are drawn and thrown away
-        plan = _plan(how, teacher, inputs, importance)
-        edit = plan.edit(0 if target is None else _largest(how, plan, teacher, target, example))
-        if target is None and not plan.edit(0).model_dump().get("layers"):
-            raise StudentError(f"{how} changes nothing about {type(teacher).__name__}{_obstacles(plan)}")
+        plan = way.plan(teacher, inputs)
+        edit = plan.edit(0 if target is None else _largest(name, plan, teacher, target, example))
+        if target is None and plan.settings == 1:
+            raise StudentError(f"{name} changes nothing about {type(teacher).__name__}{_obstacles(plan)}")
         model = copying.deepcopy(teacher).requires_grad_()
         special = edit.derive(model, inputs)
     contract.check(model)
@@ -206,29 +205,15 @@ def inherit(config: StudentConfig | Mapping[str, Any] | str | Path, teacher: nn.
     return model
 
 
-def _target(how: How, params: Any, flops: Any, latency: Any) -> Target | None:
+def _target(params: Any, flops: Any, latency: Any) -> Target | None:
     given = {"params": params, "flops": flops, "latency": latency}
     chosen = [parse_target(kind, value) for kind, value in given.items() if value is not None]  # type: ignore[arg-type]
     if len(chosen) > 1:
         raise ValueError(f"give one budget: params, flops or latency; got {' and '.join(one.kind for one in chosen)}")
-    if not chosen and how != "depthwise":
-        raise ValueError(f"{how} needs a budget: params, flops or latency, as params='25%'")
     return chosen[0] if chosen else None
 
 
-def _plan(how: How, teacher: nn.Module, inputs: Any, importance: Importance) -> Plan:
-    match how:
-        case "width":
-            return plan_width(teacher, inputs, importance=importance)
-        case "depth":
-            return plan_depth(teacher, inputs)
-        case "depthwise":
-            return plan_depthwise(teacher, inputs)
-        case "low-rank":
-            return plan_low_rank(teacher, inputs)
-
-
-def _largest(how: How, plan: Plan, teacher: nn.Module, target: Target, example: Any) -> int:
+def _largest(name: str, plan: Plan, teacher: nn.Module, target: Target, example: Any) -> int:
     """The place of the largest student within the budget.
 
     Parameters and operations rise with the place, so bisection finds it; latency need not (two thin layers may take
@@ -256,7 +241,7 @@ def _largest(how: How, plan: Plan, teacher: nn.Module, target: Target, example: 
     if not fitting:
         least, most = min(found.values()), max(whole, *found.values())
         raise StudentError(
-            f"{how} cannot bring {type(teacher).__name__} down to {_amount(target, budget)} "
+            f"{name} cannot bring {type(teacher).__name__} down to {_amount(target, budget)} "
             f"({budget / whole:.1%} of the teacher): it reaches {_amount(target, least)} to {_amount(target, most)}, "
             f"that is {least / whole:.1%} to {most / whole:.0%}{_obstacles(plan)}. Go further in another way, or "
             "derive from the result once more; standard layers in place of a module that is kept would help too"

@@ -48,6 +48,9 @@ class Edit(BaseModel, ABC):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    how: str
+    """Name of the derivation; a subclass gives it as a ``Literal`` with its default."""
+
     @abstractmethod
     def build(self, model: nn.Module) -> None:
         """Changes a model in place; weights of new shapes are drawn anew.

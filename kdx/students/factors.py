@@ -76,7 +76,7 @@ def replace_layer(
         weights: of the two, and what of the old one they lose; None leaves those they have.
 
     Returns:
-        Name -> origin of the two weights, if they were given.
+        Name -> origin of the two weights and the bias, if weights were given.
     """
     path, _, own = name.rpartition(".")
     parent = model.get_submodule(path)
@@ -92,6 +92,9 @@ def replace_layer(
                 second.bias.copy_(old.bias)
         for key, layer in zip(layers, (first, second), strict=True):
             origins[f"{name}.{key}.weight"] = Origin("factorised", tuple(layer.weight.shape), before, weights[2])
+        if old.bias is not None:
+            shape = tuple(old.bias.shape)
+            origins[f"{name}.{list(layers)[1]}.bias"] = Origin("copied", shape, shape)
     for layer in layers.values():
         for parameter in layer.parameters():
             parameter.requires_grad_(old.weight.requires_grad)

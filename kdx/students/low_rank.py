@@ -6,13 +6,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdx.errors import StudentError
 from kdx.students.calls import record_calls
+from kdx.students.derivation import Derivation
 from kdx.students.edit import Edit, Kept, Origin, Plan
 from kdx.students.factors import convolution, is_tied, layer_at, lost, own_code, replace_layer
 
-__all__ = ["LowRank", "plan_low_rank"]
+__all__ = ["ByLowRank", "LowRank", "plan_low_rank"]
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 FINEST = 128
@@ -61,6 +63,20 @@ class LowRank(Edit):
             pair = {"down": down, "up": up}
             origins |= replace_layer(model, name, pair, _factors(weight.detach(), rank) if copy else None)
         return origins
+
+
+class ByLowRank(Derivation):
+    """Layers that are products of two thin ones, see :class:`LowRank`.
+
+    Paper: Denton et al., Exploiting Linear Structure Within Convolutional Networks, 2014,
+    https://arxiv.org/abs/1404.0736.
+    """
+
+    edit = LowRank
+
+    @override
+    def plan(self, model: nn.Module, inputs: Any) -> Plan:
+        return plan_low_rank(model, inputs)
 
 
 def plan_low_rank(model: nn.Module, inputs: Any) -> Plan:

@@ -13,17 +13,19 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdx.capture import call
 from kdx.errors import StudentError
 from kdx.students.calls import plainly
 from kdx.students.channels import Ids
+from kdx.students.derivation import Derivation
 from kdx.students.edit import Edit, Origin, Plan
 from kdx.students.resize import get_tensor, reset, set_tensors
 from kdx.students.trace import Trace
 from kdx.students.tracing import trace_channels
 
-__all__ = ["Importance", "Width", "plan_width"]
+__all__ = ["ByWidth", "Importance", "Width", "plan_width"]
 
 Importance = Literal["l1", "l2"]
 FINEST = 128
@@ -99,6 +101,30 @@ class Width(Edit):
             place = next(k for k in range(0, len(padding), 2) if padding[k] or padding[k + 1])
             padding[place : place + 2] = before, after
             module.padding = tuple(padding)
+
+
+class ByWidth(Derivation):
+    """Fewer channels in every layer, see :class:`Width`.
+
+    Args:
+        importance: norm of the filters by which channels are kept, ``l1`` or ``l2``.
+
+    Raises:
+        ValueError: another norm.
+
+    Paper: Li et al., Pruning Filters for Efficient ConvNets, 2017, https://arxiv.org/abs/1608.08710.
+    """
+
+    edit = Width
+
+    def __init__(self, *, importance: Importance = "l1") -> None:
+        if importance not in ("l1", "l2"):
+            raise ValueError(f"importance must be 'l1' or 'l2'; got {importance!r}")
+        self.importance: Importance = importance
+
+    @override
+    def plan(self, model: nn.Module, inputs: Any) -> Plan:
+        return plan_width(model, inputs, importance=self.importance)
 
 
 def plan_width(model: nn.Module, inputs: Any, *, importance: Importance = "l1") -> Plan:

@@ -29,12 +29,15 @@ if TYPE_CHECKING:
     from kdx.testing.parametrize import parametrize_checks as parametrize_checks
     from kdx.testing.plugin import check_plugin as check_plugin
     from kdx.testing.scheme import check_scheme as check_scheme
+    from kdx.testing.student import check_student as check_student
     from kdx.testing.tags import KnowledgeTags as KnowledgeTags
     from kdx.testing.tags import SchemeTags as SchemeTags
+    from kdx.testing.tags import StudentTags as StudentTags
     from kdx.testing.tags import TaskTags as TaskTags
     from kdx.testing.task import check_task as check_task
     from kdx.testing.toys import toy_batches as toy_batches
     from kdx.testing.toys import toy_model as toy_model
+    from kdx.testing.toys import toy_teacher as toy_teacher
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
@@ -47,8 +50,9 @@ else:
             "kdx.testing.parametrize": ["checks_of", "parametrize_checks"],
             "kdx.testing.plugin": ["check_plugin"],
             "kdx.testing.scheme": ["check_scheme"],
-            "kdx.testing.tags": ["KnowledgeTags", "SchemeTags", "TaskTags"],
+            "kdx.testing.student": ["check_student"],
+            "kdx.testing.tags": ["KnowledgeTags", "SchemeTags", "StudentTags", "TaskTags"],
             "kdx.testing.task": ["check_task"],
-            "kdx.testing.toys": ["toy_batches", "toy_model"],
+            "kdx.testing.toys": ["toy_batches", "toy_model", "toy_teacher"],
         },
     )

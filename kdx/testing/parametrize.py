@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +10,7 @@ from kdx.assistants.base import Assistant
 from kdx.knowledge.base import Knowledge
 from kdx.registry import default_plugins
 from kdx.schemes.base import Scheme
+from kdx.students.derivation import Derivation
 from kdx.tasks.base import Task
 from kdx.testing.assistant import assistant_checks
 from kdx.testing.check import Check, CheckFailed
@@ -17,6 +18,7 @@ from kdx.testing.knowledge import knowledge_checks
 from kdx.testing.op import op_checks
 from kdx.testing.plugin import plugin_checks
 from kdx.testing.scheme import scheme_checks
+from kdx.testing.student import student_checks
 from kdx.testing.task import task_checks
 
 __all__ = ["checks_of", "parametrize_checks"]
@@ -33,8 +35,8 @@ def checks_of(
     """The checks that apply to an object, of whatever kind.
 
     Args:
-        obj: a knowledge component, a scheme, an assistant, a task, the name of an op, a plugin's module or the name of
-            its entry point.
+        obj: a knowledge component, a scheme, an assistant, a task, a derivation of students, the name of an op, a
+            plugin's module or the name of its entry point.
         tags: what it declares about itself, of the tags class of its kind.
         backend: of an op, ``"auto"`` if not given.
         device: of an op.
@@ -49,12 +51,15 @@ def checks_of(
         >>> [check.name for check in checks_of(kdx.SoftTargets())][:3]
         ['documented', 'copies', 'pickles']
     """
-    if isinstance(obj, Knowledge):
-        return knowledge_checks(obj, tags=tags, expected_failures=expected_failures)
-    if isinstance(obj, Scheme):
-        return scheme_checks(obj, tags=tags, expected_failures=expected_failures)
-    if isinstance(obj, Task):
-        return task_checks(obj, tags=tags, expected_failures=expected_failures)
+    tagged: tuple[tuple[type, Callable[..., list[Check]]], ...] = (
+        (Knowledge, knowledge_checks),
+        (Scheme, scheme_checks),
+        (Task, task_checks),
+        (Derivation, student_checks),
+    )
+    for base, checks in tagged:
+        if isinstance(obj, base):
+            return checks(obj, tags=tags, expected_failures=expected_failures)
     if isinstance(obj, str) and (backend is not None or obj in default_plugins().components("op")):
         return op_checks(obj, backend=backend or "auto", device=device, tags=tags, expected_failures=expected_failures)
     if tags is not None:
@@ -64,8 +69,8 @@ def checks_of(
     if isinstance(obj, str | ModuleType):
         return plugin_checks(obj, expected_failures=expected_failures)
     raise TypeError(
-        "obj: expected an instance of kdx.Knowledge, kdx.Scheme, kdx.Assistant or kdx.Task, the name of an op, a "
-        f"plugin's module or the name of its entry point; got {obj!r}"
+        "obj: expected an instance of kdx.Knowledge, kdx.Scheme, kdx.Assistant, kdx.Task or kdx.students.Derivation, "
+        f"the name of an op, a plugin's module or the name of its entry point; got {obj!r}"
     )
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdx.batch import Batch
 from kdx.ref import Ref, RefLike
 
-__all__ = ["KnowledgeTags", "SchemeTags", "TaskTags"]
+__all__ = ["KnowledgeTags", "SchemeTags", "StudentTags", "TaskTags"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tap -> shape of one sample's feature, without the batch dimension."""
@@ -83,6 +83,19 @@ class SchemeTags:
     data: Sequence[Any] | None = None
     optimizer: RefLike = field(default_factory=lambda: Ref("AdamW", lr=0.01))
     mean_over_samples: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentTags:
+    """The teacher that a derivation of students is tried with.
+
+    Args:
+        teacher: makes it, with the same weights every time; None takes :func:`kdx.testing.toy_teacher`.
+        inputs: an example of what it takes, two samples or more; None takes images ``[2, 1, 8, 8]``.
+    """
+
+    teacher: Callable[[], nn.Module] | None = None
+    inputs: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from kdx.batch import Batch
 
-__all__ = ["toy_batches", "toy_model"]
+__all__ = ["toy_batches", "toy_model", "toy_teacher"]
 
 
 def toy_model(width: int = 4, *, classes: int = 3, seed: int = 0) -> nn.Sequential:
@@ -56,3 +56,26 @@ def toy_batches(count: int = 4, *, rows: int = 12, classes: int = 3, seed: int =
         inputs = torch.randn(rows, 1, 8, 8, generator=generator) + targets[:, None, None, None]
         batches.append(Batch(inputs, targets, torch.arange(rows) + number * rows))
     return batches
+
+
+def toy_teacher(*, classes: int = 3, seed: int = 0) -> nn.Sequential:
+    """A CNN on images ``[N, 1, 8, 8]`` that can lose channels, layers and rank: what derivations are tried on.
+
+    Example:
+        >>> toy_teacher()(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 3])
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        blocks = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for _ in range(3)]
+        layers: list[tuple[str, nn.Module]] = [
+            ("stem", nn.Conv2d(1, 16, 3, padding=1)),
+            ("relu", nn.ReLU()),
+            ("body", nn.Sequential(*blocks)),
+            ("pool", nn.AdaptiveAvgPool2d(1)),
+            ("flat", nn.Flatten()),
+            ("hidden", nn.Linear(16, 32)),
+            ("act", nn.ReLU()),
+            ("fc", nn.Linear(32, classes)),
+        ]
+        return nn.Sequential(OrderedDict(layers))

@@ -15,7 +15,7 @@ from kdx.cli.new_plugin import new_plugin
 from kdx.errors import KdxError
 
 ROOT = Path(__file__).parents[2]
-KINDS = ("knowledge", "scheme", "assistant", "model", "dataset", "task", "op")
+KINDS = ("knowledge", "scheme", "assistant", "model", "dataset", "task", "student", "op")
 
 
 def install(package: Path) -> None:

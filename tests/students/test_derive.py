@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -19,12 +20,13 @@ import kdx
 from kdx.analysis.cost import Cost
 from kdx.analysis.flops import count_flops
 from kdx.cli.app import app
-from kdx.errors import RecipeError, RunExistsError, StudentError
+from kdx.errors import RecipeError, RunExistsError, StudentError, UnknownNameError
 from kdx.experiment.recipe_files import check_recipe
-from kdx.students import HOWS, Contract, build, derive, inherit, read_config
+from kdx.students import Contract, Derivation, Edit, Plan, build, derive, inherit, read_config
 from kdx.students.target import parse_target
 from tests.students import nets
 
+HOWS = tuple(kdx.plugins().components("student"))
 GREY = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 BASE = {"name": "convnet", "width": 6, "stages": 3, "depth": 2}
 
@@ -125,12 +127,12 @@ def test_wrong_calls_are_told_what_to_write():
         derive(model, GREY, how="width")
     with pytest.raises(ValueError, match="one budget: params, flops or latency; got params and flops"):
         derive(model, GREY, how="width", params="5%", flops="5%")
-    with pytest.raises(ValueError, match=r"how must be one of width, depth, .*; got 'widht'; did you mean 'width'"):
+    with pytest.raises(UnknownNameError, match=r"there is no student named 'widht'; did you mean 'width'"):
         derive(model, GREY, how="widht", params="5%")
     with pytest.raises(ValueError, match="two samples or more, got 1"):
         derive(model, GREY[:1], how="width", params="5%")
     with pytest.raises(ValueError, match="importance must be 'l1' or 'l2'"):
-        derive(model, GREY, how="width", params="5%", importance="max")
+        derive(model, GREY, how={"name": "width", "importance": "max"}, params="5%")
 
 
 def test_a_budget_out_of_reach_names_the_reachable_range():
@@ -278,6 +280,47 @@ def test_wrong_configs_are_refused(config, message):
         build(config)
 
 
+class Bare(Edit):
+    """Takes the bias of the last layer away."""
+
+    how: Literal["bare"] = "bare"
+    layer: str
+
+    def build(self, model):
+        model.get_submodule(self.layer).register_parameter("bias", None)
+
+    def derive(self, model, inputs):
+        self.build(model)
+        return {}
+
+
+class ByBare(Derivation):
+    """Takes the bias of the last layer away."""
+
+    edit = Bare
+    needs_budget = False
+
+    def plan(self, model, inputs):
+        return Plan(2, lambda place: Bare(layer="fc"), [])
+
+
+def test_a_derivation_of_a_plugin_derives_is_written_down_and_built_again(tmp_path, plugged):
+    class Plugin:
+        @kdx.hookimpl
+        def kdx_students(self):
+            return [kdx.Spec("bare", f"{__name__}:ByBare", "no bias")]
+
+    plugged(Plugin(), "bare")
+    student = derive(teacher(), GREY, how="bare", base=BASE)
+    assert student.model.fc.bias is None
+    assert student.edit == Bare(layer="fc")
+    student.save(tmp_path / "bare.yaml")
+    assert "edits:\n- {how: bare, layer: fc}" in (tmp_path / "bare.yaml").read_text()
+    assert build(tmp_path / "bare.yaml").fc.bias is None
+    with pytest.raises(StudentError, match=r"edits\.0\.bare\.layer: is required"):
+        build({"base": BASE, "edits": [{"how": "bare"}]})
+
+
 def test_a_config_that_does_not_fit_is_refused_when_it_is_built():
     sizes = {"stage1.conv1.weight": [4, -1, -1, -1]}  # its norm still has eight channels
     config = {"base": {"name": "convnet"}, "edits": [{"how": "width", "ratio": 0.5, "sizes": sizes}]}
@@ -371,5 +414,14 @@ def test_a_recipe_may_draw_new_weights_or_read_a_config_and_names_what_is_wrong(
     both = {**RECIPE, "student": {**RECIPE["student"], "weights": "student.safetensors"}}
     with pytest.raises(RecipeError, match=r"student\.weights: a student with how= starts from the weights of its"):
         kdx.run(check_recipe(both), folder=tmp_path / "both")
+    for how, message in (
+        ("widht", r"student\.model\.how\.name: there is no student named 'widht'; did you mean 'width'"),
+        (
+            {"name": "width", "importanse": "l2"},
+            r"how \(width\): unknown option 'importanse'; did you mean 'importance'",
+        ),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            check_recipe({**RECIPE, "student": {"model": {"name": "derived", "how": how, "params": 0.5}}})
     with pytest.raises(RecipeError, match="unknown option 'paramz'; did you mean 'params'"):
         check_recipe({**RECIPE, "student": {"model": {"name": "derived", "how": "width", "paramz": 1}}})

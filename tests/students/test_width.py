@@ -101,7 +101,9 @@ def test_norms_of_all_filters_that_make_a_shared_channel_are_summed_and_the_norm
         teacher.two.weight[2] = torch.tensor([1.3, 0.0, 0.0])  # 7, 8, 4.8 and 5.24, 8, 4.8
         teacher.two.weight[0] = torch.tensor([2.0, 2.0, 2.0])  # 7, 8, 4.8 and 4.46, 8, 4.8
     for importance, chosen in (("l1", [0, 1]), ("l2", [1, 2])):
-        student = derive(teacher, torch.randn(2, 2), how="width", params="65%", importance=importance).model
+        student = derive(
+            teacher, torch.randn(2, 2), how=kdx.students.ByWidth(importance=importance), params="65%"
+        ).model
         assert torch.equal(student.one.weight, teacher.one.weight[chosen])
         assert torch.equal(student.two.weight, teacher.two.weight[chosen][:, chosen])
         assert torch.equal(student.out.weight, teacher.out.weight[:, chosen])

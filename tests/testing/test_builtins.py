@@ -202,6 +202,19 @@ def test_task(check) -> None:
     check()
 
 
+def students() -> list:
+    return [
+        pytest.param(check, id=f"{name}-{check.name}")
+        for name in OWN.components("student")
+        for check in checks_of(OWN.make("student", name))
+    ]
+
+
+@pytest.mark.parametrize("check", students())
+def test_student(check) -> None:
+    check()
+
+
 @kdx.testing.parametrize_checks(kdx.builtin)
 def test_plugin(check) -> None:
     check()

@@ -11,11 +11,12 @@ from kdx.testing import (
     check_assistant,
     check_knowledge,
     check_scheme,
+    check_student,
     check_task,
     checks_of,
     parametrize_checks,
 )
-from tests.testing.mutants import assistant, knowledge, scheme, task
+from tests.testing.mutants import assistant, knowledge, scheme, student, task
 
 VECTORS = KnowledgeTags(student_shapes={"a": (6,)}, teacher_shapes={"b": (6,), "c": (6,)})
 
@@ -29,6 +30,7 @@ def test_a_sound_component_passes_everything() -> None:
     check_assistant(assistant.Plan())
     check_scheme(scheme.Pair())
     check_task(task.Sound())
+    check_student(student.Sound())
 
 
 @pytest.mark.parametrize("mutant", knowledge.MUTANTS, ids=lambda mutant: mutant.__name__)
@@ -62,12 +64,20 @@ def test_a_defect_of_a_task_is_caught(mutant) -> None:
     assert "': it raised" not in str(caught.value), "caught for another reason"
 
 
+@pytest.mark.parametrize("mutant", student.MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_defect_of_a_derivation_is_caught(mutant) -> None:
+    with pytest.raises(CheckFailed, match=f"{mutant.__name__} fails the check '{mutant.caught_by}'") as caught:
+        named(checks_of(mutant()), mutant.caught_by)()
+    assert "': it raised" not in str(caught.value), "caught for another reason"
+
+
 def test_every_check_has_a_mutant() -> None:
     for checks, broken in (
         (checks_of(knowledge.NotZeroWhenEqual(), tags=VECTORS), knowledge.MUTANTS),
         (checks_of(assistant.Plan()), assistant.MUTANTS),
         (checks_of(scheme.Pair()), scheme.MUTANTS),
         (checks_of(task.Sound()), task.MUTANTS),
+        (checks_of(student.Sound()), student.MUTANTS),
     ):
         assert {check.name for check in checks} == {mutant.caught_by for mutant in broken}
         assert all(check.sentence.endswith(".") for check in checks)

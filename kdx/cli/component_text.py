@@ -1,4 +1,4 @@
-"""Models written on a command line, as ``convnet:width=8,stages=2``."""
+"""Components written on a command line, as ``convnet:width=8,stages=2``."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from omegaconf.errors import OmegaConfBaseException
 from kdx.errors import RecipeError
 from kdx.options import check_options
 from kdx.ref import Ref
-from kdx.registry import default_plugins
+from kdx.registry import Kind, default_plugins
 
-__all__ = ["parse_model"]
+__all__ = ["parse_component"]
 
 
-def parse_model(text: str) -> Ref:
-    """A model with its checked options.
+def parse_component(kind: Kind, text: str) -> Ref:
+    """A component with its checked options.
 
     Raises:
-        UnknownNameError: no such model.
+        UnknownNameError: no such component.
         RecipeError: a part is not ``key=value``, or an unknown option, or a value of the wrong type.
 
     Example:
-        >>> parse_model("convnet:width=8,stages=2")
+        >>> parse_component("model", "convnet:width=8,stages=2")
         Ref('convnet', width=8, stages=2)
     """
     name, _, rest = text.partition(":")
     if wrong := [part for part in rest.split(",") if rest and "=" not in part]:
-        raise RecipeError(f"a model must be written NAME:key=value,key=value; got {wrong[0]!r} in {text!r}")
+        raise RecipeError(f"a {kind} must be written NAME:key=value,key=value; got {wrong[0]!r} in {text!r}")
     try:
         options: Any = OmegaConf.to_container(OmegaConf.from_dotlist(rest.split(","))) if rest else {}
     except (OmegaConfBaseException, ValueError) as error:
-        raise RecipeError(f"a model must be written NAME:key=value,key=value; got {text!r} ({error})") from error
-    return Ref(name, **check_options(f"model {name}", default_plugins().load("model", name), options))
+        raise RecipeError(f"a {kind} must be written NAME:key=value,key=value; got {text!r} ({error})") from error
+    return Ref(name, **check_options(f"{kind} {name}", default_plugins().load(kind, name), options))
