@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdx.errors import CaptureError, nearest
 
-__all__ = ["LOGITS", "Captured", "Taps", "call", "clean_name", "logits_of", "unwrap"]
+__all__ = ["LOGITS", "Captured", "Provenance", "Taps", "call", "clean_name", "logits_of", "unwrap"]
 
 LOGITS = "logits"
 """The tap that is the model's own output."""
@@ -23,17 +24,28 @@ _TAP = re.compile(r"(?P<module>[^:\[\]]+)(?P<end>:input)?(\[(?P<item>\w+)\])?(?P
 _GLOB = re.compile(r"[*?]")
 
 
+class Provenance(ABC):
+    """Says what a captured tensor is good for that did not simply come out of a model."""
+
+    @abstractmethod
+    def check(self, what: str, tap: str, component: Any) -> None:
+        """Raises or warns if a component must not, or should not, learn from the tensor.
+
+        Args:
+            what: how a message names the component.
+            tap: of the tensor.
+            component: the :class:`kdx.Knowledge` that reads it.
+        """
+
+
 class Captured(dict[str, Tensor]):
     """Tap name -> tensor, for one forward pass of one model.
 
     Args:
         values: concrete tap name -> tensor, in the order the taps were asked for.
         patterns: tap as written (a glob, say) -> the concrete names it stands for.
-        estimates: tap -> temperature T, where the tensor is T times the log of an unbiased estimate of
-            ``softmax(logits / T)`` (see :mod:`kdx.store.sample`) and thus good for what is linear in it only; None
-            where it is made of such estimates in a way that is biased at every temperature.
-        tails: tap -> the temperatures at which classes that are stored as one have the mass they should (see
-            :mod:`kdx.store.top_k`); several where teachers are combined.
+        provenance: tap -> what its tensor is, where it is not simply what a model gave, as the sampled or top classes
+            of a store; asked before knowledge reads it.
     """
 
     def __init__(
@@ -41,13 +53,11 @@ class Captured(dict[str, Tensor]):
         values: Mapping[str, Tensor],
         patterns: Mapping[str, tuple[str, ...]] | None = None,
         *,
-        estimates: Mapping[str, float | None] | None = None,
-        tails: Mapping[str, frozenset[float]] | None = None,
+        provenance: Mapping[str, tuple[Provenance, ...]] | None = None,
     ) -> None:
         super().__init__(values)
         self.patterns = dict(patterns or {})
-        self.estimates: dict[str, float | None] = dict(estimates or {})
-        self.tails = dict(tails or {})
+        self.provenance = dict(provenance or {})
 
     def __missing__(self, name: str) -> Tensor:
         raise CaptureError(f"tap {name!r} was not captured; {nearest(name, self)}")
@@ -65,7 +75,7 @@ class Captured(dict[str, Tensor]):
     def detach(self) -> Captured:
         """The same tensors without their graph."""
         values = {name: value.detach() for name, value in self.items()}
-        return Captured(values, self.patterns, estimates=self.estimates, tails=self.tails)
+        return Captured(values, self.patterns, provenance=self.provenance)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

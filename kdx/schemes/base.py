@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.errors import CaptureError, StoreWarning, nearest
+from kdx.errors import CaptureError, nearest
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Count, Losses, LossTerm, Mean, Over, cross_entropy, mean_of, scalar, task_of
 from kdx.schemes.phase import Phase
@@ -315,9 +314,10 @@ class Scheme(nn.Module, ABC):
                         f"knowledge {name!r} keeps a store per sample and needs batch.index; let the data set yield "
                         "kdx.Batch(inputs, targets, index)"
                     )
-                _check_estimates(name, component, teacher)
-                _warn_of_tails(name, component, teacher)
                 what = f"knowledge {name!r} ({type(component).__name__})"
+                for tap in component.teacher_taps:
+                    for provenance in teacher.provenance.get(tap, ()):
+                        provenance.check(what, tap, component)
                 loss = component(student, teacher, batch)
                 if (term := mean_of(what, loss)) is None:
                     term = Mean(scalar(what, loss), self.count(component.over, batch), component.over)
@@ -355,39 +355,6 @@ def naming(name: str) -> Iterator[None]:
         yield
     except CaptureError as error:
         raise CaptureError(f"knowledge {name!r}: {error}") from error
-
-
-def _check_estimates(name: str, component: Knowledge, teacher: Captured) -> None:
-    for tap in component.teacher_taps:
-        if tap not in teacher.estimates:
-            continue
-        temperature = teacher.estimates[tap]
-        whose = f"knowledge {name!r} ({type(component).__name__}): the teacher's {tap!r} are"
-        if temperature is None:
-            raise ValueError(
-                f"{whose} combined of sampled classes in a way that is biased; combine them with over='probabilities', "
-                "constant weights and the temperature they were sampled at, or store logits or topk instead"
-            )
-        if not component.accepts_estimate(temperature):
-            raise ValueError(
-                f"{whose} classes sampled at temperature {temperature:g}, from which soft-targets of that temperature "
-                "learn without bias and nothing else does; set that temperature, or store logits or topk instead"
-            )
-
-
-def _warn_of_tails(name: str, component: Knowledge, teacher: Captured) -> None:
-    softens = getattr(component, "temperature", None)  # as every component calls it that softens logits
-    for tap in component.teacher_taps:
-        for stored in sorted(teacher.tails.get(tap, ())):
-            if softens is not None and softens != stored:
-                weigh = "much" if softens > stored else "little"
-                warnings.warn(
-                    f"knowledge {name!r} ({type(component).__name__}): softens at temperature {softens:g} the "
-                    f"teacher's {tap!r}, top classes stored for temperature {stored:g}; the other classes together "
-                    f"weigh too {weigh}: write the store with topk:K@{softens:g}, or set temperature {stored:g}",
-                    StoreWarning,
-                    stacklevel=2,
-                )
 
 
 def _task(task: Task) -> tuple[float, TaskFn | None]:

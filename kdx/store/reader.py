@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from kdx.capture import Captured
+from kdx.capture import Captured, Provenance
 from kdx.errors import StoreError
 from kdx.store.contents import parse
 from kdx.store.manifest import INDEX, FileEntry, Manifest, shard_name
+from kdx.store.provenance import SampledClasses, TopClasses
 
 __all__ = ["DIGESTS", "Store", "mapped"]
 
@@ -101,17 +102,16 @@ class Store:
         stored = self._gather(index, view)
         manifest = self.manifest
         values: dict[str, Tensor] = {}
-        estimates: dict[str, float] = {}
-        tails: dict[str, frozenset[float]] = {}
+        provenance: dict[str, tuple[Provenance, ...]] = {}
         for text, content in self.contents.items():
             parts = {name: stored[name] for name, owner in manifest.tensors.items() if owner == text}
             values |= content.decode(parts, manifest.classes)
             if content.temperature is not None:
-                estimates[content.tap] = content.temperature
+                provenance[content.tap] = (SampledClasses(content.temperature),)
             if (temperature := content.tail_temperature(manifest.classes)) is not None:
-                tails[content.tap] = frozenset([temperature])
+                provenance[content.tap] = (TopClasses(frozenset([temperature])),)
         values = {name: value.to(index.device) for name, value in values.items()}
-        return Captured(values, self.taps, estimates=estimates, tails=tails)
+        return Captured(values, self.taps, provenance=provenance)
 
     def digests(self, index: Tensor, view: int = 0) -> Tensor:
         """The hashes of the inputs that the teacher saw; see :func:`kdx.store.fingerprint.input_digests`."""

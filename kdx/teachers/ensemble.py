@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import IGNORE, Batch
-from kdx.capture import LOGITS, Captured, Taps
+from kdx.capture import LOGITS, Captured, Provenance, Taps
 from kdx.errors import CaptureError, nearest
+from kdx.store.provenance import SampledClasses, TopClasses
 from kdx.teachers.base import Teacher
 from kdx.teachers.frozen import as_teacher
 
@@ -125,31 +126,30 @@ class Ensemble(Teacher):
         logits = torch.stack([captured.logits for captured in answers.values()])  # [K, N, C]
         values = {LOGITS: self._mean(logits, batch)}
         patterns: dict[str, tuple[str, ...]] = {LOGITS: (LOGITS,)}
-        estimates, tails = self._estimates(answers), self._tails(answers)
+        provenance = self._provenance(answers)
         for name, captured in answers.items():
             values |= {f"{name}/{tap}": value for tap, value in captured.items()}
             patterns |= {
                 f"{name}/{tap}": tuple(f"{name}/{found}" for found in names) for tap, names in captured.patterns.items()
             }
-            estimates |= {f"{name}/{tap}": temperature for tap, temperature in captured.estimates.items()}
-            tails |= {f"{name}/{tap}": temperatures for tap, temperatures in captured.tails.items()}
-        return Captured(values, patterns, estimates=estimates, tails=tails).detach()
+            provenance |= {f"{name}/{tap}": parts for tap, parts in captured.provenance.items()}
+        return Captured(values, patterns, provenance=provenance).detach()
 
-    def _estimates(self, answers: Mapping[str, Captured]) -> dict[str, float | None]:
-        """Whether the combination is an estimate, and at which temperature an unbiased one."""
-        temperatures = {captured.estimates[LOGITS] for captured in answers.values() if LOGITS in captured.estimates}
-        if not temperatures:
-            return {}
-        # the mean of probabilities is linear in them; with logarithms, or weights that depend on the draws, it is not
-        unbiased = self.over == "probabilities" and not self.per_row and temperatures == {self.temperature}
-        return {LOGITS: self.temperature if unbiased else None}
-
-    def _tails(self, answers: Mapping[str, Captured]) -> dict[str, frozenset[float]]:
-        """The temperatures at which the tails of the members are right, or at which the combination is made."""
-        temperatures = frozenset[float]().union(*(captured.tails.get(LOGITS, ()) for captured in answers.values()))
-        if temperatures and self.over == "probabilities":
-            temperatures |= {self.temperature}
-        return {LOGITS: temperatures} if temperatures else {}
+    def _provenance(self, answers: Mapping[str, Captured]) -> dict[str, tuple[Provenance, ...]]:
+        """Says of the combined logits that some members' are sampled or top classes."""
+        parts = [part for captured in answers.values() for part in captured.provenance.get(LOGITS, ())]
+        found: list[Provenance] = []
+        sampled = SampledClasses.combined(
+            (part for part in parts if isinstance(part, SampledClasses)),
+            temperature=self.temperature,
+            linear=self.over == "probabilities" and not self.per_row,
+        )
+        if sampled is not None:
+            found.append(sampled)
+        tails = frozenset[float]().union(*(part.temperatures for part in parts if isinstance(part, TopClasses)))
+        if tails:  # right at the temperatures of the members, or at which the combination is made
+            found.append(TopClasses(tails | {self.temperature} if self.over == "probabilities" else tails))
+        return {LOGITS: tuple(found)} if found else {}
 
     def _mean(self, logits: Tensor, batch: Batch) -> Tensor:
         shape = [-1, *[1] * (logits.dim() - 1)]

@@ -19,6 +19,7 @@ from kdx.schemes.offline import Offline
 from kdx.store import write_store
 from kdx.store.content import DTYPES
 from kdx.store.contents import parse
+from kdx.store.provenance import SampledClasses
 from kdx.teachers import Ensemble, Stored, Teacher
 
 
@@ -181,7 +182,7 @@ class Fixed(Teacher):
 
 @pytest.mark.parametrize("component", [SoftTargets(2.0), ReverseKL(), DKD()], ids=lambda c: type(c).__name__)
 def test_sampled_classes_are_refused_by_all_but_soft_targets_of_their_temperature(component) -> None:
-    said = Captured({"logits": torch.zeros(4, 3)}, estimates={"logits": 4.0})
+    said = Captured({"logits": torch.zeros(4, 3)}, provenance={"logits": (SampledClasses(4.0),)})
     batch = (torch.randn(4, 2), torch.zeros(4, dtype=torch.int64))
     distil = Offline(torch.nn.Linear(2, 3), Fixed(said), knowledge={"term": component})
     with pytest.raises(
@@ -196,7 +197,7 @@ def sampled(*logits: float, temperature: float = 4.0, rows: int = 4) -> Fixed:
     """A teacher whose classes are sampled, eight a row."""
     z = torch.tensor([logits]).expand(rows, -1)
     values = {"logits": there_and_back(f"sample:8@{temperature:g}", z)}
-    return Fixed(Captured(values, estimates={"logits": temperature}))
+    return Fixed(Captured(values, provenance={"logits": (SampledClasses(temperature),)}))
 
 
 @pytest.mark.parametrize(
