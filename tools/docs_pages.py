@@ -38,9 +38,13 @@ TITLES = {
     "task": "Tasks",
     "student": "Students",
 }
-READMES = {"knowledge": "kdx/knowledge", "scheme": "kdx/schemes", "assistant": "kdx/assistants"}
+READMES = {
+    "knowledge": "kdx/knowledge",
+    "scheme": "kdx/schemes",
+    "assistant": "kdx/assistants",
+    "student": "kdx/students",
+}
 EXTRA = {
-    "components/students.md": "kdx/students/README.md",
     "components/store.md": "kdx/store/README.md",
     "kernels/benchmarks.md": "bench/README.md",
     "contributing.md": "CONTRIBUTING.md",

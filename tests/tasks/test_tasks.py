@@ -94,6 +94,7 @@ def test_a_scheme_takes_a_task() -> None:
     losses = kdx.Supervised(model, task=(0.5, kdx.make("task", "classification", class_weights=[1.0, 3.0])))(batch)
     expected = F.cross_entropy(model(batch.inputs), batch.targets, weight=torch.tensor([1.0, 3.0]))
     torch.testing.assert_close(losses.total, 0.5 * expected)
+    assert losses.counts["task"] == 7  # the weights of the three labels, by which micro-batches are combined
 
 
 @pytest.mark.parametrize(
