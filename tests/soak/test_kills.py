@@ -55,7 +55,7 @@ def test_killed_again_and_again_it_ends_where_the_unbroken_run_ends(seed: int, t
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         if kills < KILLS:
             _wait_for_work(process, broken)
-            time.sleep(moments.uniform(0, 1.5))
+            time.sleep(moments.uniform(0, 8))
             process.kill()
         status = process.wait()
         if status == 0:
