@@ -157,9 +157,10 @@ def fit(
                 for window in _epoch(run, loader, accumulate):
                     measured, parts = _tested(run, tests, window), []
                     for number, phase in enumerate(phases.phases):
-                        forward = functools.partial(_losses, runs, scheme, phase.name if len(phases) > 1 else None)
+                        named = phase.name if len(phases) > 1 else None
+                        forward = functools.partial(_losses, runs, scheme, named)
                         for _ in range(phase.steps):
-                            with scheme.only(phase) if len(phases) > 1 else nullcontext():
+                            with scheme.only(phase) if named else nullcontext():
                                 measure = _measuring(forward, run, log_gradients, measured)
                                 found = accumulate_gradient(accelerator, engine, measure, scheme, window)
                             if clip_grad_norm is not None:
