@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx.batch import Batch
-from kdx.capture import Captured
+from kdx.capture import Captured, Taps
 from kdx.errors import CaptureError, nearest
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Count, Losses, LossTerm, Mean, Over, cross_entropy, mean_of, scalar, task_of
@@ -346,6 +346,18 @@ def setup_components(
             captured = student().detach(), teacher().detach()
         for component in waiting:
             component.setup(*captured)
+
+
+def tap_components(components: Mapping[str, Knowledge], student: Taps, teacher: Teacher) -> None:
+    """Lets student and teacher capture what the components read in them.
+
+    Raises:
+        CaptureError: a component taps a layer that one of them does not have; the component is named.
+    """
+    for name, component in components.items():
+        with naming(name):
+            student.add(component.student_taps)
+            teacher.tap(component.teacher_taps)
 
 
 @contextmanager

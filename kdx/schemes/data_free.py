@@ -15,7 +15,7 @@ from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import Mean, Over
 from kdx.modes import borrowed_buffers, evaluating, unchanged_buffers
 from kdx.ops import softmax_kl
-from kdx.schemes.base import KnowledgeTerms, naming, setup_components
+from kdx.schemes.base import KnowledgeTerms, setup_components, tap_components
 from kdx.schemes.one_student import OneStudent
 from kdx.schemes.parts.generator import ImageGenerator
 from kdx.schemes.phase import Phase
@@ -105,10 +105,7 @@ class DataFree(OneStudent):
         self.generator_steps, self.student_steps = generator_steps, student_steps
         self.generator_lr = generator_lr
         self._draws: dict[int, _Draw] = {}
-        for name, component in self.components.items():
-            with naming(name):
-                self.taps.add(component.student_taps)
-                self.teacher.tap(component.teacher_taps)
+        tap_components(self.components, self.taps, self.teacher)
 
     @property
     @override

@@ -17,7 +17,7 @@ from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Mean, cross_entropy
 from kdx.modes import evaluating
-from kdx.schemes.base import KnowledgeTerms, Task, components_in, naming, own_copies, setup_components
+from kdx.schemes.base import KnowledgeTerms, Task, components_in, own_copies, setup_components, tap_components
 from kdx.schemes.one_student import OneStudent
 from kdx.teachers import Teacher, as_teacher
 
@@ -104,10 +104,7 @@ class DenseGuidance(OneStudent):
         self._passes = 0
         for name, teacher in self._teachers().items():
             teacher.share_taps(self.taps)
-            for term, component in self._components_of(name).items():
-                with naming(term):
-                    self.taps.add(component.student_taps)
-                    teacher.tap(component.teacher_taps)
+            tap_components(self._components_of(name), self.taps, teacher)
 
     @override
     def advance(self, step: int, total: int) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.losses import Mean, cross_entropy
 from kdx.modes import evaluating
-from kdx.schemes.base import KnowledgeTerms, Task, naming, setup_components
+from kdx.schemes.base import KnowledgeTerms, Task, setup_components, tap_components
 from kdx.schemes.one_student import OneStudent
 from kdx.teachers import Teacher, as_teacher
 
@@ -62,10 +62,7 @@ class Offline(OneStudent):
             raise ValueError("student and teacher are one module; the teacher would be trained. Pass a copy")
         self.teacher = as_teacher(teacher, teacher_output)
         self.teacher.share_taps(self.taps)
-        for name, component in self.components.items():
-            with naming(name):
-                self.taps.add(component.student_taps)
-                self.teacher.tap(component.teacher_taps)
+        tap_components(self.components, self.taps, self.teacher)
 
     @override
     def setup(self, batch: Batch | Any) -> None:

@@ -13,7 +13,7 @@ from kdx.batch import Batch
 from kdx.capture import Taps
 from kdx.losses import Mean, cross_entropy
 from kdx.modes import evaluating
-from kdx.schemes.base import KnowledgeTerms, Scheme, Task, naming, setup_components
+from kdx.schemes.base import KnowledgeTerms, Scheme, Task, setup_components, tap_components
 from kdx.teachers import Live, Teacher
 
 __all__ = ["Online"]
@@ -82,10 +82,7 @@ class Online(Scheme):
         self.teacher = live
         self.teacher_task = float(teacher_task)
         self.taps = Taps(student, output=student_output)
-        for name, component in self.components.items():
-            with naming(name):
-                self.taps.add(component.student_taps)
-                self.teacher.tap(component.teacher_taps)
+        tap_components(self.components, self.taps, self.teacher)
 
     @property
     @override

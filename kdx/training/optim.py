@@ -58,7 +58,7 @@ def make_optimizer(spec: OptimizerSpec, parameters: Iterable[torch.Tensor]) -> t
     if callable(spec):
         built: torch.optim.Optimizer = spec(parameters)
         return built
-    ref = Ref.of(spec)
+    ref = Ref.of(spec, "optimizer")
     name, options = ref.name, ref.options
     known = {
         key: value
@@ -105,7 +105,7 @@ def make_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, steps
         return None
     if callable(spec):
         return Scheduler(spec(optimizer), "step")
-    ref = Ref.of(spec)
+    ref = Ref.of(spec, "schedule")
     name, options = ref.name, ref.options
     every = options.pop("every", "step")
     if every not in ("step", "epoch"):

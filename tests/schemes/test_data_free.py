@@ -145,7 +145,7 @@ def test_a_generator_makes_images_of_any_size() -> None:
 
 @parametrize_checks(
     make(),
-    tags=SchemeTags(optimizer={"name": "AdamW", "lr": 0.01}),
+    tags=SchemeTags(mean_over_samples=False),  # every batch has noise of its own
     expected_failures={"training_lowers_the_loss": "what the student descends the generator climbs"},
 )
 def test_conformance(check) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from kdx.datasets import Digits, symmetric_noise
 from kdx.hookspecs import hookimpl
 from kdx.models import MLP
 from kdx.training.evaluation import evaluate
+from tests.loaders import Shuffled
 
 
 def mutual(net, **options) -> kdx.Mutual:
@@ -122,20 +122,6 @@ def test_turns_need_one_process_and_a_known_kind(net, loader, monkeypatch) -> No
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 2))
     with pytest.raises(ValueError, match="Mutual trains its parts in turn, and data parallelism waits"):
         kdx.fit(mutual(net, updates="alternating"), loader, device="cpu")
-
-
-class Shuffled:
-    """Batches of tensors in a new order each epoch; a loader that costs nothing."""
-
-    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        self.inputs, self.targets = inputs, targets
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.inputs) / 128)
-
-    def __iter__(self):
-        for rows in torch.randperm(len(self.inputs)).split(128):
-            yield kdx.Batch(self.inputs[rows], self.targets[rows], rows)
 
 
 @pytest.mark.slow

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import kdx
 from kdx.datasets import View
 from kdx.errors import Interrupted
-from kdx.hookspecs import hookimpl
 from kdx.models import ConvNet
 from kdx.registry import Plugins
+from tests.stopping import Stop
 
 LAYERS = {"student": "stage2", "teacher": "stage2"}
 PAIRS = {"student": ("stage2", "stage3"), "teacher": ("stage2", "stage3")}
@@ -98,16 +96,6 @@ def data(images) -> DataLoader:
     return DataLoader(View(TensorDataset(*images)), 16, shuffle=True)
 
 
-class StopAt:
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    @hookimpl
-    def kdx_step_end(self, step) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {key: value for key, value in module.state_dict().items() if isinstance(value, torch.Tensor)}
 
@@ -123,7 +111,7 @@ def test_a_run_stopped_anywhere_ends_bitwise_where_the_unbroken_one_ends(name, d
 
     unbroken, whole = run(tmp_path / "unbroken")
     with pytest.raises(Interrupted):
-        run(tmp_path / "broken", observers=[StopAt(8)])  # amid the second epoch
+        run(tmp_path / "broken", observers=[Stop(8)])  # amid the second epoch
     torch.manual_seed(99)
     resumed, rest = run(tmp_path / "broken", resume=True)
     assert rest.step == whole.step

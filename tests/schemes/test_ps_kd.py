@@ -17,6 +17,7 @@ from kdx.datasets import Digits, View, symmetric_noise
 from kdx.models import MLP
 from kdx.schemes.ps_kd import PSKD
 from kdx.training.evaluation import evaluate
+from tests.loaders import Shuffled
 from tests.ranks import on_two_ranks
 
 
@@ -241,20 +242,6 @@ def test_two_ranks_remember_what_one_process_does_though_rows_change_ranks(tmp_p
     assert first[1] == second[1]  # both ranks hold the same student
     assert first[1][0] == 2 * 3
     assert all(map(math.isfinite, first[1]))
-
-
-class Shuffled:
-    """Batches of tensors in a new order each epoch; a loader that costs nothing."""
-
-    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        self.inputs, self.targets = inputs, targets
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.inputs) / 128)
-
-    def __iter__(self):
-        for rows in torch.randperm(len(self.inputs)).split(128):
-            yield kdx.Batch(self.inputs[rows], self.targets[rows], rows)
 
 
 @pytest.mark.slow

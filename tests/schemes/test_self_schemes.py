@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import kdx
 from kdx.datasets import SameClassPairs, View
 from kdx.errors import Interrupted
-from kdx.hookspecs import hookimpl
 from kdx.models import ConvNet
 from kdx.options import options_of
+from tests.stopping import Stop
 
 # name -> options, and the layer that a component in place of the default knowledge reads
 SCHEMES: dict[str, tuple[dict[str, Any], str]] = {
@@ -60,16 +58,6 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return True
 
 
-class StopAt:
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    @hookimpl
-    def kdx_step_end(self, step) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 @every_scheme
 @pytest.mark.parametrize("knowledge", [False, True], ids=["default", "own knowledge"])
 def test_a_run_stopped_anywhere_ends_bitwise_where_the_unbroken_one_ends(name, knowledge, images, tmp_path) -> None:
@@ -83,7 +71,7 @@ def test_a_run_stopped_anywhere_ends_bitwise_where_the_unbroken_one_ends(name, k
     for stop in (3, 9, 12):  # amid the first and the second epoch, and at the end of the second
         torch.manual_seed(stop)
         with pytest.raises(Interrupted):
-            run(tmp_path / "broken", resume=True, observers=[StopAt(stop)])
+            run(tmp_path / "broken", resume=True, observers=[Stop(stop)])
     torch.manual_seed(99)
     resumed, rest = run(tmp_path / "broken", resume=True)
     assert rest.history == whole.history

@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 import kdx
 from kdx.datasets import View
 from kdx.errors import CaptureError, Interrupted, StoreError
-from kdx.hookspecs import hookimpl
 from kdx.store import write_store
 from kdx.teachers import Frozen, Stored, Teacher
+from tests.stopping import Stop
 
 
 class Seen(torch.utils.data.Dataset):
@@ -86,20 +86,6 @@ def test_every_form_of_logits_teaches(tmp_path, teacher, view, make_net, what: s
     kdx.fit(scheme, loader(view), epochs=12, device="cpu", optimizer={"name": "AdamW", "lr": 1e-2})
     live = kdx.Offline(scheme.student, Frozen(teacher), task=None, knowledge={"kd": kdx.SoftTargets(4.0)}).eval()
     assert sum(live(batch).total.item() for batch in batches) < 0.5 * before
-
-
-class Stop:
-    """Stops the run as a signal would, after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    @hookimpl
-    def kdx_step_end(self, run, step, losses) -> None:
-        if step == self.step:
-            import signal
-
-            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_run_resumed_amid_an_epoch_ends_as_an_unbroken_one(tmp_path, teacher, view, make_net) -> None:

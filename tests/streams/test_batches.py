@@ -8,26 +8,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 import kdx
-from kdx.batch import Batch
 from kdx.datasets import View
 from kdx.training.batches import ResumableLoader, dataset_size, windows
-
-
-class Noisy(Dataset):
-    """Images whose augmentation draws from Python's, NumPy's and torch's global generators."""
-
-    def __init__(self, images) -> None:
-        self.inputs, self.targets = images
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, i):
-        noise = random.random() + np.random.rand() + torch.rand(()).item()
-        return Batch(self.inputs[i] + 0.1 * noise, self.targets[i], i)
+from tests.loaders import Noisy
 
 
 def test_a_generator_of_the_loader_is_part_of_the_checkpoint(images) -> None:

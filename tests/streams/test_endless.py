@@ -12,21 +12,7 @@ import kdx
 from kdx.batch import Batch
 from kdx.datasets import Digits, SampleStream, ShiftFlip, View
 from kdx.errors import Interrupted
-from kdx.hookspecs import hookimpl
-
-
-class Stop:
-    """Stops the run as a signal would, after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    @hookimpl
-    def kdx_step_end(self, run, step, losses) -> None:
-        if step == self.step:
-            import signal
-
-            signal.raise_signal(signal.SIGINT)
+from tests.stopping import Stop
 
 
 def digits_stream(**options) -> SampleStream:

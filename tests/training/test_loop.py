@@ -146,7 +146,7 @@ def test_schedules_of_torch_by_name(net, loader, schedule, first, last) -> None:
     [
         ({"optimizer": "Adamm"}, UnknownNameError, "no optimizer named 'Adamm'; did you mean 'Adam"),
         ({"optimizer": {"name": "SGD", "lrr": 1}}, TypeError, "SGD has no option 'lrr'; did you mean 'lr'"),
-        ({"optimizer": {"lr": 1}}, ValueError, "expected a mapping with 'name'"),
+        ({"optimizer": {"lr": 1}}, ValueError, r"optimizer: expected \{name: ..., option: value\}, got \{'lr': 1\}"),
         ({"schedule": "CosineLR"}, UnknownNameError, "no schedule named 'CosineLR'"),
         ({"schedule": {"name": "StepLR", "step_size": 1, "every": "day"}}, ValueError, "every must be 'step' or"),
         ({"epochs": 0}, ValueError, "epochs must be an integer >= 1, got 0"),

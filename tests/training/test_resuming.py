@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import random
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import kdx
 from kdx import rng
-from kdx.batch import Batch
 from kdx.errors import CheckpointError, Interrupted, KdxError, PluginError, RunExistsError
 from kdx.files import atomic_write
 from kdx.hookspecs import hookimpl
 from kdx.observers.metrics_log import read_metrics
 from kdx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights
 from kdx.training.evaluation import evaluate
+from tests.loaders import Noisy
+from tests.stopping import Stop
 
 
 def distil(net, seed: int = 0) -> kdx.Offline:
     torch.manual_seed(seed)
     return kdx.Offline(net(4), net(6), knowledge={"hint": (1.0, kdx.Hint(student="conv", teacher="conv"))})
-
-
-class Noisy(Dataset):
-    """Images whose augmentation draws from Python's, NumPy's and torch's global generators."""
-
-    def __init__(self, images) -> None:
-        self.inputs, self.targets = images
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, i):
-        noise = random.random() + np.random.rand() + torch.rand(()).item()
-        return Batch(self.inputs[i] + 0.1 * noise, self.targets[i], i)
-
-
-class StopAt:
-    """Sends a signal to this process after a step."""
-
-    def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
-        self.step, self.number = step, number
-
-    @hookimpl
-    def kdx_step_end(self, step) -> None:
-        if step == self.step:
-            os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.parametrize("stop", [1, 7, 12], ids=["first step", "inside an epoch", "last step of an epoch"])
@@ -80,7 +52,7 @@ def test_a_resumed_run_ends_bitwise_where_the_unbroken_one_ends(net, images, tmp
 
     unbroken, whole = run(tmp_path / "unbroken")
     with pytest.raises(Interrupted, match=f"stopped by SIGTERM after step {stop} of"):
-        run(tmp_path / "broken", observers=[StopAt(stop)])
+        run(tmp_path / "broken", observers=[Stop(stop)])
     torch.manual_seed(123)  # a new process has another random state
     resumed, rest = run(tmp_path / "broken", resume=True)
     for name, value in unbroken.state_dict().items():
@@ -101,7 +73,7 @@ def test_a_short_last_window_belongs_to_its_epoch_when_a_run_stops_after_it(net,
 
     whole = run(tmp_path / "unbroken")
     with pytest.raises(Interrupted):
-        run(tmp_path / "broken", observers=[StopAt(2)])
+        run(tmp_path / "broken", observers=[Stop(2)])
     rest = run(tmp_path / "broken", resume=True)
     assert (rest.step, rest.epoch, rest.history) == (whole.step, whole.epoch, whole.history)
 
@@ -121,7 +93,7 @@ def test_an_observer_that_cannot_start_leaves_the_place_in_the_data_as_it_was(ne
 
     unbroken = run(tmp_path / "unbroken")
     with pytest.raises(Interrupted):
-        run(tmp_path / "broken", observers=[StopAt(4)])
+        run(tmp_path / "broken", observers=[Stop(4)])
     with pytest.raises(PluginError, match="no server"):
         run(tmp_path / "broken", observers=[Broken()], resume=True)
     resumed = run(tmp_path / "broken", resume=True)
@@ -144,7 +116,7 @@ def test_a_run_that_an_observer_ended_trains_no_further_when_it_is_resumed(net, 
 def test_ctrl_c_finishes_the_step_and_says_how_to_resume(net, loader, tmp_path) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match=r"stopped by SIGINT after step 3 .* resume=True goes on") as caught:
-        kdx.fit(kdx.Supervised(net()), loader, epochs=2, folder=tmp_path, observers=[StopAt(3, signal.SIGINT)])
+        kdx.fit(kdx.Supervised(net()), loader, epochs=2, folder=tmp_path, observers=[Stop(3, signal.SIGINT)])
     assert caught.value.signum == signal.SIGINT
     assert latest_checkpoint(tmp_path / "checkpoints").name == "step-00000003.pt"
     assert signal.getsignal(signal.SIGINT) is before

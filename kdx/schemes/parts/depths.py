@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from kdx.batch import Batch
-from kdx.capture import call, clean_name, unwrap
-from kdx.modes import evaluating
+from kdx.capture import clean_name, unwrap
+from kdx.schemes.parts.rest import run_hooked
 
 __all__ = ["find_stages"]
 
@@ -78,12 +77,7 @@ def _shapes(model: nn.Module, plain: nn.Module, inputs: Any) -> Shapes:
         return hook
 
     handles = [module.register_forward_hook(record(clean_name(name))) for name, module in plain.named_modules() if name]
-    try:
-        with evaluating(model), torch.no_grad():
-            call(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(model, inputs, handles)
     return shapes
 
 

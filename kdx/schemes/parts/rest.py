@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from kdx.capture import call, clean_name, unwrap
@@ -54,6 +56,16 @@ class Rest(nn.Module):
         self.entry.feature = feature
 
 
+def run_hooked(model: nn.Module, inputs: Any, handles: Sequence[RemovableHandle]) -> None:
+    """Runs a model in evaluation mode without gradient, for the sake of hooks that are removed afterwards."""
+    try:
+        with evaluating(model), torch.no_grad():
+            call(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def modules_before(model: nn.Module, split: str, inputs: Any) -> tuple[str, ...]:
     """Names of the outermost modules that run before the layer ``split`` is done and never after it.
 
@@ -76,11 +88,6 @@ def modules_before(model: nn.Module, split: str, inputs: Any) -> tuple[str, ...]
 
     handles = [module.register_forward_pre_hook(begins) for module in names]
     handles.append(layer.register_forward_hook(ends))
-    try:
-        with evaluating(model), torch.no_grad():
-            call(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(model, inputs, handles)
     gone = {name for name in first - later if name != split and not f"{split}.".startswith(f"{name}.")}
     return tuple(sorted(name for name in gone if not any(name.startswith(f"{other}.") for other in {*gone, split})))
