@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from kdx.ops._dispatch import (
         Explanation,
         backends,
-        build_info,
         explain,
         plugin_backends,
         register_backend,
         select,
     )
+    from kdx.ops._native import build_info
     from kdx.ops.pairwise_sq_dist import pairwise_sq_dist
     from kdx.ops.rkd import rkd, rkd_angle, rkd_distance
     from kdx.ops.softmax_kl import kd_loss, softmax_kl
@@ -42,7 +42,7 @@ __all__ = [
 _LAZY = {
     "Explanation": "kdx.ops._dispatch",
     "backends": "kdx.ops._dispatch",
-    "build_info": "kdx.ops._dispatch",
+    "build_info": "kdx.ops._native",
     "explain": "kdx.ops._dispatch",
     "kd_loss": "kdx.ops.softmax_kl.api",
     "pairwise_sq_dist": "kdx.ops.pairwise_sq_dist.api",

@@ -6,18 +6,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kdx.errors import BackendError, PluginError, UnknownNameError
+from kdx.ops import _native
+from kdx.ops._native import not_built
 from kdx.ops._plugins import from_plugins
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ _TABLE: dict[str, dict[str, str]] = {
 # Ops that run on another op's backends.
 _SHARED = {"kd_loss": "softmax_kl", "rkd_distance": "rkd", "rkd_angle": "rkd"}
 _BUILTIN = ("cuda", "triton", "cpu", "reference")
-_overrides: dict[str, Any] = {}
 # Choices made before, because a small kernel takes less time than choosing it.
 _chosen: dict[tuple[Any, ...], tuple[str, ModuleType]] = {}
 
@@ -94,68 +92,21 @@ def forget() -> None:
     _chosen.clear()
 
 
+_native.changed.append(_chosen.clear)
+
+
 @cache
 def _module(op: str, name: str) -> ModuleType:
     backend = from_plugins(forget, _TABLE.keys(), _BUILTIN).get(_SHARED.get(op, op), {}).get(name)
     return import_module(_row(op)[name]) if backend is None else backend.load()
 
 
-@cache
-def build_info() -> dict[str, Any]:
-    """What the build of ``kdx_ext`` did: ``mode``, why ``cpu`` and ``cuda`` are missing (or None), compilers, archs."""
-    spec = find_spec("kdx_ext")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        file = Path(folder, "build_info.json")
-        if file.exists():
-            info: dict[str, Any] = json.loads(file.read_text())
-            return info
-    reason = "kdx_ext was not built; run `pip install .`, or `python setup.py build_ext --inplace` in a checkout"
-    return {"mode": "none", "cpu": reason, "cuda": reason}
-
-
-@cache
-def _compiled(kind: str) -> tuple[ModuleType | None, str]:
-    try:
-        return import_module(f"kdx_ext._{kind}"), ""
-    except ImportError as error:
-        return None, build_info().get(kind) or f"kdx_ext._{kind} does not import: {error}"
-
-
-def native(kind: str) -> Any:
-    """The compiled module ``kdx_ext._cpu`` or ``kdx_ext._cuda``; raises `BackendError` where there is none."""
-    if kind in _overrides:
-        return _overrides[kind]
-    module, reason = _compiled(kind)
-    if module is None:
-        raise BackendError(f"backend {kind!r}: {reason}")
-    return module
-
-
-@contextmanager
-def override_native(kind: str, module: Any) -> Iterator[None]:
-    """Let ``module`` stand in for ``kdx_ext._<kind>``; with it the backend ``cuda`` takes CPU tensors. For tests."""
-    _overrides[kind] = module
-    _chosen.clear()
-    try:
-        yield
-    finally:
-        del _overrides[kind]
-        _chosen.clear()
-
-
-def _not_built(kind: str) -> str | None:
-    if kind in _overrides:
-        return None
-    module, reason = _compiled(kind)
-    return None if module is not None else reason
-
-
 def _cpu(device: str, auto: bool) -> str | None:
-    return _not_built("cpu") or (None if device == "cpu" else f"the tensors are on {device}, not on the CPU")
+    return not_built("cpu") or (None if device == "cpu" else f"the tensors are on {device}, not on the CPU")
 
 
 def _cuda(device: str, auto: bool) -> str | None:
-    if "cuda" in _overrides:
+    if _native.overridden("cuda"):
         return None if device == "cpu" else f"the tensors are on {device}; the emulation runs on the CPU"
     return None if device == "cuda" else f"the tensors are on {device}, not on a CUDA device"
 
@@ -199,7 +150,7 @@ def _cuda_capability(tensor: Tensor) -> str | None:
     major, minor = torch.cuda.get_device_capability(tensor.device)
     if major < 8:
         return f"compute capability {major}.{minor} of {tensor.device} is below 8.0"
-    return _not_built("cuda")
+    return not_built("cuda")
 
 
 def _why_not(op: str, name: str, tensors: tuple[Tensor, ...], auto: bool) -> str | None:
@@ -330,8 +281,8 @@ def backends() -> dict[str, str | None]:
     gpu = None if torch.cuda.is_available() else "torch sees no CUDA device"
     triton = None if _has_triton() else "triton is not installed (pip install triton)"
     return {
-        "cuda": _not_built("cuda") or gpu,
+        "cuda": not_built("cuda") or gpu,
         "triton": triton or (None if os.environ.get("TRITON_INTERPRET") == "1" else gpu),
-        "cpu": _not_built("cpu"),
+        "cpu": not_built("cpu"),
         "reference": None,
     }

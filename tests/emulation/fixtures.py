@@ -22,8 +22,8 @@ def emulated_cuda_module() -> Any:
 @pytest.fixture
 def emulated_cuda(emulated_cuda_module: Any) -> Iterator[harness.Emulation]:
     """Inside a test, backend "cuda" runs CPU tensors in the emulation; the value sets its order and architecture."""
-    from kdx.ops import _dispatch, _workspace
+    from kdx.ops import _launch, _native
 
-    _workspace._zeroed.clear()
-    with _dispatch.override_native("cuda", emulated_cuda_module):
+    _launch._zeroed.clear()
+    with _native.override("cuda", emulated_cuda_module):
         yield harness.Emulation(emulated_cuda_module.__file__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdx.ops import _workspace
+from kdx.ops import _launch
 from kdx.ops.softmax_kl import cuda, reference
 
 # (kernel it takes, rows, classes, dtype, architecture)
@@ -59,7 +59,7 @@ def test_every_kernel_gives_the_same_right_bits_in_any_order(emulated_cuda, rows
         assert torch.equal(grad, results[0][1])
     rows_loss, _ = call(cuda, student, teacher, divergence, reduce=False)
     torch.testing.assert_close(rows_loss.double().sum(), results[0][0].double(), rtol=1e-6, atol=0)
-    assert all((w[:4] == 0).all() for w in _workspace._zeroed.values())
+    assert all((w[:4] == 0).all() for w in _launch._zeroed.values())
 
 
 @pytest.mark.parametrize("classes", [200, 1000, 2000, 20000])

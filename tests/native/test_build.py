@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import kdx
-from kdx.ops import _dispatch
+from kdx.ops import _native
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,7 +99,7 @@ def test_no_source_knows_torch():
 
 def test_the_note_of_the_build_is_what_the_package_reports():
     info = kdx.ops.build_info()
-    module, _ = _dispatch._compiled("cpu")
+    module, _ = _native.compiled("cpu")
     assert (info["cpu"] is None) == (module is not None)
 
 
@@ -109,7 +109,7 @@ def test_the_instruction_set_can_be_lowered_and_results_stay_in_the_budget(limit
         pytest.skip(kdx.ops.backends()["cpu"])
     code = """
 import json, torch, kdx
-from kdx.ops import _dispatch
+from kdx.ops import _native
 generator = torch.Generator().manual_seed(0)
 errors = []
 for dtype, divergence in ((torch.float32, "forward"), (torch.bfloat16, "jsd"), (torch.float16, "reverse")):
@@ -125,7 +125,7 @@ for depth in (20, 200):  # the second one is multiplied by the matrix engine whe
         mine = torch.autograd.grad(kdx.ops.rkd(ours, t, backend="cpu"), ours)[0].double()
         want = torch.autograd.grad(kdx.ops.rkd(exact, t.double(), backend="reference"), exact)[0]
         errors.append(((mine - want).norm() / want.norm()).item())
-print(json.dumps([_dispatch.native("cpu").isa(), errors]))
+print(json.dumps([_native.native("cpu").isa(), errors]))
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -137,6 +137,6 @@ print(json.dumps([_dispatch.native("cpu").isa(), errors]))
     )
     isa, errors = json.loads(done.stdout)
     order = ["base", "avx2", "avx512", "amx"]
-    own = _dispatch.native("cpu").isa()
+    own = _native.native("cpu").isa()
     assert isa == min(own, limit, key=order.index)
     assert max(errors) < 1e-5

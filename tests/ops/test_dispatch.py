@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 
 import kdx
 from kdx.errors import UnknownNameError
-from kdx.ops import _dispatch
+from kdx.ops import _dispatch, _native
 
 X = torch.zeros(2, 3)
 
@@ -121,7 +123,7 @@ def test_a_choice_is_kept_for_the_dtypes_of_all_tensors(table):
 def test_a_choice_is_kept_for_one_device_and_not_for_its_kind(table, monkeypatch):
     capability = {0: (7, 5), 1: (8, 0)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[device.index])
-    monkeypatch.setattr(_dispatch, "_compiled", lambda kind: (types.ModuleType(kind), ""))
+    monkeypatch.setattr(_native, "compiled", lambda kind: (types.ModuleType(kind), ""))
     monkeypatch.setattr(_dispatch, "_has_triton", lambda: False)
     for index, expected in ((0, "reference"), (1, "cuda"), (0, "reference")):
         tensor = types.SimpleNamespace(device=torch.device("cuda", index), dtype=torch.float32)
@@ -132,3 +134,23 @@ def test_a_choice_among_the_built_in_backends_is_made_once(table, monkeypatch):
     kept = _dispatch.select("softmax_kl", "auto", X, X)
     monkeypatch.setattr(_dispatch, "_select", lambda *arguments: pytest.fail("chosen anew"))
     assert _dispatch.select("softmax_kl", "auto", X[:1], X[:1]) == kept
+
+
+def test_ops_import_each_other_one_way():
+    """The relational losses are built on the squared distances, whose folder knows nothing of them."""
+    ops = Path(kdx.ops.__file__).parent
+    for path in (ops / "pairwise_sq_dist").glob("*.py"):
+        assert "rkd" not in "".join(line for line in path.read_text().splitlines() if "import" in line), path
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "triton"])
+@pytest.mark.parametrize("op", ["softmax_kl", "rkd", "pairwise_sq_dist"])
+def test_a_launcher_names_the_dtype_that_it_has_no_kernel_for(op, backend):
+    if backend == "triton":
+        pytest.importorskip("triton")
+    module = import_module(f"kdx.ops.{op}.{backend}")
+    with_double = (op == "softmax_kl" and backend == "cuda") or backend == "cpu"
+    assert module.unsupported(X.half(), X.half()) is None
+    reason = module.unsupported(X.double(), X.double())
+    assert reason is None if with_double else "no float64 kernel; the backends cpu" in reason
+    assert module.unsupported(X.to(torch.float8_e5m2), X) == "no float8_e5m2 kernel"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdx.ops import _dispatch, pairwise_sq_dist, rkd, rkd_angle, rkd_distance
+from kdx.ops import _native, pairwise_sq_dist, rkd, rkd_angle, rkd_distance
 from kdx.ops.rkd import reference
 from tests.ops.test_rkd import BUDGET, close, oracle, points
 
@@ -73,7 +73,7 @@ def test_products_of_many_coordinates_keep_the_digits_of_direct_differences(requ
         ours = max(ours, (cosines(square) - cosines(exact)).abs().max().item())
         direct = max(direct, (cosines(differences) - cosines(exact)).abs().max().item())
     # Sums of float32 products, where there is no matrix engine, lose a little more on these.
-    assert ours <= direct * (2 if kind in SKEWED and _dispatch.native("cpu").isa() != "amx" else 1)
+    assert ours <= direct * (2 if kind in SKEWED and _native.native("cpu").isa() != "amx" else 1)
     teacher = points(48, 8, seed=1)
     gradient = oracle(x, teacher, 25.0, 50.0)[1]
     plain = reference.forward(x, teacher, 25.0, 50.0, 1.0, True, False)[1]
@@ -137,5 +137,5 @@ def test_products_of_whole_numbers_are_exact_however_many_coordinates(require):
     same = 8355711.0 * torch.ones(4, 70_001) * torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])  # all digits are 127
     found = pairwise_sq_dist(same * 2.0**-10, backend="cpu").double()
     apart = 70_001 * (2 * 8355711.0 * 2.0**-10) ** 2
-    assert (found[:2, 2:] / apart - 1).abs().max() <= (1e-7 if _dispatch.native("cpu").isa() == "amx" else 5e-6)
+    assert (found[:2, 2:] / apart - 1).abs().max() <= (1e-7 if _native.native("cpu").isa() == "amx" else 5e-6)
     assert found[:2, :2].abs().max() == found[2:, 2:].abs().max() == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdx.ops import _workspace
+from kdx.ops import _launch
 from kdx.ops.softmax_kl import reference
 
 pytest.importorskip("triton")
@@ -70,7 +70,7 @@ def test_every_shape_gives_loss_rows_and_gradient(triton_backend, use, name, div
     row_losses, _ = call(triton_backend, student, teacher, divergence, reduce=False, grad=False)
     wanted, _ = call(reference, student.double(), teacher.double(), divergence, reduce=False, grad=False)
     torch.testing.assert_close(row_losses.double(), wanted, rtol=2e-6, atol=0)
-    assert all((w[:4] == 0).all() for w in _workspace._zeroed.values())
+    assert all((w[:4] == 0).all() for w in _launch._zeroed.values())
 
 
 @pytest.mark.quick(name=["resident, one row", "two passes"])

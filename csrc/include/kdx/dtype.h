@@ -1,4 +1,4 @@
-// Element types that cross the language border; the numbers are those of kdx/ops/_native.py.
+// Element types that cross the language border; the numbers are those of kdx/ops/_dtypes.py.
 #pragma once
 
 namespace kdx {

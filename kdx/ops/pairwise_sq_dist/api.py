@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kdx.ops import _dispatch
+from kdx.ops._dtypes import accumulator
 from kdx.ops._library import define
-from kdx.ops.pairwise_sq_dist.reference import compute_dtype
 
 __all__ = ["pairwise_sq_dist"]
 
@@ -23,7 +23,7 @@ def _op(x: Tensor, y: Tensor, backend: str) -> Tensor:
 define(
     "pairwise_sq_dist(Tensor x, Tensor y, str backend) -> Tensor",
     _op,
-    lambda x, y, backend: x.new_empty((x.shape[0], y.shape[0]), dtype=compute_dtype(x, y)),
+    lambda x, y, backend: x.new_empty((x.shape[0], y.shape[0]), dtype=accumulator(x, y)),
 )
 
 

@@ -6,17 +6,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from kdx.ops._dtypes import accumulator
+
 _CHUNK = 1 << 24  # differences held at once
 
 
 def unsupported(x: Tensor, y: Tensor) -> str | None:
     """Why this backend cannot run these tensors: it runs all."""
     return None
-
-
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype a relation is computed in: float32, or float64 when one of the inputs is."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def _rows(x: Tensor, y: Tensor) -> Tensor:
@@ -31,7 +28,7 @@ def sq_dist(x: Tensor, y: Tensor) -> Tensor:
     Direct differences keep their digits where a Gram matrix loses them: for points that are close together or far
     from the origin. Rows are taken in chunks, and a chunk is recomputed in the backward pass instead of kept.
     """
-    dtype = compute_dtype(x, y)
+    dtype = accumulator(x, y)
     x, y = x.to(dtype), y.to(dtype)
     step = max(1, _CHUNK // max(1, y.numel()))
     if x.shape[0] <= step:

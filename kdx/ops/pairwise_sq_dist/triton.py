@@ -1,20 +1,18 @@
-"""Squared distances in Triton: the launch of the kernel in kdx/ops/rkd/triton_kernels.py."""
+"""Squared distances in Triton: the launch of the kernel of triton_kernels.py."""
 
 from __future__ import annotations
-
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from kdx.ops.rkd import triton_kernels
+from kdx.ops._dtypes import SINGLE, no_kernel
+from kdx.ops._launch import on
+from kdx.ops.pairwise_sq_dist import triton_kernels
 
 
 def unsupported(x: Tensor, y: Tensor) -> str | None:
     """Why this backend cannot run these tensors, or None."""
-    if torch.float64 in (x.dtype, y.dtype):
-        return "no float64 kernel; the backends cpu and reference compute in float64"
-    return None
+    return no_kernel(SINGLE, x, y)
 
 
 def forward(
@@ -27,7 +25,7 @@ def forward(
     if out.numel() == 0:
         return out
     tile = 16 if max(n, m) <= 512 else 32
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on(x.device):
         triton_kernels.square_distances[(-(-m // tile), -(-n // tile))](
             *(x, *x.stride(), y, *y.stride(), x.shape[1], out, n, m),
             TILE=tile,

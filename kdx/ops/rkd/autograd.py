@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from kdx.ops import _dispatch
+from kdx.ops._dtypes import accumulator
 from kdx.ops._library import define
-from kdx.ops.pairwise_sq_dist.reference import compute_dtype
 from kdx.ops.rkd import reference
 
 __all__ = ["loss_of"]
@@ -57,7 +57,7 @@ def _or_nothing(grad: Tensor | None, loss: Tensor) -> Tensor:
 
 def _op_fake(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, student_grad, teacher_grad, _backend = arguments
-    loss = student.new_empty((), dtype=compute_dtype(student, teacher))
+    loss = student.new_empty((), dtype=accumulator(student, teacher))
     grads = [loss.new_empty(x.shape if want else 0) for x, want in ((student, student_grad), (teacher, teacher_grad))]
     return loss, grads[0], grads[1]
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdx.ops._dispatch import native
-from kdx.ops.pairwise_sq_dist.reference import compute_dtype
+from kdx.ops._dtypes import CODES, accumulator, no_kernel
+from kdx.ops._launch import address, points
+from kdx.ops._native import native
 
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/include/kdx/dtype.h
 BLOCK = 0  # points per block of the pair grid; 0: csrc/include/kdx/rkd.h says how many
 
 
 def unsupported(student: Tensor, teacher: Tensor) -> str | None:
     """Why this backend cannot run these tensors, or None."""
-    other = next((x.dtype for x in (student, teacher) if x.dtype not in DTYPES), None)
-    return None if other is None else f"no {other} kernel"
+    return no_kernel(CODES, student, teacher)
 
 
 def forward(
@@ -40,13 +39,11 @@ def forward(
 def _one(
     student: Tensor, teacher: Tensor, weights: tuple[float, float, float], grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    dtype = compute_dtype(student, teacher)
+    dtype = accumulator(student, teacher)
     loss = torch.empty((), dtype=dtype)
     out = torch.empty(student.shape, dtype=dtype) if grad else None
     native("cpu").rkd(
-        *(student.data_ptr(), DTYPES[student.dtype], student.shape[1], *student.stride()),
-        *(teacher.data_ptr(), DTYPES[teacher.dtype], teacher.shape[1], *teacher.stride()),
-        *(student.shape[0], DTYPES[dtype], *weights),
-        *(loss.data_ptr(), 0 if out is None else out.data_ptr(), BLOCK, torch.get_num_threads()),
+        *(*points(student), *points(teacher), student.shape[0], CODES[dtype], *weights),
+        *(loss.data_ptr(), address(out), BLOCK, torch.get_num_threads()),
     )
     return loss, out

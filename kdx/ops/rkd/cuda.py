@@ -7,19 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdx.ops._dispatch import native
+from kdx.ops._dtypes import SINGLE, no_kernel
+from kdx.ops._launch import address, points, stream
+from kdx.ops._native import native
 from kdx.ops.rkd import pair_grid
-from kdx.ops.rkd.pair_grid import Block, Weights
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}  # csrc/include/kdx/dtype.h
+from kdx.ops.rkd.pair_grid import Block, GradientOfBlock, Weights
 
 
 def unsupported(student: Tensor, teacher: Tensor) -> str | None:
     """Why this backend cannot run these tensors, or None."""
-    other = next((x.dtype for x in (student, teacher) if x.dtype not in DTYPES), None)
-    if other == torch.float64:
-        return "no float64 kernel; the backends cpu and reference compute in float64"
-    return None if other is None else f"no {other} kernel"
+    return no_kernel(SINGLE, student, teacher)
 
 
 def forward(
@@ -37,21 +34,13 @@ def forward(
     )
 
 
-def _points(x: Tensor) -> tuple[int, ...]:
-    return (x.data_ptr(), DTYPES[x.dtype], x.shape[1], *x.stride())
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 class _Stages:
     """`pair_grid.Stages` by CUDA kernels on the current stream."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.module: Any = native("cuda")
-        self.stream: int = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        self.stream = stream(device)
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
@@ -66,7 +55,7 @@ class _Stages:
         at = self._block(block, student.shape[0])
         part = self._empty(4, self.module.rkd_measure_programs(at)) if sums else None
         self.module.rkd_measure(
-            _points(student), _points(teacher), at, s.data_ptr(), t.data_ptr(), _address(part), self.stream
+            points(student), points(teacher), at, s.data_ptr(), t.data_ptr(), address(part), self.stream
         )
         return s, t, part
 
@@ -86,30 +75,12 @@ class _Stages:
         losses = self._empty(self.module.rkd_angle_programs(at))
         legs = (x.data_ptr() for x in (*legs_i, *legs_j))
         scale = weights.angle / weights.n**3
-        self.module.rkd_angle(*legs, at, weights.delta, scale, _address(v), losses.data_ptr(), self.stream)
+        self.module.rkd_angle(*legs, at, weights.delta, scale, address(v), losses.data_ptr(), self.stream)
         return v, losses
 
-    def gradient(
-        self,
-        out: Tensor,
-        points: Tensor,
-        distances: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None,
-        angles: tuple[Tensor, Tensor] | None,
-        block: Block,
-        weights: Weights,
-        loss: Tensor | None,
-        accumulate: bool,
-        transposed: bool,
-    ) -> None:
-        s, t, s_means, t_means, sums = distances or (None,) * 5
-        v, losses = angles or (None, None)
-        n = weights.n
+    def gradient(self, part: GradientOfBlock) -> None:
+        operands = (address(x) if isinstance(x, Tensor | None) else x for x in (*part.matrices(), *part.partial()))
         self.module.rkd_gradient(
-            *(_points(points), self._block(block, n), _address(s), _address(t), _address(v)),
-            *((1, block.ni) if transposed else (block.nj, 1)),
-            *(_address(s_means), _address(t_means), 0 if s_means is None else s_means.shape[1]),
-            *(_address(sums), 0 if sums is None else sums.shape[1]),
-            *(_address(losses), 0 if losses is None else losses.numel()),
-            *(weights.delta, float(n) ** 2, weights.distance, weights.angle / n**3),
-            *(out.data_ptr(), accumulate, _address(loss), self.stream),
+            *(points(part.points), self._block(part.block, part.weights.n), *operands, *part.factors()),
+            *(part.out.data_ptr(), part.accumulate, address(part.loss), self.stream),
         )

@@ -9,12 +9,13 @@ here waits for the device.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from kdx.ops._launch import on
 
 CAP = 8192  # 3 N^2 float32: 0.8 GB
 BLOCK = 2048
@@ -66,6 +67,50 @@ class Side:
         return (teacher, student) if self.swapped else (student, teacher)
 
 
+class Distances(NamedTuple):
+    """What the gradient of RKD-D is made of: squared distances of a block, partial means, sums of Huber's loss."""
+
+    s: Tensor  # [ni, nj]
+    t: Tensor  # [ni, nj]
+    s_means: Tensor  # [2, P]
+    t_means: Tensor  # [2, P]
+    sums: Tensor  # [2, P]
+
+
+@dataclass(frozen=True)
+class GradientOfBlock:
+    """One launch: rows i of ``2 (diag(V 1) - V) X`` over the columns j, written or added to ``out``; and the loss."""
+
+    out: Tensor  # [N, D]
+    points: Tensor  # [N, D]
+    distances: Distances | None  # None: no distance loss
+    v: Tensor | None  # V of the angle loss [ni, nj]; None: no angle loss
+    losses: Tensor | None  # its partial sums [P]
+    block: Block
+    weights: Weights
+    loss: Tensor | None = None
+    accumulate: bool = False
+    transposed: bool = False  # the matrices are those of ``block.transposed()``
+
+    def matrices(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, int, int]:
+        """Squared distances of student and teacher, V, and the strides of the three."""
+        s, t = (None, None) if self.distances is None else self.distances[:2]
+        return s, t, self.v, *((1, self.block.ni) if self.transposed else (self.block.nj, 1))
+
+    def partial(self) -> tuple[Tensor | None, Tensor | None, int, Tensor | None, int, Tensor | None, int]:
+        """Partial means of student and teacher, sums of the distances and losses of the angles, with their numbers."""
+        losses = self.losses, 0 if self.losses is None else self.losses.numel()
+        if self.distances is None:
+            return None, None, 0, None, 0, *losses
+        _, _, s_means, t_means, sums = self.distances
+        return s_means, t_means, s_means.shape[1], sums, sums.shape[1], *losses
+
+    def factors(self) -> tuple[float, float, float, float]:
+        """Delta, the number of pairs, and the weights of the two losses."""
+        n = float(self.weights.n)
+        return self.weights.delta, n**2, self.weights.distance, self.weights.angle / n**3
+
+
 class Stages(Protocol):
     """What a GPU backend defines; every result is float32 and every sum is in a fixed order."""
 
@@ -82,23 +127,8 @@ class Stages(Protocol):
     ) -> tuple[Tensor | None, Tensor]:
         """V of a block ``[ni, nj]``, and ``[P]`` partial sums of Huber's loss; legs are ``[N, ni]`` and ``[N, nj]``."""
 
-    def gradient(
-        self,
-        out: Tensor,
-        points: Tensor,
-        distances: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None,
-        angles: tuple[Tensor, Tensor] | None,
-        block: Block,
-        weights: Weights,
-        loss: Tensor | None,
-        accumulate: bool,
-        transposed: bool,
-    ) -> None:
-        """Rows i of ``2 (diag(V 1) - V) X`` over the columns j, written or added to ``out``; and the loss.
-
-        ``distances`` are ``s, t, s_means, t_means, sums``; ``angles`` are V and the partial losses. With
-        ``transposed`` the matrices are those of ``block.transposed()``.
-        """
+    def gradient(self, part: GradientOfBlock) -> None:
+        """The gradient of a block, and the loss where the part has a place for it."""
 
 
 def forward(
@@ -113,7 +143,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss and the wanted gradients, in float32."""
     weights = Weights(student.shape[0], distance_weight, angle_weight, delta)
-    with torch.cuda.device(student.device) if student.is_cuda else nullcontext():
+    with on(student.device):
         return _run(stages, student, teacher, weights, student_grad, teacher_grad)
 
 
@@ -157,17 +187,16 @@ def _whole(
         if means is not None:
             own_means, other_means = side.of(means[:2], means[2:])
             sums = stages.distance_sums(own, other, own_means, other_means, weights.delta)
-            distances = (own, other, own_means, other_means, sums)
+            distances = Distances(own, other, own_means, other_means, sums)
         if weights.angle != 0:
             v, losses = stages.angle((own, other), (own, other), block, weights, bool(sides))
         if not sides:
             return _value(
                 weights, None if sums is None else sums[0].sum(), None if losses is None else losses.sum()
             ), []
-        angles = None if v is None or losses is None else (v, losses)
         out = torch.empty(side.points.shape, dtype=torch.float32, device=student.device)
         into = None if grads else loss
-        stages.gradient(out, side.points, distances, angles, block, weights, into, accumulate=False, transposed=False)
+        stages.gradient(GradientOfBlock(out, side.points, distances, v, losses, block, weights, into))
         grads.append(out)
     return loss, grads
 
@@ -213,19 +242,18 @@ def _blocked(
                 s, t, _ = stages.measure(student, teacher, block, False)
             for index, side in enumerate(passes):
                 own, other = side.of(s, t)
-                distances = angles = None
+                distances = v = losses = None
                 if weights.distance != 0:
                     own_means, other_means = side.of(mean[:2], mean[2:])
-                    distances = (own, other, own_means, other_means, sums[index].float())
+                    distances = Distances(own, other, own_means, other_means, sums[index].float())
                 if weights.angle != 0:
                     v, losses = stages.angle(side.of(*legs_i), side.of(*legs_j), block, weights, bool(sides))
                     if index == 0:
                         angle_loss += block.times * losses.double().sum()
-                    angles = None if v is None else (v, losses)
                 if not sides:
                     continue
-                common = (out[index], side.points, distances, angles)
-                stages.gradient(*common, block, weights, None, accumulate=True, transposed=False)
+                whole = GradientOfBlock(out[index], side.points, distances, v, losses, block, weights, accumulate=True)
+                stages.gradient(whole)
                 if not block.symmetric:
-                    stages.gradient(*common, block.transposed(), weights, None, accumulate=True, transposed=True)
+                    stages.gradient(replace(whole, block=block.transposed(), transposed=True))
     return _value(weights, sums[0][0].sum() if weights.distance else None, angle_loss if weights.angle else None), out

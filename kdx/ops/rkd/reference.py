@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kdx.ops.pairwise_sq_dist.reference import compute_dtype, sq_dist
+from kdx.ops._dtypes import accumulator
+from kdx.ops.pairwise_sq_dist.reference import sq_dist
 
 _CHUNK = 1 << 24  # angles held at once
 
@@ -80,7 +81,7 @@ def loss(
     delta: float,
 ) -> Tensor:
     """``distance_weight * RKD-D + angle_weight * RKD-A``; a loss of weight 0 is not computed."""
-    dtype = compute_dtype(student, teacher)
+    dtype = accumulator(student, teacher)
     s, t = sq_dist(student.to(dtype), student.to(dtype)), sq_dist(teacher.to(dtype), teacher.to(dtype))
     total = s.new_zeros(())
     if distance_weight != 0:
@@ -130,7 +131,7 @@ def gradient(
     delta: float,
 ) -> Tensor:
     """The gradient of `loss` with respect to the student by formulas, ``2 (diag(V 1) - V) X`` with ``V = dL/dS``."""
-    dtype = compute_dtype(student, teacher)
+    dtype = accumulator(student, teacher)
     x = student.to(dtype)
     if len(x) < 2:
         return torch.zeros_like(x)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kdx.ops._dtypes import SINGLE, no_kernel
 from kdx.ops.rkd import pair_grid, triton_kernels
-from kdx.ops.rkd.pair_grid import Block, Weights
+from kdx.ops.rkd.pair_grid import Block, GradientOfBlock, Weights
 
 _REDUCE = 1024  # partial sums read at once
 _MAX_PROGRAMS = 512  # of distance_sums; a constant, so that the order of the sums is the same on every device
@@ -14,9 +15,7 @@ _MAX_PROGRAMS = 512  # of distance_sums; a constant, so that the order of the su
 
 def unsupported(student: Tensor, teacher: Tensor) -> str | None:
     """Why this backend cannot run these tensors, or None."""
-    if torch.float64 in (student.dtype, teacher.dtype):
-        return "no float64 kernel; the backends cpu and reference compute in float64"
-    return None
+    return no_kernel(SINGLE, student, teacher)
 
 
 def forward(
@@ -99,33 +98,17 @@ class _Stages:
         )
         return v, losses
 
-    def gradient(
-        self,
-        out: Tensor,
-        points: Tensor,
-        distances: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None,
-        angles: tuple[Tensor, Tensor] | None,
-        block: Block,
-        weights: Weights,
-        loss: Tensor | None,
-        accumulate: bool,
-        transposed: bool,
-    ) -> None:
-        s, t, s_means, t_means, sums = distances or (None,) * 5
-        v, losses = angles or (None, None)
+    def gradient(self, part: GradientOfBlock) -> None:
+        points, block = part.points, part.block
         depth = points.shape[1]
-        ti, bd = (16, 32) if weights.n <= 512 else (32, 64)
+        ti, bd = (16, 32) if part.weights.n <= 512 else (32, 64)
         triton_kernels.gradient[(_cdiv(block.ni, ti), max(1, _cdiv(depth, bd)))](
-            *(s, t, v, *((1, block.ni) if transposed else (block.nj, 1))),
-            *(points, *points.stride(), depth, out, block.i0, block.ni, block.j0, block.nj),
-            *(s_means, t_means, 0 if s_means is None else s_means.shape[1]),
-            *(sums, 0 if sums is None else sums.shape[1]),
-            *(losses, 0 if losses is None else losses.numel(), loss),
-            *(weights.delta, float(weights.n) ** 2, weights.distance, weights.angle / float(weights.n) ** 3),
-            DISTANCE=distances is not None,
-            ANGLE=angles is not None,
-            ACCUMULATE=accumulate,
-            LOSS=loss is not None,
+            *(*part.matrices(), points, *points.stride(), depth, part.out),
+            *(block.i0, block.ni, block.j0, block.nj, *part.partial(), part.loss, *part.factors()),
+            DISTANCE=part.distances is not None,
+            ANGLE=part.v is not None,
+            ACCUMULATE=part.accumulate,
+            LOSS=part.loss is not None,
             TI=ti,
             TJ=32,
             BD=bd,

@@ -14,6 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kdx.ops.pairwise_sq_dist.triton_kernels import square_tile, store_square
+
 # Below the smallest normal number a squared distance counts as that of exact duplicates (comparisons keep NaN).
 SMALLEST = tl.constexpr(2.0**-126)
 
@@ -39,33 +41,6 @@ def _clamp(z, delta):
 @triton.jit
 def _sum(tile):
     return tl.sum(tl.sum(tile, axis=1), axis=0)
-
-
-@triton.jit
-def _square_tile(x, x_n, x_d, y, y_n, y_d, i, j, i_end, j_end, depth, BD: tl.constexpr):
-    """``|x_i - y_j|^2`` for the points ``i`` and ``j`` by direct differences; 0 where one is past its end."""
-    total = tl.zeros((i.shape[0], j.shape[0]), dtype=tl.float32)
-    at_x, at_y = x + i.to(tl.int64) * x_n, y + j.to(tl.int64) * y_n
-    # Runs of BD coordinates are summed by themselves and then added: a long sum would cost the digits that the law of
-    # cosines needs for points that nearly touch.
-    for d0 in range(0, depth, BD):
-        run = tl.zeros((i.shape[0], j.shape[0]), dtype=tl.float32)
-        for d in tl.static_range(BD):
-            d_in = d0 + d < depth
-            a = tl.load(at_x + (d0 + d) * x_d, mask=(i < i_end) & d_in, other=0.0).to(tl.float32)
-            b = tl.load(at_y + (d0 + d) * y_d, mask=(j < j_end) & d_in, other=0.0).to(tl.float32)
-            difference = a[:, None] - b[None, :]
-            run += difference * difference
-        total += run
-    return tl.where((i < i_end)[:, None] & (j < j_end)[None, :], total, 0.0)
-
-
-@triton.jit
-def _store_square(out, s, li, lj, ni, nj, mirror):
-    inside = (li < ni)[:, None] & (lj < nj)[None, :]
-    tl.store(out + li.to(tl.int64)[:, None] * nj + lj[None, :], s, mask=inside)
-    if mirror:
-        tl.store(out + lj.to(tl.int64)[:, None] * nj + li[None, :], tl.trans(s), mask=tl.trans(inside))
 
 
 @triton.jit
@@ -99,14 +74,14 @@ def measure(  # noqa: PLR0917  # kernels take pointers, sizes and strides
     if not skip:
         mirror = SYMMETRIC and pi < pj
         i, j, i_end, j_end = i0 + li, j0 + lj, i0 + ni, j0 + nj
-        s = _square_tile(
+        s = square_tile(
             student, s_stride_n, s_stride_d, student, s_stride_n, s_stride_d, i, j, i_end, j_end, s_depth, BD
         )
-        _store_square(s_square, s, li, lj, ni, nj, mirror)
-        t = _square_tile(
+        store_square(s_square, s, li, lj, ni, nj, mirror)
+        t = square_tile(
             teacher, t_stride_n, t_stride_d, teacher, t_stride_n, t_stride_d, i, j, i_end, j_end, t_depth, BD
         )
-        _store_square(t_square, t, li, lj, ni, nj, mirror)
+        store_square(t_square, t, li, lj, ni, nj, mirror)
         if SUMS:
             times = tl.where(mirror, 2.0, 1.0)
             tl.store(sums + program, times * _sum(_root(s)))
@@ -116,26 +91,6 @@ def measure(  # noqa: PLR0917  # kernels take pointers, sizes and strides
     elif SUMS:
         for row in tl.static_range(4):
             tl.store(sums + row * programs + program, 0.0)
-
-
-@triton.jit
-def square_distances(
-    x,  # [N, D]
-    x_n,
-    x_d,
-    y,  # [M, D]
-    y_n,
-    y_d,
-    depth,
-    out,  # [N, M]
-    n,
-    m,
-    TILE: tl.constexpr,
-    BD: tl.constexpr,
-):
-    """Squared distances of two sets of points."""
-    i, j = tl.program_id(1) * TILE + tl.arange(0, TILE), tl.program_id(0) * TILE + tl.arange(0, TILE)
-    _store_square(out, _square_tile(x, x_n, x_d, y, y_n, y_d, i, j, n, m, depth, BD), i, j, n, m, False)
 
 
 @triton.jit
@@ -252,7 +207,7 @@ def angle(  # noqa: PLR0917  # kernels take pointers, sizes and strides
                 r += psi_k * rr_s
         if GRAD:
             value = tl.where(e_s == 0.0, 0.0, scale * (e_s * (p - e_s * e_s * q) - r) + 0.0 * loss)
-            _store_square(v, value, li, lj, ni, nj, SYMMETRIC and pi < pj)
+            store_square(v, value, li, lj, ni, nj, SYMMETRIC and pi < pj)
     times = tl.where(SYMMETRIC and pi < pj, 2.0, 1.0)
     tl.store(losses + program, times * _sum(loss))
 

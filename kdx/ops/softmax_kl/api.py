@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kdx.errors import nearest
+from kdx.ops._dtypes import accumulator
 from kdx.ops.softmax_kl import reference
 from kdx.ops.softmax_kl.autograd import BY_ENTRIES, BY_NOTHING, BY_ROWS, Options, Rows, loss_of
 
@@ -139,7 +140,7 @@ def kd_loss(
     counts = labels.ne(ignore_index)
     if mask is not None:
         counts = counts & mask
-    ce_rows = counts.reshape(-1).to(reference.accumulator(student.dtype))
+    ce_rows = counts.reshape(-1).to(accumulator(student))
     if average:
         ce_rows = ce_rows / ce_rows.sum().clamp(min=1)
     temperature = float(temperature)
@@ -230,7 +231,7 @@ def _kl_rows(
     """Row coefficients ``[R]`` of the KL (None: all 1) and what is left to divide by."""
     if weight is None and mask is None:
         return None, divide
-    acc = reference.accumulator(student.dtype)
+    acc = accumulator(student)
     rows = None
     if weight is not None:
         if not weight.dtype.is_floating_point:

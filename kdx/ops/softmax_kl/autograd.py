@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdx.ops import _dispatch
+from kdx.ops._dtypes import accumulator
 from kdx.ops._library import define
 from kdx.ops._rows import as_rows, from_rows
 from kdx.ops.softmax_kl import reference
@@ -80,7 +81,7 @@ def _softmax_kl(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tens
 def _softmax_kl_fake(student: Tensor, teacher: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *options, grad = arguments[3:]
     shape = () if Options(*options).reduce else (student.shape[0], student.shape[2])
-    loss = student.new_empty(shape, dtype=reference.accumulator(student.dtype))
+    loss = student.new_empty(shape, dtype=accumulator(student))
     return loss, torch.empty_like(student) if grad else student.new_empty(0)
 
 

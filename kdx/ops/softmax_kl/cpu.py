@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdx.ops._dispatch import native
-from kdx.ops.softmax_kl.launch import accumulation, check, check_upstream
-
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/include/kdx/dtype.h
+from kdx.ops._dtypes import CODES, accumulator, no_kernel
+from kdx.ops._launch import address, check_logits, check_upstream, dense, strided
+from kdx.ops._native import native
 
 
 def unsupported(student: Tensor, teacher: Tensor) -> str | None:
     """Why this backend cannot run these tensors, or None."""
-    return None if student.dtype in DTYPES else f"no {student.dtype} kernel"
+    return no_kernel(CODES, student)
 
 
 def forward(
@@ -32,30 +31,13 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Row losses or their sum, and the gradient with respect to the student; README.md section "Backends"."""
     O, C, I = student.shape  # noqa: E741
-    check(student, teacher, kl_rows, labels, ce_rows)
-    loss = torch.empty(() if reduce else (O, I), dtype=accumulation(student))
+    check_logits(student, teacher, kl_rows, labels, ce_rows)
+    loss = torch.empty(() if reduce else (O, I), dtype=accumulator(student))
     out = torch.empty_like(student) if grad else None
     native("cpu").softmax_kl(
-        student.data_ptr(),
-        *student.stride(),
-        teacher.data_ptr(),
-        *teacher.stride(),
-        *((0, 0, 0, 0) if out is None else (out.data_ptr(), *out.stride())),
-        loss.data_ptr(),
-        0 if kl_rows is None else kl_rows.data_ptr(),
-        0 if labels is None else labels.data_ptr(),
-        0 if ce_rows is None else ce_rows.data_ptr(),
-        O,
-        C,
-        I,
-        temperature,
-        beta,
-        kl_scale,
-        ce_scale,
-        DTYPES[student.dtype],
-        divergence,
-        reduce,
-        torch.get_num_threads(),
+        *(*strided(student), *strided(teacher), *strided(out), loss.data_ptr()),
+        *(address(kl_rows), address(labels), address(ce_rows), O, C, I),
+        *(temperature, beta, kl_scale, ce_scale, CODES[student.dtype], divergence, reduce, torch.get_num_threads()),
     )
     return loss, out
 
@@ -63,11 +45,8 @@ def forward(
 def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
     """``grad * upstream`` in a new tensor, rounded once."""
     check_upstream(grad, upstream)
-    out = torch.empty_like(grad)
-    if grad.stride() != out.stride():
-        grad = grad.contiguous()
-        out = torch.empty_like(grad)
+    grad, out = dense(grad)
     native("cpu").scale_grad(
-        grad.data_ptr(), upstream.data_ptr(), out.data_ptr(), grad.numel(), DTYPES[grad.dtype], torch.get_num_threads()
+        grad.data_ptr(), upstream.data_ptr(), out.data_ptr(), grad.numel(), CODES[grad.dtype], torch.get_num_threads()
     )
     return out

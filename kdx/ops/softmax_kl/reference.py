@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdx.ops._dtypes import accumulator
+
 FORWARD, REVERSE, JSD = 0, 1, 2
 
 
@@ -25,18 +27,13 @@ class Classes(NamedTuple):
     p_less_q: Tensor
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a loss of these logits is computed and returned."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def unsupported(student: Tensor, teacher: Tensor) -> str | None:
     """None: the reference runs everywhere."""
     return None
 
 
 def _classes(student: Tensor, teacher: Tensor, temperature: float) -> Classes:
-    acc = accumulator(student.dtype)
+    acc = accumulator(student)
     s, t = student.to(acc), teacher.to(acc)
     absent = torch.isneginf(s) & torch.isneginf(t)  # a class that neither side has
     m_s, m_t = s.detach().amax(1, keepdim=True), t.detach().amax(1, keepdim=True)
@@ -102,7 +99,7 @@ def _divergence_gradient(k: Classes, divergence: int, beta: float, temperature: 
 def _row_coefficient(rows: Tensor | None, scale: float, student: Tensor) -> Tensor:
     """``[O, 1, I]``: what the row's term is multiplied by."""
     O, _, I = student.shape  # noqa: E741
-    acc = accumulator(student.dtype)
+    acc = accumulator(student)
     ones = torch.ones((), dtype=acc, device=student.device).expand(O, 1, I)
     return scale * (ones if rows is None else rows.reshape(O, 1, I))
 

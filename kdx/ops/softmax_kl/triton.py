@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdx.ops import _workspace
+from kdx.ops._dtypes import SINGLE, no_kernel
+from kdx.ops._launch import check_logits, check_upstream, dense, on, zeroed
 from kdx.ops.softmax_kl import triton_kernels as kernels
-from kdx.ops.softmax_kl.launch import check, check_upstream
 
 _TICKET_BYTES = 16
 _STATISTICS = 6  # per row and split
@@ -63,20 +62,12 @@ def shape_for(classes: int) -> Shape:
 
 def unsupported(student: Tensor, teacher: Tensor) -> str | None:
     """Why this backend cannot run these tensors, or None."""
-    if student.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"no {student.dtype} kernel; the backends cpu, cuda and reference compute in float64"
-    return None
+    return no_kernel(SINGLE, student, float64="cpu, cuda and reference")
 
 
-@contextlib.contextmanager
-def _on(device: torch.device) -> Iterator[None]:
+def _on(device: torch.device) -> AbstractContextManager[object]:
     """Launch on ``device``; on a CPU the interpreter runs the kernel in numpy, which would warn of -inf minus -inf."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            yield
-    else:
-        with np.errstate(all="ignore"):
-            yield
+    return np.errstate(all="ignore") if device.type == "cpu" else on(device)
 
 
 def _written(like: Tensor) -> torch.dtype:
@@ -128,7 +119,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Row losses or their sum, and the gradient with respect to the student; README.md section "Backends"."""
     O, C, I = student.shape  # noqa: E741
-    check(student, teacher, kl_rows, labels, ce_rows)
+    check_logits(student, teacher, kl_rows, labels, ce_rows)
     device = student.device
     out = torch.empty_like(student, dtype=_written(student)) if grad else None
     if O * I == 0:
@@ -181,7 +172,7 @@ def _scratch(device: torch.device, programs: int, reduce: bool) -> tuple[Tensor 
     """The programs' shares of the loss, and the counter by which the last one knows itself."""
     if not reduce:
         return None, None
-    space = _workspace.zeroed(device, _TICKET_BYTES + 4 * programs)
+    space = zeroed(device, _TICKET_BYTES + 4 * programs)
     shares = space[_TICKET_BYTES : _TICKET_BYTES + 4 * programs].view(torch.float32)
     return shares, space[:4].view(torch.int32)
 
@@ -218,10 +209,7 @@ def _split(
 def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
     """``grad * upstream`` in a new tensor, rounded once; ``upstream`` is read by the kernel, not by the host."""
     check_upstream(grad, upstream)
-    out = torch.empty_like(grad, dtype=_written(grad))
-    if grad.stride() != out.stride():  # empty_like is dense; grad was not
-        grad = grad.contiguous()
-        out = torch.empty_like(grad, dtype=_written(grad))
+    grad, out = dense(grad, _written(grad))
     n = grad.numel()
     if n:
         with _on(grad.device):

@@ -1,0 +1,103 @@
+"""What launchers share: addresses for the kernels, checks before an address is handed over, the stream, scratch.
+
+Kernels read plain arrays, so a launcher checks what they rely on; what a user may pass is checked once, in ``api.py``.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from kdx.ops._dtypes import CODES, accumulator
+
+__all__ = ["address", "check_logits", "check_upstream", "dense", "on", "points", "stream", "strided", "zeroed"]
+
+
+def address(x: Tensor | None) -> int:
+    """Where a tensor's first element lies; 0, which is nullptr, for None."""
+    return 0 if x is None else x.data_ptr()
+
+
+def strided(x: Tensor | None) -> tuple[int, ...]:
+    """Address and strides of logits ``[O, C, I]``; zeros for None."""
+    return (0, 0, 0, 0) if x is None else (x.data_ptr(), *x.stride())
+
+
+def points(x: Tensor) -> tuple[int, ...]:
+    """Address, dtype, columns, row and column stride of points ``[N, D]``: ``RkdInput`` of csrc/include/kdx/rkd.h."""
+    return x.data_ptr(), CODES[x.dtype], x.shape[1], *x.stride()
+
+
+def dense(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """``x`` without gaps, and an empty tensor that lies in memory as it does; a copy only where there are gaps."""
+    out = torch.empty_like(x, dtype=dtype)
+    if x.stride() != out.stride():  # empty_like has no gaps
+        x = x.contiguous()
+        out = torch.empty_like(x, dtype=dtype)
+    return x, out
+
+
+def check_logits(
+    student: Tensor, teacher: Tensor, kl_rows: Tensor | None, labels: Tensor | None, ce_rows: Tensor | None
+) -> None:
+    """Raise ValueError unless the teacher is like the student, and the others hold one number for each of its rows."""
+    if teacher.shape != student.shape or teacher.dtype != student.dtype or teacher.device != student.device:
+        raise ValueError(
+            f"teacher: expected {tuple(student.shape)} {student.dtype} on {student.device} as the student is, "
+            f"got {tuple(teacher.shape)} {teacher.dtype} on {teacher.device}"
+        )
+    if kl_rows is not None:
+        _check_rows("kl_rows", kl_rows, accumulator(student), student)
+    if labels is not None:
+        _check_rows("labels", labels, torch.int64, student)
+    if ce_rows is not None:
+        _check_rows("ce_rows", ce_rows, accumulator(student), student)
+
+
+def _check_rows(name: str, tensor: Tensor, dtype: torch.dtype, like: Tensor) -> None:
+    rows = like.shape[0] * like.shape[2]
+    if tensor.dtype != dtype or tensor.device != like.device or tensor.numel() != rows or not tensor.is_contiguous():
+        raise ValueError(
+            f"{name}: expected {rows} contiguous {dtype} on {like.device}, got {tuple(tensor.shape)} {tensor.dtype} "
+            f"with strides {tensor.stride()} on {tensor.device}"
+        )
+
+
+def check_upstream(grad: Tensor, upstream: Tensor) -> None:
+    """Raise ValueError unless ``upstream`` is one number in the dtype in which ``grad`` is accumulated."""
+    if upstream.dtype != accumulator(grad) or upstream.device != grad.device or upstream.numel() != 1:
+        raise ValueError(
+            f"upstream: expected one {accumulator(grad)} on {grad.device}, "
+            f"got {tuple(upstream.shape)} {upstream.dtype} on {upstream.device}"
+        )
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Launch on ``device``; nothing on a CPU, where the emulation of CUDA runs."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def stream(device: torch.device) -> int:
+    """The current CUDA stream of ``device`` as an integer; 0 on a CPU."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
+_zeroed: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def zeroed(device: torch.device, count: int) -> Tensor:
+    """At least ``count`` bytes of scratch for the launches of the current stream of ``device``.
+
+    Zeroed once and left ready by every launch: they begin with a counter that is zero between launches, and a kernel
+    that counts in it has to bring it back to zero. A CUDA graph gets its own bytes, zeroed whenever it is replayed: it
+    may be replayed on several streams at once.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.uint8, device=device)
+    key = (device, stream(device))
+    found = _zeroed.get(key)
+    if found is None or found.numel() < count:
+        found = _zeroed[key] = torch.zeros(max(2 * count, 4096), dtype=torch.uint8, device=device)
+    return found
