@@ -19,7 +19,7 @@ import torch
 
 from bench import results
 from bench.measure import copy_bandwidth
-from kdx.ops import _dispatch
+from kdx.ops import backends
 
 ROOT = Path(__file__).parent.parent
 TEST_SECONDS = 240
@@ -45,7 +45,7 @@ def run(ops: Sequence[str], out: Path | None = None, commit: str | None = None, 
     device = torch.device("cuda", torch.cuda.current_device())
     conditions = results.conditions(device, commit)
     print(*(f"{name}: {value}" for name, value in conditions.items()), sep="\n")
-    for name, reason in _dispatch.backends().items():
+    for name, reason in backends().items():
         print(f"backend {name}: {reason or 'usable'}", flush=True)
     slug = re.sub(r"[^a-z0-9]+", "-", conditions["device"].lower()).strip("-")
     file = (out or results.FOLDER / f"{slug}-{conditions['date']}.csv").resolve()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -11,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import bench.ops
 from kdx.errors import BackendError, UnknownNameError, nearest
-from kdx.ops import _dispatch
+from kdx.ops import OPS, select
 
 Inputs = tuple[Tensor, ...]
 
@@ -68,7 +66,7 @@ def backend(op: str, name: str, function: Callable[..., Tensor]) -> Provider:
 
     def why_not(inputs: Inputs) -> str | None:
         try:
-            _dispatch.select(op, name, *inputs)
+            select(op, name, *inputs)
         except BackendError as error:
             return str(error)
         return None
@@ -77,8 +75,8 @@ def backend(op: str, name: str, function: Callable[..., Tensor]) -> Provider:
 
 
 def names() -> list[str]:
-    """The ops that have a benchmark."""
-    return sorted(module.name for module in pkgutil.iter_modules(bench.ops.__path__))
+    """The ops that have a benchmark, as their declarations say."""
+    return sorted(op.name for op in OPS.values() if op.benchmark)
 
 
 def load(op: str) -> OpBench:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kdx.hookspecs import hookimpl
+from kdx.ops._declarations import OPS
 from kdx.spec import Spec
 
 
@@ -382,13 +383,5 @@ def kdx_students() -> Iterable[Spec]:
 
 @hookimpl
 def kdx_ops() -> Iterable[Spec]:
-    """Fused losses of kdx; their backends are in kdx/ops/_dispatch.py."""
-    hinton, park = "Hinton et al. 2015, arXiv:1503.02531", "Park et al. 2019, arXiv:1904.05068"
-    return [
-        Spec("softmax_kl", "kdx.ops.softmax_kl:softmax_kl", "KL or JSD between tempered softmaxes", hinton),
-        Spec("kd_loss", "kdx.ops.softmax_kl:kd_loss", "soft targets and cross-entropy in one pass", hinton),
-        Spec("rkd", "kdx.ops.rkd:rkd", "relational losses of distances and angles together", park),
-        Spec("rkd_distance", "kdx.ops.rkd:rkd_distance", "relational loss of the distances between pairs", park),
-        Spec("rkd_angle", "kdx.ops.rkd:rkd_angle", "relational loss of the angles in triples", park),
-        Spec("pairwise_sq_dist", "kdx.ops.pairwise_sq_dist:pairwise_sq_dist", "squared distances of all pairs"),
-    ]
+    """Fused losses of kdx, as ``kdx/ops/_declarations.py`` declares them."""
+    return [Spec(op.name, op.target, op.summary, op.paper) for op in OPS.values()]

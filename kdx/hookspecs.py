@@ -58,8 +58,9 @@ def kdx_students() -> Iterable[Spec]:  # type: ignore[empty-body]
 
 @hookspec
 def kdx_ops() -> Iterable[Spec]:  # type: ignore[empty-body]
-    """Kernels: ``Spec("softmax_kl/mine", "pkg.module")`` is a backend of an op (:func:`kdx.ops.register_backend` says
-    what its module defines), ``Spec("my_op", "pkg.module:my_op")`` a new op, whose backends are listed beside it.
+    """Kernels: ``Spec("softmax_kl/mine", "pkg.module")`` is a backend of an op, ``Spec("my_op", "pkg.module:my_op")`` a
+    new op, whose backends are listed beside it. A backend's module defines ``unsupported(*tensors) -> str | None`` and
+    the op's ``forward``, and is imported on first use; ``auto`` asks it before those of kdx.
     """
 
 

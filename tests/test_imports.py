@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 # The rooms of kdx, lowest floor first; a room imports only from floors below its own.
 FLOORS = [
     {"errors", "hookspecs", "spec", "ref", "rng", "modes", "files", "batch", "lazy"},
-    {"builtin", "deprecation", "options", "registry", "capture", "losses"},
+    {"deprecation", "options", "registry", "capture", "losses"},
     {"ops", "features", "datasets", "store", "models", "tasks"},
-    {"knowledge", "teachers"},
+    {"knowledge", "teachers", "builtin"},
     {"schemes"},
     {"observers"},
     {"training"},

@@ -57,8 +57,8 @@ def pages() -> dict[str, str]:
     found = {f"components/{kind}.md": components(kind) for kind in KINDS if kind in TITLES}
     found |= {"reference/recipe.md": recipe(), "reference/cli.md": commands(), "reference/hooks.md": hooks()}
     found |= {"reference/environment.md": environment(), **api()}
-    for path in sorted((ROOT / "kdx/ops").glob("*/README.md")):
-        found[f"kernels/{path.parent.name}.md"] = readme(path) + signatures(path.parent.name)
+    for family in kernels():
+        found[f"kernels/{family}.md"] = readme(ROOT / f"kdx/ops/_{family}/README.md") + signatures(family)
     found |= {page: readme(ROOT / path) for page, path in EXTRA.items() if (ROOT / path).exists()}
     return found
 
@@ -307,10 +307,14 @@ def signature(target: Any) -> str:
     return target.__name__ + re.sub(r"(: |-> )'([^']*)'", r"\1\2", plain)
 
 
-def signatures(op: str) -> str:
-    """The public functions of an op, with their signatures."""
-    module = import_module(f"kdx.ops.{op}.api")
-    names = [name for name in kdx.ops.__all__ if getattr(kdx.ops, name).__module__ == module.__name__]
+def kernels() -> list[str]:
+    """The ops with a folder of their own, which have a page each."""
+    return [op.name for op in kdx.ops.OPS.values() if op.family is None]
+
+
+def signatures(family: str) -> str:
+    """The public functions of an op's folder, with their signatures."""
+    names = [op.name for op in kdx.ops.OPS.values() if family in (op.name, op.family)]
     lines = ["\n## Functions\n"]
     for name in names:
         function = getattr(kdx.ops, name)

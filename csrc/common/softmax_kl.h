@@ -1,4 +1,4 @@
-// The maths of one row of softmax_kl, shared by the CPU and CUDA kernels. kdx/ops/softmax_kl/README.md derives it.
+// The maths of one row of softmax_kl, shared by the CPU and CUDA kernels. kdx/ops/_softmax_kl/README.md derives it.
 //
 // Everything is written so that nearly equal teachers and students lose no digits: differences of probabilities come
 // from expm1 of the log-ratio d, and each term of a loss is non-negative by itself. Infinite logits are selected away,

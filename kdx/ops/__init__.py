@@ -1,82 +1,39 @@
 """Fused distillation losses: one signature per op, several backends behind it.
 
-Importing this package imports no torch; the first use of an op does.
+Every module and folder in here is private, so that a name like ``kdx.ops.softmax_kl`` is the op and nothing else.
 """
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kdx.lazy import exports
 
 if TYPE_CHECKING:
-    from kdx.ops._dispatch import (
-        Explanation,
-        backends,
-        explain,
-        plugin_backends,
-        register_backend,
-        select,
+    from kdx.ops._declarations import BACKENDS as BACKENDS
+    from kdx.ops._declarations import OPS as OPS
+    from kdx.ops._declarations import Op as Op
+    from kdx.ops._dispatch import Explanation as Explanation
+    from kdx.ops._dispatch import backends as backends
+    from kdx.ops._dispatch import explain as explain
+    from kdx.ops._dispatch import plugin_backends as plugin_backends
+    from kdx.ops._dispatch import select as select
+    from kdx.ops._native import build_info as build_info
+    from kdx.ops._pairwise_sq_dist.api import pairwise_sq_dist as pairwise_sq_dist
+    from kdx.ops._rkd.api import rkd as rkd
+    from kdx.ops._rkd.api import rkd_angle as rkd_angle
+    from kdx.ops._rkd.api import rkd_distance as rkd_distance
+    from kdx.ops._softmax_kl.api import kd_loss as kd_loss
+    from kdx.ops._softmax_kl.api import softmax_kl as softmax_kl
+else:
+    __getattr__, __dir__, __all__ = exports(
+        __name__,
+        {
+            "kdx.ops._declarations": ["BACKENDS", "OPS", "Op"],
+            "kdx.ops._dispatch": ["Explanation", "backends", "explain", "plugin_backends", "select"],
+            "kdx.ops._native": ["build_info"],
+            "kdx.ops._pairwise_sq_dist.api": ["pairwise_sq_dist"],
+            "kdx.ops._rkd.api": ["rkd", "rkd_angle", "rkd_distance"],
+            "kdx.ops._softmax_kl.api": ["kd_loss", "softmax_kl"],
+        },
     )
-    from kdx.ops._native import build_info
-    from kdx.ops.pairwise_sq_dist import pairwise_sq_dist
-    from kdx.ops.rkd import rkd, rkd_angle, rkd_distance
-    from kdx.ops.softmax_kl import kd_loss, softmax_kl
-
-__all__ = [
-    "Explanation",
-    "backends",
-    "build_info",
-    "explain",
-    "kd_loss",
-    "pairwise_sq_dist",
-    "plugin_backends",
-    "register_backend",
-    "rkd",
-    "rkd_angle",
-    "rkd_distance",
-    "select",
-    "softmax_kl",
-]
-
-_LAZY = {
-    "Explanation": "kdx.ops._dispatch",
-    "backends": "kdx.ops._dispatch",
-    "build_info": "kdx.ops._native",
-    "explain": "kdx.ops._dispatch",
-    "kd_loss": "kdx.ops.softmax_kl.api",
-    "pairwise_sq_dist": "kdx.ops.pairwise_sq_dist.api",
-    "plugin_backends": "kdx.ops._dispatch",
-    "register_backend": "kdx.ops._dispatch",
-    "select": "kdx.ops._dispatch",
-    "rkd": "kdx.ops.rkd.api",
-    "rkd_angle": "kdx.ops.rkd.api",
-    "rkd_distance": "kdx.ops.rkd.api",
-    "softmax_kl": "kdx.ops.softmax_kl.api",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
-
-
-class _Ops(ModuleType):
-    """This package. An op and the folder of its backends share their name; as an attribute the name is the op."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Importing the folder kdx.ops.softmax_kl would bind it to the name; `from kdx.ops.softmax_kl import cpu` works.
-        if not (name in _LAZY and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Ops
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -15,74 +16,32 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kdx.errors import BackendError, PluginError, UnknownNameError
-from kdx.ops import _native
+from kdx.ops import _native, _plugins
+from kdx.ops._declarations import BACKENDS, OPS
 from kdx.ops._native import not_built
 from kdx.ops._plugins import from_plugins
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# op -> backend -> module that defines `unsupported` and `forward`, in the order in which "auto" asks them.
-_SOFTMAX_KL = {
-    "cuda": "kdx.ops.softmax_kl.cuda",
-    "triton": "kdx.ops.softmax_kl.triton",
-    "cpu": "kdx.ops.softmax_kl.cpu",
-    "reference": "kdx.ops.softmax_kl.reference",
-}
-_RKD = {
-    "cuda": "kdx.ops.rkd.cuda",
-    "triton": "kdx.ops.rkd.triton",
-    "cpu": "kdx.ops.rkd.cpu",
-    "reference": "kdx.ops.rkd.reference",
-}
-_TABLE: dict[str, dict[str, str]] = {
-    "softmax_kl": _SOFTMAX_KL,
-    "rkd": _RKD,
-    "pairwise_sq_dist": {
-        "cuda": "kdx.ops.pairwise_sq_dist.cuda",
-        "triton": "kdx.ops.pairwise_sq_dist.triton",
-        "cpu": "kdx.ops.pairwise_sq_dist.cpu",
-        "reference": "kdx.ops.pairwise_sq_dist.reference",
-    },
-}
-# Ops that run on another op's backends.
-_SHARED = {"kd_loss": "softmax_kl", "rkd_distance": "rkd", "rkd_angle": "rkd"}
-_BUILTIN = ("cuda", "triton", "cpu", "reference")
 # Choices made before, because a small kernel takes less time than choosing it.
 _chosen: dict[tuple[Any, ...], tuple[str, ModuleType]] = {}
 
 
-def register_backend(op: str, name: str, target: str) -> None:
-    """Add a backend to an op.
-
-    Args:
-        op: the op's name, for example ``"softmax_kl"``.
-        name: the new backend's name; it must be free. ``auto`` asks backends added here before the built-in ones.
-            ``kd_loss`` shares the backends of ``softmax_kl``, ``rkd_distance`` and ``rkd_angle`` those of ``rkd``.
-        target: the module that implements it, defining ``unsupported(*tensors) -> str | None`` and the op's
-            ``forward`` (``kdx/ops/<op>/README.md`` gives its arguments). It is imported on first use.
-
-    Raises:
-        UnknownNameError: there is no such op.
-        ValueError: the op has a backend of this name.
-
-    """
-    row = _row(op)
-    if name in row or name in (*_BUILTIN, "auto"):
-        raise ValueError(f"name: op {op!r} already has a backend {name!r}; choose another name")
-    _TABLE[_SHARED.get(op, op)] = {name: target, **row}
-    _module.cache_clear()
-    _chosen.clear()
+def _family(op: str) -> str:
+    """The op whose backends this one runs on."""
+    return (OPS[op].family or op) if op in OPS else op
 
 
 def _row(op: str) -> dict[str, str]:
     """Backend -> module, those of plugins first, in the order of their names, and a plain reference last."""
-    op = _SHARED.get(op, op)
-    added = from_plugins(forget, _TABLE.keys(), _BUILTIN)
-    if op not in _TABLE and op not in added:
-        known = ", ".join(sorted({*_TABLE, *_SHARED, *added}))
+    added = from_plugins()
+    if op not in OPS and op not in added:
+        known = ", ".join(sorted({*OPS, *added}))
         raise UnknownNameError(f"op: there is no op {op!r}; known are: {known}")
-    row = {name: backend.target for name, backend in added.get(op, {}).items()} | _TABLE.get(op, {})
+    row = {name: backend.target for name, backend in added.get(_family(op), {}).items()}
+    if op in OPS:
+        row |= {name: OPS[op].module(name) for name in BACKENDS}
     return {name: row[name] for name in sorted(row, key=lambda name: name == "reference")}
 
 
@@ -93,11 +52,12 @@ def forget() -> None:
 
 
 _native.changed.append(_chosen.clear)
+_plugins.changed.append(forget)
 
 
 @cache
 def _module(op: str, name: str) -> ModuleType:
-    backend = from_plugins(forget, _TABLE.keys(), _BUILTIN).get(_SHARED.get(op, op), {}).get(name)
+    backend = from_plugins().get(_family(op), {}).get(name)
     return import_module(_row(op)[name]) if backend is None else backend.load()
 
 
@@ -177,14 +137,27 @@ def ask(module: ModuleType, *tensors: Tensor) -> str | None:
 
 
 def select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
-    """The backend that runs ``op`` on these tensors: its name and its module.
+    """The backend that runs ``op`` on these tensors: its name and its module, whose ``forward`` computes the op.
 
-    The choice looks at the machine, which ``torch.compile`` cannot trace: a function that calls it carries the
-    decorator ``torch.compiler.allow_in_graph``, or is an operator of torch.library, as kdx's own are.
+    An op of a plugin calls it as kdx's own do. The choice looks at the machine, which ``torch.compile`` cannot trace: a
+    function that calls it carries the decorator ``torch.compiler.allow_in_graph``, or is an operator of torch.library,
+    as kdx's own are.
+
+    Args:
+        op: an op of kdx, or one that a plugin lists in its hook ``kdx_ops``.
+        backend: ``"auto"``, or the name of one that has to run it.
+        *tensors: what the backends are asked about, the arguments of their ``unsupported``.
 
     Raises:
-        UnknownNameError: no backend of this name.
-        BackendError: the named backend cannot run here.
+        UnknownNameError: no op or no backend of this name.
+        BackendError: the named backend cannot run here, or with ``"auto"`` none can.
+
+    Example:
+        >>> import torch, kdx
+        >>> x = torch.ones(2, 3)
+        >>> name, module = kdx.ops.select("pairwise_sq_dist", "reference", x, x)
+        >>> name, module.forward(x, 2 * x).tolist()
+        ('reference', [[3.0, 3.0], [3.0, 3.0]])
 
     """
     key = (op, backend, *[(tensor.device, tensor.dtype) for tensor in tensors])
@@ -202,7 +175,7 @@ def _is_kept(op: str, backend: str, name: str) -> bool:
     Those from outside may look at more, and Triton on a CPU looks at the environment.
     """
     asked = _row(op) if backend == "auto" else (name,)
-    return _SHARED.get(op, op) in _TABLE and all(each in _BUILTIN for each in asked) and name in ("cpu", "reference")
+    return op in OPS and all(each in BACKENDS for each in asked) and name in ("cpu", "reference")
 
 
 def _select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
@@ -211,7 +184,7 @@ def _select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
             if _why_not(op, name, tensors, auto=True) is None:
                 return name, _module(op, name)
         raise BackendError(f"backend: none can run {op} here: {explain(op, *tensors)}")
-    known = {"auto", *_BUILTIN, *_row(op)}
+    known = {"auto", *BACKENDS, *_row(op)}
     if backend not in known:
         raise UnknownNameError(f"backend: there is none named {backend!r}; known are: {', '.join(sorted(known))}")
     reason = _why_not(op, backend, tensors, auto=False)
@@ -220,18 +193,25 @@ def _select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
     return backend, _module(op, backend)
 
 
-class Explanation(str):
-    """What ``backend="auto"`` does, as text; ``backend`` is the choice, ``reasons`` says why the others are not it."""
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Which backend ``auto`` takes, and why not the others; as text, a line for each.
+
+    Args:
+        op: the op's name.
+        backend: the choice, or ``"none"``.
+        reasons: every other backend -> why it is not taken.
+    """
 
     op: str
     backend: str
     reasons: dict[str, str]
 
-    def __new__(cls, op: str, backend: str, reasons: dict[str, str]) -> Explanation:
-        lines = [f"{op}: {backend}", *(f"  not {name}: {reason}" for name, reason in reasons.items())]
-        self = super().__new__(cls, "\n".join(lines))
-        self.op, self.backend, self.reasons = op, backend, reasons
-        return self
+    def __str__(self) -> str:
+        """The choice in the first line, then a line for every reason."""
+        return "\n".join(
+            [f"{self.op}: {self.backend}", *(f"  not {name}: {why}" for name, why in self.reasons.items())]
+        )
 
 
 def explain(op: str, *tensors: Tensor) -> Explanation:
@@ -248,8 +228,8 @@ def explain(op: str, *tensors: Tensor) -> Explanation:
         raise ValueError("tensors: explain needs the tensors of the call, for example explain('softmax_kl', s, t)")
     chosen = ""
     reasons: dict[str, str] = {}
-    names = [name for name in _row(op) if name not in _BUILTIN]
-    for name in dict.fromkeys([*names, *_BUILTIN] if _SHARED.get(op, op) in _TABLE else _row(op)):
+    names = [name for name in _row(op) if name not in BACKENDS]
+    for name in dict.fromkeys([*names, *BACKENDS] if op in OPS else _row(op)):
         try:
             reason = _why_not(op, name, tensors, auto=True)
         except PluginError as error:
@@ -264,7 +244,7 @@ def explain(op: str, *tensors: Tensor) -> Explanation:
 def plugin_backends() -> dict[str, str | None]:
     """``"op/backend"`` of every installed plugin -> None, or why it cannot be used anywhere; ``kdx env`` shows it."""
     found: dict[str, str | None] = {}
-    for op, row in from_plugins(forget, _TABLE.keys(), _BUILTIN).items():
+    for op, row in from_plugins().items():
         for name, backend in row.items():
             try:
                 backend.load()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from kdx.errors import PluginError, PluginWarning, nearest
+from kdx.ops._declarations import BACKENDS, OPS
 
-__all__ = ["PluginBackend", "from_plugins"]
+if TYPE_CHECKING:
+    from kdx.registry import Plugins
+
+__all__ = ["PluginBackend", "changed", "from_plugins"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,45 +56,42 @@ class PluginBackend:
 
 
 _read: dict[str, dict[str, PluginBackend]] | None = None
-_told: list[Callable[[], None]] = []
+_watched: list[Plugins] = []
+changed: list[Callable[[], None]] = []
+"""Called when another plugin is registered."""
 
 
-def from_plugins(
-    forget: Callable[[], None], ops: Collection[str], taken: Collection[str]
-) -> dict[str, dict[str, PluginBackend]]:
-    """Op -> backend -> what provides it, read once until another plugin is registered.
-
-    Args:
-        forget: called when that happens.
-        ops: the ops that kdx has itself.
-        taken: names of backends that a plugin cannot use for those.
-    """
+def from_plugins() -> dict[str, dict[str, PluginBackend]]:
+    """Op -> backend -> what provides it, read once until another plugin is registered."""
     global _read  # noqa: PLW0603  # read once a process
     if _read is None:
         from kdx.registry import default_plugins
 
         _read = {}  # a plugin that is imported now and calls an op does not come here again
-        if forget not in _told:
-            _told.append(forget)
-            default_plugins().changed.extend([_forget, forget])
-        _read = _collect(ops, taken)
+        plugins = default_plugins()
+        if plugins not in _watched:
+            _watched.append(plugins)
+            plugins.changed.append(_forget)
+        _read = _collect(plugins)
     return _read
 
 
 def _forget() -> None:
     global _read  # noqa: PLW0603
     _read = None
+    for call in changed:
+        call()
 
 
-def _collect(ops: Collection[str], taken: Collection[str]) -> dict[str, dict[str, PluginBackend]]:
-    from kdx.registry import BUILTIN, default_plugins
+def _collect(plugins: Plugins) -> dict[str, dict[str, PluginBackend]]:
+    from kdx.registry import BUILTIN
 
-    plugins = default_plugins()
+    ops = {op.family or op.name for op in OPS.values()}  # a backend is listed for the family
     listed = {
         name: [item for item in found if item.plugin != BUILTIN] for name, found in plugins.components("op").items()
     }
     new = {name for name, found in listed.items() if found and "/" not in name}
-    rows: dict[str, dict[str, PluginBackend]] = {name: {} for name in sorted(new - set(ops))}
+    rows: dict[str, dict[str, PluginBackend]] = {name: {} for name in sorted(new - OPS.keys())}
     for name, found in listed.items():
         op, slash, backend = name.partition("/")
         if not slash or not found:
@@ -99,7 +101,7 @@ def _collect(ops: Collection[str], taken: Collection[str]) -> dict[str, dict[str
             known = nearest(op, {*ops, *new})
             _warn(item.plugin, label, f"{name!r} is a backend of an op that there is not; {known}")
             continue
-        if backend == "auto" or (op in ops and backend in taken) or (backend in taken and backend != "reference"):
+        if backend == "auto" or (op in ops and backend in BACKENDS) or (backend in BACKENDS and backend != "reference"):
             _warn(item.plugin, label, f"{name!r} has the name of a backend of kdx; choose another name")
             continue
         problem = None

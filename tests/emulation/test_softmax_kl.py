@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdx.ops import _launch
-from kdx.ops.softmax_kl import cuda, reference
+from kdx.ops._softmax_kl import cuda, reference
 
 # (kernel it takes, rows, classes, dtype, architecture)
 CASES = [

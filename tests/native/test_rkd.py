@@ -71,7 +71,7 @@ def test_cuda_distance_loop_instructions_per_pair_and_coordinate(kernels):
 
 TRITON = """
 import json, sys
-from kdx.ops.rkd import triton_kernels
+from kdx.ops._rkd import triton_kernels
 from tests.native import gates
 f, i, x = "*fp32", "i32", "fp32"
 arch = int(sys.argv[1])

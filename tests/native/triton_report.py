@@ -9,8 +9,8 @@ import json
 import sys
 from typing import Any
 
-from kdx.ops.softmax_kl import triton as launcher
-from kdx.ops.softmax_kl import triton_kernels as kernels
+from kdx.ops._softmax_kl import triton as launcher
+from kdx.ops._softmax_kl import triton_kernels as kernels
 from tests.native import gates
 
 _FP32 = ("loss", "partial", "kl_rows", "ce_rows", "statistics", "totals")

@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from kdx.errors import BackendError
-from kdx.ops import _dispatch
+from kdx.ops import BACKENDS, _dispatch
 from tests.emulation.fixtures import emulated_cuda, emulated_cuda_module
 
 __all__ = ["emulated_cuda", "emulated_cuda_module"]
-
-BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +35,7 @@ def require():
     return check
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=reversed(BACKENDS))
 def backend_name(request: pytest.FixtureRequest) -> str:
     """Each backend's name, whether or not it can run; without a GPU "cuda" runs in the host emulation."""
     if request.param == "cuda" and not torch.cuda.is_available():
@@ -69,6 +67,6 @@ def on_gpu(request: pytest.FixtureRequest) -> str:
 def wide_tiles(monkeypatch: pytest.MonkeyPatch, backend_name: str) -> None:
     """As few programs as can be in Triton's interpreter, whose time goes by the number of operations."""
     if backend_name == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
-        triton = import_module("kdx.ops.rkd.triton")
+        triton = import_module("kdx.ops._rkd.triton")
         monkeypatch.setattr(triton, "angle_tile", lambda n: max(16, 1 << (n - 1).bit_length()))
         monkeypatch.setattr(triton, "distance_tile", lambda n: min(128, max(16, 1 << (n - 1).bit_length())))

@@ -12,9 +12,12 @@ import pytest
 import torch
 
 import kdx
+from kdx import Spec, hookimpl
 from kdx.errors import UnknownNameError
-from kdx.ops import _dispatch, _native
+from kdx.ops import OPS, _dispatch, _native, _plugins
 
+FAMILIES = [op.name for op in OPS.values() if op.family is None]
+ROOT = Path(__file__).parents[2]
 X = torch.zeros(2, 3)
 
 
@@ -28,7 +31,8 @@ def test_explain_names_the_choice_and_every_other_backends_reason():
     assert plan.backend == ("cpu" if kdx.ops.backends()["cpu"] is None else "reference")
     assert set(plan.reasons) == {"cuda", "triton", "cpu", "reference"} - {plan.backend}
     assert all(plan.reasons.values())
-    assert plan.splitlines()[0] == f"softmax_kl: {plan.backend}"
+    assert str(plan).splitlines()[1:] == [f"  not {name}: {reason}" for name, reason in plan.reasons.items()]
+    assert str(plan).splitlines()[0] == f"softmax_kl: {plan.backend}"
     assert _dispatch.select("softmax_kl", "auto", X, X)[0] == plan.backend
 
 
@@ -49,39 +53,40 @@ def test_backends_says_what_can_be_used_here():
 
 
 @pytest.fixture
-def table(monkeypatch):
-    monkeypatch.setattr(_dispatch, "_TABLE", {op: dict(row) for op, row in _dispatch._TABLE.items()})
+def fresh():
+    """Choices and backends of plugins are forgotten afterwards."""
     yield
-    _dispatch._module.cache_clear()
-    _dispatch._chosen.clear()
+    _plugins._forget()
 
 
-def test_a_backend_added_from_outside_is_asked_first_and_explained(table, monkeypatch):
-    module = types.ModuleType("mine")
-    module.unsupported = lambda student, teacher: None if student.dtype == torch.float64 else "float64 only"
-    module.forward = lambda *arguments: (torch.tensor(42.0), None)
-    monkeypatch.setitem(sys.modules, "mine", module)
-    kdx.ops.register_backend("softmax_kl", "mine", "mine")
+@pytest.fixture
+def mine(fresh, plugged, monkeypatch):
+    """``mine(**functions)``: a plugin with a backend ``mine`` of softmax_kl that has these functions."""
+
+    def add(**functions):
+        module = types.ModuleType("mine")
+        vars(module).update({"forward": lambda *arguments: (torch.tensor(42.0), None)} | functions)
+        monkeypatch.setitem(sys.modules, "mine", module)
+        plugin = types.ModuleType("kdx_mine")
+        plugin.kdx_ops = hookimpl(lambda: [Spec("softmax_kl/mine", "mine", "42")], specname="kdx_ops")
+        plugged(plugin, "mine")
+
+    return add
+
+
+def test_a_backend_added_from_outside_is_asked_first_and_explained(mine):
+    mine(unsupported=lambda student, teacher: None if student.dtype == torch.float64 else "float64 only")
     assert kdx.ops.softmax_kl(X.double(), X.double()).item() == 42
     assert kdx.ops.softmax_kl(X, X).item() == 0
     assert kdx.ops.explain("softmax_kl", X, X).reasons["mine"] == "float64 only"
     assert kdx.ops.explain("softmax_kl", X.double(), X.double()).backend == "mine"
     with pytest.raises(kdx.errors.BackendError, match="backend='mine' cannot run softmax_kl here: float64 only"):
         kdx.ops.softmax_kl(X, X, backend="mine")
-    with pytest.raises(ValueError, match="already has a backend 'mine'"):
-        kdx.ops.register_backend("softmax_kl", "mine", "mine")
-    with pytest.raises(ValueError, match="already has a backend 'cuda'"):
-        kdx.ops.register_backend("softmax_kl", "cuda", "mine")
-    with pytest.raises(UnknownNameError, match="no op 'nothing'"):
-        kdx.ops.register_backend("nothing", "mine", "mine")
 
 
 @pytest.mark.parametrize("answer", [True, False, 1])
-def test_a_backend_that_answers_with_no_reason_is_told_what_is_expected(table, monkeypatch, answer):
-    module = types.ModuleType("mine")
-    module.unsupported = lambda student, teacher: answer
-    monkeypatch.setitem(sys.modules, "mine", module)
-    kdx.ops.register_backend("softmax_kl", "mine", "mine")
+def test_a_backend_that_answers_with_no_reason_is_told_what_is_expected(mine, answer):
+    mine(unsupported=lambda student, teacher: answer)
     message = f"mine.unsupported: expected a reason as text, or None .* got {answer}"
     for backend in ("mine", "auto"):
         with pytest.raises(kdx.errors.PluginError, match=message):
@@ -98,13 +103,8 @@ def test_a_backend_that_answers_with_no_reason_is_told_what_is_expected(table, m
     ],
     ids=["the second tensor's dtype", "the number of rows", "whether a gradient is wanted"],
 )
-def test_a_choice_is_made_anew_where_a_backend_from_outside_may_choose_otherwise(
-    table, monkeypatch, takes, first, then
-):
-    module = types.ModuleType("mine")
-    module.unsupported = lambda *tensors: None if takes(*tensors) else "not these"
-    monkeypatch.setitem(sys.modules, "mine", module)
-    kdx.ops.register_backend("softmax_kl", "mine", "mine")
+def test_a_choice_is_made_anew_where_a_backend_from_outside_may_choose_otherwise(mine, takes, first, then):
+    mine(unsupported=lambda *tensors: None if takes(*tensors) else "not these")
     for _ in range(2):
         for tensors in (first, then):
             expected = kdx.ops.explain("softmax_kl", *tensors).backend
@@ -114,13 +114,13 @@ def test_a_choice_is_made_anew_where_a_backend_from_outside_may_choose_otherwise
         _dispatch.select("softmax_kl", "mine", *then)
 
 
-def test_a_choice_is_kept_for_the_dtypes_of_all_tensors(table):
+def test_a_choice_is_kept_for_the_dtypes_of_all_tensors(fresh):
     for teacher in (X, X.double(), X.bool(), X):
         found = kdx.ops.explain("rkd", X, teacher).backend
         assert _dispatch.select("rkd", "auto", X, teacher)[0] == found
 
 
-def test_a_choice_is_kept_for_one_device_and_not_for_its_kind(table, monkeypatch):
+def test_a_choice_is_kept_for_one_device_and_not_for_its_kind(fresh, monkeypatch):
     capability = {0: (7, 5), 1: (8, 0)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[device.index])
     monkeypatch.setattr(_native, "compiled", lambda kind: (types.ModuleType(kind), ""))
@@ -130,7 +130,7 @@ def test_a_choice_is_kept_for_one_device_and_not_for_its_kind(table, monkeypatch
         assert _dispatch.select("softmax_kl", "auto", tensor, tensor)[0] == expected
 
 
-def test_a_choice_among_the_built_in_backends_is_made_once(table, monkeypatch):
+def test_a_choice_among_the_built_in_backends_is_made_once(fresh, monkeypatch):
     kept = _dispatch.select("softmax_kl", "auto", X, X)
     monkeypatch.setattr(_dispatch, "_select", lambda *arguments: pytest.fail("chosen anew"))
     assert _dispatch.select("softmax_kl", "auto", X[:1], X[:1]) == kept
@@ -138,17 +138,16 @@ def test_a_choice_among_the_built_in_backends_is_made_once(table, monkeypatch):
 
 def test_ops_import_each_other_one_way():
     """The relational losses are built on the squared distances, whose folder knows nothing of them."""
-    ops = Path(kdx.ops.__file__).parent
-    for path in (ops / "pairwise_sq_dist").glob("*.py"):
+    for path in (ROOT / "kdx" / "ops" / "_pairwise_sq_dist").glob("*.py"):
         assert "rkd" not in "".join(line for line in path.read_text().splitlines() if "import" in line), path
 
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda", "triton"])
-@pytest.mark.parametrize("op", ["softmax_kl", "rkd", "pairwise_sq_dist"])
+@pytest.mark.parametrize("op", FAMILIES)
 def test_a_launcher_names_the_dtype_that_it_has_no_kernel_for(op, backend):
     if backend == "triton":
         pytest.importorskip("triton")
-    module = import_module(f"kdx.ops.{op}.{backend}")
+    module = import_module(f"kdx.ops._{op}.{backend}")
     with_double = (op == "softmax_kl" and backend == "cuda") or backend == "cpu"
     assert module.unsupported(X.half(), X.half()) is None
     reason = module.unsupported(X.double(), X.double())

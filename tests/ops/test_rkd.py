@@ -10,7 +10,7 @@ import torch
 
 from kdx.errors import BackendError
 from kdx.ops import _dispatch, rkd, rkd_angle, rkd_distance
-from kdx.ops.rkd import reference
+from kdx.ops._rkd import reference
 
 # Relative error of loss and gradient (by norm) in float32 on well separated points, for every backend.
 BUDGET = {torch.float32: (2e-6, 4e-6), torch.float64: (1e-13, 1e-12)}
@@ -193,7 +193,7 @@ def test_nan_and_inf_points_give_nan_and_so_do_their_gradients(backend, loss, wh
 
 def test_order_of_threads_and_blocks_of_the_cuda_kernels_does_not_matter(emulated_cuda):
     student, teacher = points(70, 5), points(70, 7, seed=1)
-    module = import_module("kdx.ops.rkd.cuda")
+    module = import_module("kdx.ops._rkd.cuda")
     runs = []
     for order in ("forward", "reverse", "shuffled"):
         with emulated_cuda.settings(order=order, seed=3):
@@ -230,10 +230,10 @@ def test_a_pair_grid_cut_into_blocks_gives_the_same(monkeypatch, backend, weight
     if backend == "reference":
         monkeypatch.setattr(reference, "_CHUNK", 700)
     elif backend == "cpu":
-        monkeypatch.setattr(import_module("kdx.ops.rkd.cpu"), "BLOCK", 32)
+        monkeypatch.setattr(import_module("kdx.ops._rkd.cpu"), "BLOCK", 32)
     else:
-        monkeypatch.setattr(import_module("kdx.ops.rkd.pair_grid"), "CAP", 8)
-        monkeypatch.setattr(import_module("kdx.ops.rkd.pair_grid"), "BLOCK", 16)
+        monkeypatch.setattr(import_module("kdx.ops._rkd.pair_grid"), "CAP", 8)
+        monkeypatch.setattr(import_module("kdx.ops._rkd.pair_grid"), "BLOCK", 16)
     n = 40 if backend in ("reference", "triton") else 150
     student, teacher = points(n, 6), points(n, 9, seed=1)
     check(backend, student, teacher, weights)
@@ -245,7 +245,7 @@ def test_every_output_is_written(monkeypatch, backend, wide_tiles):
     """Fresh memory is filled with NaN: what is not written shows."""
     real = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **options: real(*size, **options).fill_(float("nan")))
-    module = import_module(f"kdx.ops.rkd.{backend}")
+    module = import_module(f"kdx.ops._rkd.{backend}")
     for wanted in ((True, True), (True, False), (False, True), (False, False)):
         results = module.forward(points(21, 5), points(21, 11, seed=1), 1.0, 1.0, 1.0, *wanted)
         assert [r is not None for r in results] == [True, *wanted]
@@ -254,7 +254,7 @@ def test_every_output_is_written(monkeypatch, backend, wide_tiles):
 
 def test_no_gradient_is_computed_where_none_is_asked_for(monkeypatch, backend):
     asked = []
-    module = import_module(f"kdx.ops.rkd.{backend}")
+    module = import_module(f"kdx.ops._rkd.{backend}")
     real = module.forward
     monkeypatch.setattr(module, "forward", lambda *a: asked.append(a[-2:]) or real(*a))
     student, teacher = points(4, 2), points(4, 2, seed=1)

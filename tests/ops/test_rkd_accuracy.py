@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdx.ops import _native, pairwise_sq_dist, rkd, rkd_angle, rkd_distance
-from kdx.ops.rkd import reference
+from kdx.ops._rkd import reference
 from tests.ops.test_rkd import BUDGET, close, oracle, points
 
 OP = "rkd"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdx.ops import pairwise_sq_dist, rkd
-from kdx.ops.rkd import pair_grid
+from kdx.ops._rkd import pair_grid
 
 OP = "rkd"
 pytestmark = [

@@ -25,7 +25,7 @@ void* aligned_alloc(size_t alignment, size_t size) {
 CALLS = """
 import ctypes, sys, torch
 from importlib import import_module
-cpu, allow = import_module("kdx.ops.rkd.cpu"), ctypes.CDLL(sys.argv[1]).allow
+cpu, allow = import_module("kdx.ops._rkd.cpu"), ctypes.CDLL(sys.argv[1]).allow
 student, teacher = torch.randn(2, 300, 2000)
 failed = 0
 while True:

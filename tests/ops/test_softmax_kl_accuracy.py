@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from kdx.ops import kd_loss, softmax_kl
-from kdx.ops.softmax_kl import reference
+from kdx.ops._softmax_kl import reference
 
 N, C = 64, 1000
 LOSS = {0.1: 1e-5, 3.0: 1e-5, 30.0: 1e-5}

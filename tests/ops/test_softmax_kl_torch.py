@@ -9,7 +9,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from kdx.ops import kd_loss, softmax_kl
-from kdx.ops.softmax_kl import autograd
+from kdx.ops._softmax_kl import autograd
 
 DIVERGENCES = ["forward", "reverse", "jsd"]
 NATIVE = ["reference", "cpu"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdx.ops import _launch
-from kdx.ops.softmax_kl import reference
+from kdx.ops._softmax_kl import reference
 
 pytest.importorskip("triton")
 
@@ -23,7 +23,7 @@ SHAPES = {
 @pytest.fixture
 def triton_backend(require):
     require("softmax_kl", "triton")
-    from kdx.ops.softmax_kl import triton
+    from kdx.ops._softmax_kl import triton
 
     return triton
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kdx.ops.softmax_kl import reference
+from kdx.ops._softmax_kl import reference
 
 CALLS: list[int] = []
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdx.ops._dtypes import SINGLE, no_kernel
 from kdx.ops._launch import on
-from kdx.ops.pairwise_sq_dist import triton_kernels
+from kdx.ops._pairwise_sq_dist import triton_kernels
 
 
 def unsupported(x: Tensor, y: Tensor) -> str | None:

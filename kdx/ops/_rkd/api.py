@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from kdx.ops.rkd.autograd import loss_of
+from kdx.ops._rkd.autograd import loss_of
 
 __all__ = ["rkd", "rkd_angle", "rkd_distance"]
 

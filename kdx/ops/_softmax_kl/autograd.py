@@ -10,8 +10,8 @@ from torch import Tensor
 from kdx.ops import _dispatch
 from kdx.ops._dtypes import accumulator
 from kdx.ops._library import define
-from kdx.ops._rows import as_rows, from_rows
-from kdx.ops.softmax_kl import reference
+from kdx.ops._softmax_kl import reference
+from kdx.ops._softmax_kl.rows import as_rows, from_rows
 
 __all__ = ["BY_ENTRIES", "BY_NOTHING", "BY_ROWS", "Options", "Rows", "loss_of"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from kdx.ops._dtypes import SINGLE, no_kernel
 from kdx.ops._launch import address, points, stream
 from kdx.ops._native import native
-from kdx.ops.rkd import pair_grid
-from kdx.ops.rkd.pair_grid import Block, GradientOfBlock, Weights
+from kdx.ops._rkd import pair_grid
+from kdx.ops._rkd.pair_grid import Block, GradientOfBlock, Weights
 
 
 def unsupported(student: Tensor, teacher: Tensor) -> str | None:

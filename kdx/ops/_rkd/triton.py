@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from kdx.ops._dtypes import SINGLE, no_kernel
-from kdx.ops.rkd import pair_grid, triton_kernels
-from kdx.ops.rkd.pair_grid import Block, GradientOfBlock, Weights
+from kdx.ops._rkd import pair_grid, triton_kernels
+from kdx.ops._rkd.pair_grid import Block, GradientOfBlock, Weights
 
 _REDUCE = 1024  # partial sums read at once
 _MAX_PROGRAMS = 512  # of distance_sums; a constant, so that the order of the sums is the same on every device

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from kdx.errors import nearest
 from kdx.ops._dtypes import accumulator
-from kdx.ops.softmax_kl import reference
-from kdx.ops.softmax_kl.autograd import BY_ENTRIES, BY_NOTHING, BY_ROWS, Options, Rows, loss_of
+from kdx.ops._softmax_kl import reference
+from kdx.ops._softmax_kl.autograd import BY_ENTRIES, BY_NOTHING, BY_ROWS, Options, Rows, loss_of
 
 __all__ = ["kd_loss", "softmax_kl"]
 

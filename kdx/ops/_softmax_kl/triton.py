@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdx.ops._dtypes import SINGLE, no_kernel
 from kdx.ops._launch import check_logits, check_upstream, dense, on, zeroed
-from kdx.ops.softmax_kl import triton_kernels as kernels
+from kdx.ops._softmax_kl import triton_kernels as kernels
 
 _TICKET_BYTES = 16
 _STATISTICS = 6  # per row and split

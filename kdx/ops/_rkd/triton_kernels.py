@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kdx.ops.pairwise_sq_dist.triton_kernels import square_tile, store_square
+from kdx.ops._pairwise_sq_dist.triton_kernels import square_tile, store_square
 
 # Below the smallest normal number a squared distance counts as that of exact duplicates (comparisons keep NaN).
 SMALLEST = tl.constexpr(2.0**-126)

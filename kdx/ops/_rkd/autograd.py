@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from kdx.ops import _dispatch
 from kdx.ops._dtypes import accumulator
 from kdx.ops._library import define
-from kdx.ops.rkd import reference
+from kdx.ops._rkd import reference
 
 __all__ = ["loss_of"]
 

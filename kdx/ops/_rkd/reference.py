@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kdx.ops._dtypes import accumulator
-from kdx.ops.pairwise_sq_dist.reference import sq_dist
+from kdx.ops._pairwise_sq_dist.reference import sq_dist
 
 _CHUNK = 1 << 24  # angles held at once
 

@@ -1,0 +1,1 @@
+"""Relational knowledge distillation: distances and angles of a batch of embeddings. See README.md."""
