@@ -91,11 +91,11 @@ def library(sources: Iterable[Path], name: str, *flags: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(_build(sources, name, list(flags))))
 
 
-def module(sources: Iterable[Path], name: str) -> ModuleType:
+def module(sources: Iterable[Path], name: str, *more: str) -> ModuleType:
     """The sources, which hold `PYBIND11_MODULE(name, ...)`, as a Python module that is not put into sys.modules."""
     import pybind11
 
-    flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", "-fvisibility=hidden"]
+    flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", "-fvisibility=hidden", *more]
     path = _build(sources, name, flags)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
