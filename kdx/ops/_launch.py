@@ -1,4 +1,4 @@
-"""What launchers share: addresses for the kernels, checks before an address is handed over, the stream, scratch.
+"""The parts that launchers share: addresses for kernels, checks before one is handed over, the stream, scratch.
 
 Kernels read plain arrays, so a launcher checks what they rely on; what a user may pass is checked once, in ``api.py``.
 """

@@ -23,7 +23,7 @@ changed: list[Callable[[], None]] = []
 
 @cache
 def build_info() -> dict[str, Any]:
-    """What the build of ``kdx_ext`` did: ``mode``, why ``cpu`` and ``cuda`` are missing (or None), compilers, archs."""
+    """The outcome of the build of ``kdx_ext``: ``mode``, why ``cpu`` and ``cuda`` are missing, compilers, archs."""
     spec = find_spec("kdx_ext")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         file = Path(folder, "build_info.json")

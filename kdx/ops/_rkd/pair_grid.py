@@ -23,7 +23,7 @@ BLOCK = 2048
 
 @dataclass(frozen=True)
 class Weights:
-    """What one call computes: ``distance * RKD-D + angle * RKD-A`` over n points."""
+    """The value of one call: ``distance * RKD-D + angle * RKD-A`` over n points."""
 
     n: int
     distance: float
@@ -68,7 +68,7 @@ class Side:
 
 
 class Distances(NamedTuple):
-    """What the gradient of RKD-D is made of: squared distances of a block, partial means, sums of Huber's loss."""
+    """The parts of the gradient of RKD-D: squared distances of a block, partial means, sums of Huber's loss."""
 
     s: Tensor  # [ni, nj]
     t: Tensor  # [ni, nj]
@@ -112,7 +112,7 @@ class GradientOfBlock:
 
 
 class Stages(Protocol):
-    """What a GPU backend defines; every result is float32 and every sum is in a fixed order."""
+    """The functions that a GPU backend defines; every result is float32 and every sum is in a fixed order."""
 
     def measure(
         self, student: Tensor, teacher: Tensor, block: Block, sums: bool

@@ -56,7 +56,7 @@ class Rows(NamedTuple):
     ce: Tensor | None
 
     def swapped(self) -> Rows:
-        """What the teacher's gradient sees of them: the cross-entropy does not depend on it."""
+        """The part of them that the teacher's gradient depends on: the cross-entropy is not in it."""
         return Rows(self.kl, None, None)
 
 
