@@ -41,6 +41,7 @@ def find_stages(model: nn.Module, inputs: Any, *, blocks: int = BLOCKS) -> tuple
         ValueError: fewer than two stages were found.
 
     Example:
+        >>> import torch
         >>> from kdx.models import ResNet, ViT
         >>> find_stages(ResNet(8), torch.zeros(2, 1, 28, 28))
         ('layer1', 'layer2', 'layer3')
