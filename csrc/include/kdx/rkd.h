@@ -47,7 +47,8 @@ int64_t rkd_block(int64_t rows, bool with_angle);
 const char* rkd_cpu(const Rkd& op, int threads);
 const char* pairwise_sq_dist_cpu(const PairwiseSqDist& op, int threads);
 
-// The stages on a GPU; kdx/ops/_rkd/pair_grid.py calls them one after the other. All numbers but the inputs are float32.
+// The stages on a GPU; kdx/ops/_rkd/pair_grid.py calls them one after the other. All numbers but the inputs are
+// float32.
 //
 // A stage works on a block of the pair grid, rows i0 .. i0 + ni and columns j0 .. j0 + nj. It is symmetric when rows
 // and columns are the same points: then only the tiles on and above the diagonal are computed, the others are mirrored,
