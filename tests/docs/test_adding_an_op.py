@@ -82,8 +82,7 @@ def test_a_backend_of_the_guide_passes_the_conformance_kit(
         (files / f"{backend}_module.cpp").write_text(MODULE.format(name=f"_{backend}"))
         kernel = files / f"csrc/{backend}/scale.{'cu' if backend == 'cuda' else 'cpp'}"
         sources = [kernel, files / f"csrc/bind/{backend}_scale.cpp", files / f"{backend}_module.cpp"]
-        found = harness.module(sources, f"_{backend}", f"-I{files / 'csrc/include'}")
-        compiled = str(found.__file__)
+        compiled = str(harness.module_file(sources, f"_{backend}", f"-I{files / 'csrc/include'}"))
     done = subprocess.run(
         [sys.executable, "-c", CHECK, str(files), backend, compiled, *left_out],
         cwd=files,

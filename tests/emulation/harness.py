@@ -91,12 +91,17 @@ def library(sources: Iterable[Path], name: str, *flags: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(_build(sources, name, list(flags))))
 
 
-def module(sources: Iterable[Path], name: str, *more: str) -> ModuleType:
-    """The sources, which hold `PYBIND11_MODULE(name, ...)`, as a Python module that is not put into sys.modules."""
+def module_file(sources: Iterable[Path], name: str, *more: str) -> Path:
+    """The sources, which hold `PYBIND11_MODULE(name, ...)`, built as a Python module for a process to load."""
     import pybind11
 
     flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}", "-fvisibility=hidden", *more]
-    path = _build(sources, name, flags)
+    return _build(sources, name, flags)
+
+
+def module(sources: Iterable[Path], name: str) -> ModuleType:
+    """The same, loaded and not put into sys.modules; a process can load one module of a name."""
+    path = module_file(sources, name)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
