@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 # The rooms of kdx, lowest floor first; a room imports only from floors below its own.
 FLOORS = [
-    {"errors", "hookspecs", "spec", "ref", "rng", "modes", "files", "batch", "lazy"},
+    {"errors", "hookspecs", "spec", "ref", "rng", "modes", "files", "batch", "lazy", "responses"},
     {"deprecation", "options", "registry", "capture", "losses"},
     {"ops", "features", "datasets", "store", "models", "tasks"},
     {"knowledge", "teachers", "builtin"},

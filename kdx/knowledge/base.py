@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
 from kdx.losses import Count, Over
+from kdx.responses import Responses
 
 __all__ = ["Knowledge"]
 
@@ -25,6 +26,7 @@ class Knowledge(nn.Module, ABC):
         kind: ``"response"``, ``"feature"`` or ``"relation"``.
         student_taps: taps read in the student, as :class:`kdx.Taps` takes them.
         teacher_taps: taps read in the teacher.
+        responses: what the scheme's task says of the outputs; nothing, until a scheme binds it.
         needs_index: whether ``batch.index`` must be there.
         mean_over_samples: whether the losses of parts of a batch add up to that of the whole, as :attr:`over` counts
             them; None: of all kinds but relations. False also for a loss that a statistic of the batch enters. The
@@ -42,6 +44,13 @@ class Knowledge(nn.Module, ABC):
         super().__init__()
         self.student_taps = (student,) if isinstance(student, str) else tuple(student)
         self.teacher_taps = (teacher,) if isinstance(teacher, str) else tuple(teacher)
+        self.responses = Responses(void=None)
+
+    def bind(self, responses: Responses) -> None:
+        """Receives what the task of the scheme says of the outputs; an option of the component goes before it."""
+        for part in self.modules():
+            if isinstance(part, Knowledge):
+                part.responses = responses
 
     @property
     def ready(self) -> bool:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from kdx.responses import Responses
+
 if TYPE_CHECKING:  # torchmetrics takes longer to import than torch
     from torchmetrics import Metric
 
@@ -37,6 +39,11 @@ class Task(ABC):
     """Whether outputs are logits ``[N, C]`` and targets class numbers, as prequential tests need them."""
     relational: ClassVar[bool] = False
     """Whether the loss compares samples with each other, so that parts of a batch do not add up to the whole."""
+
+    @property
+    def responses(self) -> Responses:
+        """What the outputs are to the knowledge that compares them."""
+        return Responses()
 
     @abstractmethod
     def __call__(self, outputs: Tensor, targets: Any) -> Tensor:

@@ -1,0 +1,64 @@
+"""What the outputs of a task are to the knowledge that compares them: their form, their class axis, their void."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["Form", "Responses"]
+
+
+class Form(Enum):
+    """What the numbers of an output mean."""
+
+    CLASSES = "classes"
+    """Logits of a softmax: one of C classes for every element."""
+    BERNOULLI = "Bernoulli"
+    """Logits of sigmoids: each of C labels is there or not."""
+    VALUES = "values"
+    """The quantities themselves, as a regression gives them."""
+    EMBEDDING = "embedding"
+    """Vectors whose distances mean something, not their coordinates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Responses:
+    """What a task says of the outputs that it trains, so that nothing has to be guessed from a shape.
+
+    Args:
+        form: what the numbers mean.
+        class_dim: the axis of the classes (labels, quantities); None: axis 1 of ``[N, C]`` and of four dimensions or
+            more, ``[N, C, d1, d2, ...]``, as in :func:`torch.nn.functional.cross_entropy`, and the last of
+            ``[N, L, C]``.
+        void: whether a target of ``-100`` says that there is nothing to learn (a border, padding), so that no teacher
+            teaches there either; False: it is an element without a label, which the teacher still teaches; None: the
+            task does not say.
+
+    Example:
+        >>> Responses().axis((8, 5, 32, 32)), Responses().axis((8, 12, 5)), Responses(class_dim=1).axis((8, 5, 12))
+        (1, 2, 1)
+    """
+
+    form: Form = Form.CLASSES
+    class_dim: int | None = None
+    void: bool | None = False
+
+    def axis(self, shape: Sequence[int]) -> int:
+        """The class axis of outputs of this shape, counted from 0.
+
+        Raises:
+            ValueError: fewer than two dimensions, or ``class_dim`` is none of them or the batch's.
+        """
+        dims = len(shape)
+        if dims < 2:
+            raise ValueError(f"expected outputs [N, C] or with more dimensions, got shape {list(shape)}")
+        if self.class_dim is None:
+            return 2 if dims == 3 else 1
+        axis = self.class_dim + dims if self.class_dim < 0 else self.class_dim
+        if not 0 < axis < dims:
+            raise ValueError(
+                f"class_dim: expected an axis of outputs of shape {list(shape)} other than the batch's, got "
+                f"{self.class_dim}"
+            )
+        return axis
