@@ -170,7 +170,10 @@ class Recipe(_Section):
     @classmethod
     def _null_sections(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: item for key, item in value.items() if not (key == "knowledge" and item is None)}
+            given = {key: item for key, item in value.items() if not (key == "knowledge" and item is None)}
+            if isinstance(terms := given.get("knowledge"), Mapping):  # null takes a term out of a named recipe
+                given["knowledge"] = {name: term for name, term in terms.items() if term is not None}
+            return given
         return value
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from kdx.knowledge.base import Knowledge
 from kdx.losses import Count, Losses, LossTerm, Mean, Over, cross_entropy, mean_of, scalar, task_of
 from kdx.schemes.phase import Phase
 from kdx.schemes.task_count import check_task, labelled, task_count
-from kdx.schemes.weights import Balanced, Weight
+from kdx.schemes.weights import Balanced, Weight, never_weighs
 from kdx.teachers import Teacher
 
 __all__ = ["KnowledgeTerms", "Scheme", "Task", "TaskFn"]
@@ -44,8 +44,11 @@ class Scheme(nn.Module, ABC):
             understood of the tasks of kdx and of torch's losses, with their ``weight`` and ``ignore_index``
             (:func:`kdx.schemes.task_count.task_count`); any other function may return ``(value, count)``, else it
             counts as a mean over the targets that are not ``-100``. The default is cross-entropy, 0 for a batch without
-            labels.
+            labels. A weight of 0 leaves the task out: nothing is learned from labels.
         knowledge: name -> ``(weight, component)`` or component alone (weight 1).
+
+    Raises:
+        ValueError: the weight of a knowledge term is 0 in every step.
     """
 
     trains_teacher: ClassVar[bool] = False
@@ -71,6 +74,11 @@ class Scheme(nn.Module, ABC):
             if name == "task" or "/" in name or "." in name:
                 raise ValueError(f"knowledge name {name!r} is not allowed: not 'task', and no '/' or '.' in it")
             self.weights[name] = weight = float(weight) if isinstance(weight, int | float) else weight
+            if never_weighs(weight):
+                raise ValueError(
+                    f"knowledge {name!r} ({type(component).__name__}) has the weight {weight} and would teach "
+                    "nothing in any step; leave the term out (null in a recipe), or give a schedule that starts at 0"
+                )
             if not isinstance(weight, float):
                 # a tensor, so that a compiled scheme is not traced anew for every value
                 start = weight.start if isinstance(weight, Balanced) else weight.at(0, 1)
@@ -305,23 +313,22 @@ class Scheme(nn.Module, ABC):
     def knowledge_terms(
         self, components: Mapping[str, Knowledge], student: Captured, teacher: Captured, batch: Batch
     ) -> dict[str, Mean]:
-        """The weighted term of every component; a weight of 0 switches a term off."""
+        """The weighted term of every component."""
         terms = {}
         for name, component in components.items():
-            if self.weights[name] != 0:
-                if component.needs_index and batch.index is None:
-                    raise ValueError(
-                        f"knowledge {name!r} keeps a store per sample and needs batch.index; let the data set yield "
-                        "kdx.Batch(inputs, targets, index)"
-                    )
-                what = f"knowledge {name!r} ({type(component).__name__})"
-                for tap in component.teacher_taps:
-                    for provenance in teacher.provenance.get(tap, ()):
-                        provenance.check(what, tap, component)
-                loss = component(student, teacher, batch)
-                if (term := mean_of(what, loss)) is None:
-                    term = Mean(scalar(what, loss), self.count(component.over, batch), component.over)
-                terms[name] = term.scaled(self.weight(name))
+            if component.needs_index and batch.index is None:
+                raise ValueError(
+                    f"knowledge {name!r} keeps a store per sample and needs batch.index; let the data set yield "
+                    "kdx.Batch(inputs, targets, index)"
+                )
+            what = f"knowledge {name!r} ({type(component).__name__})"
+            for tap in component.teacher_taps:
+                for provenance in teacher.provenance.get(tap, ()):
+                    provenance.check(what, tap, component)
+            loss = component(student, teacher, batch)
+            if (term := mean_of(what, loss)) is None:
+                term = Mean(scalar(what, loss), self.count(component.over, batch), component.over)
+            terms[name] = term.scaled(self.weight(name))
         return terms
 
 

@@ -112,10 +112,11 @@ class BYOT(SelfLayers):
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
         check_choice("variant", variant, get_args(Variant))
         compared = "feature" if variant == "paper" else "embedding"
-        default: KnowledgeTerms = {
+        weighted: dict[str, tuple[float, Knowledge]] = {
             "kd": (alpha, SoftTargets(temperature)),
             "feature": (feature_weight, BranchDistance(compared, compared)),
         }
+        default = {name: term for name, term in weighted.items() if term[0] != 0}
         super().__init__(
             student,
             task=task,

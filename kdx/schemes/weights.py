@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Balanced", "Cosine", "Warmup", "Weight"]
+__all__ = ["Balanced", "Cosine", "Warmup", "Weight", "never_weighs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +81,15 @@ class Balanced:
 
 Weight = float | Warmup | Cosine | Balanced
 """The weight of a term: a number, or one of the schedules of this module."""
+
+
+def never_weighs(weight: Weight) -> bool:
+    """Whether a weight is 0 in every step.
+
+    Example:
+        >>> never_weighs(0.0), never_weighs(Warmup(to=1.0, steps=10))
+        (True, False)
+    """
+    if isinstance(weight, float):
+        return weight == 0
+    return not isinstance(weight, Balanced) and weight.start == weight.to == 0

@@ -36,6 +36,7 @@ from kdx.training.prequential import Prequential
 from kdx.training.run import Run
 from kdx.training.signals import Signals
 from kdx.training.state import State
+from kdx.training.tryout import Tryout
 
 __all__ = ["fit", "run_length"]
 
@@ -66,6 +67,9 @@ def fit(
     observers: Sequence[object] = (),
 ) -> Run:
     """Trains a scheme.
+
+    Before the first step the first batch is tried, which leaves no trace in what follows: a term that would teach
+    nothing, because no trained parameter is reached from it, is refused by name.
 
     Runs on Hugging Face Accelerate: one process by default, device and precision by argument. The micro-batches of
     one optimizer step weigh by the rows (labelled rows for the task) they hold, so accumulation and a short last
@@ -112,6 +116,7 @@ def fit(
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the step was finished and, with a folder, a checkpoint written.
+        ValueError: a term of the scheme teaches nothing; the message says which and why.
         KdxError: a loss is not finite; the last good checkpoint stays.
         RunExistsError: the folder holds checkpoints and ``resume`` was not given.
         CheckpointError: the checkpoint to resume from is damaged or belongs to another scheme or optimizer.
@@ -150,24 +155,17 @@ def fit(
     scheme.train()
     start = time.perf_counter() - run.seconds
     finite = Finite()
+    step = functools.partial(_step, run, accelerator, phases, engine, runs, log_gradients, clip_grad_norm)
+    tryout = Tryout(scheme, phases.phases, functools.partial(_losses, scheme, scheme), again=processes == 1)
     try:
         with Signals() as signals:
             watchers.configure(run)
             while run.goes_on:
                 for window in _epoch(run, loader, accumulate):
-                    measured, parts = _tested(run, tests, window), []
-                    for number, phase in enumerate(phases.phases):
-                        named = phase.name if len(phases) > 1 else None
-                        forward = functools.partial(_losses, runs, scheme, named)
-                        for _ in range(phase.steps):
-                            with scheme.only(phase) if named else nullcontext():
-                                measure = _measuring(forward, run, log_gradients, measured)
-                                found = accumulate_gradient(accelerator, engine, measure, scheme, window)
-                            if clip_grad_norm is not None:
-                                accelerator.clip_grad_norm_(phase.parameters, clip_grad_norm)
-                            phases.step(number)
-                        parts.append(found)
-                    losses = Losses.joined(parts)._replace(measured=measured)
+                    tryout.first(window[0])
+                    measured = _tested(run, tests, window)
+                    losses = step(window, measured)
+                    tryout.later(window[0], losses)
                     if run.step == 0:
                         check_complete(trained, scheme.named_parameters())
                     _end_step(run, phases, pass_ended=loader.finished_pass(len(window)))
@@ -316,7 +314,7 @@ def _epochs(run: Run) -> int:
     return math.ceil(run.total_steps * run.epoch / run.step)
 
 
-def _losses(engine: Callable[..., Any], scheme: Scheme, phase: str | None, batch: Batch) -> Losses:
+def _losses(engine: Callable[..., Any], scheme: Scheme, batch: Batch, phase: str | None) -> Losses:
     losses = engine(batch) if phase is None else engine(batch, phase)
     if not isinstance(losses, Losses):
         raise TypeError(
@@ -324,6 +322,33 @@ def _losses(engine: Callable[..., Any], scheme: Scheme, phase: str | None, batch
             "kdx.Losses.of({name: term, ...}) makes them"
         )
     return losses
+
+
+def _step(
+    run: Run,
+    accelerator: Accelerator,
+    phases: Phases,
+    engine: Any,
+    runs: Callable[..., Any],
+    log_gradients: int | None,
+    clip_grad_norm: float | None,
+    window: list[Batch],
+    measured: dict[str, float],
+) -> Losses:
+    """Takes every phase for one window; returns the losses of the step, with what was measured."""
+    scheme, parts = run.scheme, []
+    for number, phase in enumerate(phases.phases):
+        named = phase.name if len(phases) > 1 else None
+        forward = functools.partial(_losses, runs, scheme, phase=named)
+        for _ in range(phase.steps):
+            with scheme.only(phase) if named else nullcontext():
+                measure = _measuring(forward, run, log_gradients, measured)
+                found = accumulate_gradient(accelerator, engine, measure, scheme, window)
+            if clip_grad_norm is not None:
+                accelerator.clip_grad_norm_(phase.parameters, clip_grad_norm)
+            phases.step(number)
+        parts.append(found)
+    return Losses.joined(parts)._replace(measured=measured)
 
 
 def _measuring(

@@ -37,6 +37,13 @@ def test_a_good_recipe_resolves_and_dumps_to_itself() -> None:
     assert OmegaConf.to_container(OmegaConf.create(recipe.yaml())) == recipe.dump()
 
 
+def test_null_takes_a_knowledge_term_out() -> None:
+    assert check_recipe(changed("knowledge.kd", None)).knowledge == {}
+    assert load_recipe("fashion-offline", ["knowledge.kd=null"]).knowledge.keys() == (
+        load_recipe("fashion-offline").knowledge.keys() - {"kd"}
+    )
+
+
 @pytest.mark.parametrize("name", sorted(recipe_names()))
 def test_every_recipe_of_kdx_is_valid_and_says_what_it_is(name: str) -> None:
     assert load_recipe(name).summary

@@ -19,6 +19,7 @@ from kdx.capture import Captured
 from kdx.errors import CaptureError, Interrupted
 from kdx.hookspecs import hookimpl
 from kdx.losses import cross_entropy
+from kdx.schemes.weights import Cosine, Warmup
 from kdx.teachers import Frozen
 
 
@@ -143,8 +144,14 @@ def test_the_adapter_must_exist_before_the_optimizer(net, batch) -> None:
         assert value.equal(before[name]), name
 
 
-def test_a_weight_of_zero_switches_a_term_off(net, batch) -> None:
-    scheme = kdx.Offline(net(), net(), task=None, knowledge={"kd": kdx.SoftTargets(), "off": (0, kdx.SoftTargets())})
+@pytest.mark.parametrize("weight", [0, 0.0, Warmup(to=0.0, steps=3), Cosine(start=0.0, to=0.0)], ids=repr)
+def test_knowledge_that_never_weighs_anything_is_refused_by_name(net, weight) -> None:
+    with pytest.raises(ValueError, match=r"'off' \(SoftTargets\) has the weight .* leave the term out .* schedule"):
+        kdx.Offline(net(), net(), knowledge={"kd": kdx.SoftTargets(), "off": (weight, kdx.SoftTargets())})
+
+
+def test_a_task_of_weight_zero_is_left_out(net, batch) -> None:
+    scheme = kdx.Offline(net(), net(), task=(0, F.cross_entropy), knowledge={"kd": kdx.SoftTargets()})
     assert scheme(batch).terms.keys() == {"kd"}
     with pytest.raises(ValueError, match="at least one term"):
         kdx.Supervised(net(), task=None)(batch)

@@ -98,8 +98,8 @@ def test_looking_at_the_first_batch_for_the_setup_of_adapters_takes_it_from_no_s
                 seen.append(sample.index)
                 yield sample
 
-    hint = kdx.Hint(student="0", teacher="0")
-    distil = kdx.Offline(classifier(), classifier(), knowledge={"hint": (0.0, hint)})
+    hint = kdx.Hint(student="2", teacher="2")
+    distil = kdx.Offline(classifier(), classifier(), knowledge={"hint": hint})
     kdx.fit(distil, DataLoader(Recorded(View(Digits("train"), range(50))), 5), steps=2, device="cpu")
     first = [sample.index for sample in islice(SampleStream(View(Digits("train"), range(50))), 10)]
     assert seen[-10:] == first

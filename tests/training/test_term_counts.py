@@ -174,7 +174,7 @@ def test_terms_with_counts_of_their_own_keep_the_graphs_and_others_free_them(mon
         scheme.task = probed(scheme.task)
         loader = list(zip(*(part.split(16) for part in data), strict=True))
         kdx.fit(scheme, loader, epochs=1, accumulate=4, device="cpu")
-        assert alive == expected
+        assert alive == ["forward", *expected]  # the first batch is tried before the run trains on it
 
 
 RANKS = """

@@ -1,0 +1,207 @@
+"""The first batch of a run, tried before the run trains on it: every term must teach."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdx import rng
+from kdx.batch import Batch
+from kdx.capture import Captured
+from kdx.knowledge.base import Knowledge
+from kdx.losses import Losses
+from kdx.modes import borrowed_buffers
+from kdx.schemes.base import Scheme
+from kdx.schemes.phase import Phase
+from kdx.training.reach import reaches
+
+__all__ = ["Tryout", "leaving_no_trace"]
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of a knowledge component: what it read, and its loss."""
+
+    name: str
+    component: Knowledge
+    student: Captured
+    teacher: Captured
+    loss: Any
+    learns: bool
+
+
+Forward = Callable[[Batch, str | None], Losses]
+"""Gives the losses of a batch in a phase (None: the only one); not compiled, as that hides what happens to tensors."""
+
+
+class Tryout:
+    """Tries the first batch of a run before the run trains on it, and terms that come later when they come.
+
+    Every phase is run once on the batch and leaves no trace. Each of its terms must teach: its graph leads to a
+    parameter that the phase trains and that is not part of a knowledge component (of a phase that trains nothing else:
+    to one of those). Its value may be 0. A term whose count is 0 in the batch, an unlabelled one, may be a constant;
+    it is tried again.
+
+    Args:
+        scheme: set up, in the mode in which it is trained.
+        phases: its phases.
+        forward: what runs the scheme.
+        again: whether to try terms that come later; several processes would have to agree on it.
+    """
+
+    def __init__(self, scheme: Scheme, phases: Sequence[Phase], forward: Forward, *, again: bool = True) -> None:
+        self.scheme = scheme
+        self.phases = phases
+        self.forward = forward
+        self.again = again
+        self._taught: set[str] | None = None
+
+    def first(self, batch: Batch) -> None:
+        """Tries the first batch; does nothing for others.
+
+        Raises:
+            ValueError: a term teaches nothing; the message names it, what it reads, and what is likely the cause.
+            CaptureError: an operation in place overwrote a tensor that a component reads.
+        """
+        if self._taught is None:
+            self._check_trained()
+            self._taught = self._try(batch)
+
+    def later(self, batch: Batch, losses: Losses) -> None:
+        """Tries a batch on which the run was trained, if there were terms that are not known to teach.
+
+        Raises:
+            ValueError: see :meth:`first`.
+        """
+        if self.again and self._taught is not None and not losses.terms.keys() <= self._taught:
+            self._taught |= self._try(batch)
+
+    def _try(self, batch: Batch) -> set[str]:
+        """The names of the terms that were found to teach."""
+        scheme, taught = self.scheme, set[str]()
+        own = {id(parameter) for part in _knowledge(scheme).values() for parameter in part.parameters()}
+        several = len(self.phases) > 1
+        with leaving_no_trace(scheme):
+            for phase in self.phases:
+                with scheme.only(phase) if several else nullcontext(), _calls(scheme) as calls:
+                    losses = self.forward(batch, phase.name if several else None)
+                    trained = [parameter for parameter in phase.parameters if id(parameter) not in own]
+                    trained = trained or list(phase.parameters)
+                    for call in calls:
+                        loss = call.loss[0] if isinstance(call.loss, tuple) else call.loss
+                        if call.learns and not reaches(loss, trained):
+                            raise ValueError(_of_component(scheme, phase, call, loss))
+                    for name, term in losses.terms.items():
+                        if reaches(term, trained):
+                            taught.add(name)
+                        elif bool(losses.counts.get(name, 1) > 0):
+                            raise ValueError(_of_term(scheme, phase, name, term))
+        return taught
+
+    def _check_trained(self) -> None:
+        own = {id(parameter) for part in _knowledge(self.scheme).values() for parameter in part.parameters()}
+        if all(id(parameter) in own for phase in self.phases for parameter in phase.parameters):
+            raise ValueError(
+                f"{type(self.scheme).__name__} trains nothing but the parts of its knowledge: every parameter of "
+                f"{' and '.join(self.scheme.students)} is frozen (requires_grad=False); unfreeze what is to be trained"
+            )
+
+
+@contextmanager
+def leaving_no_trace(scheme: Scheme) -> Iterator[None]:
+    """Within it a scheme may run as often as wanted: random states, buffers and other state are as before afterwards.
+
+    Memory banks and statistics are buffers, which copies stand in for; generators that a module holds and its extra
+    state are put back.
+    """
+    parts = list(scheme.modules())
+    generators = [value for part in parts for value in vars(part).values() if isinstance(value, torch.Generator)]
+    drawn = [generator.get_state() for generator in generators]
+    stateful = [part for part in parts if type(part).get_extra_state is not nn.Module.get_extra_state]
+    extra = [copy.deepcopy(part.get_extra_state()) for part in stateful]
+    try:
+        with rng.isolated(), borrowed_buffers(scheme):
+            yield
+    finally:
+        for generator, state in zip(generators, drawn, strict=True):
+            generator.set_state(state)
+        for part, kept in zip(stateful, extra, strict=True):
+            part.set_extra_state(kept)
+
+
+@contextmanager
+def _calls(scheme: Scheme) -> Iterator[list[_Call]]:
+    """Notes the calls of the scheme's components within it."""
+    calls: list[_Call] = []
+    handles = []
+    for name, component in _knowledge(scheme).items():
+
+        def note(part: nn.Module, args: Any, kwargs: Any, loss: Any, name: str = name) -> None:
+            given = dict(zip(("student", "teacher"), args, strict=False)) | kwargs
+            assert isinstance(part, Knowledge)
+            calls.append(_Call(name, part, given["student"], given["teacher"], loss, torch.is_grad_enabled()))
+
+        handles.append(component.register_forward_hook(note, with_kwargs=True))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _knowledge(scheme: Scheme) -> dict[str, Knowledge]:
+    """Name of the term -> component, by path, so that copies for several pairs are kept apart; none inside another."""
+    found: dict[str, Knowledge] = {}
+    for path, part in scheme.named_modules():
+        if isinstance(part, Knowledge) and not any(path.startswith(f"{outer}.") for outer in found):
+            found[path] = part
+    return found
+
+
+def _of_component(scheme: Scheme, phase: Phase, call: _Call, loss: Tensor) -> str:
+    name = call.name.rpartition(".")[2]
+    what = f"knowledge {name!r} ({type(call.component).__name__}) teaches nothing: its loss does not depend on any "
+    what += f"parameter that {_shown(scheme, phase)} trains. "
+    taps = [tap for written in call.component.student_taps for tap in call.student.patterns.get(written, (written,))]
+    cut = [tap for tap in taps if tap in call.student and not call.student[tap].requires_grad]
+    if cut and len(cut) == len(taps):
+        return what + (
+            f"What it reads in the student, {', '.join(map(repr, cut))}, came without gradient: the module runs under "
+            "torch.no_grad, its output is detached, it runs inside a reentrant checkpoint "
+            "(torch.utils.checkpoint with use_reentrant=True), or no layer up to it is trained. Compute it with "
+            "gradient, write use_reentrant=False, tap a module outside the checkpoint, or remove the term"
+        )
+    if loss.requires_grad:
+        return what + (
+            f"Only its own parts learn: the student's {', '.join(map(repr, taps))} is detached on the way to the loss, "
+            "or depends on frozen layers alone. Take out .detach(), or tap a layer that is trained"
+        )
+    return what + (
+        "The loss is cut off from what it reads: .detach(), .item(), an argmax or torch.no_grad in the component. "
+        "Compute it from the student's tensor with gradient, or remove the term"
+    )
+
+
+def _of_term(scheme: Scheme, phase: Phase, name: str, term: Tensor) -> str:
+    if term.requires_grad:
+        cause = "it depends on frozen layers, or on parts of knowledge, alone; unfreeze what it is to train"
+    else:
+        cause = (
+            "it has no gradient at all: the loss function or the model's output is detached, runs under torch.no_grad, "
+            "or runs inside a reentrant checkpoint (write use_reentrant=False), or no layer before it is trained"
+        )
+    return (
+        f"term {name!r} teaches nothing: it does not depend on any parameter that {_shown(scheme, phase)} trains. "
+        f"Likely {cause}; or leave the term out"
+    )
+
+
+def _shown(scheme: Scheme, phase: Phase) -> str:
+    scheme_name = type(scheme).__name__
+    return scheme_name if phase.name == "train" else f"phase {phase.name!r} of {scheme_name}"
