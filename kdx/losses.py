@@ -27,7 +27,9 @@ class Over(Enum):
     ROWS = "rows"
     """The samples of the batch."""
     LABELLED = "labelled"
-    """The samples that have a label (``Batch.labelled``)."""
+    """The integer targets that are not ``-100``: samples, pixels or tokens; of other targets the samples."""
+    ELEMENTS = "elements"
+    """The integer targets, with a label or without: samples, pixels or tokens; of other targets the samples."""
     TASK = "task"
     """The targets that the scheme's task counts: labelled samples, pixels or tokens, or their class weights."""
 

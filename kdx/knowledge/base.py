@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
-from kdx.losses import Count, Over
+from kdx.losses import Count, LossTerm, Over
 from kdx.responses import Responses
 
 __all__ = ["Knowledge"]
@@ -63,6 +63,10 @@ class Knowledge(nn.Module, ABC):
     def setup(self, student: Captured, teacher: Captured) -> None:  # most components have nothing to build
         """Builds the parts whose shape depends on the models, from one captured batch of each."""
 
+    def mean_over(self, student: Captured, batch: Batch) -> Over | Count:
+        """What the loss of this batch, if it is a plain scalar, is a mean over: :attr:`over`, or a number."""
+        return self.over
+
     def accepts_estimate(self, temperature: float) -> bool:
         """Whether the loss stays unbiased on teacher logits whose softmax at ``temperature`` is an unbiased estimate.
 
@@ -71,8 +75,8 @@ class Knowledge(nn.Module, ABC):
         return False
 
     @abstractmethod
-    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor | tuple[Tensor, Count]:
+    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> LossTerm:
         """The loss of one batch, a finite scalar with gradient to the student and to own parameters.
 
-        It is a mean over :attr:`over`, or returned as ``(value, count)`` with what it is a mean over.
+        It is a mean over what :meth:`mean_over` says, or returned with it as :class:`kdx.Mean` or ``(value, count)``.
         """

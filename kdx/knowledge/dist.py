@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.batch import Batch
-from kdx.capture import LOGITS, Captured
+from kdx.capture import LOGITS
 from kdx.features.centring import centred
 from kdx.features.gathering import whole_batch
-from kdx.features.operands import Variant, check_choice, check_same_shape, in_full_precision
-from kdx.knowledge.base import Knowledge
+from kdx.features.operands import Variant, check_choice, in_full_precision
+from kdx.knowledge.response import Outputs, Response, class_axis, class_rows
 
 __all__ = ["DIST", "dist"]
 
@@ -25,17 +25,20 @@ def dist(
     temperature: float = 4.0,
     inter_weight: float = 2.0,
     intra_weight: float = 2.0,
+    class_dim: int | None = None,
+    mask: Tensor | None = None,
     variant: Variant = "code",
 ) -> Tensor:
-    """``T^2 (inter_weight inter + intra_weight intra)`` of logits ``[..., C]``, a scalar, 0 for an empty batch.
+    """``T^2 (inter_weight inter + intra_weight intra)`` of logits, a scalar, 0 where nothing counts.
 
-    See :class:`DIST`.
+    ``mask``, bool, of the logits' shape without the classes, says which elements count. See :class:`DIST`.
     """
-    check_same_shape(student, teacher)
+    dim = class_axis(student, teacher, class_dim)
     check_choice("variant", variant, ("paper", "code"))
-    classes = student.shape[-1]
-    q = (student / temperature).softmax(dim=-1).reshape(-1, classes)  # [N, C]
-    p = (teacher / temperature).softmax(dim=-1).reshape(-1, classes)
+    s, t = class_rows(student, dim), class_rows(teacher, dim)
+    if mask is not None:
+        s, t = s[mask.flatten()], t[mask.flatten()]
+    q, p = (s / temperature).softmax(dim=1), (t / temperature).softmax(dim=1)  # [R, C]
     if q.shape[0] == 0:
         return student.sum() * 0
     epsilon = _EPSILON if variant == "code" else 0.0
@@ -55,7 +58,7 @@ def _pearson(a: Tensor, b: Tensor, dim: int, epsilon: float) -> Tensor:
     return (product / (norm_a * norm_b + epsilon)).squeeze(dim)
 
 
-class DIST(Knowledge):
+class DIST(Response):
     """Pearson correlation between the predictions of student and teacher, per sample and per class.
 
     Loss: ``T^2 (inter_weight inter + intra_weight intra)``, where ``inter`` is 1 minus the correlation between the rows
@@ -73,20 +76,21 @@ class DIST(Knowledge):
         inter_weight: weight of the correlations per sample; 2, or 1 in the authors' code for ImageNet.
         intra_weight: weight of the correlations per class; 2, or 1.
         variant: ``"code"`` or ``"paper"``, see above.
-        student: tap of the student's logits ``[N, C]`` (or ``[N, L, C]``).
+        class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
+        void: whether elements with target -100 teach nothing; None: what the task says.
+        student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: tap of the teacher's logits, the same shape.
 
     Paper: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, https://arxiv.org/abs/2205.10536.
 
     Example:
-        >>> import torch
+        >>> from kdx.capture import Captured
         >>> s = Captured({"logits": torch.tensor([[0.0, 1.0], [1.0, 0.0]])})
         >>> t = Captured({"logits": torch.tensor([[0.0, 3.0], [0.0, 3.0]])})
         >>> round(DIST(temperature=1.0)(s, t, None).item(), 4)  # rows correlate by 1 and -1, columns do not vary
         4.0
     """
 
-    kind = "response"
     mean_over_samples = False  # its columns are statistics of the batch
 
     def __init__(
@@ -96,10 +100,12 @@ class DIST(Knowledge):
         inter_weight: float = 2.0,
         intra_weight: float = 2.0,
         variant: Variant = "code",
+        class_dim: int | None = None,
+        void: bool | None = None,
         student: str = LOGITS,
         teacher: str = LOGITS,
     ) -> None:
-        super().__init__(student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
         check_choice("variant", variant, ("paper", "code"))
@@ -108,13 +114,16 @@ class DIST(Knowledge):
         self.variant = variant
 
     @override
-    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
+    def compare(self, outputs: Outputs) -> Tensor:
+        mask = outputs.mask
         return dist(
-            whole_batch(student[self.student_taps[0]]),
-            whole_batch(teacher[self.teacher_taps[0]]),
+            whole_batch(outputs.student),
+            whole_batch(outputs.teacher),
             temperature=self.temperature,
             inter_weight=self.inter_weight,
             intra_weight=self.intra_weight,
+            class_dim=outputs.dim,
+            mask=None if mask is None else whole_batch(mask.to(torch.uint8)).bool(),
             variant=self.variant,
         )
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.batch import IGNORE, Batch
-from kdx.capture import LOGITS, Captured
-from kdx.features.operands import check_same_shape, in_full_precision
-from kdx.knowledge.base import Knowledge
+from kdx.batch import IGNORE
+from kdx.capture import LOGITS
+from kdx.features.operands import in_full_precision
+from kdx.knowledge.response import Outputs, Response, class_axis, class_rows
 from kdx.losses import Over
 from kdx.ops import softmax_kl
 
@@ -25,36 +25,40 @@ def dkd(
     temperature: float = 4.0,
     alpha: float = 1.0,
     beta: float = 8.0,
+    class_dim: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """``T^2 (alpha TCKD + beta NCKD)``, a scalar; see :class:`DKD`.
 
     Args:
-        student: logits ``[..., C]`` with C >= 2.
+        student: logits of two classes or more, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: logits of the same shape.
-        targets: the labels, int64 ``[...]``; ``-100`` marks a row without one, which counts for nothing.
+        targets: the labels, int64, of that shape without the classes; ``-100`` marks an element without one, which
+            counts for nothing.
         temperature: T > 0.
         alpha: weight of the target class's term.
         beta: weight of the other classes' term.
+        class_dim: axis of the classes, where it is another one.
         backend: of :func:`kdx.ops.softmax_kl`.
 
     Raises:
         ValueError: shapes that do not fit, or a single class.
     """
-    check_same_shape(student, teacher)
-    classes = student.shape[-1]
-    if classes < 2:
-        raise ValueError(f"student: expected logits of 2 classes or more, got {list(student.shape)}; DKD splits them")
-    if targets.shape != student.shape[:-1]:
+    dim = class_axis(student, teacher, class_dim)
+    classes = student.shape[dim]
+    elements = student.shape[:dim] + student.shape[dim + 1 :]
+    if targets.shape != elements or targets.is_floating_point():
         raise ValueError(
-            f"targets: expected one label per row, shape {list(student.shape[:-1])} for logits {list(student.shape)}, "
-            f"got {list(targets.shape)}; DKD needs integer labels, not probabilities"
+            f"targets: expected one label for each element, int64 of shape {list(elements)} for logits of shape "
+            f"{list(student.shape)} with their classes on axis {dim}, got {targets.dtype} of shape "
+            f"{list(targets.shape)}; DKD needs integer labels, not probabilities, and class_dim= says where the "
+            "classes are"
         )
     targets = targets.reshape(-1)
     labelled = targets != IGNORE
     is_target = torch.zeros(targets.shape[0], classes, dtype=torch.bool, device=student.device)  # [N, C]
     is_target = is_target.scatter(1, targets.clamp(min=0)[:, None], 1)
-    student, teacher = student.reshape(-1, classes), teacher.reshape(-1, classes)
+    student, teacher = class_rows(student, dim), class_rows(teacher, dim)
 
     scale = temperature**2
     # The two probabilities (p_y, 1 - p_y) are the softmax of two logits: nothing saturates, whatever the gap.
@@ -72,7 +76,7 @@ def _binary(logits: Tensor, is_target: Tensor) -> Tensor:
     return torch.stack((target, others), dim=1)
 
 
-class DKD(Knowledge):
+class DKD(Response):
     """Soft targets taken apart: how sure the teacher is of the label, and how the other classes compare.
 
     Loss: ``T^2 (alpha TCKD + beta NCKD)``, KLs summed over classes and averaged over the rows with a label.
@@ -89,7 +93,8 @@ class DKD(Knowledge):
         temperature: T > 0; 4 on CIFAR-100, 1 on ImageNet.
         alpha: weight of TCKD, 1 in the authors' settings.
         beta: weight of NCKD; the authors' settings go from 2 to 8 on CIFAR-100 and take 0.5 on ImageNet.
-        student: tap of the student's logits ``[N, C]``.
+        class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
+        student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: tap of the teacher's logits, the same shape.
         backend: kernel backend of :func:`kdx.ops.softmax_kl`.
 
@@ -97,13 +102,14 @@ class DKD(Knowledge):
 
     Example:
         >>> import torch
+        >>> from kdx.batch import Batch
+        >>> from kdx.capture import Captured
         >>> s, t = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[4.0, 2.0, 0.0]])
         >>> component, batch = DKD(temperature=4.0), Batch(None, torch.tensor([0]))
         >>> round(component(Captured({"logits": s}), Captured({"logits": t}), batch).item(), 4)
         4.3153
     """
 
-    kind = "response"
     over = Over.LABELLED
 
     def __init__(
@@ -112,30 +118,32 @@ class DKD(Knowledge):
         *,
         alpha: float = 1.0,
         beta: float = 8.0,
+        class_dim: int | None = None,
         student: str = LOGITS,
         teacher: str = LOGITS,
         backend: str = "auto",
     ) -> None:
-        super().__init__(student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=True, student=student, teacher=teacher)
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
         self.temperature, self.alpha, self.beta = float(temperature), float(alpha), float(beta)
         self.backend = backend
 
     @override
-    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
-        if not isinstance(batch.targets, Tensor):
+    def compare(self, outputs: Outputs) -> Tensor:
+        if not isinstance(outputs.targets, Tensor):
             raise ValueError(
                 f"batch.targets: DKD splits the classes at the label and needs integer labels [N], got "
-                f"{type(batch.targets).__name__}; without labels use soft-targets"
+                f"{type(outputs.targets).__name__}; without labels use soft-targets"
             )
         return dkd(
-            student[self.student_taps[0]],
-            teacher[self.teacher_taps[0]],
-            batch.targets,
+            outputs.student,
+            outputs.teacher,
+            outputs.targets,
             temperature=self.temperature,
             alpha=self.alpha,
             beta=self.beta,
+            class_dim=outputs.dim,
             backend=self.backend,
         )
 

@@ -5,34 +5,48 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.batch import Batch
-from kdx.capture import LOGITS, Captured
-from kdx.knowledge.base import Knowledge
+from kdx.capture import LOGITS
+from kdx.knowledge.response import Outputs, Response, class_axis
 from kdx.ops import softmax_kl
 
 __all__ = ["JSD", "jsd"]
 
 
 def jsd(
-    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, beta: float = 0.5, backend: str = "auto"
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    beta: float = 0.5,
+    class_dim: int | None = None,
+    mask: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
-    """``T^2 JSD_beta`` of logits ``[..., C]``, a scalar; see :class:`JSD`."""
-    return softmax_kl(student, teacher, temperature=temperature, divergence="jsd", beta=beta, backend=backend)
+    """``T^2 JSD_beta`` of logits, a scalar; see :class:`JSD`.
+
+    ``mask``, bool, of the logits' shape without the classes, says which elements count.
+    """
+    dim = class_axis(student, teacher, class_dim)
+    return softmax_kl(
+        student, teacher, temperature=temperature, divergence="jsd", beta=beta, mask=mask, dim=dim, backend=backend
+    )
 
 
-class JSD(Knowledge):
+class JSD(Response):
     """Generalised Jensen-Shannon divergence between softened class probabilities.
 
     Loss: ``T^2 (beta KL(p || m) + (1 - beta) KL(q || m))`` with teacher ``p``, student ``q`` and
-    ``m = beta p + (1 - beta) q``, summed over classes, averaged over the batch. At most ``T^2 log 2`` for beta 0.5, so
-    one confident mistake cannot dominate a batch. Divided by ``beta`` it tends to the forward KL of soft targets for
-    beta to 0, divided by ``1 - beta`` to the reverse KL for beta to 1. Gradients reach both sides; the conventions for
-    ``-inf``, NaN and empty batches are those of :func:`kdx.ops.softmax_kl`.
+    ``m = beta p + (1 - beta) q``, summed over classes, averaged over the samples, tokens or pixels. At most
+    ``T^2 log 2`` for beta 0.5, so one confident mistake cannot dominate a batch. Divided by ``beta`` it tends to the
+    forward KL of soft targets for beta to 0, divided by ``1 - beta`` to the reverse KL for beta to 1. Gradients reach
+    both sides; the conventions for ``-inf``, NaN and empty batches are those of :func:`kdx.ops.softmax_kl`.
 
     Args:
         temperature: T > 0; 1, as for language models.
         beta: weight of the teacher in the mixture, 0 < beta < 1.
-        student: tap of the student's logits ``[N, C]`` (or ``[N, L, C]``).
+        class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
+        void: whether elements with target -100 teach nothing; None: what the task says.
+        student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: tap of the teacher's logits, the same shape.
         backend: kernel backend, ``"auto"`` chooses.
 
@@ -41,23 +55,24 @@ class JSD(Knowledge):
 
     Example:
         >>> import torch
+        >>> from kdx.capture import Captured
         >>> s, t = Captured({"logits": torch.tensor([[0.0, 0.0]])}), Captured({"logits": torch.tensor([[4.0, 0.0]])})
         >>> round(JSD()(s, t, None).item(), 4)
         0.1804
     """
-
-    kind = "response"
 
     def __init__(
         self,
         temperature: float = 1.0,
         *,
         beta: float = 0.5,
+        class_dim: int | None = None,
+        void: bool | None = None,
         student: str = LOGITS,
         teacher: str = LOGITS,
         backend: str = "auto",
     ) -> None:
-        super().__init__(student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
         if not 0 < beta < 1:
@@ -66,9 +81,16 @@ class JSD(Knowledge):
         self.backend = backend
 
     @override
-    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
-        s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
-        return jsd(s, t, temperature=self.temperature, beta=self.beta, backend=self.backend)
+    def compare(self, outputs: Outputs) -> Tensor:
+        return jsd(
+            outputs.student,
+            outputs.teacher,
+            temperature=self.temperature,
+            beta=self.beta,
+            class_dim=outputs.dim,
+            mask=outputs.mask,
+            backend=self.backend,
+        )
 
     @override
     def extra_repr(self) -> str:

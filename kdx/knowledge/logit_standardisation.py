@@ -13,26 +13,32 @@ from kdx.capture import LOGITS, Captured
 from kdx.features.centring import centred
 from kdx.features.operands import Variant, check_choice
 from kdx.knowledge.base import Knowledge
+from kdx.knowledge.response import Response
 from kdx.knowledge.soft_targets import SoftTargets
-from kdx.losses import Count
+from kdx.losses import Count, LossTerm, Over
 from kdx.options import check_options
 from kdx.ref import Ref, RefLike
 from kdx.registry import default_plugins
+from kdx.responses import Responses
 
 __all__ = ["LogitStandardisation", "standardise"]
 
 
-def standardise(logits: Tensor, *, variant: Variant = "code", epsilon: float = 1e-7) -> Tensor:
-    """``(z - mean) / (std + epsilon)`` of each row of logits ``[..., C]``, in float32 (float64 for float64 logits).
+def standardise(
+    logits: Tensor, *, class_dim: int | None = None, variant: Variant = "code", epsilon: float = 1e-7
+) -> Tensor:
+    """``(z - mean) / (std + epsilon)`` over the classes of logits, in float32 (float64 for float64 logits).
 
-    See :class:`LogitStandardisation` for the two standard deviations. A row of equal logits becomes zeros, without
-    gradient; a row with -inf becomes NaN.
+    Logits are ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``; ``class_dim`` is the axis of the classes where it
+    is another one. See :class:`LogitStandardisation` for the two standard deviations. Equal logits become zeros,
+    without gradient; classes with a -inf become NaN.
     """
     check_choice("variant", variant, ("paper", "code"))
     with torch.autocast(logits.device.type, enabled=False):
         z = logits if logits.dtype == torch.float64 else logits.float()
-        deviation, square = centred(z, -1)
-        divisor = max(1, logits.shape[-1] - (variant == "code"))
+        dim = Responses(class_dim=class_dim).axis(logits.shape)
+        deviation, square = centred(z, dim)
+        divisor = max(1, logits.shape[dim] - (variant == "code"))
         return deviation / ((square.masked_fill(square == 0, 1) / divisor).sqrt() + epsilon)
 
 
@@ -55,7 +61,11 @@ class LogitStandardisation(Knowledge):
         around: the loss to wrap, a component on logits such as ``DKD(temperature=2.0)``; in a recipe its name and
             options, ``{name: dkd, temperature: 2.0}``.
         variant: ``"code"`` or ``"paper"``, see above.
-        student: tap of the student's logits ``[N, C]``. Not together with ``around``, which has its own.
+        class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says. Not together with
+            ``around``, which has its own.
+        void: whether elements with target -100 teach nothing; None: what the task says. Not together with ``around``.
+        student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``. Not together with
+            ``around``.
         teacher: tap of the teacher's logits, the same shape.
 
     Paper: Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024, https://arxiv.org/abs/2403.01427;
@@ -76,16 +86,25 @@ class LogitStandardisation(Knowledge):
         *,
         around: Knowledge | RefLike | None = None,
         variant: Variant = "code",
+        class_dim: int | None = None,
+        void: bool | None = None,
         student: str = LOGITS,
         teacher: str = LOGITS,
     ) -> None:
         if isinstance(around, Ref | str | Mapping):
             around = _component(Ref.of(around, "around"))
         if around is None:
-            around = SoftTargets(2.0 if temperature is None else temperature, student=student, teacher=teacher)
-        elif temperature is not None or (student, teacher) != (LOGITS, LOGITS):
+            around = SoftTargets(
+                2.0 if temperature is None else temperature,
+                class_dim=class_dim,
+                void=void,
+                student=student,
+                teacher=teacher,
+            )
+        elif (temperature, class_dim, void, student, teacher) != (None, None, None, LOGITS, LOGITS):
             raise ValueError(
-                f"around={around!r} has its own temperature and taps; give them to it, not to logit-standardisation"
+                f"around={around!r} has its own temperature, class_dim, void and taps; give them to it, not to "
+                "logit-standardisation"
             )
         elif around.kind != "response":
             raise ValueError(f"around: expected knowledge of kind 'response', got {around!r} of kind {around.kind!r}")
@@ -106,17 +125,27 @@ class LogitStandardisation(Knowledge):
         self.around.setup(*self._standardised(student, teacher))
 
     @override
-    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor | tuple[Tensor, Count]:
-        loss: Tensor | tuple[Tensor, Count] = self.around(*self._standardised(student, teacher), batch)
+    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> LossTerm:
+        loss: LossTerm = self.around(*self._standardised(student, teacher), batch)
         return loss
+
+    @override
+    def mean_over(self, student: Captured, batch: Batch) -> Over | Count:
+        return self.around.mean_over(student, batch)
 
     def _standardised(self, student: Captured, teacher: Captured) -> tuple[Captured, Captured]:
         def of(captured: Captured, taps: tuple[str, ...]) -> Captured:
             names = [name for tap in taps for name in captured.patterns.get(tap, (tap,))]
-            values = {name: standardise(captured[name], variant=self.variant) for name in names}
+            values = {
+                name: standardise(captured[name], class_dim=self._axis(captured[name]), variant=self.variant)
+                for name in names
+            }
             return Captured(captured | values, captured.patterns)
 
         return of(student, self.student_taps), of(teacher, self.teacher_taps)
+
+    def _axis(self, logits: Tensor) -> int:
+        return (self.around if isinstance(self.around, Response) else self.responses).axis(logits.shape)
 
     @override
     def extra_repr(self) -> str:

@@ -5,23 +5,37 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.batch import Batch
-from kdx.capture import LOGITS, Captured
-from kdx.knowledge.base import Knowledge
+from kdx.capture import LOGITS
+from kdx.knowledge.response import Outputs, Response, class_axis
 from kdx.ops import softmax_kl
 
 __all__ = ["ReverseKL", "reverse_kl"]
 
 
-def reverse_kl(student: Tensor, teacher: Tensor, *, temperature: float = 1.0, backend: str = "auto") -> Tensor:
-    """``T^2 KL(student || teacher)`` of logits ``[..., C]``, a scalar; see :class:`ReverseKL`."""
-    return softmax_kl(student, teacher, temperature=temperature, divergence="reverse", backend=backend)
+def reverse_kl(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    class_dim: int | None = None,
+    mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """``T^2 KL(student || teacher)`` of logits, a scalar; see :class:`ReverseKL`.
+
+    ``mask``, bool, of the logits' shape without the classes, says which elements count.
+    """
+    dim = class_axis(student, teacher, class_dim)
+    return softmax_kl(
+        student, teacher, temperature=temperature, divergence="reverse", mask=mask, dim=dim, backend=backend
+    )
 
 
-class ReverseKL(Knowledge):
+class ReverseKL(Response):
     """KL divergence from the student's softened probabilities to the teacher's.
 
-    Loss: ``T^2 KL(softmax(z_s / T) || softmax(z_t / T))``, summed over classes, averaged over the batch. It punishes
+    Loss: ``T^2 KL(softmax(z_s / T) || softmax(z_t / T))``, summed over classes, averaged over the
+    samples, tokens or pixels. It punishes
     mass where the teacher has none, so a student too small for every mode of the teacher keeps to some of them, where
     the forward KL of soft targets spreads over all. Gradients reach both sides; the conventions for ``-inf``, NaN and
     empty batches are those of :func:`kdx.ops.softmax_kl` (a class that the teacher rules out with ``-inf`` and the
@@ -29,7 +43,9 @@ class ReverseKL(Knowledge):
 
     Args:
         temperature: T > 0; 1, as for language models.
-        student: tap of the student's logits ``[N, C]`` (or ``[N, L, C]``).
+        class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
+        void: whether elements with target -100 teach nothing; None: what the task says.
+        student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: tap of the teacher's logits, the same shape.
         backend: kernel backend, ``"auto"`` chooses.
 
@@ -39,26 +55,38 @@ class ReverseKL(Knowledge):
 
     Example:
         >>> import torch
+        >>> from kdx.capture import Captured
         >>> s, t = Captured({"logits": torch.tensor([[0.0, 0.0]])}), Captured({"logits": torch.tensor([[4.0, 0.0]])})
         >>> round(ReverseKL()(s, t, None).item(), 4)
         1.325
     """
 
-    kind = "response"
-
     def __init__(
-        self, temperature: float = 1.0, *, student: str = LOGITS, teacher: str = LOGITS, backend: str = "auto"
+        self,
+        temperature: float = 1.0,
+        *,
+        class_dim: int | None = None,
+        void: bool | None = None,
+        student: str = LOGITS,
+        teacher: str = LOGITS,
+        backend: str = "auto",
     ) -> None:
-        super().__init__(student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
         self.temperature = float(temperature)
         self.backend = backend
 
     @override
-    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
-        s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
-        return reverse_kl(s, t, temperature=self.temperature, backend=self.backend)
+    def compare(self, outputs: Outputs) -> Tensor:
+        return reverse_kl(
+            outputs.student,
+            outputs.teacher,
+            temperature=self.temperature,
+            class_dim=outputs.dim,
+            mask=outputs.mask,
+            backend=self.backend,
+        )
 
     @override
     def extra_repr(self) -> str:

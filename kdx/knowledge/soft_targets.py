@@ -5,54 +5,64 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.batch import Batch
-from kdx.capture import LOGITS, Captured
-from kdx.knowledge.base import Knowledge
+from kdx.capture import LOGITS
+from kdx.knowledge.response import Outputs, Response
 from kdx.ops import softmax_kl
 
 __all__ = ["SoftTargets"]
 
 
-class SoftTargets(Knowledge):
+class SoftTargets(Response):
     """Temperature-softened KL divergence between teacher and student.
 
-    Loss: ``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, summed over classes, averaged over the batch; ``T^2`` keeps
+    Loss: ``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, summed over classes, averaged over the
+    samples, tokens or pixels; ``T^2`` keeps
     the gradient's size independent of the temperature. The gradient goes to the student. The conventions for ``-inf``,
     NaN and empty batches are those of :func:`kdx.ops.softmax_kl`.
 
     Args:
         temperature: T > 0. Small students want a low one.
-        student: tap of the student's logits ``[N, C]``.
-        teacher: tap of the teacher's logits ``[N, C]``.
+        class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
+        void: whether elements with target -100 teach nothing; None: what the task says.
+        student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
+        teacher: tap of the teacher's logits, the same shape.
         backend: kernel backend, ``"auto"`` chooses; see :func:`kdx.ops.explain`.
 
     Paper: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531.
 
     Example:
         >>> import torch
+        >>> from kdx.capture import Captured
         >>> kd = SoftTargets(temperature=4.0)
         >>> s, t = Captured({"logits": torch.tensor([[0.0, 0.0]])}), Captured({"logits": torch.tensor([[4.0, 0.0]])})
         >>> round(kd(s, t, None).item(), 4)
         1.7751
     """
 
-    kind = "response"
-
     def __init__(
-        self, temperature: float = 4.0, *, student: str = LOGITS, teacher: str = LOGITS, backend: str = "auto"
+        self,
+        temperature: float = 4.0,
+        *,
+        class_dim: int | None = None,
+        void: bool | None = None,
+        student: str = LOGITS,
+        teacher: str = LOGITS,
+        backend: str = "auto",
     ) -> None:
-        super().__init__(student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
         self.temperature = float(temperature)
         self.backend = backend
 
     @override
-    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
+    def compare(self, outputs: Outputs) -> Tensor:
         return softmax_kl(
-            student[self.student_taps[0]],
-            teacher[self.teacher_taps[0]],
+            outputs.student,
+            outputs.teacher,
             temperature=self.temperature,
+            mask=outputs.mask,
+            dim=outputs.dim,
             backend=self.backend,
         )
 

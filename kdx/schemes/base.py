@@ -17,7 +17,7 @@ from kdx.errors import CaptureError, nearest
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Count, Losses, LossTerm, Mean, Over, cross_entropy, mean_of, scalar, task_of
 from kdx.schemes.phase import Phase
-from kdx.schemes.task_count import check_task, labelled, task_count
+from kdx.schemes.task_count import check_task, elements, labelled, responses_of, task_count
 from kdx.schemes.weights import Balanced, Weight, never_weighs
 from kdx.teachers import Teacher
 
@@ -83,6 +83,10 @@ class Scheme(nn.Module, ABC):
                 # a tensor, so that a compiled scheme is not traced anew for every value
                 start = weight.start if isinstance(weight, Balanced) else weight.at(0, 1)
                 self.register_buffer(f"_weight_{name}", torch.tensor(start), persistent=isinstance(weight, Balanced))
+            try:
+                component.bind(responses_of(self.task))
+            except ValueError as error:
+                raise ValueError(f"knowledge {name!r}: {error}") from error
             self.knowledge[name] = component
 
     @property
@@ -172,7 +176,9 @@ class Scheme(nn.Module, ABC):
         """How many there are in a batch of what terms are means over; :func:`kdx.fit` asks before any model runs."""
         if over is Over.TASK:
             return 0 if self.task is None else task_count(self.task, batch)
-        return labelled(batch) if over is Over.LABELLED else batch.rows
+        if over is Over.LABELLED:
+            return labelled(batch)
+        return elements(batch) if over is Over.ELEMENTS else batch.rows
 
     def check_ready(self) -> None:
         """Checks that every learnable part exists; an optimizer that was built before would never train it.
@@ -327,7 +333,9 @@ class Scheme(nn.Module, ABC):
                     provenance.check(what, tap, component)
             loss = component(student, teacher, batch)
             if (term := mean_of(what, loss)) is None:
-                term = Mean(scalar(what, loss), self.count(component.over, batch), component.over)
+                over = component.mean_over(student, batch)
+                count, known = (self.count(over, batch), over) if isinstance(over, Over) else (over, None)
+                term = Mean(scalar(what, loss), count, known)
             terms[name] = term.scaled(self.weight(name))
         return terms
 

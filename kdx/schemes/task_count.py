@@ -1,4 +1,4 @@
-"""How many things a task loss is a mean over, read from the targets alone."""
+"""What a task loss says: how many things it is a mean over, read from the targets alone, and what its outputs are."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx.batch import IGNORE, Batch
-from kdx.losses import Count
+from kdx.losses import Count, cross_entropy
+from kdx.responses import Responses
 
-__all__ = ["check_task", "labelled", "task_count"]
+__all__ = ["check_task", "elements", "labelled", "responses_of", "task_count"]
 
 _BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
-_BY_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss)
+_BY_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss, cross_entropy)
 _BY_ELEMENT = (
     nn.MSELoss,
     nn.L1Loss,
@@ -86,6 +87,21 @@ def labelled(batch: Batch) -> Count:
     if isinstance(batch.targets, Tensor) and not batch.targets.is_floating_point():
         return (batch.targets != IGNORE).sum()
     return 0 if batch.targets is None else batch.rows
+
+
+def elements(batch: Batch) -> Count:
+    """How many integer targets there are, with a label or without; for targets of another kind samples."""
+    if isinstance(batch.targets, Tensor) and not batch.targets.is_floating_point():
+        return batch.targets.numel()
+    return batch.rows
+
+
+def responses_of(task: Any) -> Responses:
+    """What a task loss says of the outputs: a task of kdx in full, a loss by class of torch its class axis."""
+    if isinstance(found := getattr(task, "responses", None), Responses):
+        return found
+    by_class = isinstance(task, _BY_CLASS) or _function(task) in _BY_CLASS_FUNCTIONS
+    return Responses(class_dim=1 if by_class else None, void=None)
 
 
 def _class_count(task: Any, targets: Tensor) -> Count:

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.batch import IGNORE
+from kdx.responses import Form, Responses
 from kdx.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class Embedding(Task):
             raise ValueError(f"margin must be above 0 and at most 4, got {margin}")
         self.width = width
         self.margin = margin
+
+    @property
+    @override
+    def responses(self) -> Responses:
+        return Responses(Form.EMBEDDING)
 
     @override
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:

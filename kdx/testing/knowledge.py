@@ -293,8 +293,11 @@ def _count(component: Knowledge, sample: Sample) -> float:
     """Counts what the loss of a batch is a mean over."""
     if (mean := mean_of("the loss", component(sample.student, sample.teacher, sample.batch))) is not None:
         return float(mean.count)
-    if component.over is Over.LABELLED and isinstance(sample.batch.targets, Tensor):
-        return float((sample.batch.targets != IGNORE).sum())
+    over = component.mean_over(sample.student, sample.batch)
+    if not isinstance(over, Over):
+        return float(over)
+    if over in (Over.LABELLED, Over.ELEMENTS) and isinstance(sample.batch.targets, Tensor):
+        return float((sample.batch.targets != IGNORE).sum() if over is Over.LABELLED else sample.batch.targets.numel())
     return float(len(next(iter(sample.student.values()))))
 
 

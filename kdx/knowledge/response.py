@@ -1,0 +1,201 @@
+"""The base of components that compare outputs class by class, and what in them counts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from kdx.batch import IGNORE, Batch
+from kdx.capture import LOGITS, Captured
+from kdx.features.operands import check_same_shape
+from kdx.knowledge.base import Knowledge
+from kdx.losses import Count, Over
+from kdx.responses import Form, Responses
+
+__all__ = ["Outputs", "Response", "class_axis", "class_rows"]
+
+INSTEAD = {
+    Form.BERNOULLI: "'sigmoid-targets' compares them label by label",
+    Form.VALUES: "'logits' compares them by their squared error",
+    Form.EMBEDDING: "a relation such as 'rkd' compares them",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Outputs of student and teacher for one batch, and which elements of them count.
+
+    Args:
+        student: of any float dtype, with at least two dimensions.
+        teacher: of the same shape.
+        dim: their class axis, from 0.
+        mask: bool, of their shape without the class axis; True where the teacher teaches; None: everywhere.
+        targets: those of the batch.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    dim: int
+    mask: Tensor | None
+    targets: Any = None
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """What counts of both, as rows ``[R, C]``."""
+        student, teacher = class_rows(self.student, self.dim), class_rows(self.teacher, self.dim)
+        if self.mask is None:
+            return student, teacher
+        counted = self.mask.flatten()
+        return student[counted], teacher[counted]
+
+
+class Response(Knowledge):
+    """Base of knowledge that compares the outputs of student and teacher, classes with classes.
+
+    Outputs are logits ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]`` (the class axis is 1 from four dimensions
+    on, as in :func:`torch.nn.functional.cross_entropy`); the task of the scheme, or ``class_dim``, says so where they
+    lie otherwise. The loss is a mean over their elements: samples, tokens or pixels. Where the task's target is
+    ``-100``, the teacher teaches if that means "no label", as in classification, and does not if it means "nothing
+    there", as in segmentation and token classification; ``void`` goes before what the task says.
+
+    A subclass writes :meth:`compare`.
+
+    Args:
+        class_dim: axis of the classes; None: what the task says, else the rule above.
+        void: whether elements with target ``-100`` teach nothing; None: what the task says.
+        student: tap of the student's outputs.
+        teacher: tap of the teacher's outputs, the same shape.
+    """
+
+    kind = "response"
+    form: ClassVar[Form | None] = Form.CLASSES
+    """What the outputs must be, as the loss takes a softmax (or sigmoids) of them; None: the loss suits any."""
+
+    def __init__(
+        self, *, class_dim: int | None = None, void: bool | None = None, student: str = LOGITS, teacher: str = LOGITS
+    ) -> None:
+        super().__init__(student=student, teacher=teacher)
+        self.class_dim = class_dim
+        self.void = void
+
+    @override
+    def bind(self, responses: Responses) -> None:
+        """Receives what the task of the scheme says of the outputs.
+
+        Raises:
+            ValueError: the loss does not suit outputs of that form.
+        """
+        super().bind(responses)
+        if self.form not in (None, responses.form) and self.student_taps == (LOGITS,):
+            raise ValueError(
+                f"{type(self).__name__} compares outputs of the form {self.form.value!r}, and those of the task are of "
+                f"the form {responses.form.value!r}: {INSTEAD.get(responses.form, 'take soft-targets')}"
+            )
+
+    @abstractmethod
+    def compare(self, outputs: Outputs) -> Tensor:
+        """The loss, a mean over the elements that count; 0 with zero gradient where none does."""
+
+    @override
+    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
+        return self.compare(self.outputs(student, teacher, batch))
+
+    @override
+    def mean_over(self, student: Captured, batch: Batch) -> Over | Count:
+        outputs = student[self.student_taps[0]]
+        if self.over is not Over.ROWS or self.mean_over_samples is False:
+            return self.over
+        dim = self.axis(outputs.shape)
+        if self._mask(outputs, dim, batch.targets) is not None:
+            return Over.LABELLED
+        if outputs.dim() == 2:
+            return Over.ROWS
+        return Over.ELEMENTS if _class_numbers(batch.targets) else outputs.numel() // max(1, outputs.shape[dim])
+
+    def axis(self, shape: torch.Size) -> int:
+        """The class axis of outputs of this shape."""
+        class_dim = self.responses.class_dim if self.class_dim is None else self.class_dim
+        return Responses(class_dim=class_dim).axis(shape)
+
+    def outputs(self, student: Captured, teacher: Captured, batch: Batch | None) -> Outputs:
+        """The outputs of both sides with their class axis and what counts.
+
+        Raises:
+            ValueError: shapes that differ, a softmax over a single class, or targets that do not fit the elements.
+        """
+        s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
+        check_same_shape(s, t)
+        dim = class_axis(s, t, self.axis(s.shape), softmax=self.form is Form.CLASSES)
+        targets = None if batch is None else batch.targets
+        return Outputs(s, t, dim, self._mask(s, dim, targets), targets)
+
+    def _mask(self, outputs: Tensor, dim: int, targets: Any) -> Tensor | None:
+        """True where the teacher teaches, None for everywhere."""
+        void = self.responses.void if self.void is None else self.void
+        if not _class_numbers(targets) or self.student_taps != (LOGITS,):
+            return None
+        elements = outputs.shape[:dim] + outputs.shape[dim + 1 :]
+        if targets.shape != elements:
+            if void or (outputs.dim() > 2 and targets.dim() > 1):
+                raise ValueError(_misfit(outputs, dim, targets))
+            return None
+        if void is None and outputs.dim() > 2 and not torch.compiler.is_compiling() and bool((targets == IGNORE).any()):
+            raise ValueError(
+                f"{type(self).__name__}: targets of shape {list(targets.shape)} hold {IGNORE}, and the task does not "
+                "say whether the teacher teaches there: write void=True (nothing is there: a border, padding) or "
+                "void=False (there is no label), or take a task that says it, such as segmentation"
+            )
+        return targets != IGNORE if void else None
+
+
+def class_axis(student: Tensor, teacher: Tensor, class_dim: int | None = None, *, softmax: bool = True) -> int:
+    """The class axis of two outputs, from 0.
+
+    Args:
+        student: ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
+        teacher: of the same shape.
+        class_dim: the axis, where it is another one.
+        softmax: whether a softmax is to be taken of them, which needs two classes.
+
+    Raises:
+        ValueError: shapes that differ, fewer than two dimensions or classes.
+    """
+    check_same_shape(student, teacher)
+    dim = Responses(class_dim=class_dim).axis(student.shape)
+    if softmax and student.shape[dim] < 2:
+        raise ValueError(
+            f"expected logits of two classes or more on axis {dim}, got shape {list(student.shape)}: the softmax over "
+            "one class is always 1 and teaches nothing. One logit for yes or no is the task 'binary' with the "
+            "knowledge 'sigmoid-targets'; or write class_dim= if the classes are on another axis"
+        )
+    return dim
+
+
+def class_rows(outputs: Tensor, dim: int) -> Tensor:
+    """Outputs with their classes on axis ``dim`` as rows ``[R, C]``, a view where there can be one."""
+    return outputs.movedim(dim, -1).reshape(-1, outputs.shape[dim])
+
+
+def _class_numbers(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and not targets.is_floating_point() and targets.dtype != torch.bool
+
+
+def _misfit(outputs: Tensor, dim: int, targets: Tensor) -> str:
+    elements = [*outputs.shape[:dim], *outputs.shape[dim + 1 :]]
+    fits = [
+        axis
+        for axis in range(1, outputs.dim())
+        if list(targets.shape) == [*outputs.shape[:axis], *outputs.shape[axis + 1 :]]
+    ]
+    if fits:
+        way = f"they fit classes on axis {fits[0]}: write class_dim={fits[0]}, or take a task that says it"
+    else:
+        way = "give targets at the resolution of the outputs, or bring the outputs to that of the targets in the model"
+    return (
+        f"outputs of shape {list(outputs.shape)} with their classes on axis {dim} have elements {elements}, and the "
+        f"targets have shape {list(targets.shape)}; {way}"
+    )
