@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
-__all__ = ["Form", "Responses"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Form", "Responses", "class_rows", "of_class_rows"]
 
 
 class Form(Enum):
@@ -62,3 +66,14 @@ class Responses:
                 f"{self.class_dim}"
             )
         return axis
+
+
+def class_rows(outputs: Tensor, dim: int) -> Tensor:
+    """Outputs with their classes on axis ``dim`` as rows ``[R, C]``, a view where there can be one."""
+    return outputs.movedim(dim, -1).reshape(-1, outputs.shape[dim])
+
+
+def of_class_rows(rows: Tensor, shape: Sequence[int], dim: int) -> Tensor:
+    """The inverse of :func:`class_rows`: rows ``[R, C]`` as outputs of a shape."""
+    elements = [*shape[:dim], *shape[dim + 1 :]]
+    return rows.reshape(*elements, shape[dim]).movedim(-1, dim)

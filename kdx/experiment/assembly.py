@@ -55,8 +55,11 @@ class ModelSource(Protocol):
     def quality(self, stage: str) -> float:
         """The metric of the task on the validation rows, after a stage."""
 
-    def stored(self, teacher: str, rows: View, model: nn.Module) -> Stored:
-        """A teacher that answers from its store, written from its model for the training rows if need be."""
+    def stored(self, teacher: str, rows: View, model: nn.Module, class_dim: int | None) -> Stored:
+        """A teacher that answers from its store, written from its model for the training rows if need be.
+
+        ``class_dim`` is the axis of the classes as the task's responses have it.
+        """
 
 
 class Assembly:
@@ -165,7 +168,7 @@ class Assembly:
 
     def stored(self, teacher: str) -> Stored:
         """A teacher of this recipe that answers from its store."""
-        return self.source.stored(teacher, self.data.few, self.model(teacher))
+        return self.source.stored(teacher, self.data.few, self.model(teacher), self.task.responses.class_dim)
 
     def batches(self, stage: Stage, scheme: Scheme | None) -> DataLoader[Batch]:
         """The training batches of a stage; a scheme may put them together in its own way."""

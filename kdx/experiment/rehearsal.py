@@ -95,12 +95,12 @@ class _Untrained:
     def quality(self, stage: str) -> float:
         return 1.0
 
-    def stored(self, teacher: str, rows: View, model: nn.Module) -> Stored:
+    def stored(self, teacher: str, rows: View, model: nn.Module, class_dim: int | None) -> Stored:
         section = store_section(self.recipe, teacher)
         assert section is not None
         few = View(rows.dataset, rows.indices[:ROWS])
         one_view = section.model_copy(update={"views": 1})
-        return Stored(write_stage_store(self.recipe, few, model, one_view, self.folder / teacher))
+        return Stored(write_stage_store(self.recipe, few, model, one_view, self.folder / teacher, class_dim))
 
 
 def _build_stage(assembly: Assembly, stage: Stage, seen: set[Ref]) -> None:

@@ -80,6 +80,6 @@ class RunFolder:
             self.of(stage) / MODEL, {"model": produced.model.as_dict(), "start": produced.weights is not None}
         )  # last, as it says that the weights are there
 
-    def stored(self, teacher: str, rows: View, model: nn.Module) -> Stored:
+    def stored(self, teacher: str, rows: View, model: nn.Module, class_dim: int | None) -> Stored:
         """A teacher that answers from its store, which is written first if it is not there."""
-        return stored_teacher(self.recipe, rows, model, teacher, self.of(teacher), self.notify)
+        return stored_teacher(self.recipe, rows, model, teacher, self.of(teacher), class_dim, self.notify)

@@ -36,9 +36,12 @@ def write_stage_store(
     model: nn.Module,
     section: StoreSection,
     folder: Path,
+    class_dim: int | None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Store:
     """Writes the store of a trained teacher, or what is missing of it; one that matches is only opened.
+
+    ``class_dim`` is the axis of the classes as the task's responses have it.
 
     Raises:
         StoreError: the folder holds another store, or the disk is full.
@@ -54,13 +57,20 @@ def write_stage_store(
         batch_size=section.batch_size,
         workers=recipe.data.workers,
         seed=recipe.seed,
+        class_dim=class_dim,
         origin={"options": json.dumps(recipe.data.dataset.options, sort_keys=True, default=str)},
         progress=progress,
     )
 
 
 def stored_teacher(
-    recipe: Recipe, rows: View, model: nn.Module, name: str, folder: Path, notify: Callable[[str], object]
+    recipe: Recipe,
+    rows: View,
+    model: nn.Module,
+    name: str,
+    folder: Path,
+    class_dim: int | None,
+    notify: Callable[[str], object],
 ) -> Stored:
     """The teacher of a stage that learns from a store; the store is written first, if it is not there.
 
@@ -70,6 +80,7 @@ def stored_teacher(
         model: the trained teacher, which runs only while the store is written.
         name: of the teacher's stage.
         folder: of the stage; the store is its subfolder ``store`` unless the recipe says where.
+        class_dim: axis of the classes as the task's responses have it.
         notify: called with a sentence for the user.
     """
     section = store_section(recipe, name)
@@ -77,7 +88,7 @@ def stored_teacher(
     told: list[tuple[int, int]] = []
     start = time.perf_counter()
     where = section.folder or folder / "store"
-    store = write_stage_store(recipe, rows, model, section, where, lambda *counts: told.append(counts))
+    store = write_stage_store(recipe, rows, model, section, where, class_dim, lambda *counts: told.append(counts))
     seconds = time.perf_counter() - start
     what = f"{', '.join(section.contents)} of {len(rows):,} samples in {store.views} views"
     if told[0][0] == told[0][1]:

@@ -63,4 +63,5 @@ def cache_teacher(
     rehearse_store(assembly, "teacher")
     with threads(recipe):
         experiment.runner.run(assembly.stages["teacher"])
-        return write_stage_store(recipe, assembly.data.few, assembly.model("teacher"), store, out, progress)
+        class_dim = assembly.task.responses.class_dim
+        return write_stage_store(recipe, assembly.data.few, assembly.model("teacher"), store, out, class_dim, progress)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from kdx.knowledge.response import Outputs as Outputs
     from kdx.knowledge.response import Response as Response
     from kdx.knowledge.response import class_axis as class_axis
-    from kdx.knowledge.response import class_rows as class_rows
     from kdx.knowledge.reverse_kl import ReverseKL as ReverseKL
     from kdx.knowledge.review_kd import ReviewKD as ReviewKD
     from kdx.knowledge.rkd import RKD as RKD
@@ -60,7 +59,7 @@ else:
             "kdx.knowledge.paired": ["PairedLayers"],
             "kdx.knowledge.pkt": ["PKT"],
             "kdx.knowledge.relation": ["Relation"],
-            "kdx.knowledge.response": ["Outputs", "Response", "class_axis", "class_rows"],
+            "kdx.knowledge.response": ["Outputs", "Response", "class_axis"],
             "kdx.knowledge.reverse_kl": ["ReverseKL"],
             "kdx.knowledge.review_kd": ["ReviewKD"],
             "kdx.knowledge.rkd": ["RKD"],

@@ -10,7 +10,8 @@ from kdx.capture import LOGITS
 from kdx.features.centring import centred
 from kdx.features.gathering import whole_batch
 from kdx.features.operands import Variant, check_choice, in_full_precision
-from kdx.knowledge.response import Outputs, Response, class_axis, class_rows
+from kdx.knowledge.response import Outputs, Response, class_axis
+from kdx.responses import class_rows
 
 __all__ = ["DIST", "dist"]
 

@@ -9,7 +9,8 @@ from typing_extensions import override
 from kdx.batch import IGNORE
 from kdx.capture import LOGITS
 from kdx.features.operands import in_full_precision
-from kdx.knowledge.response import Outputs, Response, class_axis, class_rows
+from kdx.knowledge.response import Outputs, Response, class_axis
+from kdx.responses import class_rows
 
 __all__ = ["HardTargets", "hard_targets"]
 

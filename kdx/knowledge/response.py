@@ -15,9 +15,9 @@ from kdx.capture import LOGITS, Captured
 from kdx.features.operands import check_same_shape
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Count, Over
-from kdx.responses import Form, Responses
+from kdx.responses import Form, Responses, class_rows
 
-__all__ = ["Outputs", "Response", "class_axis", "class_rows"]
+__all__ = ["Outputs", "Response", "class_axis"]
 
 INSTEAD = {
     Form.BERNOULLI: "'sigmoid-targets' compares them label by label",
@@ -173,11 +173,6 @@ def class_axis(student: Tensor, teacher: Tensor, class_dim: int | None = None, *
             "knowledge 'sigmoid-targets'; or write class_dim= if the classes are on another axis"
         )
     return dim
-
-
-def class_rows(outputs: Tensor, dim: int) -> Tensor:
-    """Outputs with their classes on axis ``dim`` as rows ``[R, C]``, a view where there can be one."""
-    return outputs.movedim(dim, -1).reshape(-1, outputs.shape[dim])
 
 
 def _class_numbers(targets: Any) -> bool:

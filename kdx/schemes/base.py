@@ -57,6 +57,7 @@ class Scheme(nn.Module, ABC):
     def __init__(self, *, task: Task = cross_entropy, knowledge: KnowledgeTerms | None = None) -> None:
         super().__init__()
         self.task_weight, self.task = _task(task)
+        self.responses = responses_of(self.task)
         self.weights: dict[str, Weight] = {}
         self.knowledge = nn.ModuleDict()
         for name, term in (knowledge or {}).items():
@@ -84,7 +85,7 @@ class Scheme(nn.Module, ABC):
                 start = weight.start if isinstance(weight, Balanced) else weight.at(0, 1)
                 self.register_buffer(f"_weight_{name}", torch.tensor(start), persistent=isinstance(weight, Balanced))
             try:
-                component.bind(responses_of(self.task))
+                component.bind(self.responses)
             except ValueError as error:
                 raise ValueError(f"knowledge {name!r}: {error}") from error
             self.knowledge[name] = component

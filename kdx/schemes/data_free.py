@@ -162,7 +162,7 @@ class DataFree(OneStudent):
         teacher = self.teacher.through(batch._replace(inputs=images)).logits
         with borrowed_buffers(self.student):
             student = self.taps(images).logits
-        divergence = softmax_kl(student, teacher, temperature=self.temperature)
+        divergence = softmax_kl(student, teacher, temperature=self.temperature, dim=self.responses.axis(student.shape))
         return {"generator/disagreement": Mean(-divergence, batch.rows, Over.ROWS)}
 
     def _teach(self, batch: Batch) -> dict[str, Mean]:

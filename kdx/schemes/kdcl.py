@@ -16,6 +16,7 @@ from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import cross_entropy
+from kdx.responses import class_rows, of_class_rows
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.mutual import Mutual
 
@@ -95,11 +96,17 @@ class KDCL(Mutual):
 
     @override
     def answers(self, captured: Sequence[Captured], batch: Batch) -> dict[str, Captured]:
-        logits = torch.stack([each.logits.detach() for each in captured])  # [K, N, C]
-        targets = batch.targets
-        if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
-            raise ValueError("kdcl compares every peer with the labels and needs batch.targets [N] of classes")
-        combined = ENSEMBLES[self.rule](logits, targets)
+        shape, targets = captured[0].logits.shape, batch.targets
+        dim = self.responses.axis(shape)
+        elements = shape[:dim] + shape[dim + 1 :]
+        if not isinstance(targets, Tensor) or targets.shape != elements or targets.is_floating_point():
+            came = f"shape {list(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+            raise ValueError(
+                f"kdcl compares every peer with the labels and needs batch.targets of classes, {list(elements)} for "
+                f"logits of shape {list(shape)}, got {came}"
+            )
+        logits = torch.stack([class_rows(each.logits.detach(), dim) for each in captured])  # [K, R, C]
+        combined = of_class_rows(ENSEMBLES[self.rule](logits, targets.flatten()), shape, dim)
         return {"ensemble": Captured({LOGITS: combined}, {LOGITS: (LOGITS,)}), **super().answers(captured, batch)}
 
     @override

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from kdx.capture import LOGITS, Captured
 from kdx.errors import StoreError
+from kdx.responses import Responses
 
 __all__ = ["DTYPES", "Content", "Whole", "class_dtype", "rounded"]
 
@@ -23,11 +24,17 @@ class Content(ABC):
 
     Attributes:
         tap: the tap as written, possibly a glob.
+        class_dim: axis of the classes in the logits, where :class:`kdx.responses.Responses` does not tell it.
         temperature: of an unbiased estimate (see :class:`kdx.Captured`), else None.
     """
 
     tap: str = LOGITS
     temperature: float | None = None
+    class_dim: int | None = None
+
+    def axis(self, dims: int) -> int:
+        """The class axis of logits with so many dimensions."""
+        return Responses(class_dim=self.class_dim).axis([1] * dims)
 
     def tail_temperature(self, classes: int) -> float | None:  # most contents store every class by itself
         """The temperature at which the mass of classes that are stored as one is right, None if there are none."""

@@ -14,8 +14,12 @@ __all__ = ["parse"]
 _SPARSE = re.compile(r"(?P<kind>topk|sample):(?P<k>\d+)(@(?P<temperature>\d+(\.\d+)?))?")
 
 
-def parse(what: Sequence[str]) -> dict[str, Content]:
+def parse(what: Sequence[str], class_dim: int | None = None) -> dict[str, Content]:
     """Reads contents from their written form.
+
+    Args:
+        what: the forms.
+        class_dim: axis of the classes in the logits, where :class:`kdx.responses.Responses` does not tell it.
 
     Raises:
         ValueError: unknown words, or the logits in two forms.
@@ -29,6 +33,8 @@ def parse(what: Sequence[str]) -> dict[str, Content]:
         raise ValueError("what: nothing to store; write logits, topk:K, sample:K or features:TAP")
     if len([text for text in found if not text.startswith("features:")]) > 1:
         raise ValueError(f"what: the logits are stored in one form, got {', '.join(found)}")
+    for content in found.values():
+        content.class_dim = class_dim
     return found
 
 

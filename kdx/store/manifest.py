@@ -45,6 +45,7 @@ class Manifest:
         shard_rows: samples of one view in one file.
         seed: seed of the sampled classes.
         classes: number of classes C.
+        class_dim: their axis, where :class:`kdx.responses.Responses` does not tell it.
         patterns: feature taps as written -> concrete names.
         tensors: stored name -> the content it belongs to.
         files: the complete files by name.
@@ -66,6 +67,7 @@ class Manifest:
     patterns: dict[str, list[str]]
     tensors: dict[str, str]
     kdx: str
+    class_dim: int | None = None
     format: int = FORMAT
     files: dict[str, FileEntry] = field(default_factory=dict)
 

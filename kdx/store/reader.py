@@ -64,7 +64,7 @@ class Store:
             if size != entry.bytes:
                 found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.bytes:,}"
                 raise StoreError(f"{path} {found}; run the same kdx cache again, it rewrites damaged shards")
-        self.contents = parse(manifest.what)
+        self.contents = parse(manifest.what, manifest.class_dim)
         _check_intact(self.folder / INDEX, manifest.files[INDEX])
         self.index: Tensor = load((self.folder / INDEX).read_bytes())["index"]  # [rows], as the data set has them
         self._sorted, self._order = self.index.sort()

@@ -47,7 +47,8 @@ class Sample(Content):
 
     @override
     def encode(self, teacher: Captured, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
-        z = teacher.logits.double().cpu()  # [..., C]
+        z = teacher.logits.double().cpu()
+        z = z.movedim(self.axis(z.dim()), -1)  # [..., C]
         p = (z / self.temperature).softmax(-1)
         if not bool(p.isfinite().all()):
             raise StoreError("the teacher's logits hold NaN or +inf, or a row of -inf; check the teacher")
@@ -59,4 +60,4 @@ class Sample(Content):
     def decode(self, stored: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:
         draws = stored["sample.draws"].long()
         counts = torch.zeros(*draws.shape[:-1], classes).scatter_add_(-1, draws, torch.ones(draws.shape))
-        return {LOGITS: self.temperature * (counts / self.k).log()}
+        return {LOGITS: (self.temperature * (counts / self.k).log()).movedim(-1, self.axis(counts.dim()))}

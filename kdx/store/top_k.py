@@ -56,7 +56,8 @@ class TopK(Content):
 
     @override
     def encode(self, teacher: Captured, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
-        z = teacher.logits.double()  # [..., C]
+        z = teacher.logits.double()
+        z = z.movedim(self.axis(z.dim()), -1)  # [..., C]
         classes = z.shape[-1]
         if self.k > classes:
             raise StoreError(f"topk:{self.k} wants more classes than the teacher's {classes}; take logits")
@@ -73,4 +74,4 @@ class TopK(Content):
         values, which, tail = (stored[f"topk.{part}"] for part in ("values", "classes", "tail"))
         rest = self.at * (tail - math.log(max(1, classes - self.k)))  # [..., 1]
         dense = rest.expand(*rest.shape[:-1], classes).clone()
-        return {LOGITS: dense.scatter(-1, which.long(), values.float())}
+        return {LOGITS: dense.scatter(-1, which.long(), values.float()).movedim(-1, self.axis(dense.dim()))}

@@ -46,6 +46,7 @@ def write_store(
     seed: int = 0,
     shard_rows: int | None = None,
     output: Callable[[Any], Tensor] | None = None,
+    class_dim: int | None = None,
     origin: Mapping[str, str] | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Store:
@@ -69,6 +70,8 @@ def write_store(
         seed: seed of the sampled classes.
         shard_rows: samples in one file, rounded up to whole batches; None takes about 32 MiB.
         output: see :class:`kdx.Taps`.
+        class_dim: axis of the classes in the logits; None: axis 1 of ``[N, C]`` and ``[N, C, d1, d2, ...]``, the last
+            of ``[N, L, C]``.
         origin: more about the data, as plain text by topic, to be compared when the store is used.
         progress: called with the number of finished shards and of all shards.
 
@@ -91,7 +94,7 @@ def write_store(
         torch.Size([2, 10])
     """
     folder = Path(folder)
-    contents = parse([what] if isinstance(what, str) else what)
+    contents = parse([what] if isinstance(what, str) else what, class_dim)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     for name, value in (("views", views), ("batch_size", batch_size), ("shard_rows", shard_rows)):
@@ -114,6 +117,7 @@ def write_store(
             shard_rows=_shard_rows(first, batch_size, shard_rows),
             seed=seed,
             classes=source.classes,
+            class_dim=class_dim,
             patterns={name: list(taps) for name, taps in source.taps.patterns.items()},
             tensors=dict(source.owners),
             kdx=__version__,
@@ -193,7 +197,8 @@ class _Source:
         return {name: torch.cat(values) for name, values in parts.items()}
 
     def _encode(self, captured: Captured, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-        self.classes = captured.logits.shape[-1]
+        logits = captured.logits
+        self.classes = logits.shape[next(iter(self.contents.values())).axis(logits.dim())]
         encoded: dict[str, Tensor] = {}
         for text, content in self.contents.items():
             found = content.encode(captured, self.dtype, generator)

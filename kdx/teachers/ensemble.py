@@ -13,6 +13,7 @@ from typing_extensions import override
 from kdx.batch import IGNORE, Batch
 from kdx.capture import LOGITS, Captured, Provenance, Taps
 from kdx.errors import CaptureError, nearest
+from kdx.responses import Responses, class_rows
 from kdx.store.provenance import SampledClasses, TopClasses
 from kdx.teachers.base import Teacher
 from kdx.teachers.frozen import as_teacher
@@ -41,6 +42,8 @@ class Ensemble(Teacher):
             ``"confidence"``: per row, see :func:`confidence`; needs labels, rows without one weigh equally.
         over: what is averaged.
         temperature: T for ``over="probabilities"``.
+        class_dim: axis of the classes in the logits; None: axis 1 of ``[N, C]`` and ``[N, C, d1, d2, ...]``, the last
+            of ``[N, L, C]`` (see :class:`kdx.responses.Responses`).
 
     Raises:
         ValueError: fewer than two teachers, weights that do not fit, a name with '/' or '.' in it.
@@ -69,6 +72,7 @@ class Ensemble(Teacher):
         weights: Literal["equal", "confidence"] | Mapping[str, float] = "equal",
         over: Literal["logits", "probabilities"] = "logits",
         temperature: float = 1.0,
+        class_dim: int | None = None,
     ) -> None:
         super().__init__()
         if len(teachers) < 2:
@@ -82,6 +86,7 @@ class Ensemble(Teacher):
         self.teachers = nn.ModuleDict({name: as_teacher(teacher) for name, teacher in teachers.items()})
         self.per_row = weights == "confidence"
         self.over = over
+        self.responses = Responses(class_dim=class_dim)
         self.temperature = float(temperature)
         self.register_buffer("constant", _shares(list(teachers), weights), persistent=False)
 
@@ -123,6 +128,9 @@ class Ensemble(Teacher):
         )
 
     def _combined(self, answers: Mapping[str, Captured], batch: Batch) -> Captured:
+        shapes = {name: list(captured.logits.shape) for name, captured in answers.items()}
+        if len({*map(tuple, shapes.values())}) > 1:
+            raise ValueError(f"teachers: their logits must have one shape to be combined, got {shapes}")
         logits = torch.stack([captured.logits for captured in answers.values()])  # [K, N, C]
         values = {LOGITS: self._mean(logits, batch)}
         patterns: dict[str, tuple[str, ...]] = {LOGITS: (LOGITS,)}
@@ -153,13 +161,16 @@ class Ensemble(Teacher):
 
     def _mean(self, logits: Tensor, batch: Batch) -> Tensor:
         shape = [-1, *[1] * (logits.dim() - 1)]
+        dim = 1 + self.responses.axis(logits.shape[1:])
         if self.per_row:
-            weights = confidence(logits, _labels(batch)).unsqueeze(-1)  # [K, N, 1]
+            rows = torch.stack([class_rows(each, dim - 1) for each in logits])  # [K, R, C]
+            elements = logits.shape[1:dim] + logits.shape[dim + 1 :]
+            weights = confidence(rows, _labels(batch, elements)).view(-1, *elements).unsqueeze(dim)
         else:
             weights = self.constant.to(logits.dtype).view(shape)
         if self.over == "logits":
             return (weights * logits).sum(0)
-        log_p = (logits / self.temperature).log_softmax(-1)
+        log_p = (logits / self.temperature).log_softmax(dim)
         return self.temperature * (log_p + weights.log()).logsumexp(0)
 
 
@@ -191,14 +202,16 @@ def confidence(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(targets != IGNORE, weights, 1 / teachers).to(logits.dtype)
 
 
-def _labels(batch: Batch) -> Tensor:
+def _labels(batch: Batch, elements: torch.Size) -> Tensor:
     targets = batch.targets
-    if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+    if not isinstance(targets, Tensor) or targets.shape != elements or targets.is_floating_point():
+        came = f"shape {list(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
         raise ValueError(
-            "weights='confidence' compares every teacher with the label and needs batch.targets [N] of classes; give "
-            "targets (-100 where there is no label), or constant weights"
+            "weights='confidence' compares every teacher with the label and needs batch.targets of classes, "
+            f"{list(elements)} for these logits, got {came}; give targets (-100 where there is no label), or constant "
+            "weights"
         )
-    return targets
+    return targets.flatten()
 
 
 def _shares(names: list[str], weights: str | Mapping[str, float]) -> Tensor:

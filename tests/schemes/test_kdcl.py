@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import kdx
 from kdx.batch import Batch
+from kdx.capture import Captured
 from kdx.schemes.kdcl import KDCL, linear_ensemble, min_logit_ensemble, naive_ensemble
 
 
@@ -92,3 +93,14 @@ def test_what_it_needs_is_said(net, batch) -> None:
     with pytest.raises(ValueError, match="ensemble: there is no 'mean'"):
         KDCL([net(3), net(4)], ensemble="mean")
     assert kdx.make("scheme", "kdcl", [net(3), net(4)], shift=0, flip=0.0).train().view(0, batch) is batch.inputs
+
+
+@pytest.mark.parametrize("rule", ["naive", "linear", "min-logit"])
+def test_pixels_are_combined_as_rows_are(rule, logits, targets) -> None:
+    scheme = KDCL([torch.nn.Conv2d(2, 5, 1), torch.nn.Conv2d(2, 5, 1)], ensemble=rule)
+    dense = [Captured({"logits": each.view(4, 2, 2, 5).permute(0, 3, 1, 2)}) for each in logits]
+    found = scheme.answers(dense, Batch(None, targets.view(4, 2, 2)))["ensemble"].logits
+    rows = {"naive": naive_ensemble, "linear": linear_ensemble, "min-logit": min_logit_ensemble}[rule](logits, targets)
+    torch.testing.assert_close(found, rows.view(4, 2, 2, 5).permute(0, 3, 1, 2))
+    with pytest.raises(ValueError, match=r"\[4, 2, 2\] for logits of shape \[4, 5, 2, 2\], got shape \[16\]"):
+        scheme.answers(dense, Batch(None, targets))

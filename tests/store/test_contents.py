@@ -29,6 +29,22 @@ def there_and_back(text: str, logits: torch.Tensor, dtype: torch.dtype = torch.f
     return content.decode(stored, logits.shape[-1])["logits"]
 
 
+@pytest.mark.parametrize("text", ["topk:3@2", "sample:5@2", "logits"])
+@pytest.mark.parametrize(
+    ("shape", "axis", "class_dim"), [((2, 6, 3, 4), 1, None), ((2, 3, 6), 2, None), ((2, 6, 3), 1, 1)]
+)
+def test_dense_logits_come_back_with_their_classes_where_they_were(text, shape, axis, class_dim) -> None:
+    logits = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    rows = logits.movedim(axis, -1).reshape(-1, 6)
+    found = []
+    for each, dim in ((logits, class_dim), (rows, None)):
+        (content,) = parse([text], dim).values()
+        stored = content.encode(Captured({"logits": each}), torch.float32, torch.Generator().manual_seed(0))
+        found.append(content.decode(stored, 6)["logits"])
+    assert found[0].shape == logits.shape
+    assert found[0].movedim(axis, -1).reshape(-1, 6).equal(found[1])
+
+
 @pytest.mark.parametrize(("dtype", "digits"), [("fp32", 0.0), ("fp16", 2.0**-11), ("bf16", 2.0**-8)])
 def test_whole_logits_come_back_within_the_rounding_of_their_dtype(dtype: str, digits: float) -> None:
     logits = 10 * torch.randn(50, 20)

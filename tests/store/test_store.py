@@ -54,6 +54,17 @@ def test_any_samples_in_any_order_are_what_the_teacher_says(tmp_path, teacher, v
         assert captured.select("r?lu")[0].equal(captured["norm"].relu())
 
 
+def test_the_store_of_a_dense_teacher_knows_its_class_axis(tmp_path, view) -> None:
+    dense = nn.Conv2d(1, 7, 3)
+    batch, logits = said(dense, view, 0, [3, 0])
+    for name, options in (("by its shape", {}), ("as written", {"class_dim": 1})):
+        store = write_store(tmp_path / name, dense, view, what="topk:7", dtype="fp32", **options)
+        assert store.manifest.classes == 7
+        torch.testing.assert_close(Store(tmp_path / name).read(batch.index).logits, logits)
+    with pytest.raises(StoreError, match="class_dim: stored 1, here None"):
+        write_store(tmp_path / "as written", dense, view, what="topk:7", dtype="fp32")
+
+
 def test_a_batch_reads_its_own_rows_and_not_the_store(tmp_path, teacher, view, monkeypatch) -> None:
     store = write_store(tmp_path, teacher, view, views=3, batch_size=4, shard_rows=4)
     store.read(torch.tensor([5, 6, 8]), 1)

@@ -134,3 +134,36 @@ def test_layers_and_logits_of_one_member_are_read_by_its_name(net, batch) -> Non
 def test_bad_arguments_say_what_was_expected(net, build, error, message) -> None:
     with pytest.raises(error, match=message):
         build(net)
+
+
+@pytest.mark.parametrize("over", ["logits", "probabilities"])
+@pytest.mark.parametrize("weights", ["equal", "confidence"])
+@pytest.mark.parametrize(
+    ("shape", "axis", "class_dim"), [((2, 4, 3, 5), 1, None), ((2, 6, 4), 2, None), ((2, 4, 6), 1, 1)]
+)
+def test_dense_logits_are_combined_element_by_element(over, weights, shape, axis, class_dim) -> None:
+    class Given(torch.nn.Module):
+        def __init__(self, logits):
+            super().__init__()
+            self.logits = logits
+
+        def forward(self, inputs):
+            return self.logits
+
+    def combined(logits, targets, **options):
+        ensemble = Ensemble({"a": Given(logits[0]), "b": Given(logits[1])}, weights=weights, over=over, **options)
+        return ensemble(Batch(None, targets)).logits
+
+    given = [torch.from_numpy(np.random.default_rng(seed).normal(0, 2, shape)) for seed in (1, 2)]
+    elements = shape[:axis] + shape[axis + 1 :]
+    targets = torch.arange(torch.Size(elements).numel()).reshape(elements) % 4
+    targets[0, 0] = -100
+    found = combined(given, targets, class_dim=class_dim)
+    rows = combined([each.movedim(axis, -1).reshape(-1, 4) for each in given], targets.flatten())
+    torch.testing.assert_close(found.movedim(axis, -1).reshape(-1, 4), rows)
+
+
+def test_members_of_different_shapes_are_refused() -> None:
+    ensemble = Ensemble({"a": torch.nn.Linear(3, 2), "b": torch.nn.Linear(3, 4)})
+    with pytest.raises(ValueError, match=r"one shape to be combined, got \{'a': \[5, 2\], 'b': \[5, 4\]\}"):
+        ensemble(Batch(torch.zeros(5, 3)))
