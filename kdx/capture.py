@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdx.errors import CaptureError, nearest
 
-__all__ = ["LOGITS", "Captured", "Provenance", "Taps", "call", "clean_name", "logits_of", "unwrap"]
+__all__ = ["LOGITS", "Captured", "Provenance", "Taps", "call", "clean_name", "hooks_removed", "logits_of", "unwrap"]
 
 LOGITS = "logits"
 """The tap that is the model's own output."""
@@ -131,6 +133,10 @@ class Taps:
 
     A module that runs several times in one forward pass gives its last output.
 
+    The hooks are on the model only while a call runs, so that nothing of kdx stays on it. Only where ``torch.compile``
+    traces a call they stay from then on, for parts of the model that it runs outside its graph; :func:`hooks_removed`
+    takes them off, as :func:`kdx.fit` does at its end.
+
     Args:
         model: any ``nn.Module``; wrappers of DDP and torch.compile are looked through.
         names: taps to capture.
@@ -151,7 +157,8 @@ class Taps:
         self._values: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._active = False
-        self._handles: dict[str, Any] = {}
+        self._hooks: dict[str, Callable[[], Any]] = {}
+        self._handles: list[Any] = []
         self._norm: nn.Module | None = None
         self.add(names)
 
@@ -161,13 +168,6 @@ class Taps:
             if tap not in self.patterns:
                 self.patterns[tap] = (LOGITS,) if tap == LOGITS else self._resolve(tap)
 
-    def remove(self) -> None:
-        """Takes every hook off the model."""
-        for handle in self._handles.values():
-            handle.remove()
-        self._handles.clear()
-        self.patterns.clear()
-
     def __call__(self, inputs: Any) -> Captured:
         """Runs the model and returns what the taps saw, with their graph.
 
@@ -175,11 +175,12 @@ class Taps:
             CaptureError: a tapped module did not run, or what it gave was overwritten.
         """
         self._values, self._versions, self._norm = {}, {}, None
-        self._active = True
-        try:
-            result = call(self.model, inputs)
-        finally:
-            self._active = False
+        if torch.compiler.is_compiling():
+            self._stay()
+            result = self._run(inputs)
+        else:
+            with self._in_place():
+                result = self._run(inputs)
         values, self._values = self._values, {}
         values[LOGITS] = self.output(result) if self.output is not None else logits_of(result)
         if missed := [name for names in self.patterns.values() for name in names if name not in values]:
@@ -197,6 +198,45 @@ class Taps:
             {name: values[name] for names in self.patterns.values() for name in names} | {LOGITS: values[LOGITS]},
             self.patterns,
         )
+
+    def _run(self, inputs: Any) -> Any:
+        self._active = True
+        try:
+            return call(self.model, inputs)
+        finally:
+            self._active = False
+
+    @contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Has the hooks on the model within, where they are not on it already."""
+        if self._handles:
+            yield
+            return
+        self._attach()
+        try:
+            yield
+        finally:
+            self._detach()
+
+    def _stay(self) -> None:
+        if not self._handles:
+            self._attach()
+            _STAYING.add(self)
+
+    # so that it runs as it is while a call is traced, since a graph can add no hooks: all that
+    # torch.compiler.assume_constant_result does but for importing the compiler, which takes a second
+    _stay._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    def _attach(self) -> None:
+        self._handles = [attach() for attach in self._hooks.values()]
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handles": []}  # hooks stay behind where the model is copied without its taps
 
     def _resolve(self, tap: str) -> tuple[str, ...]:
         form = _TAP.fullmatch(tap)
@@ -219,18 +259,19 @@ class Taps:
             )
         if form["affine"]:
             for name, module in modules.items():
-                if isinstance(module, _BatchNorm) and f"{name}:norm" not in self._handles:
-                    self._handles[f"{name}:norm"] = module.register_forward_hook(self._note_norm)
+                if isinstance(module, _BatchNorm):
+                    self._hooks[f"{name}:norm"] = functools.partial(module.register_forward_hook, self._note_norm)
         for name in names:
-            if name + suffix not in self._handles:
-                self._handles[name + suffix] = self._hook(modules[name], name + suffix, form)
+            self._hooks[name + suffix] = self._hook(modules[name], name + suffix, form)
         return tuple(name + suffix for name in names)
 
-    def _hook(self, module: nn.Module, name: str, form: re.Match[str]) -> Any:
+    def _hook(self, module: nn.Module, name: str, form: re.Match[str]) -> Callable[[], Any]:
+        """What puts the hook of one tap on its module."""
         record = functools.partial(self._record_affine if form["affine"] else self._record, name, form["item"])
         if form["end"]:
-            return module.register_forward_pre_hook(functools.partial(_record_input, record), with_kwargs=True)
-        return module.register_forward_hook(functools.partial(_record_output, record))
+            hook = functools.partial(_record_input, record)
+            return functools.partial(module.register_forward_pre_hook, hook, with_kwargs=True)
+        return functools.partial(module.register_forward_hook, functools.partial(_record_output, record))
 
     def _record(self, name: str, item: str | None, value: Any) -> None:
         if self._active:
@@ -248,6 +289,22 @@ class Taps:
                 found = "no BatchNorm ran before" if self._norm is None else "the BatchNorm before has none"
                 raise CaptureError(f"tap {name!r} asks for the weight and bias of a BatchNorm, but {found}")
             self._values[name] = torch.stack([weight, bias])
+
+
+_STAYING: weakref.WeakSet[Taps] = weakref.WeakSet()
+"""Taps whose hooks stay on their models, since torch.compile traced a call."""
+
+
+@contextmanager
+def hooks_removed() -> Iterator[None]:
+    """Takes off at its end the hooks that ``torch.compile`` made stay on models within it."""
+    before = set(_STAYING)
+    try:
+        yield
+    finally:
+        for taps in set(_STAYING) - before:
+            taps._detach()
+            _STAYING.discard(taps)
 
 
 def _record_input(record: Callable[[Any], None], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

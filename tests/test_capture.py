@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdx.capture import Captured, Taps
+from kdx.capture import Captured, Taps, hooks_removed
 from kdx.errors import CaptureError
 
 
@@ -96,13 +96,55 @@ def test_a_tap_that_was_not_asked_for_is_an_error() -> None:
         captured["blocks.0.act"]
 
 
-def test_nothing_is_recorded_outside_of_a_call() -> None:
+def hooked(model: nn.Module) -> list[str]:
+    """Modules with a hook on them."""
+    return [name for name, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+
+
+def test_hooks_are_on_the_model_only_while_a_call_runs() -> None:
     model = Blocks()
-    taps = Taps(model, ["fc"])
-    model(X)
-    assert taps._values == {}
-    taps.remove()
-    assert not any(module._forward_hooks for module in model.modules())
+    taps = Taps(model, ["fc", "fc:input", "blocks.0.a"])
+    assert hooked(model) == []
+    seen = []
+    model.blocks[0].act.register_forward_hook(lambda *_: seen.append(hooked(model)))
+    for _ in range(2):
+        taps(X)
+    assert seen == [["blocks.0.a", "blocks.0.act", "fc"]] * 2
+    assert hooked(model) == ["blocks.0.act"]
+
+
+def test_hooks_come_off_where_the_model_fails() -> None:
+    model = Blocks()
+    with pytest.raises(RuntimeError):
+        Taps(model, ["fc"])(torch.ones(2, 99))
+    assert hooked(model) == []
+
+
+def test_a_compiled_call_that_breaks_its_graph_captures_every_time_and_lets_go_when_told() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.fc = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            body = self.body(x)
+            torch._dynamo.graph_break()
+            return self.fc(body)
+
+    model = Broken()
+    taps = Taps(model, ["body", "fc:input"])
+
+    def step(x):
+        captured = taps(x)
+        return captured["body"].sum() + captured["fc:input"].sum() + captured.logits.sum()
+
+    with hooks_removed(), torch.no_grad():
+        compiled = torch.compile(step, backend="eager")
+        for scale in (1.0, 2.0, 3.0):
+            torch.testing.assert_close(compiled(scale * X), step(scale * X))
+        assert hooked(model) == ["body", "fc"]
+    assert hooked(model) == []
+    torch.testing.assert_close(step(X), model(X).sum() + 2 * model.body(X).sum())
 
 
 @pytest.mark.parametrize(

@@ -198,15 +198,11 @@ def compare_layers(
         for name, model in (("teacher", teacher), ("student", student))
     }
     cka = MinibatchCKA(len(chosen["student"]), len(chosen["teacher"]))
-    try:
-        with evaluating(teacher, student), torch.no_grad():
-            for inputs in batches:
-                captured = {name: one(inputs) for name, one in taps.items()}
-                features = {name: [captured[name][layer.name] for layer in layers] for name, layers in chosen.items()}
-                cka.update(features["student"], features["teacher"])
-    finally:
-        for one in taps.values():
-            one.remove()
+    with evaluating(teacher, student), torch.no_grad():
+        for inputs in batches:
+            captured = {name: one(inputs) for name, one in taps.items()}
+            features = {name: [captured[name][layer.name] for layer in layers] for name, layers in chosen.items()}
+            cka.update(features["student"], features["teacher"])
     matrix = cka.compute()
     depths = [layer.depth for layer in chosen["student"]], [layer.depth for layer in chosen["teacher"]]
     pairs = {

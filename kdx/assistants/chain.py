@@ -43,7 +43,9 @@ class TAKD(Assistant):
         PlanError: more than one of ``models``, ``sizes`` and ``count`` is given, or none; no sizes fit between.
 
     Paper: Mirzadeh et al., Improved Knowledge Distillation via Teacher Assistant, AAAI 2020,
-    https://arxiv.org/abs/1902.03393.
+    https://arxiv.org/abs/1902.03393; code: https://github.com/imirzadeh/Teacher-Assistant-Knowledge-Distillation. Its
+    KL is a mean over classes too, ``1 / C`` of the soft targets here: its weight ``w`` of the knowledge is ``w / C`` in
+    a recipe.
 
     Example:
         >>> teacher, student = Ref("convnet", width=24), Ref("convnet", width=4)

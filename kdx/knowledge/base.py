@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
@@ -59,6 +59,9 @@ class Knowledge(nn.Module, ABC):
 
     def dataset_size(self, samples: int) -> None:  # most components keep nothing per sample
         """Receives the number of samples, before :meth:`setup`: ``batch.index`` lies in ``0 .. samples - 1``."""
+
+    def dataset_labels(self, labels: Tensor) -> None:  # most components know no classes
+        """Receives the class of every sample ``[samples]``, ``-100`` where it is unknown, before :meth:`setup`."""
 
     def setup(self, student: Captured, teacher: Captured) -> None:  # most components have nothing to build
         """Builds the parts whose shape depends on the models, from one captured batch of each."""

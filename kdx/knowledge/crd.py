@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.batch import Batch
+from kdx.batch import IGNORE, Batch
 from kdx.capture import Captured
 from kdx.features.adapters import full, to_vector, trained
 from kdx.features.gathering import whole_batch
@@ -60,7 +61,8 @@ class CRD(Knowledge):
     batch in evaluation mode changes neither.
 
     The paper's derivation draws negatives from all samples. Its code draws them from other classes than the anchor's:
-    give ``labels`` for that.
+    give ``labels`` for that, or ``labels: data`` in a recipe. A sample whose label is unknown (``-100``) is a negative
+    for every anchor but itself, and an anchor without a label has all other samples as negatives.
 
     Memory: the banks take ``2 * samples * dim * 4`` bytes (51 MB for 50,000 samples and dim 128) and are copied once a
     step. Scores need ``N * samples`` floats a side if ``samples <= 8 (negatives + 1)``, otherwise the candidates
@@ -75,7 +77,8 @@ class CRD(Knowledge):
         negatives: negatives per anchor, drawn anew for each, with replacement.
         temperature: divides the cosine.
         momentum: of the banks.
-        labels: class of every training sample ``[samples]``, to draw negatives from other classes only.
+        labels: class of every training sample ``[samples]``, ``-100`` where it is unknown, to draw negatives from
+            other classes only; ``"data"``: the training loader's data set says (:func:`kdx.fit`).
 
     Paper: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, https://arxiv.org/abs/1910.10699.
     Z and the defaults are those of the authors' code; its 1e-7 in the denominators is not needed in log space.
@@ -108,7 +111,7 @@ class CRD(Knowledge):
         negatives: int = 16384,
         temperature: float = 0.07,
         momentum: float = 0.5,
-        labels: Sequence[int] | Tensor | None = None,
+        labels: Sequence[int] | Tensor | Literal["data"] | None = None,
     ) -> None:
         super().__init__(student=student, teacher=teacher)
         for name, value in (("samples", samples), ("dim", dim), ("negatives", negatives)):
@@ -116,12 +119,18 @@ class CRD(Knowledge):
                 raise ValueError(f"{name} must be >= 1, got {value}")
         if not temperature > 0 or not 0 <= momentum <= 1:
             raise ValueError(f"temperature must be > 0 and momentum in [0, 1], got {temperature} and {momentum}")
-        self.samples = len(labels) if samples is None and labels is not None else samples
+        if isinstance(labels, str) and labels != "data":
+            raise ValueError(f"labels must be one class per sample, 'data' or None; got {labels!r}")
+        self.labels_of_data = isinstance(labels, str)
+        self.samples = samples
         self.dim, self.negatives = dim, negatives
         self.temperature, self.momentum = float(temperature), float(momentum)
         self.register_buffer("log_z", torch.zeros(2))  # student as the anchor, teacher as the anchor
         self.register_buffer("started", torch.tensor(False))
-        self.others = None if labels is None else _OtherClasses(torch.as_tensor(labels), samples or len(labels))
+        self.others: _OtherClasses | None = None
+        if labels is not None and not isinstance(labels, str):
+            self.samples = samples or len(labels)
+            self.others = _OtherClasses(torch.as_tensor(labels), self.samples)
         self.embed_student: nn.Module | None = None
         self.embed_teacher: nn.Module | None = None
 
@@ -136,9 +145,20 @@ class CRD(Knowledge):
             self.samples = samples
 
     @override
+    def dataset_labels(self, labels: Tensor) -> None:
+        if self.labels_of_data and self.others is None:
+            samples = self.samples or len(labels)
+            self.others = _OtherClasses(F.pad(labels, (0, max(samples - len(labels), 0)), value=IGNORE), samples)
+
+    @override
     def setup(self, student: Captured, teacher: Captured) -> None:
         if self.embed_student is not None:
             return
+        if self.labels_of_data and self.others is None:
+            raise ValueError(
+                "labels: CRD is to draw negatives from other classes and no data set says the classes of its samples; "
+                "train on a loader whose dataset has integer targets [samples], or give labels=, one per sample"
+            )
         if self.samples is None:
             raise ValueError(
                 "samples: CRD keeps a row per training sample and no data set says how many there are; give "
@@ -220,7 +240,7 @@ class CRD(Knowledge):
 
 
 class _OtherClasses(nn.Module):
-    """Uniform draws from the samples of other classes than an anchor's."""
+    """Uniform draws from the samples of other classes than an anchor's; those without a label are of no class."""
 
     label: Tensor
     order: Tensor
@@ -231,14 +251,21 @@ class _OtherClasses(nn.Module):
         super().__init__()
         if labels.shape != (samples,):
             raise ValueError(f"labels must have one class per sample, shape [{samples}], got {list(labels.shape)}")
-        count = torch.bincount(labels)
-        if int(count.max()) == samples:
+        known = labels != IGNORE
+        if bool((labels[known] < 0).any()):
+            raise ValueError(f"labels must be classes >= 0, or {IGNORE} where unknown; got {int(labels[known].min())}")
+        label = torch.where(known, labels, labels.max().clamp(min=-1) + 1).long()  # a class of its own at the end
+        count = torch.bincount(label)
+        if int(count.max()) == samples and bool(known.any()):
             raise ValueError("labels holds a single class, so no sample of another one can be a negative; leave it out")
+        start = count.cumsum(0) - count
+        if not known.all():
+            count[-1] = 0  # nothing is left out for an anchor without a label
         # they follow from the data set, so a checkpoint need not hold them
-        self.register_buffer("label", labels.long(), persistent=False)
-        self.register_buffer("order", labels.argsort(stable=True), persistent=False)
+        self.register_buffer("label", label, persistent=False)
+        self.register_buffer("order", label.argsort(stable=True), persistent=False)
         self.register_buffer("count", count, persistent=False)
-        self.register_buffer("start", count.cumsum(0) - count, persistent=False)
+        self.register_buffer("start", start, persistent=False)
 
     @override
     def forward(self, index: Tensor, uniform: Tensor) -> Tensor:

@@ -74,15 +74,17 @@ class DIST(Response):
 
     Args:
         temperature: T > 0; 4 as in the common CIFAR-100 recipe, 1 in the authors' code for ImageNet.
-        inter_weight: weight of the correlations per sample; 2, or 1 in the authors' code for ImageNet.
-        intra_weight: weight of the correlations per class; 2, or 1.
+        inter_weight: weight of the correlations per sample; 2, as in the authors' configurations for CIFAR-100 and
+            ImageNet.
+        intra_weight: weight of the correlations per class; 2, likewise.
         variant: ``"code"`` or ``"paper"``, see above.
         class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
         void: whether elements with target -100 teach nothing; None: what the task says.
         student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: tap of the teacher's logits, the same shape.
 
-    Paper: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, https://arxiv.org/abs/2205.10536.
+    Paper: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, https://arxiv.org/abs/2205.10536;
+    code: https://github.com/hunto/image_classification_sota (``configs/strategies/distill``: ``kd_loss_weight: 2``).
 
     Example:
         >>> from kdx.capture import Captured

@@ -197,7 +197,7 @@ class Scheme(nn.Module, ABC):
     def dataset_size(self, samples: int) -> None:
         """Tells the parts that keep something per sample how many samples there are; comes before :meth:`setup`.
 
-        :func:`kdx.fit` calls it where the loader says (see :func:`kdx.training.batches.dataset_size`). The base
+        :func:`kdx.fit` calls it where the loader says (see :func:`kdx.training.dataset_facts.dataset_size`). The base
         forwards it to every knowledge component.
 
         Args:
@@ -206,6 +206,19 @@ class Scheme(nn.Module, ABC):
         for part in self.modules():
             if isinstance(part, Knowledge):
                 part.dataset_size(samples)
+
+    def dataset_labels(self, labels: Tensor) -> None:
+        """Tells the parts that compare classes what class every training sample is of; comes before :meth:`setup`.
+
+        :func:`kdx.fit` calls it where the loader says (see :func:`kdx.training.dataset_facts.dataset_labels`). The base
+        forwards it to every knowledge component.
+
+        Args:
+            labels: int64 ``[samples]``, at the places that ``batch.index`` names; ``-100`` where it is unknown.
+        """
+        for part in self.modules():
+            if isinstance(part, Knowledge):
+                part.dataset_labels(labels)
 
     def batches(self, targets: Tensor, batch_size: int, num_samples: int) -> Iterable[list[int]] | None:
         """How the training rows are put into batches, None for shuffled ones; an experiment asks.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -29,6 +30,7 @@ class BranchDistance(Knowledge):
     Args:
         student: ``"feature"`` or ``"embedding"``.
         teacher: the same.
+        masked: leaves out the elements that are positive on neither side.
 
     Example:
         >>> import torch
@@ -39,12 +41,16 @@ class BranchDistance(Knowledge):
 
     kind = "feature"
 
-    def __init__(self, student: str = "feature", teacher: str = "feature") -> None:
+    def __init__(self, student: str = "feature", teacher: str = "feature", *, masked: bool = False) -> None:
         super().__init__(student=student, teacher=teacher)
+        self.masked = masked
 
     @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
-        return 2 * hint(student[self.student_taps[0]], teacher[self.teacher_taps[0]], variant="paper")
+        s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
+        if self.masked:
+            s = torch.where((s > 0) | (t > 0), s, t)
+        return 2 * hint(s, t, variant="paper")
 
 
 class BYOT(SelfLayers):
@@ -74,7 +80,7 @@ class BYOT(SelfLayers):
         feature_weight: lambda; 0 leaves the term out.
         stages: taps from shallow to deep, the last one is F_C; None finds them.
         variant: ``"paper"``, or ``"code"``, that re-implementation: ``(1 - alpha)`` on the deepest cross-entropy too,
-            and F pooled to vectors.
+            and F pooled to vectors, of which it leaves out the elements that are positive on neither side.
         student_output: see :class:`kdx.Taps`.
 
     Raises:
@@ -114,7 +120,7 @@ class BYOT(SelfLayers):
         compared = "feature" if variant == "paper" else "embedding"
         weighted: dict[str, tuple[float, Knowledge]] = {
             "kd": (alpha, SoftTargets(temperature)),
-            "feature": (feature_weight, BranchDistance(compared, compared)),
+            "feature": (feature_weight, BranchDistance(compared, compared, masked=variant == "code")),
         }
         default = {name: term for name, term in weighted.items() if term[0] != 0}
         super().__init__(

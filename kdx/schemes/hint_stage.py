@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from kdx.batch import Batch
 from kdx.capture import unwrap
 from kdx.features.operands import Variant
 from kdx.knowledge.hint import Hint
+from kdx.losses import Mean
 from kdx.modes import evaluating
 from kdx.schemes.offline import Offline
 from kdx.teachers import Teacher
@@ -25,7 +26,7 @@ class HintStage(Offline):
 
     Total: the :class:`kdx.knowledge.Hint` loss of one pair of layers. There is no task loss, so parameters after
     the guided layer get no gradient and no optimizer of torch moves them, weight decay included. Modules that first run
-    after it are kept in evaluation mode, so that their BatchNorm statistics stay too. The second stage is any other
+    after it do so in evaluation mode, so that their BatchNorm statistics stay too. The second stage is any other
     scheme on the same student::
 
         kdx.fit(HintStage(student, teacher, student_layer="layer2", teacher_layer="layer2"), loader, epochs=...)
@@ -83,7 +84,6 @@ class HintStage(Offline):
             for name, parameter in parameters.items()
             if name.startswith("student.") and id(parameter) not in trained
         ]
-        self.train(self.training)
 
     def _run_in_order(self, batch: Batch) -> tuple[list[nn.Module], Tensor]:
         """Modules that first run after the guided layer is done, and the guided feature with its graph."""
@@ -111,8 +111,12 @@ class HintStage(Offline):
         return later, feature
 
     @override
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        for module in self._later:
-            module.eval()
-        return self
+    def terms(self, batch: Batch) -> dict[str, Mean]:
+        training = [module for module in self._later if module.training]
+        for module in training:
+            module.training = False
+        try:
+            return super().terms(batch)
+        finally:
+            for module in training:
+                module.training = True

@@ -143,9 +143,9 @@ class SimKD(Offline):
             raise TypeError(f"teacher must be one model, whose classifier is reused; got {type(teacher).__name__}")
         if reduction < 1:
             raise ValueError(f"reduction must be >= 1, got {reduction}")
-        Taps(teacher.model, (classifier,)).remove()  # a wrong name fails here and lists the near ones
+        Taps(teacher.model, (classifier,))  # a wrong name fails here and lists the near ones
         if student_classifier is not None:
-            Taps(student, (student_classifier,)).remove()
+            Taps(student, (student_classifier,))
             unwrap(student).set_submodule(student_classifier, nn.Identity())
         head = unwrap(teacher.model).get_submodule(classifier)
         assembled = ReusedClassifier(student, student_layer, head, output=student_output)

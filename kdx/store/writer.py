@@ -164,7 +164,6 @@ class _Source:
             with rng.isolated(), torch.no_grad():
                 yield
         finally:
-            self.taps.remove()
             for module, mode in modes:
                 module.training = mode
             if callable(getattr(self.data, "set_epoch", None)):

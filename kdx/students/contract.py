@@ -44,7 +44,7 @@ class Contract:
     def of(cls, teacher: nn.Module, inputs: Any, taps: Iterable[str] = ()) -> Contract:
         """The contract that a model keeps; it runs once, in evaluation mode."""
         names = tuple(taps)
-        Taps(teacher, names, output=lambda _: torch.empty(0)).remove()
+        Taps(teacher, names, output=lambda _: torch.empty(0))
         return cls(inputs, _outputs(teacher, inputs), names)
 
     def check(self, student: nn.Module) -> None:
@@ -64,7 +64,7 @@ class Contract:
         if outputs != self.outputs:
             raise StudentError(f"the student gives {_text(outputs)} where the teacher gives {_text(self.outputs)}")
         try:
-            Taps(student, self.taps, output=lambda _: torch.empty(0)).remove()
+            Taps(student, self.taps, output=lambda _: torch.empty(0))
         except KdxError as error:
             raise StudentError(f"the student lacks a tap that it must keep: {error}") from error
 

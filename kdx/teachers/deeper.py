@@ -49,7 +49,6 @@ class Deeper(ModelTeacher):
     def share_taps(self, taps: Taps) -> None:
         if taps.model is not self.taps.model:
             raise ValueError("Deeper teaches the network whose deeper layers it reads; give both the same module")
-        self.taps.remove()
         self.taps = taps
 
     @override

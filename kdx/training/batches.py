@@ -8,12 +8,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from kdx import rng
 from kdx.batch import Batch
 
-__all__ = ["ResumableLoader", "count_batches", "dataset_size", "first_batch", "pass_size", "windows"]
+__all__ = ["ResumableLoader", "count_batches", "first_batch", "pass_size", "windows"]
 
 
 class ResumableLoader:
@@ -186,20 +186,6 @@ def first_batch(loader: Iterable[Any]) -> Any:
     if source is not None:
         source.load_state_dict(place)
     return item
-
-
-def dataset_size(loader: Iterable[Any]) -> int | None:
-    """Number of samples that ``batch.index`` can name: the length of the data set behind a loader.
-
-    Views and subsets keep the row numbers of the whole, so the data set inside them (their ``dataset``) counts.
-
-    Returns:
-        The number, or None where the loader has no data set, or one without a length.
-    """
-    data = getattr(loader, "dataset", None)
-    while isinstance(inner := getattr(data, "dataset", None), Dataset):
-        data = inner
-    return len(data) if isinstance(data, Sized) else None
 
 
 def pass_size(loader: Iterable[Any], processes: int = 1) -> tuple[int, int] | None:

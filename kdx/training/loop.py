@@ -26,13 +26,15 @@ from kdx.observers.tensorboard import TensorBoardLog
 from kdx.schemes.base import Scheme
 from kdx.schemes.weights import Balanced
 from kdx.training.accumulation import accumulate_gradient
-from kdx.training.batches import ResumableLoader, count_batches, dataset_size, first_batch, pass_size, windows
+from kdx.training.batches import ResumableLoader, count_batches, first_batch, pass_size, windows
+from kdx.training.dataset_facts import dataset_labels, dataset_size
 from kdx.training.evaluation import Metrics, classification
 from kdx.training.finite import Finite
 from kdx.training.gradients import term_gradients
 from kdx.training.optim import OptimizerSpec, ScheduleSpec, check_complete
 from kdx.training.phases import Phases
 from kdx.training.prequential import Prequential
+from kdx.training.restoring import restoring
 from kdx.training.run import Run
 from kdx.training.signals import Signals
 from kdx.training.state import State
@@ -41,6 +43,7 @@ from kdx.training.tryout import Tryout
 __all__ = ["fit", "run_length"]
 
 
+@restoring
 def fit(
     scheme: Scheme,
     train: Iterable[Any],
@@ -225,6 +228,8 @@ def _check_ranks(scheme: Scheme, accelerator: Accelerator) -> None:
 def _set_up(scheme: Scheme, train: Iterable[Any], device: torch.device) -> None:
     if (samples := dataset_size(train)) is not None:
         scheme.dataset_size(samples)
+    if (labels := dataset_labels(train)) is not None:
+        scheme.dataset_labels(labels)
     if not scheme.ready:
         scheme.setup(Batch.of(first_batch(train)).to(device))
 

@@ -174,6 +174,49 @@ def test_crd_negatives_with_labels_are_uniform_over_the_other_classes(features):
         build(features, labels=[0, 1, 2])
 
 
+def test_crd_negatives_of_and_among_samples_without_a_label_are_uniform(features):
+    labels = torch.tensor([0, -100, 1, -100, 0] * 10)
+    component = build(features, negatives=20_000, labels=labels)
+    torch.manual_seed(0)
+    for anchor, allowed in ((0, labels != 0), (2, labels != 1), (1, torch.ones(50, dtype=torch.bool))):
+        counts = torch.bincount(component.draw(torch.tensor([anchor]))[0, 1:], minlength=50).double()
+        assert counts[~allowed].sum() == 0
+        mean = 20_000 / allowed.sum()
+        assert ((counts[allowed] - mean).abs() < 5 * mean.sqrt()).all()
+    with pytest.raises(ValueError, match="classes >= 0, or -100 where unknown; got -1"):
+        build(features, labels=torch.full((50,), -1))
+
+
+def test_crd_takes_the_classes_of_the_training_data(images):
+    def scheme(**options):
+        component = CRD(student="1", teacher="1", dim=4, negatives=400, **options)
+        nets = [nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 3)) for width in (4, 6)]
+        return kdx.Offline(*nets, knowledge={"crd": component}), component
+
+    rows = torch.arange(50, 90)
+    shown = torch.where(rows < 70, images[1][rows], -100)
+    loader = DataLoader(View(TensorDataset(*images), rows, shown), 8)
+    told, component = scheme(labels="data")
+    kdx.fit(told, loader, device="cpu")
+    expected = torch.full((96,), -100)
+    expected[50:70] = images[1][50:70]
+    for anchor in (50, 51):
+        drawn = component.draw(torch.tensor([anchor]))[0, 1:]
+        assert (expected[drawn] != expected[anchor]).all()
+        assert (expected[drawn] >= 0).any()
+    fixed, component = scheme(labels="data", samples=200)
+    kdx.fit(fixed, loader, device="cpu")
+    assert component.bank_student.shape == (200, 4)
+    plain, component = scheme()
+    kdx.fit(plain, loader, device="cpu")
+    assert component.others is None
+    untold = DataLoader(View(TensorDataset(*images)), 8)
+    with pytest.raises(ValueError, match="labels: CRD is to draw negatives from other classes and no data set says"):
+        kdx.fit(scheme(labels="data")[0], untold, device="cpu")
+    with pytest.raises(ValueError, match="labels must be one class per sample, 'data' or None; got 'all'"):
+        scheme(labels="all")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_crd_of_half_precision_features_is_computed_in_float32(features, batch, dtype, autocast):

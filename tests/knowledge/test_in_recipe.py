@@ -41,7 +41,7 @@ OPTIONS = {
     "vid": LAYERS | {"weight": 0.1},
     "ofd": LAYERS | {"weight": 1e-3},
     "review-kd": LAYERS,
-    "crd": EMBEDDING | {"negatives": 64},
+    "crd": EMBEDDING | {"negatives": 64, "labels": "data"},
     "semckd": LAYERS,
 }
 """Component -> its options in the recipe; the weight is 1 where none is given."""

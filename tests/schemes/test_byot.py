@@ -54,7 +54,10 @@ def test_the_terms_are_those_of_the_paper(batch, variant) -> None:
     for k in range(2):
         feature = scheme.branches[k].bottleneck(features[k])
         z = scheme.branches[k].classifier(feature.mean((2, 3)))
-        gap = feature - features[2] if variant == "paper" else feature.mean((2, 3)) - features[2].mean((2, 3))
+        gap = feature - features[2]
+        if variant == "code":
+            s, t = feature.mean((2, 3)), features[2].mean((2, 3))
+            gap = (s - t) * ((s > 0) | (t > 0))
         expected |= {
             f"branch{k}/task": 0.8 * 0.5 * F.cross_entropy(z, y),
             f"branch{k}/kd": 0.2 * kl(logits, z, 2.0),
@@ -64,6 +67,21 @@ def test_the_terms_are_those_of_the_paper(batch, variant) -> None:
     for name, value in expected.items():
         torch.testing.assert_close(losses.terms[name], value, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(losses.total, sum(expected.values()))
+
+
+def test_the_code_compares_features_only_where_one_side_is_positive() -> None:
+    student = torch.tensor([[-1.0, 2.0]], requires_grad=True)
+    sides = kdx.Captured({"embedding": student}), kdx.Captured({"embedding": torch.tensor([[-3.0, -1.0]])})
+    found = {
+        variant: BYOT(ConvNet(width=4, stages=3), variant=variant).components["feature"]
+        for variant in ("paper", "code")
+    }
+    found["paper"].student_taps = found["paper"].teacher_taps = ("embedding",)
+    assert found["paper"](*sides, None).item() == 13.0
+    loss = found["code"](*sides, None)
+    assert loss.item() == 9.0
+    loss.backward()
+    assert student.grad.tolist() == [[0.0, 6.0]]
 
 
 def test_the_defaults_are_those_of_the_re_implementation() -> None:

@@ -76,10 +76,14 @@ def test_hint_stage_keeps_later_modules_in_evaluation_mode_and_the_next_stage_tr
     scheme = make(student, teacher)
     scheme.setup(data[0])
     scheme.train()
-    assert student.first[1].training
-    assert not any(module.training for module in (student.drop, student.second[1], student.fc))
+    modes: dict[nn.Module, bool] = {}
+    for module in student.modules():
+        module.register_forward_pre_hook(lambda m, _: modes.update({m: m.training}))
     state = torch.get_rng_state()
     scheme(data[0])
+    assert modes[student.first[1]]
+    assert not any(modes[module] for module in (student.drop, student.second[1], student.fc))
+    assert all(module.training for module in student.modules())
     assert torch.equal(torch.get_rng_state(), state), "dropout after the guided layer drew numbers"
     before = copy.deepcopy(student.state_dict())
     offline = kdx.Offline(student, teacher, knowledge={"kd": (0.9, kdx.SoftTargets(4.0))})

@@ -8,11 +8,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import kdx
-from kdx.datasets import View
-from kdx.training.batches import ResumableLoader, dataset_size, windows
+from kdx.training.batches import ResumableLoader, windows
 from tests.loaders import Noisy
 
 
@@ -43,14 +42,6 @@ def test_the_data_do_not_depend_on_what_training_draws(images) -> None:
         return found
 
     assert all(a.equal(b) for a, b in zip(inputs(1), inputs(9), strict=True))
-
-
-def test_the_size_of_a_data_set_counts_what_its_indices_can_name(images) -> None:
-    whole = TensorDataset(*images)
-    assert dataset_size(DataLoader(whole, 16)) == 96
-    assert dataset_size(DataLoader(Subset(View(whole, torch.arange(9)), [1, 2]), 2)) == 96
-    assert dataset_size([images]) is None
-    assert dataset_size(DataLoader(type("Endless", (IterableDataset,), {"__iter__": lambda _: iter([0])})())) is None
 
 
 def test_windows_group_batches_and_keep_the_rest() -> None:
