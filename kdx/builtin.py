@@ -318,6 +318,12 @@ def kdx_models() -> Iterable[Spec]:
             "residual-sum", "kdx.models.residual_sum:ResidualSum", "a student and an assistant, their outputs added up"
         ),
         Spec("resnet", "kdx.models.resnet:ResNet", "residual CNN of CIFAR style, depth 8, 20, 32, ...", he),
+        Spec(
+            "unet",
+            "kdx.models.unet:UNet",
+            "encoder and decoder for the class of every pixel",
+            "Ronneberger et al. 2015, arXiv:1505.04597",
+        ),
         Spec("vit", "kdx.models.vit:ViT", "transformer encoder on image patches", dosovitskiy),
     ]
 
@@ -326,6 +332,11 @@ def kdx_models() -> Iterable[Spec]:
 def kdx_datasets() -> Iterable[Spec]:
     """Data sets of kdx; none needs a download."""
     return [
+        Spec(
+            "composed-scenes",
+            "kdx.datasets.scenes:ComposedScenes",
+            "2,000 + 500 scenes composed of embedded Fashion-MNIST images, with the class of every pixel",
+        ),
         Spec("digits", "kdx.datasets.digits:Digits", "1,797 handwritten digits of 8x8, from scikit-learn"),
         Spec(
             "fashion-mnist",

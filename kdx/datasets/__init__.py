@@ -1,4 +1,4 @@
-"""Small real image sets that need no download, and tools for rows and labels."""
+"""Small data sets that need no download, and tools for rows and labels."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kdx.datasets.noise import symmetric_noise as symmetric_noise
     from kdx.datasets.sample_stream import SampleStream as SampleStream
     from kdx.datasets.samplers import SameClassPairs as SameClassPairs
+    from kdx.datasets.scenes import ComposedScenes as ComposedScenes
     from kdx.datasets.splits import few_labels as few_labels
     from kdx.datasets.splits import train_validation_split as train_validation_split
     from kdx.datasets.view import Transform as Transform
@@ -31,6 +32,7 @@ else:
             "kdx.datasets.noise": ["symmetric_noise"],
             "kdx.datasets.sample_stream": ["SampleStream"],
             "kdx.datasets.samplers": ["SameClassPairs"],
+            "kdx.datasets.scenes": ["ComposedScenes"],
             "kdx.datasets.splits": ["few_labels", "train_validation_split"],
             "kdx.datasets.view": ["Transform", "View"],
         },

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kdx.models.mlp import MLP as MLP
     from kdx.models.residual_sum import ResidualSum as ResidualSum
     from kdx.models.resnet import ResNet as ResNet
+    from kdx.models.unet import UNet as UNet
     from kdx.models.vit import ViT as ViT
 else:
     __getattr__, __dir__, __all__ = exports(
@@ -22,6 +23,7 @@ else:
             "kdx.models.mlp": ["MLP"],
             "kdx.models.residual_sum": ["ResidualSum"],
             "kdx.models.resnet": ["ResNet"],
+            "kdx.models.unet": ["UNet"],
             "kdx.models.vit": ["ViT"],
         },
     )

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdx.models import MLP, ConvNet, DepthwiseNet, ResNet, ViT
+from kdx.models import MLP, ConvNet, DepthwiseNet, ResNet, UNet, ViT
 
 MODELS = [ConvNet, MLP, ResNet, DepthwiseNet, ViT]
 
@@ -33,6 +33,8 @@ def parameters(model):
         (lambda: ResNet(8, width=4), 1_184_714),
         (DepthwiseNet, 10_474),
         (ViT, 138_890),
+        (lambda: UNet(16, num_classes=11), 242_955),
+        (lambda: UNet(4, stages=3, num_classes=11), 3_771),
     ],
 )
 def test_parameter_counts_are_those_of_the_docstrings(model, count):
@@ -169,6 +171,8 @@ def test_the_mean_token_and_positions_make_the_transformer_see_where_patches_are
         (lambda: ResNet(18), "depth must be 6 n \\+ 2.*got 18"),
         (lambda: ResNet(8, width=0), "width must be 1 or more"),
         (lambda: DepthwiseNet(depth=0), "depth must be 1 or more"),
+        (lambda: UNet(stages=4, stride=2, input_shape=(1, 14, 14)), "at least 16 pixels"),
+        (lambda: UNet(stride=0), "stride must be 1 or more; got 0"),
         (lambda: ViT(30), "dim must be a multiple of heads; got dim=30, heads=4"),
         (lambda: ViT(patch=5), "patch must divide.*patch=5"),
         (lambda: ViT(dropout=-0.1), "dropout.*got -0.1"),
@@ -180,7 +184,49 @@ def test_errors_name_the_argument_and_the_value(call, message):
         call()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(56, 56), (19, 42)])
+def test_the_u_net_classifies_every_pixel_at_the_resolution_of_its_input(stride, size):
+    torch.manual_seed(0)
+    net = UNet(4, stages=3, depth=2, stride=stride, num_classes=11)
+    x = torch.randn(2, 1, *size, requires_grad=True)
+    logits = net(x)
+    assert logits.shape == (2, 11, *size)
+    (logits * torch.randn_like(logits)).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+    assert x.grad.flatten(1).abs().amax(1).min() > 0
+
+
+def test_the_u_nets_taps_have_the_documented_shapes():
+    seen = {}
+    net = UNet(4, stages=3, stride=2, num_classes=11)
+    for name, module in net.named_children():
+        module.register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: tuple(out.shape[1:])}))
+    net(torch.randn(2, 1, 56, 56))
+    assert seen.pop("pool")
+    assert seen == {
+        "down1": (4, 28, 28),
+        "down2": (8, 14, 14),
+        "down3": (16, 7, 7),
+        "up2": (8, 14, 14),
+        "up1": (4, 28, 28),
+        "fc": (11, 28, 28),
+    }
+
+
+def test_the_decoder_sees_the_encoders_stages():
+    """Without what comes from below, a pixel still depends on those beside it alone."""
+    torch.manual_seed(0)
+    net = UNet(4, stages=2, num_classes=3).eval()
+    net.up1[0].weight.data[:, 4:] = 0  # the channels from below
+    x = torch.randn(1, 1, 16, 16, requires_grad=True)
+    net(x)[0, :, 8, 8].sum().backward()
+    rows, columns = x.grad[0, 0].nonzero(as_tuple=True)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (6, 10, 6, 10)
+
+
+@pytest.mark.parametrize("model", [*MODELS, lambda: UNet(stride=2)])
 def test_models_compile_without_graph_breaks(model):
     torch.manual_seed(0)
     net = model().eval()
