@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.base import Knowledge as Knowledge
     from kdx.knowledge.hint import Hint as Hint
     from kdx.knowledge.soft_targets import SoftTargets as SoftTargets
+    from kdx.layout import Layout as Layout
     from kdx.losses import Losses as Losses
     from kdx.losses import Mean as Mean
     from kdx.losses import Over as Over
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from kdx.spec import Spec as Spec
     from kdx.stage import Stage as Stage
     from kdx.stage import Term as Term
+    from kdx.tap import Tap as Tap
     from kdx.tasks.base import Task as Task
     from kdx.teachers.base import Teacher as Teacher
     from kdx.training.loop import fit as fit
@@ -67,6 +69,7 @@ else:
             "kdx.knowledge.base": ["Knowledge"],
             "kdx.knowledge.hint": ["Hint"],
             "kdx.knowledge.soft_targets": ["SoftTargets"],
+            "kdx.layout": ["Layout"],
             "kdx.losses": ["Losses", "Mean", "Over"],
             "kdx.ref": ["Ref"],
             "kdx.registry": ["Plugins"],
@@ -76,6 +79,7 @@ else:
             "kdx.schemes.supervised": ["Supervised"],
             "kdx.spec": ["Spec"],
             "kdx.stage": ["Stage", "Term"],
+            "kdx.tap": ["Tap"],
             "kdx.tasks.base": ["Task"],
             "kdx.teachers.base": ["Teacher"],
             "kdx.training.loop": ["fit"],

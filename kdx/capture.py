@@ -7,7 +7,7 @@ import re
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdx.errors import CaptureError, nearest
+from kdx.evidence import Evidence
+from kdx.layout import Layout, UnknownLayout
 
 __all__ = ["LOGITS", "Captured", "Provenance", "Taps", "call", "clean_name", "hooks_removed", "logits_of", "unwrap"]
 
@@ -48,6 +50,8 @@ class Captured(dict[str, Tensor]):
         patterns: tap as written (a glob, say) -> the concrete names it stands for.
         provenance: tap -> what its tensor is, where it is not simply what a model gave, as the sampled or top classes
             of a store; asked before knowledge reads it.
+        layouts: tap -> what the axes of its tensor mean, or that nobody knows. A tensor without an entry is laid out as
+            kdx documents: ``[N, C]``, tokens ``[N, L, C]``, ``[N, C, H, W]``, ``[N, C, D, H, W]``.
     """
 
     def __init__(
@@ -56,10 +60,12 @@ class Captured(dict[str, Tensor]):
         patterns: Mapping[str, tuple[str, ...]] | None = None,
         *,
         provenance: Mapping[str, tuple[Provenance, ...]] | None = None,
+        layouts: Mapping[str, Layout | UnknownLayout] | None = None,
     ) -> None:
         super().__init__(values)
         self.patterns = dict(patterns or {})
         self.provenance = dict(provenance or {})
+        self.layouts = dict(layouts or {})
 
     def __missing__(self, name: str) -> Tensor:
         raise CaptureError(f"tap {name!r} was not captured; {nearest(name, self)}")
@@ -69,15 +75,22 @@ class Captured(dict[str, Tensor]):
         """The model's output, usually ``[N, C]``."""
         return self[LOGITS]
 
+    def names(self, taps: str | Iterable[str]) -> list[str]:
+        """Concrete names of one or several taps as written, globs expanded in the order of the model."""
+        asked = (taps,) if isinstance(taps, str) else taps
+        return [name for tap in asked for name in self.patterns.get(tap, (tap,))]
+
     def select(self, taps: str | Iterable[str]) -> list[Tensor]:
         """Tensors of one or several taps as written, globs expanded in the order of the model."""
-        asked = (taps,) if isinstance(taps, str) else taps
-        return [self[name] for tap in asked for name in self.patterns.get(tap, (tap,))]
+        return [self[name] for name in self.names(taps)]
+
+    def having(self, values: Mapping[str, Tensor]) -> Captured:
+        """The same taps with other tensors, whose axes mean what those of the old ones did."""
+        return Captured(values, self.patterns, provenance=self.provenance, layouts=self.layouts)
 
     def detach(self) -> Captured:
         """The same tensors without their graph."""
-        values = {name: value.detach() for name, value in self.items()}
-        return Captured(values, self.patterns, provenance=self.provenance)
+        return self.having({name: value.detach() for name, value in self.items()})
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -160,6 +173,7 @@ class Taps:
         self._hooks: dict[str, Callable[[], Any]] = {}
         self._handles: list[Any] = []
         self._norm: nn.Module | None = None
+        self._layouts: dict[str, Layout | UnknownLayout] = {}
         self.add(names)
 
     def add(self, names: Iterable[str]) -> None:
@@ -175,11 +189,12 @@ class Taps:
             CaptureError: a tapped module did not run, or what it gave was overwritten.
         """
         self._values, self._versions, self._norm = {}, {}, None
+        evidence = self._evidence()
         if torch.compiler.is_compiling():
             self._stay()
             result = self._run(inputs)
         else:
-            with self._in_place():
+            with self._in_place(), nullcontext() if evidence is None else evidence.gathering():
                 result = self._run(inputs)
         values, self._values = self._values, {}
         values[LOGITS] = self.output(result) if self.output is not None else logits_of(result)
@@ -194,9 +209,13 @@ class Taps:
                 "place, such as nn.ReLU(inplace=True) or +=; build the model with inplace=False, or tap the module "
                 "that overwrites them"
             )
+        if evidence is not None:
+            self._learn_layouts(evidence, values)
+        untold = UnknownLayout("a model that only ran under torch.compile (call it once before it is compiled)")
         return Captured(
             {name: values[name] for names in self.patterns.values() for name in names} | {LOGITS: values[LOGITS]},
             self.patterns,
+            layouts=self._layouts | dict.fromkeys(self._unseen(), untold),
         )
 
     def _run(self, inputs: Any) -> Any:
@@ -237,6 +256,23 @@ class Taps:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handles": []}  # hooks stay behind where the model is copied without its taps
+
+    def _unseen(self) -> list[str]:
+        """Features whose layout no pass has told yet."""
+        features = (name for names in self.patterns.values() for name in names if name != LOGITS)
+        return [name for name in features if name not in self._layouts and not name.endswith(":affine")]
+
+    def _evidence(self) -> Evidence | None:
+        """Watches the modules in the first pass that captures a feature; later passes cost nothing."""
+        if torch.compiler.is_compiling() or not self._unseen():
+            return None
+        return Evidence({clean_name(name): module for name, module in unwrap(self.model).named_modules()})
+
+    def _learn_layouts(self, evidence: Evidence, values: Mapping[str, Tensor]) -> None:
+        for name in self._unseen():
+            form = _TAP.fullmatch(name)
+            assert form is not None  # checked when the tap was added
+            self._layouts[name] = evidence.layout_of(values[name], form["module"], entering=form["end"] is not None)
 
     def _resolve(self, tap: str) -> tuple[str, ...]:
         form = _TAP.fullmatch(tap)

@@ -135,12 +135,11 @@ class LogitStandardisation(Knowledge):
 
     def _standardised(self, student: Captured, teacher: Captured) -> tuple[Captured, Captured]:
         def of(captured: Captured, taps: tuple[str, ...]) -> Captured:
-            names = [name for tap in taps for name in captured.patterns.get(tap, (tap,))]
             values = {
                 name: standardise(captured[name], class_dim=self._axis(captured[name]), variant=self.variant)
-                for name in names
+                for name in captured.names(taps)
             }
-            return Captured(captured | values, captured.patterns)
+            return captured.having(captured | values)
 
         return of(student, self.student_taps), of(teacher, self.teacher_taps)
 

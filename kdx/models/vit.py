@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kdx.layout import Layout
 from kdx.models.shape import check_positive, check_shape
 
 __all__ = ["ViT"]
@@ -65,7 +66,9 @@ class ViT(nn.Module):
             )
         self.input_shape = tuple(input_shape)
         self.patches = nn.Conv2d(channels, dim, patch, stride=patch)
-        self.position = nn.Parameter(torch.empty(1, (height // patch) * (width // patch), dim))
+        grid = height // patch, width // patch
+        self.kdx_layout = Layout("nlc", grid=grid, class_token=0, registers=0)
+        self.position = nn.Parameter(torch.empty(1, grid[0] * grid[1], dim))
         nn.init.trunc_normal_(self.position, std=0.02)
         self.blocks = nn.Sequential(
             *(

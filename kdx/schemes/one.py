@@ -122,7 +122,7 @@ class NativeEnsemble(nn.Module):
         for name in captured[-1]:
             stacked = torch.stack([each[name] for each in captured], 1)  # [N, B, ...]
             values[name] = (shares.view(*shares.shape, *[1] * (stacked.dim() - 2)) * stacked).sum(1)
-        return captured, Captured(values, captured[-1].patterns)
+        return captured, captured[-1].having(values)
 
     @override
     def forward(self, inputs: Any) -> Tensor:

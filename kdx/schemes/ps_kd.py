@@ -54,7 +54,7 @@ class SampleStore(nn.Module):
             stored = self.get_buffer(f"before{k}")[index]
             rows = seen.view(-1, *[1] * (stored.dim() - 1))
             values[tap] = torch.where(rows, stored, otherwise[tap].detach().to(stored.dtype))
-        return Captured(values, otherwise.patterns)
+        return otherwise.having(values)
 
     @torch.no_grad()
     def write(self, index: Tensor, captured: Captured) -> None:

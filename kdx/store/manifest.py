@@ -51,6 +51,8 @@ class Manifest:
         files: the complete files by name.
         data_hash: sha256 of ``data``.
         kdx: version that wrote it.
+        layouts: concrete name of a stored feature -> what its axes mean, see :func:`kdx.layout.layout_to_json`; a
+            feature without one has a layout that nobody knows.
         format: format of the store.
     """
 
@@ -68,6 +70,7 @@ class Manifest:
     tensors: dict[str, str]
     kdx: str
     class_dim: int | None = None
+    layouts: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: int = FORMAT
     files: dict[str, FileEntry] = field(default_factory=dict)
 
@@ -127,7 +130,7 @@ class Manifest:
 
     def identity(self) -> dict[str, Any]:
         """The fields on which two runs of the writer must agree to write one store."""
-        left_out = {"files", "kdx", "shard_rows"}
+        left_out = {"files", "kdx", "layouts", "shard_rows"}
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
 
 

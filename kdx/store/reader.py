@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from kdx.capture import Captured, Provenance
+from kdx.capture import LOGITS, Captured, Provenance
 from kdx.errors import StoreError
+from kdx.layout import Layout, UnknownLayout, layout_from_json
 from kdx.store.contents import parse
 from kdx.store.manifest import INDEX, FileEntry, Manifest, shard_name
 from kdx.store.provenance import SampledClasses, TopClasses
@@ -86,6 +87,14 @@ class Store:
         """Length of all files but the manifest."""
         return sum(entry.bytes for entry in self.manifest.files.values())
 
+    @property
+    def _layouts(self) -> dict[str, Layout | UnknownLayout]:
+        """What the axes of the stored features mean, as far as the teacher's modules said when they were written."""
+        said = self.manifest.layouts
+        unsaid = UnknownLayout(f"the store {self.folder}, which does not say what its axes mean")
+        features = (name for names in self.taps.values() for name in names if name != LOGITS)
+        return {name: layout_from_json(said[name]) if name in said else unsaid for name in features}
+
     def read(self, index: Tensor, view: int = 0) -> Captured:
         """The teacher's outputs for samples in one view.
 
@@ -111,7 +120,7 @@ class Store:
             if (temperature := content.tail_temperature(manifest.classes)) is not None:
                 provenance[content.tap] = (TopClasses(frozenset([temperature])),)
         values = {name: value.to(index.device) for name, value in values.items()}
-        return Captured(values, self.taps, provenance=provenance)
+        return Captured(values, self.taps, provenance=provenance, layouts=self._layouts)
 
     def digests(self, index: Tensor, view: int = 0) -> Tensor:
         """The hashes of the inputs that the teacher saw; see :func:`kdx.store.fingerprint.input_digests`."""

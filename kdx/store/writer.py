@@ -21,6 +21,7 @@ from kdx.batch import Batch
 from kdx.capture import Captured, Taps
 from kdx.errors import StoreError
 from kdx.files import atomic_write
+from kdx.layout import Layout, UnknownLayout, layout_to_json
 from kdx.store.content import DTYPES, Content
 from kdx.store.contents import parse
 from kdx.store.fingerprint import describe, input_digests, teacher_hash
@@ -120,6 +121,7 @@ def write_store(
             class_dim=class_dim,
             patterns={name: list(taps) for name, taps in source.taps.patterns.items()},
             tensors=dict(source.owners),
+            layouts={name: layout_to_json(layout) for name, layout in source.layouts.items()},
             kdx=__version__,
         )
         manifest = _continued(folder, wanted, source.rows, first[DIGESTS])
@@ -154,6 +156,7 @@ class _Source:
             raise ValueError("data is empty; give at least one sample")
         self.owners: dict[str, str] = {}
         self.classes = 0
+        self.layouts: dict[str, Layout | UnknownLayout] = {}
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -198,6 +201,7 @@ class _Source:
     def _encode(self, captured: Captured, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
         logits = captured.logits
         self.classes = logits.shape[next(iter(self.contents.values())).axis(logits.dim())]
+        self.layouts = captured.layouts
         encoded: dict[str, Tensor] = {}
         for text, content in self.contents.items():
             found = content.encode(captured, self.dtype, generator)
@@ -242,6 +246,7 @@ def _continued(folder: Path, wanted: Manifest, rows: Tensor, digests: Tensor) ->
             if (folder / name).exists() and (folder / name).stat().st_size == file.bytes
         }
         _compare_inputs(folder, old, digests, rows)
+        old.layouts = wanted.layouts  # the same teacher; one that an older kdx wrote has none
         return old
     if folder.exists() and any(path.suffix == ".safetensors" for path in folder.iterdir()):
         raise StoreError(f"{folder} holds files but no {MANIFEST}; take another folder, nothing is overwritten")

@@ -13,6 +13,7 @@ from typing_extensions import override
 from kdx.batch import IGNORE, Batch
 from kdx.capture import LOGITS, Captured, Provenance, Taps
 from kdx.errors import CaptureError, nearest
+from kdx.layout import Layout, UnknownLayout
 from kdx.responses import Responses, class_rows
 from kdx.store.provenance import SampledClasses, TopClasses
 from kdx.teachers.base import Teacher
@@ -135,13 +136,15 @@ class Ensemble(Teacher):
         values = {LOGITS: self._mean(logits, batch)}
         patterns: dict[str, tuple[str, ...]] = {LOGITS: (LOGITS,)}
         provenance = self._provenance(answers)
+        layouts: dict[str, Layout | UnknownLayout] = {}
         for name, captured in answers.items():
             values |= {f"{name}/{tap}": value for tap, value in captured.items()}
             patterns |= {
                 f"{name}/{tap}": tuple(f"{name}/{found}" for found in names) for tap, names in captured.patterns.items()
             }
             provenance |= {f"{name}/{tap}": parts for tap, parts in captured.provenance.items()}
-        return Captured(values, patterns, provenance=provenance).detach()
+            layouts |= {f"{name}/{tap}": layout for tap, layout in captured.layouts.items()}
+        return Captured(values, patterns, provenance=provenance, layouts=layouts).detach()
 
     def _provenance(self, answers: Mapping[str, Captured]) -> dict[str, tuple[Provenance, ...]]:
         """Says of the combined logits that some members' are sampled or top classes."""

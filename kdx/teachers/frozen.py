@@ -115,12 +115,11 @@ class Frozen(ModelTeacher):
         with torch.autocast(device.type, enabled=False) if own else nullcontext():
             captured = self.taps(inputs)
         wanted = first.dtype if first.is_floating_point() else torch.float32
-        return Captured(
+        return captured.having(
             {
                 name: value.to(first.device, wanted if own and value.is_floating_point() else value.dtype)
                 for name, value in captured.items()
-            },
-            captured.patterns,
+            }
         )
 
     def _place(self, tensor: Tensor, like: Tensor | None = None) -> Tensor:

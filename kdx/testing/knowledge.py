@@ -139,7 +139,7 @@ def check_inputs_unchanged(component: Knowledge, tags: KnowledgeTags) -> None:
     before = copy.deepcopy(sample)
     loss_and_gradients(prepared(component, sample), sample)  # the leaves are copies; the teacher's tensors are not
     held = {name: value.clone() for name, value in sample.student.items()}
-    prepared(component, sample)(Captured(held, sample.student.patterns), sample.teacher, sample.batch)
+    prepared(component, sample)(sample.student.having(held), sample.teacher, sample.batch)
     for side, now, kept in (("student", held, before.student), ("teacher", sample.teacher, before.teacher)):
         require(now.keys() == kept.keys(), f"the captured features of the {side} have other names after the call")
         for name, value in now.items():
@@ -310,7 +310,7 @@ def check_zero_when_equal(component: Knowledge, tags: KnowledgeTags) -> None:
     ]
     equal = {teacher: sample.student[student].clone() for student, teacher in zip(*names, strict=False)}
     equal.setdefault(LOGITS, sample.student.logits.clone())
-    sample = sample._replace(teacher=Captured({**sample.teacher, **equal}, sample.teacher.patterns))
+    sample = sample._replace(teacher=sample.teacher.having({**sample.teacher, **equal}))
     loss, gradients = loss_and_gradients(prepared(component, sample, torch.float64), sample)
     require(abs(loss.item()) < 1e-12, f"the loss is {loss.item()!r}")
     for name, gradient in gradients.items():

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 from torch.func import functional_call
 
-from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
 from kdx.testing.check import fail, require
 from kdx.testing.samples import Sample, draw, loss_and_gradients, prepared
@@ -37,7 +36,7 @@ def check_gradient_is_right(component: Knowledge, tags: KnowledgeTags) -> None:
     own = {name: value for name, value in ready.named_parameters() if value.requires_grad}
 
     def loss(*tensors: Tensor) -> Any:
-        student = Captured(dict(zip(names, tensors, strict=False)), sample.student.patterns)
+        student = sample.student.having(dict(zip(names, tensors, strict=False)))
         parameters = dict(zip(own, tensors[len(names) :], strict=True))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -110,7 +109,7 @@ def _compiled(component: Knowledge, sample: Sample) -> tuple[Tensor, dict[str, T
     student, teacher, batch = sample
 
     def loss_of(s: dict[str, Tensor], t: dict[str, Tensor]) -> Any:
-        return component(Captured(s, student.patterns), Captured(t, teacher.patterns), batch)
+        return component(student.having(s), teacher.having(t), batch)
 
     torch.compiler.reset()
     leaves = {name: value.detach().clone().requires_grad_() for name, value in student.items()}

@@ -31,7 +31,7 @@ class Sample(NamedTuple):
     def to(self, dtype: torch.dtype) -> Sample:
         """The same with features of another dtype."""
         student, teacher = (
-            Captured({name: value.to(dtype) for name, value in side.items()}, side.patterns)
+            side.having({name: value.to(dtype) for name, value in side.items()})
             for side in (self.student, self.teacher)
         )
         return Sample(student, teacher, self.batch)
@@ -39,8 +39,7 @@ class Sample(NamedTuple):
     def at(self, rows: Tensor | slice) -> Sample:
         """Some of its samples, in another order."""
         student, teacher = (
-            Captured({name: value[rows] for name, value in side.items()}, side.patterns)
-            for side in (self.student, self.teacher)
+            side.having({name: value[rows] for name, value in side.items()}) for side in (self.student, self.teacher)
         )
         targets, index = (
             value[rows] if isinstance(value, Tensor) else value for value in (self.batch.targets, self.batch.index)
@@ -105,7 +104,7 @@ def loss_and_gradients(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
-            loss = component(Captured(leaves, sample.student.patterns), sample.teacher.detach(), sample.batch)
+            loss = component(sample.student.having(leaves), sample.teacher.detach(), sample.batch)
     if (mean := mean_of("the loss", loss)) is not None:
         loss = mean.value
     require(isinstance(loss, Tensor), f"it returned {type(loss).__name__}, not a tensor")

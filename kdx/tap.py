@@ -1,0 +1,131 @@
+"""Taps with options: a name, and what is known of the tensor there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from kdx.layout import Axes, check_axes, check_grid, check_number
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
+__all__ = ["Tap", "TapOptions", "Told"]
+
+
+class TapOptions(TypedDict, total=False):
+    """What a component can be told of the features it reads; see :class:`kdx.layout.Layout`.
+
+    Args:
+        layout: the axes of features whose module does not say them, as ``"nhwc"``; a tap's own option goes before it.
+        grid: rows and columns that tokens lie on, as ``(9, 16)``.
+        class_token: number of class tokens before the grid; 0 for none.
+        registers: number of register tokens between the class tokens and the grid.
+    """
+
+    layout: Axes | None
+    grid: tuple[int, ...] | None
+    class_token: int | None
+    registers: int | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a user said of a tensor; None where nothing was said. See :class:`TapOptions`.
+
+    Raises:
+        ValueError: axes that do not exist, or numbers out of range.
+    """
+
+    layout: Axes | None = None
+    grid: tuple[int, ...] | None = None
+    class_token: int | None = None
+    registers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.layout is not None:
+            check_axes(self.layout)
+        if self.grid is not None:
+            object.__setattr__(self, "grid", check_grid(self.grid))
+        check_number("class_token", self.class_token)
+        check_number("registers", self.registers)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was said, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+class Tap(str):
+    """The name of a tap together with what is known of the tensor there; it is a ``str`` and serves wherever one does.
+
+    In a recipe it is a mapping: ``{tap: blocks.3, grid: [9, 16], class_token: 1}``.
+
+    Args:
+        name: see :class:`kdx.Taps`.
+        layout: what the axes mean, as ``"nhwc"``, where the module that gives the tensor does not say.
+        grid: rows and columns that tokens lie on.
+        class_token: number of class tokens before the grid; 0 for none.
+        registers: number of register tokens between the class tokens and the grid.
+
+    Raises:
+        ValueError: axes that do not exist, or numbers out of range.
+
+    Example:
+        >>> tap = Tap("blocks.3", grid=(9, 16), class_token=1)
+        >>> tap == "blocks.3", tap.told.grid
+        (True, (9, 16))
+    """
+
+    told: Told
+
+    def __new__(
+        cls,
+        name: str,
+        *,
+        layout: Axes | None = None,
+        grid: tuple[int, ...] | None = None,
+        class_token: int | None = None,
+        registers: int | None = None,
+    ) -> Tap:
+        """See the class."""
+        tap = super().__new__(cls, name)
+        tap.told = Told(layout, grid, class_token, registers)
+        return tap
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:
+        return (str(self),), self.told.given
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.told.given.items())
+        return f"Tap({str(self)!r}{options})"
+
+    @classmethod
+    def of(cls, value: Tap | str | Mapping[str, Any]) -> Tap:
+        """A tap as it is, of a name, or of the mapping that a recipe holds.
+
+        Raises:
+            ValueError: a mapping without ``tap`` or with another key.
+        """
+        if isinstance(value, Tap):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        options = dict(value)
+        name = options.pop("tap", None)
+        known = TapOptions.__annotations__
+        if not isinstance(name, str) or (unknown := [key for key in options if key not in known]):
+            wrong = "no name" if not isinstance(name, str) else f"the key {unknown[0]!r}"
+            raise ValueError(
+                f"expected a tap as {{tap: blocks.3, layout: nlc, grid: [9, 16]}}, whose keys are tap, "
+                f"{', '.join(known)}; got {wrong} in {dict(value)}"
+            )
+        return cls(name, **options)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
+        return core_schema.is_instance_schema(cls)  # kdx.options makes taps of mappings before
