@@ -351,12 +351,38 @@ def kdx_datasets() -> Iterable[Spec]:
 def kdx_tasks() -> Iterable[Spec]:
     """Tasks of kdx."""
     return [
-        Spec("classification", "kdx.tasks.classification:Classification", "cross-entropy, judged by accuracy"),
+        Spec("binary", "kdx.tasks.binary:Binary", "yes or no from one logit, judged by accuracy"),
+        Spec(
+            "classification",
+            "kdx.tasks.classification:Classification",
+            "one class a sample: cross-entropy, judged by accuracy",
+        ),
         Spec(
             "embedding",
             "kdx.tasks.embedding:Embedding",
             "triplet loss on an embedding, judged by Recall@1",
             "Schroff et al. 2015, arXiv:1503.03832",
+        ),
+        Spec(
+            "multi-label",
+            "kdx.tasks.multi_label:MultiLabel",
+            "several labels, each there or not: binary cross-entropy, judged by mean average precision",
+        ),
+        Spec(
+            "regression",
+            "kdx.tasks.regression:Regression",
+            "one or several quantities: squared, absolute or Huber error or Gaussian likelihood, judged by RMSE",
+            "gaussian: Nix and Weigend 1994, doi:10.1109/ICNN.1994.374138",
+        ),
+        Spec(
+            "segmentation",
+            "kdx.tasks.segmentation:Segmentation",
+            "one class a pixel: cross-entropy, judged by mean IoU",
+        ),
+        Spec(
+            "token-classification",
+            "kdx.tasks.token_classification:TokenClassification",
+            "one class a token: cross-entropy, judged by accuracy per token",
         ),
     ]
 

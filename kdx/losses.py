@@ -1,4 +1,4 @@
-"""Terms of a loss, each with what it is a mean over, and the task loss that lives with unlabelled samples."""
+"""Terms of a loss, each with what it is a mean over."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kdx.batch import IGNORE
-
-__all__ = ["Count", "LossTerm", "Losses", "Mean", "Over", "cross_entropy", "mean_of", "task_of"]
+__all__ = ["Count", "LossTerm", "Losses", "Mean", "Over", "mean_of", "task_of"]
 
 Count = Tensor | float
 """How much a mean is taken over: a number or a 0-dim tensor, not negative, not necessarily whole."""
@@ -194,30 +191,6 @@ def scalar(what: str, value: object) -> Tensor:
     if isinstance(value, Tensor):
         came = f"a tensor of {value.dtype} with shape {list(value.shape)}"
     raise TypeError(f"{what}: expected one number, a 0-dim tensor of floating point as .mean() gives it, got {came}")
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over the labelled rows; 0 with zero gradient when no row has a label.
-
-    :func:`torch.nn.functional.cross_entropy` gives NaN there, which few-label batches reach by chance.
-
-    Args:
-        logits: ``[N, C]``, any float dtype.
-        targets: ``[N]`` int64; ``-100`` marks a row without a label.
-        label_smoothing: share of a label's mass that is spread over all classes, as in torch.
-
-    Returns:
-        A scalar.
-
-    Example:
-        >>> import torch
-        >>> round(cross_entropy(torch.zeros(2, 10), torch.tensor([3, -100])).item(), 4)
-        2.3026
-        >>> cross_entropy(torch.zeros(2, 10), torch.tensor([-100, -100])).item()
-        0.0
-    """
-    total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)
-    return total / (targets != IGNORE).sum().clamp(min=1)
 
 
 def task_of(term: str, terms: Any) -> str:

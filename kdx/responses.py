@@ -1,4 +1,4 @@
-"""What the outputs of a task are to the knowledge that compares them: their form, their class axis, their void."""
+"""The form, the class axis and the void of a task's outputs, for the knowledge that compares them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Form", "Responses", "class_rows", "of_class_rows"]
 
 
 class Form(Enum):
-    """What the numbers of an output mean."""
+    """The meaning of the numbers of an output."""
 
     CLASSES = "classes"
     """Logits of a softmax: one of C classes for every element."""
@@ -28,7 +28,7 @@ class Form(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Responses:
-    """What a task says of the outputs that it trains, so that nothing has to be guessed from a shape.
+    """Facts of the outputs that a task trains, so that nothing has to be guessed from a shape.
 
     Args:
         form: what the numbers mean.

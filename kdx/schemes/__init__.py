@@ -8,7 +8,6 @@ from kdx.lazy import exports
 
 if TYPE_CHECKING:
     from kdx.losses import LossTerm as LossTerm
-    from kdx.losses import cross_entropy as cross_entropy
     from kdx.schemes.base import KnowledgeTerms as KnowledgeTerms
     from kdx.schemes.base import Scheme as Scheme
     from kdx.schemes.base import Task as Task
@@ -45,7 +44,7 @@ else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
-            "kdx.losses": ["LossTerm", "cross_entropy"],
+            "kdx.losses": ["LossTerm"],
             "kdx.schemes.base": ["KnowledgeTerms", "Scheme", "Task", "TaskFn", "own_copies", "setup_components"],
             "kdx.schemes.byot": ["BYOT", "BranchDistance"],
             "kdx.schemes.cs_kd": ["CSKD"],

@@ -15,10 +15,11 @@ from kdx.batch import Batch
 from kdx.capture import Captured, Taps
 from kdx.errors import CaptureError, nearest
 from kdx.knowledge.base import Knowledge
-from kdx.losses import Count, Losses, LossTerm, Mean, Over, cross_entropy, mean_of, scalar, task_of
+from kdx.losses import Count, Losses, LossTerm, Mean, Over, mean_of, scalar, task_of
 from kdx.schemes.phase import Phase
 from kdx.schemes.task_count import check_task, elements, labelled, responses_of, task_count
 from kdx.schemes.weights import Balanced, Weight, never_weighs
+from kdx.tasks.classification import cross_entropy
 from kdx.teachers import Teacher
 
 __all__ = ["KnowledgeTerms", "Scheme", "Task", "TaskFn"]

@@ -16,10 +16,11 @@ from kdx.features.operands import Variant, check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.hint import hint
 from kdx.knowledge.soft_targets import SoftTargets
-from kdx.losses import Mean, cross_entropy
+from kdx.losses import Mean
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.parts.branches import Branch
 from kdx.schemes.parts.layers import SelfLayers
+from kdx.tasks.classification import cross_entropy
 
 __all__ = ["BYOT", "BranchDistance"]
 

@@ -12,10 +12,11 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.datasets.samplers import SameClassPairs
 from kdx.knowledge.soft_targets import SoftTargets
-from kdx.losses import Count, Mean, Over, cross_entropy
+from kdx.losses import Count, Mean, Over
 from kdx.modes import evaluating
 from kdx.schemes.base import KnowledgeTerms, Task, setup_components
 from kdx.schemes.one_student import OneStudent
+from kdx.tasks.classification import cross_entropy
 
 __all__ = ["CSKD"]
 

@@ -15,10 +15,11 @@ from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
-from kdx.losses import Mean, cross_entropy
+from kdx.losses import Mean
 from kdx.modes import evaluating
 from kdx.schemes.base import KnowledgeTerms, Task, components_in, own_copies, setup_components, tap_components
 from kdx.schemes.one_student import OneStudent
+from kdx.tasks.classification import cross_entropy
 from kdx.teachers import Teacher, as_teacher
 
 __all__ = ["DenseGuidance", "Reduction"]

@@ -15,10 +15,10 @@ from kdx.datasets.augment import ShiftFlip
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.soft_targets import SoftTargets
-from kdx.losses import cross_entropy
 from kdx.responses import class_rows, of_class_rows
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.mutual import Mutual
+from kdx.tasks.classification import cross_entropy
 
 __all__ = ["KDCL", "linear_ensemble", "min_logit_ensemble", "naive_ensemble"]
 

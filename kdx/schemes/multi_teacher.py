@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from kdx.losses import cross_entropy
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.offline import Offline
+from kdx.tasks.classification import cross_entropy
 from kdx.teachers import Ensemble, Teacher
 
 __all__ = ["MultiTeacher"]

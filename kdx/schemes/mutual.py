@@ -14,7 +14,7 @@ from kdx.batch import Batch
 from kdx.capture import Captured, Taps
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
-from kdx.losses import LossTerm, Mean, cross_entropy
+from kdx.losses import LossTerm, Mean
 from kdx.modes import evaluating, unchanged_buffers
 from kdx.schemes.base import (
     KnowledgeTerms,
@@ -26,6 +26,7 @@ from kdx.schemes.base import (
     setup_components,
 )
 from kdx.schemes.phase import Phase
+from kdx.tasks.classification import cross_entropy
 
 __all__ = ["Mutual", "Updates"]
 

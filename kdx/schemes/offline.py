@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.losses import Mean, cross_entropy
+from kdx.losses import Mean
 from kdx.modes import evaluating
 from kdx.schemes.base import KnowledgeTerms, Task, setup_components, tap_components
 from kdx.schemes.one_student import OneStudent
+from kdx.tasks.classification import cross_entropy
 from kdx.teachers import Teacher, as_teacher
 
 __all__ = ["Offline"]

@@ -16,7 +16,7 @@ from kdx.features.adapters import BatchNorm, channels, to_vector
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.soft_targets import SoftTargets
-from kdx.losses import Mean, cross_entropy
+from kdx.losses import Mean
 from kdx.modes import evaluating
 from kdx.schemes.base import (
     KnowledgeTerms,
@@ -28,6 +28,7 @@ from kdx.schemes.base import (
     setup_components,
 )
 from kdx.schemes.parts.rest import Rest, modules_before
+from kdx.tasks.classification import cross_entropy
 
 __all__ = ["ONE", "Gate", "NativeEnsemble"]
 

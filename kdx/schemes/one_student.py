@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.capture import Taps
-from kdx.losses import cross_entropy
 from kdx.schemes.base import KnowledgeTerms, Scheme, Task, naming
+from kdx.tasks.classification import cross_entropy
 
 __all__ = ["OneStudent"]
 

@@ -11,9 +11,10 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Taps
-from kdx.losses import Mean, cross_entropy
+from kdx.losses import Mean
 from kdx.modes import evaluating
 from kdx.schemes.base import KnowledgeTerms, Scheme, Task, setup_components, tap_components
+from kdx.tasks.classification import cross_entropy
 from kdx.teachers import Live, Teacher
 
 __all__ = ["Online"]

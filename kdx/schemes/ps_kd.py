@@ -13,10 +13,11 @@ from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.features.gathering import whole_batch
 from kdx.knowledge.soft_targets import SoftTargets
-from kdx.losses import Mean, cross_entropy
+from kdx.losses import Mean
 from kdx.modes import evaluating
 from kdx.schemes.base import KnowledgeTerms, Task, setup_components
 from kdx.schemes.one_student import OneStudent
+from kdx.tasks.classification import cross_entropy
 
 __all__ = ["PSKD", "SampleStore"]
 

@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Taps
-from kdx.losses import LossTerm, cross_entropy
+from kdx.losses import LossTerm
 from kdx.schemes.base import Scheme, Task
+from kdx.tasks.classification import cross_entropy
 from kdx.teachers import Teacher, as_teacher
 
 __all__ = ["Residual"]

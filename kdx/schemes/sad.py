@@ -16,9 +16,10 @@ from kdx.capture import Captured
 from kdx.features.adapters import to_map, to_vector
 from kdx.features.operands import in_full_precision
 from kdx.knowledge.base import Knowledge
-from kdx.losses import Mean, cross_entropy
+from kdx.losses import Mean
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.parts.layers import SelfLayers
+from kdx.tasks.classification import cross_entropy
 
 __all__ = ["SAD", "AttentionMap", "attention_map_distance"]
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdx.knowledge.soft_targets import SoftTargets
-from kdx.losses import cross_entropy
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.offline import Offline
+from kdx.tasks.classification import cross_entropy
 from kdx.teachers import Snapshot
 
 __all__ = ["SnapshotDistillation"]

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.losses import Mean, cross_entropy
+from kdx.losses import Mean
 from kdx.schemes.base import Task
 from kdx.schemes.one_student import OneStudent
+from kdx.tasks.classification import cross_entropy
 
 __all__ = ["Supervised"]
 

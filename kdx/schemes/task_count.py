@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdx.batch import IGNORE, Batch
-from kdx.losses import Count, cross_entropy
+from kdx.losses import Count
 from kdx.responses import Responses
 
 __all__ = ["check_task", "elements", "labelled", "responses_of", "task_count"]
 
 _BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
-_BY_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss, cross_entropy)
+_BY_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss)
 _BY_ELEMENT = (
     nn.MSELoss,
     nn.L1Loss,

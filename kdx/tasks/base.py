@@ -1,13 +1,16 @@
-"""The base of all tasks: the loss on the targets, and the metric that says how good a model is."""
+"""The base of all tasks: what the outputs are, the loss on the targets, and the metrics that judge models."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
+from kdx.batch import IGNORE, Batch
 from kdx.responses import Responses
 
 if TYPE_CHECKING:  # torchmetrics takes longer to import than torch
@@ -17,10 +20,12 @@ __all__ = ["Task"]
 
 
 class Task(ABC):
-    """A task: the loss that models are trained on and the metric that judges them; schemes take it as ``task=``.
+    """A task: what outputs and targets are, the loss that models are trained on and the metrics that judge them.
 
-    A subclass says in ``__call__`` what the loss is, in :meth:`count` what it is a mean over, in :meth:`metrics` how
-    models are judged. Its ``__init__`` takes options that a recipe can write.
+    Schemes take it as ``task=``. A subclass says in ``__call__`` what the loss is, in :meth:`count` what it is a mean
+    over, in :meth:`metrics` how models are judged, in :attr:`responses` what the outputs are to knowledge, and in
+    :meth:`check` which outputs and targets do not belong together. Its ``__init__`` takes options that a recipe can
+    write.
 
     Example:
         >>> import torch
@@ -32,17 +37,23 @@ class Task(ABC):
     """
 
     metric: ClassVar[str]
-    """Name in :meth:`metrics` of the metric that selects the epoch and is reported; more is better."""
+    """Name in :meth:`metrics` of the metric that selects the epoch and is reported."""
     label: ClassVar[str]
     """The name of that metric in a report."""
+    higher_is_better: ClassVar[bool] = True
+    """Whether more of that metric is better; False of an error."""
+    share: ClassVar[bool] = True
+    """Whether that metric is a share of 1, which reports show in percent; False of an error in the targets' unit."""
     one_class: ClassVar[bool] = False
     """Whether outputs are logits ``[N, C]`` and targets class numbers, as prequential tests need them."""
     relational: ClassVar[bool] = False
     """Whether the loss compares samples with each other, so that parts of a batch do not add up to the whole."""
+    output: str | Callable[[Any], Tensor] | None = None
+    """Which part of what a model returns the outputs are, as :class:`kdx.Taps` takes it; None: the usual ways."""
 
     @property
     def responses(self) -> Responses:
-        """What the outputs are to the knowledge that compares them."""
+        """The form, the class axis and the void of the outputs, for the knowledge that compares them."""
         return Responses()
 
     @abstractmethod
@@ -71,10 +82,59 @@ class Task(ABC):
         ``update(outputs, targets)`` is called on each for every batch.
         """
 
+    def check(self, outputs: Tensor, targets: Any) -> None:
+        """Checks that outputs and targets belong together: shapes, dtypes, values.
+
+        It is called on the first batch and looks at values, so it may wait for a device; the base
+        compares the numbers of rows.
+
+        Args:
+            outputs: those of the model for one batch.
+            targets: of the same batch.
+
+        Raises:
+            ValueError: a shape or a value that the task cannot mean.
+            TypeError: a dtype that it cannot mean.
+        """
+        if isinstance(targets, Tensor) and len(targets) != len(outputs):
+            raise ValueError(
+                f"{type(self).__name__}: expected targets for each of the {len(outputs)} rows of the outputs, got "
+                f"{len(targets)}"
+            )
+
+    def labelled(self, targets: Any) -> Tensor:
+        """Which elements of the targets have a label: bool, of their shape.
+
+        The base takes ``-100`` in integers and NaN in floats for none.
+        """
+        if not isinstance(targets, Tensor):
+            raise TypeError(f"{type(self).__name__} has to define labelled(targets) for {type(targets).__name__}")
+        return ~targets.isnan() if targets.is_floating_point() else targets != IGNORE
+
+    def hidden(self, targets: Tensor) -> Tensor:
+        """Targets of this shape and dtype in which nothing has a label: ``-100`` in integers, NaN in floats."""
+        return torch.full_like(targets, torch.nan if targets.is_floating_point() else IGNORE)
+
+    def classes(self, targets: Any) -> Tensor | None:
+        """The class of every row, int64 ``[N]``, by which splits and few labels are balanced; None without classes."""
+        return None
+
+    def collate(self, rows: Sequence[Batch]) -> Batch:
+        """Puts rows of a data set, each a :class:`kdx.Batch` of one sample, into a batch; the base as torch does."""
+        batch: Batch = default_collate(list(rows))
+        return batch
+
+    def example(self, row: Batch) -> Any:
+        """The inputs of one row as a batch of one sample, for models to be tried and timed on."""
+        return self.collate([row]).inputs
+
     def outputs(self, num_classes: int) -> int:
         """The width that the models' outputs have: their ``num_classes``.
 
         Args:
-            num_classes: number of classes of the data set.
+            num_classes: number of classes, labels or quantities of the data set.
         """
         return num_classes
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"

@@ -1,9 +1,9 @@
-"""Classification: each sample is of one class."""
+"""Classification: each sample, pixel or token is of one class."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.batch import IGNORE
+from kdx.responses import Responses
 from kdx.tasks.base import Task
+from kdx.tasks.weighing import Weights
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-__all__ = ["Classification"]
+__all__ = ["Classification", "cross_entropy"]
 
 
 class Classification(Task):
@@ -26,15 +28,21 @@ class Classification(Task):
     :func:`torch.nn.functional.cross_entropy`. The gradient reaches the logits. A batch without a label gives 0 with
     zero gradient, where PyTorch gives NaN.
 
-    Outputs are logits ``[N, C]`` (or ``[N, C, d1, ...]``) and targets int64 ``[N]`` (``[N, d1, ...]``); ``-100`` marks
-    what has no label.
+    Outputs are logits ``[N, C]`` (or ``[N, C, d1, d2, ...]``) and targets int64 ``[N]`` (``[N, d1, d2, ...]``);
+    ``-100`` marks what has no label. Soft labels, as mixup makes them, are probabilities of the outputs' shape; the
+    loss is then the mean of ``-sum_c y_c log softmax(z)_c``, over as many elements as there are without the class
+    axis, whatever the class weights. A row of NaN has no label.
 
     Args:
         label_smoothing: share of a label's mass that is spread over all classes, below 1.
         class_weights: weight of each class in the mean, ``C`` numbers; None weighs all alike.
+        class_dim: the class axis of the outputs. Three dimensions need it, as ``[N, L, C]`` and ``[N, C, L]`` cannot
+            be told apart; None is axis 1 of all others.
 
     Raises:
-        ValueError: a share or a weight out of range.
+        ValueError: a share or a weight out of range; in a call, three dimensions without ``class_dim``, or outputs and
+            targets whose shapes do not belong together.
+        TypeError: in a call, targets that are neither int64 nor probabilities.
 
     Example:
         >>> task = Classification(class_weights=[1.0, 3.0])
@@ -46,44 +54,147 @@ class Classification(Task):
     label = "accuracy"
     one_class = True
 
-    def __init__(self, *, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        class_dim: int | None = None,
+    ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         if class_weights is not None and (min(class_weights, default=0) < 0 or sum(class_weights) <= 0):
             raise ValueError(f"class_weights must be at least 0, and not all 0, got {list(class_weights)}")
+        if class_dim == 0:
+            raise ValueError("class_dim: axis 0 is that of the samples; give that of the classes, got 0")
         self.label_smoothing = label_smoothing
-        self._weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float64)
+        self.class_dim = class_dim
+        self._weights = None if class_weights is None else Weights(class_weights)
+
+    @property
+    @override
+    def responses(self) -> Responses:
+        return Responses(class_dim=self.class_dim)
 
     @override
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        total = F.cross_entropy(
-            outputs,
-            targets,
-            weight=None if self._weights is None else self._placed(outputs).to(outputs.dtype),
-            ignore_index=IGNORE,
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-        )
+        axis = self._fit(outputs, targets)
+        logits = (outputs if outputs.dtype == torch.float64 else outputs.float()).movedim(axis, 1)
+        weight = None if self._weights is None else self._weights.on(outputs).to(logits.dtype)
+        options: dict[str, Any] = {"weight": weight, "label_smoothing": self.label_smoothing}
+        if targets.is_floating_point():
+            known = self.labelled(targets).movedim(axis, 1)
+            wanted = targets.to(logits.dtype).movedim(axis, 1)
+            each = F.cross_entropy(logits, torch.where(known, wanted, 0.0), reduction="none", **options)
+            total = torch.where(known[:, 0], each, 0.0).sum()
+        else:
+            total = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum", **options)
         count = self.count(targets)
-        return total / torch.where(count > 0, count, 1).to(total.dtype)
+        return (total / torch.where(count > 0, count, 1).to(total.dtype)).to(outputs.dtype)
 
     @override
     def count(self, targets: Tensor) -> Tensor:
-        """The number of samples with a label, or the sum of their classes' weights."""
-        labelled = targets != IGNORE
+        """The number of samples (pixels, tokens) with a label, or the sum of their classes' weights."""
+        labelled = self.labelled(targets)
+        if targets.is_floating_point():
+            return labelled.select(self._axis(targets), 0).sum()
         if self._weights is None:
             return labelled.sum()
-        return torch.where(labelled, self._placed(targets)[targets.clamp(min=0)], 0.0).sum()
+        return torch.where(labelled, self._weights.on(targets)[targets.clamp(min=0)], 0.0).sum()
+
+    @override
+    def labelled(self, targets: Tensor) -> Tensor:
+        if not targets.is_floating_point():
+            return targets != IGNORE
+        return (~targets.isnan()).all(self._axis(targets), keepdim=True).expand_as(targets)
+
+    @override
+    def classes(self, targets: Any) -> Tensor | None:
+        return targets if targets.dim() == 1 and not targets.is_floating_point() else None
+
+    @override
+    def check(self, outputs: Tensor, targets: Any) -> None:
+        axis = self._fit(outputs, targets)
+        classes, labelled = outputs.shape[axis], targets[self.labelled(targets)]
+        if not len(labelled):
+            return
+        if not targets.is_floating_point():
+            if (low := int(labelled.min())) < 0 or (high := int(labelled.max())) >= classes:
+                came = low if low < 0 else high
+                raise ValueError(
+                    f"{self._name}: expected classes 0 .. {classes - 1}, as the outputs of shape {list(outputs.shape)} "
+                    f"have {classes} (or {IGNORE} for no label), got {came}; give the model as many outputs as the "
+                    "data have classes, or number the classes from 0"
+                )
+            return
+        sums = targets.double().sum(axis)
+        sums = sums[~sums.isnan()]
+        off = (sums - 1).abs() > 4 * torch.finfo(targets.dtype).eps * classes + 1e-5
+        if bool((labelled < 0).any()) or bool(off.any()):
+            found = f"a sum of {sums[off][0].item():.4g}" if bool(off.any()) else f"{labelled.min().item():.4g}"
+            raise ValueError(
+                f"{self._name}: targets of floating point are soft labels, probabilities that sum to 1 along axis "
+                f"{axis}, got {found}; give int64 class numbers, or the task multi-label for labels of their own"
+            )
 
     @override
     def metrics(self, outputs: Tensor) -> dict[str, Metric]:
         from torchmetrics.classification import MulticlassAccuracy
 
-        accuracy = MulticlassAccuracy(num_classes=outputs.shape[1], average="micro", ignore_index=IGNORE)
-        return {"accuracy": accuracy}
+        from kdx.tasks.prepared import Prepared
 
-    def _placed(self, like: Tensor) -> Tensor:
-        """The class weights on a tensor's device, copied there once."""
-        assert self._weights is not None
-        self._weights = self._weights.to(like.device)
-        return self._weights
+        classes = outputs.shape[self._axis(outputs)]
+        accuracy = MulticlassAccuracy(num_classes=classes, average="micro", ignore_index=IGNORE)
+        return {"accuracy": Prepared(accuracy, self._flat)}
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _axis(self, outputs: Tensor) -> int:
+        """The class axis of outputs or soft labels."""
+        if outputs.dim() == 3 and self.class_dim is None:
+            raise ValueError(
+                f"{self._name}: outputs of shape {list(outputs.shape)} may be [N, L, C] or [N, C, L]; say which is "
+                "the axis of the classes with the task's option class_dim (2 or 1), or take the task "
+                "token-classification ([N, L, C])"
+            )
+        try:
+            return self.responses.axis(outputs.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"{self._name}: {error}" + ("; take the task binary for one logit" if outputs.dim() == 1 else "")
+            ) from error
+
+    def _fit(self, outputs: Tensor, targets: Any) -> int:
+        """The class axis of the outputs, if shapes and dtypes of both belong together."""
+        if not isinstance(targets, Tensor):
+            raise TypeError(f"{self._name}: expected a tensor of classes as targets, got {type(targets).__name__}")
+        axis = self._axis(outputs)
+        shape = list(outputs.shape)
+        wanted = shape if targets.is_floating_point() else shape[:axis] + shape[axis + 1 :]
+        if not targets.is_floating_point() and targets.dtype != torch.int64:
+            raise TypeError(
+                f"{self._name}: expected targets of int64, or soft labels of floating point, got {targets.dtype}; give "
+                f"targets.long(), and {IGNORE} for what has no label"
+            )
+        if list(targets.shape) != wanted:
+            raise ValueError(self._mismatch(shape, list(targets.shape), wanted, soft=targets.is_floating_point()))
+        return axis
+
+    def _mismatch(self, outputs: list[int], targets: list[int], wanted: list[int], *, soft: bool) -> str:
+        kind = "soft labels" if soft else "class numbers"
+        return f"{self._name}: for outputs {outputs} expected {kind} of shape {wanted} as targets, got {targets}"
+
+    def _flat(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The class that is most likely and the right one, ``[M]`` each, of what has a label."""
+        axis = self._fit(outputs, targets)
+        if targets.is_floating_point():
+            known = self.labelled(targets).select(axis, 0)
+            targets = torch.where(known, targets.nan_to_num(nan=-1.0).argmax(axis), IGNORE)
+        known = targets != IGNORE
+        return outputs.argmax(axis)[known], targets[known]
+
+
+cross_entropy = Classification()
+"""The task that schemes have where none is given."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,21 @@ class Embedding(Task):
     @override
     def count(self, targets: Tensor) -> Tensor:
         return (targets != IGNORE).sum()
+
+    @override
+    def classes(self, targets: Tensor) -> Tensor:
+        return targets
+
+    @override
+    def check(self, outputs: Tensor, targets: Any) -> None:
+        if outputs.dim() != 2:
+            raise ValueError(f"Embedding: expected embeddings [N, D] as outputs, got {list(outputs.shape)}")
+        if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or list(targets.shape) != [len(outputs)]:
+            came = f"{targets.dtype} {list(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+            raise TypeError(
+                f"Embedding: expected the class of each sample as targets, int64 [{len(outputs)}] with {IGNORE} for "
+                f"none, got {came}"
+            )
 
     @override
     def metrics(self, outputs: Tensor) -> dict[str, Metric]:

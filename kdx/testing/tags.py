@@ -104,9 +104,11 @@ class TaskTags:
 
     Args:
         rows: samples in a batch, at least 3.
-        classes: number of classes; the targets are their numbers, one of them ``-100``.
-        inputs: ``rows -> (outputs, targets)`` with float32 outputs, for tasks whose targets are no classes; every call
-            must give the same numbers. Targets can be sliced along their first dimension.
+        classes: number of classes, labels or quantities.
+        inputs: ``rows -> (outputs, targets)`` with float32 outputs; every call must give the same numbers, and targets
+            can be sliced along their first dimension. None draws what :attr:`kdx.Task.responses` says: targets are
+            class numbers, 0 and 1 of ``Form.BERNOULLI`` or floats of ``Form.VALUES``, some without a label; outputs
+            are ``[rows, C]``, or ``[rows, C, 3, 2]`` and ``[rows, 4, C]`` of a task with ``class_dim``.
     """
 
     rows: int = 12

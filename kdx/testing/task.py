@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from kdx.batch import IGNORE
 from kdx.options import options_of
+from kdx.responses import Form
 from kdx.tasks.base import Task
 from kdx.testing.check import Check, bind, fail, require, run_all
 from kdx.testing.tags import TaskTags
@@ -59,8 +61,10 @@ def _applicable(task: Task, tags: TaskTags) -> Iterator[Callable[[Task, TaskTags
     yield check_count
     if not task.relational:
         yield check_parts_add_up
-    if tags.inputs is None or _is_labels(_draw(task, tags)[1]):
+    if tags.inputs is None or isinstance(_draw(task, tags)[1], Tensor):
+        yield check_labelled
         yield check_unlabelled
+        yield check_misfits_are_refused
     yield check_metrics
     yield check_outputs
 
@@ -125,7 +129,9 @@ def check_inputs_unchanged(task: Task, tags: TaskTags) -> None:
     task(outputs, targets)
     task.count(targets)
     require(torch.equal(outputs, before[0]), "it changed the outputs")
-    same = torch.equal(targets, before[1]) if isinstance(targets, Tensor) else targets == before[1]
+    same = targets == before[1]
+    if isinstance(targets, Tensor):
+        same = torch.allclose(targets, before[1], rtol=0, atol=0, equal_nan=True)
     require(same, "it changed the targets")
 
 
@@ -155,10 +161,26 @@ def check_parts_add_up(task: Task, tags: TaskTags) -> None:
     )
 
 
+def check_labelled(task: Task, tags: TaskTags) -> None:
+    """It says of every element of the targets whether it has a label; of hidden ones that none has."""
+    targets = _draw(task, tags)[1]
+    for what, given in (("the targets", targets), ("hidden targets", task.hidden(targets))):
+        labelled = task.labelled(given)
+        shape, dtype = list(given.shape), labelled.dtype
+        require(
+            list(labelled.shape) == shape and dtype == torch.bool,
+            f"of {what} of shape {shape} it gives {dtype} of shape {list(labelled.shape)}",
+        )
+    require(not labelled.any(), f"of hidden targets {int(labelled.sum())} elements have a label")
+    require(bool(task.labelled(targets).any()), "of the targets that it is tried on none has a label")
+
+
 def check_unlabelled(task: Task, tags: TaskTags) -> None:
-    """A batch without a label (all targets -100) counts 0, and its loss is 0 with zero gradient."""
+    """A batch without a label (hidden targets: -100 in integers, NaN in floats) counts 0, and its loss is 0 with zero
+    gradient.
+    """
     outputs, targets = _draw(task, tags)
-    targets = torch.full_like(targets, IGNORE)
+    targets = task.hidden(targets)
     loss = task(outputs.requires_grad_(), targets)
     require(loss.item() == 0, f"the loss is {loss.item()}")
     require(float(task.count(targets)) == 0, f"the count is {float(task.count(targets))}")
@@ -166,9 +188,23 @@ def check_unlabelled(task: Task, tags: TaskTags) -> None:
     require(not gradient.any(), f"the gradient has {int(gradient.count_nonzero())} elements that are not 0")
 
 
+def check_misfits_are_refused(task: Task, tags: TaskTags) -> None:
+    """Its method check takes outputs and targets that belong together, and refuses targets of a row fewer."""
+    outputs, targets = _draw(task, tags)
+    try:
+        task.check(outputs, targets)
+    except (ValueError, TypeError) as error:
+        fail(f"it refuses what it is tried on: {error}")
+    try:
+        task.check(outputs, targets[1:])
+    except (ValueError, TypeError):
+        return
+    fail(f"it takes {len(targets) - 1} targets for {len(outputs)} outputs")
+
+
 def check_metrics(task: Task, tags: TaskTags) -> None:
-    """Its metrics are of torchmetrics, new ones each time, among them the one that it names; each gives a finite
-    number.
+    """Its metrics are of torchmetrics, new ones each time, among them the one that it names, with its direction; each
+    gives a finite number.
     """
     from torchmetrics import Metric
 
@@ -176,6 +212,11 @@ def check_metrics(task: Task, tags: TaskTags) -> None:
     made, again = task.metrics(outputs), task.metrics(outputs)
     require(task.metric in made, f"the metric is {task.metric!r}, those made are {sorted(made)}")
     require(isinstance(task.label, str) and bool(task.label), f"the label is {task.label!r}")
+    if (higher := made[task.metric].higher_is_better) is not None:
+        require(
+            higher == task.higher_is_better,
+            f"higher_is_better is {task.higher_is_better}, that of the metric {task.metric!r} is {higher}",
+        )
     for name, metric in made.items():
         require(isinstance(metric, Metric), f"the metric {name!r} is {metric!r}, not of torchmetrics")
         require(metric is not again[name], f"the metric {name!r} is the same object a second time")
@@ -195,11 +236,16 @@ def _draw(task: Task, tags: TaskTags) -> tuple[Tensor, Any]:
     if tags.inputs is not None:
         return tags.inputs(tags.rows)
     generator = torch.Generator().manual_seed(0)
-    outputs = torch.randn(tags.rows, task.outputs(tags.classes), generator=generator)
-    targets = torch.arange(tags.rows) % tags.classes
+    responses, width = task.responses, task.outputs(tags.classes)
+    shape = {None: (width,), 1: (width, 3, 2)}.get(responses.class_dim, (4, width))
+    outputs = torch.randn(tags.rows, *shape, generator=generator)
+    if responses.form in (Form.BERNOULLI, Form.VALUES):
+        wide = width if responses.form is Form.BERNOULLI else tags.classes
+        targets = torch.randn(tags.rows, wide, generator=generator)
+        targets = (targets > 0).to(targets) if responses.form is Form.BERNOULLI else targets
+        targets[1, 0] = torch.nan
+        return outputs, targets
+    inner = [size for axis, size in enumerate(shape, 1) if len(shape) > 1 and axis != responses.class_dim]
+    targets = torch.arange(tags.rows * math.prod(inner)).reshape(tags.rows, *inner) % tags.classes
     targets[1] = IGNORE
     return outputs, targets
-
-
-def _is_labels(targets: Any) -> bool:
-    return isinstance(targets, Tensor) and not targets.is_floating_point()

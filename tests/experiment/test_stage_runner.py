@@ -23,6 +23,7 @@ from kdx.models import MLP
 from kdx.ref import Ref
 from kdx.spec import Spec
 from kdx.stage import Produced, Stage, Structure, Term
+from kdx.tasks import Classification
 from kdx.training.batches import ResumableLoader
 from tests.experiment.tiny import TINY, recipe, same, weights
 
@@ -264,7 +265,7 @@ def test_label_smoothing_is_torchs_on_the_labelled_rows() -> None:
     kept = logits[targets >= 0].log_softmax(1)
     wanted = torch.full((4, 5), 0.1 / 5, dtype=torch.float64)
     wanted[range(4), targets[targets >= 0]] += 0.9
-    found = kdx.losses.cross_entropy(logits, targets, label_smoothing=0.1)
+    found = Classification(label_smoothing=0.1)(logits, targets)
     torch.testing.assert_close(found, -(wanted * kept).sum(1).mean())
 
 

@@ -18,8 +18,8 @@ from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.errors import CaptureError, Interrupted
 from kdx.hookspecs import hookimpl
-from kdx.losses import cross_entropy
 from kdx.schemes.weights import Cosine, Warmup
+from kdx.tasks import cross_entropy
 from kdx.teachers import Frozen
 
 

@@ -13,7 +13,7 @@ import kdx
 import kdx.builtin
 from kdx.options import options_of
 from kdx.registry import Plugins
-from kdx.testing import KnowledgeTags, SchemeTags, checks_of, toy_batches, toy_model
+from kdx.testing import KnowledgeTags, SchemeTags, TaskTags, checks_of, toy_batches, toy_model
 
 OWN = Plugins(entries=(), blocked=(), trace=False)
 MAPS = {"student": ("a", "b"), "teacher": ("c", "d")}
@@ -183,8 +183,13 @@ def test_assistant(check) -> None:
 
 
 TASKS = {
-    "classification": [{}, {"label_smoothing": 0.2, "class_weights": [1.0, 2.0, 0.5, 0.0, 3.0]}],
+    "binary": [{}, {"pos_weight": 3.0}],
+    "classification": [{}, {"label_smoothing": 0.2, "class_weights": [1.0, 2.0, 0.5, 0.0, 3.0]}, {"class_dim": 2}],
     "embedding": [{"width": 8, "margin": 1.0}],
+    "multi-label": [{}, {"pos_weight": [1.0, 2.0, 0.5, 3.0, 1.0]}],
+    "regression": [{}, {"loss": "l1"}, {"loss": "huber", "delta": 0.5}, {"loss": "gaussian"}],
+    "segmentation": [{}, {"label_smoothing": 0.1}],
+    "token-classification": [{}, {"class_weights": [1.0, 2.0, 0.5, 0.0, 3.0]}],
 }
 """Task -> the options that it is tried with."""
 
@@ -194,7 +199,7 @@ def tasks() -> list:
         pytest.param(check, id=f"{name}-{number}-{check.name}")
         for name in OWN.components("task")
         for number, options in enumerate(TASKS[name])
-        for check in checks_of(OWN.make("task", name, **options))
+        for check in checks_of(OWN.make("task", name, **options), tags=TaskTags(classes=2 if name == "binary" else 5))
     ]
 
 

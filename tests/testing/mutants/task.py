@@ -124,6 +124,25 @@ class SharesItsMetric(Sound):
         return self.kept
 
 
+class OtherDirection(Sound):
+    caught_by = "metrics"
+    higher_is_better = False
+
+
+class HidesNothing(Sound):
+    caught_by = "labelled"
+
+    def hidden(self, targets):
+        return targets.clone()
+
+
+class TakesAnything(Sound):
+    caught_by = "misfits_are_refused"
+
+    def check(self, outputs, targets):
+        pass
+
+
 class NoWidth(Sound):
     caught_by = "outputs"
 
@@ -143,5 +162,8 @@ MUTANTS = [
     NanWithoutLabels,
     LacksItsMetric,
     SharesItsMetric,
+    OtherDirection,
+    HidesNothing,
+    TakesAnything,
     NoWidth,
 ]
