@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from kdx.batch import Batch as Batch
     from kdx.capture import Captured as Captured
     from kdx.capture import Taps as Taps
+    from kdx.directions import Highest as Highest
+    from kdx.directions import Lowest as Lowest
     from kdx.errors import KdxError as KdxError
     from kdx.experiment.experiment import run as run
     from kdx.hookspecs import hookimpl as hookimpl
@@ -63,6 +65,7 @@ else:
             "kdx.assistants.base": ["Assistant"],
             "kdx.batch": ["Batch"],
             "kdx.capture": ["Captured", "Taps"],
+            "kdx.directions": ["Highest", "Lowest"],
             "kdx.errors": ["KdxError"],
             "kdx.experiment.experiment": ["run"],
             "kdx.hookspecs": ["hookimpl"],

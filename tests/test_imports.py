@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 # The rooms of kdx, lowest floor first; a room imports only from floors below its own.
 FLOORS = [
-    {"errors", "hookspecs", "spec", "ref", "rng", "modes", "files", "batch", "lazy", "responses"},
+    {"errors", "hookspecs", "spec", "ref", "rng", "modes", "files", "batch", "lazy", "responses", "directions"},
     {"layout"},
     {"tap", "evidence"},
     {"deprecation", "options", "registry", "capture", "losses"},

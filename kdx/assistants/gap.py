@@ -19,17 +19,28 @@ class GapWarning(UserWarning):
 
 
 def gap_warnings(
-    name: str, teacher: float, student: float, *, links: int = 1, rows: int, chain: bool = True
+    name: str,
+    teacher: float,
+    student: float,
+    *,
+    links: int = 1,
+    rows: int,
+    chain: bool = True,
+    share: bool = True,
+    higher_is_better: bool = True,
 ) -> list[tuple[type[UserWarning], str]]:
     """The warnings to give before a teacher teaches a student.
 
     Args:
         name: of the teacher.
-        teacher: its metric on validation, in percent.
-        student: the student's, trained alone, in percent.
+        teacher: its metric on validation, in percent if it is a share.
+        student: the student's, trained alone.
         links: how many times knowledge is handed on; a chain of one assistant has 2.
         rows: number of validation rows, which says how well the two are told apart.
         chain: whether assistants stand between the two; without them only a weak teacher is worth a word.
+        share: whether the metric is a share of the rows; of an error in the targets' unit nobody knows how wide a gap
+            is, and only a weak teacher is worth a word.
+        higher_is_better: whether more of the metric is better.
 
     Returns:
         Pairs of category and message, none if all is well.
@@ -40,14 +51,17 @@ def gap_warnings(
         >>> [category.__name__ for category, _ in gap_warnings("teacher", 70.0, 80.0, rows=500)]
         ['WeakTeacherWarning']
     """
-    if teacher < student:
+    if (teacher < student) if higher_is_better else (teacher > student):
+        theirs, own = (f"{value:.1f} %" if share else f"{value:.4g}" for value in (teacher, student))
         return [
             (
                 WeakTeacherWarning,
-                f"the {name} ({teacher:.1f} % on validation) is weaker than the student ({student:.1f} %); train it "
-                "longer or take a larger one",
+                f"the {name} ({theirs} on validation) is weaker than the student ({own}); train it longer or take a "
+                "larger one",
             )
         ]
+    if not (share and higher_is_better):
+        return []
     gap = teacher - student
     middle = min(max((teacher + student) / 200, 0.0), 1.0)
     noise = 100 * math.sqrt(2 * middle * (1 - middle) / rows)

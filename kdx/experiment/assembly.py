@@ -198,7 +198,9 @@ class Assembly:
             "teachers": lambda: {
                 name: self._teacher(name, along=along) for name in self._teachers_of(stage, along=along)
             },
-            "qualities": lambda: {name: self.quality(name) for name in stage.teachers},
+            "qualities": lambda: (
+                {name: self.quality(name) for name in stage.teachers} if self.task.higher_is_better else None
+            ),
         }
         needs = needs_of(target)
         given = {name: make() for name, make in parts.items() if name in needs}

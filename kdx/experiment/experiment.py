@@ -20,6 +20,7 @@ from kdx.experiment.components import task_of
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.environment import environment
 from kdx.experiment.plan import assistant_of, plan
+from kdx.experiment.quality import Quality
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe_files import check_recipe, load_recipe
 from kdx.experiment.rehearsal import rehearse
@@ -184,7 +185,8 @@ class Experiment:
         student = next((name for name in ("alone", "distilled") if name in results), None)
         if student is None:
             return
-        quality = {name: 100 * result["validation"][self.task.metric] for name, result in results.items()}
+        judged = Quality.of(self.task)
+        quality = {name: judged.scaled(result["validation"][judged.metric]) for name, result in results.items()}
         assistant = assistant_of(self.recipe, self.plugins)
         for stage in self.plan:
             if stage.role == "teacher" and stage.name in quality:
@@ -195,6 +197,8 @@ class Experiment:
                     links=assistant.links if assistant else 1,
                     rows=len(self.data.validation),
                     chain=assistant is not None,
+                    share=judged.share,
+                    higher_is_better=judged.higher_is_better,
                 )
                 for category, message in found:
                     if message not in self.warnings:
@@ -203,18 +207,17 @@ class Experiment:
                         self.notify(f"warning: {message}")
 
     def _summary(self, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-        metric = self.task.metric
-        test = {name: 100 * result["test"][metric] for name, result in results.items()}
+        quality = Quality.of(self.task)
+        test = {name: result["test"][quality.metric] for name, result in results.items()}
         return {
             "recipe": self.name,
             "summary": self.recipe.summary,
             "seed": self.recipe.seed,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "metric": metric,
-            "metric_label": self.task.label,
+            **quality.as_dict(),
             "test_rows": len(self.data.test),  # type: ignore[arg-type]  # map-style
             "stages": dict(results),
-            "gain": test["distilled"] - test["alone"] if "alone" in test else None,
+            "gain": quality.gain(test["distilled"], test["alone"]) if "alone" in test else None,
             "warnings": self.warnings,
         }
 

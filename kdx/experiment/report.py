@@ -14,6 +14,7 @@ from jinja2 import Environment
 from rich.console import JustifyMethod
 from rich.table import Table
 
+from kdx.experiment.quality import Quality
 from kdx.files import atomic_write
 from kdx.observers.metrics_log import MetricsLog, read_metrics
 
@@ -22,17 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_curves", "seeds_table", "stage_rows", "stages_table", "write_report"]
 
-COLUMNS = (
-    "",
-    "taught by",
-    "test, %",
-    "validation, %",
-    "parameters",
-    "size, KiB",
-    "latency, ms",
-    "training",
-    "gain, points",
-)
 LATENCY = "latency: median ± half the distance between the 20th and the 80th percentile, one sample on one thread"
 LABELS = {
     "teacher": "teacher",
@@ -42,6 +32,12 @@ LABELS = {
     "direct": "student, no assistant",
     "distilled": "distilled student",
 }
+
+
+def columns(quality: Quality) -> tuple[str, ...]:
+    """The columns of the table, the name of a row first."""
+    tested = (f"test{quality.unit}", f"validation{quality.unit}")
+    return ("", "taught by", *tested, "parameters", "size, KiB", "latency, ms", "training", quality.gain_column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +50,13 @@ class Row:
 
 
 def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
-    """The table of a summary: a row per learner of each stage, the columns of :data:`COLUMNS`.
+    """The table of a summary: a row per learner of each stage, the columns of :func:`columns`.
 
     A stage of several learners (peers, a teacher beside its student) has a row for each; costs are those of the first.
     """
     rows = []
-    metric, gain = summary["metric"], summary["gain"]
+    quality, gain = Quality.read(summary), summary["gain"]
+    metric, text = quality.metric, quality.text
     for name, stage in summary["stages"].items():
         first, *others = _learners(name, stage)
         rows.append(
@@ -67,19 +64,19 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
                 first,
                 (
                     ", ".join(stage.get("teachers", ())),
-                    _percent(stage["test"][metric]),
-                    _percent(stage["validation"][metric]),
+                    text(stage["test"][metric]),
+                    text(stage["validation"][metric]),
                     f"{stage['parameters']:,}",
                     f"{stage['bytes'] / 1024:,.0f}",
                     _latency(stage["latency_ms"], stage["latency_spread_ms"] / 2),
                     _training(stage),
-                    f"{gain:+.2f}" if name == "distilled" and gain is not None else "",
+                    quality.gain_text(gain) if name == "distilled" and gain is not None else "",
                 ),
                 stage=name,
             )
         )
-        blank = ("",) * (len(COLUMNS) - 3)
-        rows += [Row(label, ("", _percent(_tested(stage, label)[metric]), *blank), stage=name) for label in others]
+        blank = ("",) * (len(columns(quality)) - 3)
+        rows += [Row(label, ("", text(_tested(stage, label)[metric]), *blank), stage=name) for label in others]
     return rows
 
 
@@ -90,13 +87,15 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     )
     stages = summary["stages"]
     chain = any(len(stage.get("teachers", ())) > 1 or stage.get("role") == "assistant" for stage in stages.values())
-    left_out = {"validation, %", "size, KiB", "training", "latency, ms" if chain else "taught by"}
-    narrow = [i for i, column in enumerate(COLUMNS) if column not in left_out]
+    quality = Quality.read(summary)
+    left_out = {f"validation{quality.unit}", "size, KiB", "training", "latency, ms" if chain else "taught by"}
+    headers = columns(quality)
+    narrow = [i for i, column in enumerate(headers) if column not in left_out]
     table = Table(title=title, caption=None if chain else LATENCY)
     for i in narrow:
         justify: JustifyMethod = "right" if i else "left"
-        header = COLUMNS[i].replace(", ", ",\n")  # the unit below its quantity
-        table.add_column(header, justify=justify, no_wrap=COLUMNS[i] != "taught by", overflow="fold")
+        header = headers[i].replace(", ", ",\n")  # the unit below its quantity
+        table.add_column(header, justify=justify, no_wrap=headers[i] != "taught by", overflow="fold")
     for row in stage_rows(summary):
         if stages[row.stage].get("role") == "probe":
             continue  # short runs that only size the assistants; the page has them
@@ -107,20 +106,22 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
 
 def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """Mean and standard deviation over seeds, and the paired gains; one seed has no deviation."""
+    quality = Quality.read(summaries[0])
     table = Table(
         "",
         *(f"seed {item['seed']}" for item in summaries),
         "mean ± std" if len(summaries) > 1 else "mean",
-        title=f"{summaries[0]['metric_label']} on test, %",
+        title=f"{quality.metric_label} on test{quality.unit}",
     )
     table.columns[0].no_wrap = True
     for name, stage in summaries[0]["stages"].items():
         for label in _learners(name, stage):
-            values = [100 * _tested(item["stages"][name], label)[item["metric"]] for item in summaries]
-            table.add_row(label, *(f"{value:.2f}" for value in values), _spread(values))
+            values = [_tested(item["stages"][name], label)[quality.metric] for item in summaries]
+            table.add_row(label, *(quality.text(value) for value in values), _spread(values, quality))
     gains = [item["gain"] for item in summaries if item["gain"] is not None]
     if len(gains) == len(summaries):
-        table.add_row("gain, points", *(f"{value:+.2f}" for value in gains), _spread(gains))
+        unscaled = [value / quality.scaled(1) for value in gains]
+        table.add_row(quality.gain_column, *(map(quality.gain_text, gains)), _spread(unscaled, quality))
     return table
 
 
@@ -131,21 +132,26 @@ def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Figure:
     stream = any("prequential" in stage for stage in summary["stages"].values())
     figure = Figure(figsize=(15 if stream else 10, 4), layout="constrained")
     quality, loss, *further = figure.subplots(1, 3 if stream else 2)
-    metric, label_of_metric = f"/{summary['metric']}", summary["metric_label"]
+    judged = Quality.read(summary)
+    metric, label_of_metric = f"/{judged.metric}", judged.metric_label
     for name in summary["stages"]:
         rows = read_metrics(folder / name / MetricsLog.name)
         label = LABELS.get(name, name)
         learners = {key for row in rows for key in row if key.startswith("eval/") and key.endswith(metric)}
         for learner in sorted(learners):
-            points = [(row["epoch"], 100 * row[learner]) for row in rows if learner in row]
+            points = [(row["epoch"], judged.scaled(row[learner])) for row in rows if learner in row]
             of = "" if len(learners) == 1 else f": {learner.split('/')[1]}"
             quality.plot(*zip(*points, strict=True), marker=".", label=label + of)
         if logged := [(row["step"], row["loss"]) for row in rows if "loss" in row]:
             loss.plot(*zip(*logged, strict=True), marker=".", label=label)
         for axes in further:
             _draw_prequential(axes, rows, label)
-    quality.set(xlabel="epoch", ylabel=f"{label_of_metric} on validation, %", title=f"validation {label_of_metric}")
-    loss.set(xlabel="optimizer step", ylabel="training loss", title="training loss (each stage's own)", yscale="log")
+    quality.set(
+        xlabel="epoch", ylabel=f"{label_of_metric} on validation{judged.unit}", title=f"validation {label_of_metric}"
+    )
+    loss.set(xlabel="optimizer step", ylabel="training loss", title="training loss (each stage's own)")
+    if all(value > 0 for line in loss.lines for value in line.get_ydata()):  # a likelihood may be below 0
+        loss.set_yscale("log")
     for axes in (quality, loss, *further):
         axes.grid(alpha=0.3)
         if axes.lines:
@@ -173,7 +179,7 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
         .from_string(template)
         .render(
             summary=summary,
-            columns=COLUMNS,
+            columns=columns(Quality.read(summary)),
             latency=LATENCY,
             rows=stage_rows(summary),
             recipe=(folder / "recipe.yaml").read_text(),
@@ -200,10 +206,6 @@ def _tested(stage: Mapping[str, Any], label: str) -> Mapping[str, float]:
     return found
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
 def _latency(median: float, spread: float) -> str:
     """In milliseconds, to the digits that a timing has and 11 columns hold."""
     digits = 2 if median < 10 else 1 if median < 100 else 0
@@ -216,6 +218,6 @@ def _training(stage: Mapping[str, Any]) -> str:
     return next((how for how in ("loaded", "reused") if how in stage), "none")
 
 
-def _spread(values: Sequence[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
+def _spread(values: Sequence[float], quality: Quality) -> str:
+    spread = f" ± {quality.text(statistics.stdev(values))}" if len(values) > 1 else ""
+    return f"{quality.text(statistics.mean(values))}{spread}"

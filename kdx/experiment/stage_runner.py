@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 from kdx.analysis.cost import measure_cost
 from kdx.experiment.assembly import Assembly
 from kdx.experiment.plan import train_of
+from kdx.experiment.quality import Quality
 from kdx.experiment.recipe import Train
 from kdx.experiment.run_folder import RunFolder
 from kdx.experiment.teacher_cache import TeacherCache
@@ -123,7 +124,7 @@ class StageRunner:
             prequential=self.recipe.data.stream is not None,
             evaluate=self.assembly.data.evaluation(self.assembly.data.validation),
             metrics=self.task.metrics,
-            select=self.task.metric if stage.select else None,
+            select=Quality.of(self.task).select if stage.select else None,
             optimizer=train.optimizer,
             schedule=train.schedule,
             accumulate=train.accumulate,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from kdx.directions import more_is_better
 from kdx.errors import nearest
 from kdx.hookspecs import hookimpl
 
@@ -22,12 +23,14 @@ class EarlyStopping:
 
     Args:
         metric: a metric of the first student, such as ``"accuracy"``, or of any, such as ``"peer1/accuracy"``.
+            The metric says whether more is better; ``kdx.Lowest("mse")`` and ``kdx.Highest("psnr")`` say it of one that
+            does not.
         patience: evaluations without improvement after which the run ends, >= 1.
-        mode: ``"max"`` if more is better, ``"min"`` if less is.
         min_delta: smallest change that counts as an improvement, >= 0. A value that is not finite is none.
 
     Raises:
-        ValueError: an argument out of range; in the run, a metric that it does not have.
+        ValueError: an argument out of range; in the run, a metric that it does not have, or one that does not say
+            whether more is better.
 
     Example:
         >>> import kdx, torch
@@ -39,21 +42,12 @@ class EarlyStopping:
         (3, 'student/accuracy has not improved for 2 evaluations')
     """
 
-    def __init__(
-        self,
-        metric: str = "accuracy",
-        *,
-        patience: int = 5,
-        mode: Literal["max", "min"] = "max",
-        min_delta: float = 0.0,
-    ) -> None:
+    def __init__(self, metric: str = "accuracy", *, patience: int = 5, min_delta: float = 0.0) -> None:
         if patience < 1:
             raise ValueError(f"patience must be >= 1, got {patience}")
-        if mode not in ("max", "min"):
-            raise ValueError(f"mode must be 'max' or 'min', got {mode!r}")
         if not min_delta >= 0:
             raise ValueError(f"min_delta must be >= 0, got {min_delta}")
-        self.metric, self.patience, self.mode, self.min_delta = metric, patience, mode, float(min_delta)
+        self.metric, self.patience, self.min_delta = metric, patience, float(min_delta)
 
     @hookimpl
     def kdx_configure(self, run: Run) -> None:
@@ -73,7 +67,7 @@ class EarlyStopping:
         if name not in rows[-1]:
             known = set(rows[-1]) - {"epoch", "step"}
             raise ValueError(f"metric: the evaluation has no {name!r}; {nearest(name, known)}")
-        sign = 1.0 if self.mode == "max" else -1.0
+        sign = 1.0 if more_is_better(self.metric, run.higher_is_better.get(name)) else -1.0
         best, since = -math.inf, 0
         for row in rows:
             value = sign * row[name]

@@ -35,7 +35,8 @@ class MultiTeacher(Offline):
             teacher's cross-entropy with the label; or name -> number.
         over: what is combined, ``"logits"`` or ``"probabilities"`` softened at ``temperature``.
         temperature: T of the combined probabilities; that of the soft targets.
-        qualities: name -> metric on held-out rows, which an experiment fills in.
+        qualities: name -> metric on held-out rows of which more is better, which an experiment fills in; it has none
+            where the task's metric is an error.
         student_output: see :class:`kdx.Taps`.
 
     Raises:
@@ -77,7 +78,10 @@ class MultiTeacher(Offline):
             raise ValueError("the student is one of the teachers, which would be trained. Pass a copy")
         if weights == "validation":
             if qualities is None:
-                raise ValueError("weights='validation' needs qualities: a metric on held-out rows for each teacher")
+                raise ValueError(
+                    "weights='validation' needs qualities: for each teacher a metric on held-out rows of "
+                    "which more is better; give numbers by name"
+                )
             weights = qualities
         combined = Ensemble(teachers, weights=weights, over=over, temperature=temperature)
         super().__init__(student, combined, task=task, knowledge=knowledge, student_output=student_output)

@@ -14,10 +14,23 @@ from kdx.capture import call, logits_of
 from kdx.modes import evaluating
 from kdx.tasks.classification import Classification
 
-__all__ = ["Metrics", "classification", "evaluate"]
+__all__ = ["Measured", "Metrics", "classification", "evaluate"]
 
 Metrics = Callable[[Tensor], Mapping[str, Any]]
 """Gets the first logits and returns name -> ``torchmetrics.Metric``; ``update(logits, targets)`` is called on each."""
+
+
+class Measured(dict[str, float]):
+    """Metric name -> value, with the direction of every metric.
+
+    Args:
+        values: metric name -> value.
+        higher_is_better: metric name -> whether more of it is better; None where the metric does not say.
+    """
+
+    def __init__(self, values: Mapping[str, float], higher_is_better: Mapping[str, bool | None]) -> None:
+        super().__init__(values)
+        self.higher_is_better = dict(higher_is_better)
 
 
 def classification(logits: Tensor) -> dict[str, Any]:
@@ -32,7 +45,7 @@ def evaluate(
     metrics: Metrics = classification,
     device: torch.device | str | None = None,
     output: Callable[[Any], Tensor] | None = None,
-) -> dict[str, float]:
+) -> Measured:
     """Runs a model over a loader in evaluation mode, without gradient, and computes metrics.
 
     The model's modes (train, eval) and the global random states are restored afterwards.
@@ -45,7 +58,7 @@ def evaluate(
         output: see :class:`kdx.Taps`.
 
     Returns:
-        Metric name -> value.
+        Metric name -> value; its attribute ``higher_is_better`` says of every metric whether more is better.
 
     Raises:
         ValueError: the loader is empty.
@@ -63,4 +76,5 @@ def evaluate(
                 metric.update(logits, batch.targets)
     if computed is None:
         raise ValueError("evaluate got an empty loader; give at least one batch")
-    return {name: float(metric.compute()) for name, metric in computed.items()}
+    values = {name: float(metric.compute()) for name, metric in computed.items()}
+    return Measured(values, {name: getattr(metric, "higher_is_better", None) for name, metric in computed.items()})

@@ -89,7 +89,8 @@ def fit(
             validation split here and the test set once, at the end, with :func:`kdx.training.evaluate`.
         metrics: see :data:`kdx.training.Metrics`.
         select: a metric of the first student, as ``"accuracy"``; at the end the weights of the epoch where it was
-            highest are put back into every student. Needs ``evaluate``.
+            best are put back into every student: highest or lowest, as its ``higher_is_better`` says.
+            ``kdx.Lowest("mse")`` and ``kdx.Highest("psnr")`` say it of a metric that does not. Needs ``evaluate``.
         optimizer: see :data:`kdx.training.OptimizerSpec`.
         schedule: see :data:`kdx.training.ScheduleSpec`.
         accumulate: micro-batches per optimizer step.

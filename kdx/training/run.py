@@ -26,6 +26,7 @@ class Run:
         learning_rate: of the first parameter group.
         history: one row per evaluation: ``epoch``, ``step`` and the metrics, as ``student/accuracy``.
         best: the row that was selected, if ``select`` was given.
+        higher_is_better: metric of the history -> whether more of it is better; None where the metric does not say.
         seconds: training time, over all resumed parts.
         stopped: why it ended early, else None.
         open_ended: whether it ends by steps alone; ``epochs`` is then what the length of the
@@ -44,6 +45,7 @@ class Run:
     learning_rate: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    higher_is_better: dict[str, bool | None] = field(default_factory=dict)
     seconds: float = 0.0
     stopped: str | None = None
     prequential: list[dict[str, Any]] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from kdx import rng
+from kdx.directions import more_is_better
 from kdx.errors import CheckpointError, RunExistsError
 from kdx.training import evaluation
 from kdx.training.batches import ResumableLoader
@@ -58,6 +60,7 @@ class State:
                 "history": run.history,
                 "prequential": run.prequential,
                 "best": run.best,
+                "higher_is_better": run.higher_is_better,
                 "seconds": run.seconds,
                 "epochs": run.epochs,
                 "total_steps": run.total_steps,
@@ -102,7 +105,7 @@ class State:
             self.prequential.load_state_dict(counts)
         run.step, run.epoch, run.seconds = state["step"], saved["epoch"], saved["seconds"]
         run.history, run.best, self.best = saved["history"], saved["best"], state["best"]
-        run.prequential = saved["prequential"]
+        run.prequential, run.higher_is_better = saved["prequential"], saved["higher_is_better"]
         run.stopped = saved.get("stopped")
         run.learning_rate = self.phases.learning_rate
         rng.restore(state["rng"])
@@ -115,12 +118,14 @@ class State:
             output = run.scheme.output_of(name)
             found = evaluation.evaluate(student, loader, metrics=metrics, device=self.accelerator.device, output=output)
             row |= {f"{name}/{metric}": value for metric, value in found.items()}
+            run.higher_is_better |= {f"{name}/{metric}": better for metric, better in found.higher_is_better.items()}
         run.history.append({"epoch": run.epoch, "step": run.step, **row})
         if select is not None:
             key = f"{next(iter(run.scheme.students))}/{select}"
             if key not in row:
                 raise ValueError(f"select={select!r} is not among the metrics {sorted(row)}")
-            if run.best is None or row[key] > run.best[key]:
+            sign = 1.0 if more_is_better(select, run.higher_is_better[key]) else -1.0
+            if run.best is None or math.isnan(run.best[key]) or sign * row[key] > sign * run.best[key]:
                 run.best = run.history[-1]
                 self.best = {
                     name: {key: value.detach().cpu().clone() for key, value in student.state_dict().items()}

@@ -38,6 +38,14 @@ def test_without_a_chain_only_a_weak_teacher_is_worth_a_word() -> None:
     assert gap_warnings("teacher", 50.0, 60.0, rows=500, chain=False)[0][0] is WeakTeacherWarning
 
 
+def test_of_an_error_the_larger_one_is_the_weaker() -> None:
+    error = {"rows": 500, "share": False, "higher_is_better": False}
+    assert gap_warnings("teacher", 0.31, 1.7, links=2, **error) == []
+    ((kind, message),) = gap_warnings("teacher", 1.7, 0.31, links=2, **error)
+    assert kind is WeakTeacherWarning
+    assert "teacher (1.7 on validation) is weaker than the student (0.31)" in message
+
+
 def test_it_is_said_before_the_chain_starts_and_stays_in_the_summary(tmp_path: Path) -> None:
     recipe = check_recipe(
         {

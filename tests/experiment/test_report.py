@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from kdx.experiment.quality import Quality
 from kdx.experiment.report import draw_curves, seeds_table, stages_table, write_report
+from kdx.tasks import Regression
 
 
 def stage(**further: Any) -> dict[str, Any]:
@@ -34,6 +36,8 @@ def summary() -> dict[str, Any]:
         "warnings": [],
         "metric": "accuracy",
         "metric_label": "accuracy",
+        "higher_is_better": True,
+        "share": True,
         "test_rows": 2000,
         "gain": -12.5,
         "stages": {
@@ -141,3 +145,28 @@ def test_one_seed_has_no_spread(summary: dict[str, Any]) -> None:
     assert list(one.columns[-1].cells) == ["81.25", "81.25", "81.25", "60.00", "-12.50"]
     assert two.columns[-1].header == "mean ± std"
     assert list(two.columns[-1].cells)[-1] == "-11.50 ± 1.41"
+
+
+def test_an_error_is_no_percentage_and_a_gain_is_less_of_it(folder: Path, summary: dict[str, Any]) -> None:
+    quality = Quality.of(Regression())
+    summary |= {**quality.as_dict(), "gain": quality.gain(0.5, 0.75), "test_rows": 20}
+    for result in summary["stages"].values():
+        result |= {"test": {"rmse": 12.3456}, "validation": {"rmse": 10.5}}
+    summary["stages"]["distilled"]["students"] = {"peer0": {"rmse": 12.3456}, "peer1": {"rmse": 0.5}}
+    text = printed(stages_table(summary))
+    assert "RMSE on 20 test rows" in text
+    assert "12.35" in text
+    assert "+0.25" in text
+    assert "test, %" not in text
+    assert "points" not in text
+    over_seeds = seeds_table([summary, summary | {"gain": 0.5}])
+    assert over_seeds.title == "RMSE on test"
+    assert list(over_seeds.columns[-1].cells)[-1] == "0.375 ± 0.1768"
+    (curve, *_) = draw_curves(folder, summary).axes
+    assert curve.get_ylabel() == "RMSE on validation"
+    assert "<th>gain</th>" in write_report(folder, summary).read_text()
+
+
+def test_a_gain_is_above_0_where_the_student_is_better_whatever_the_direction() -> None:
+    assert Quality("accuracy", "accuracy").gain(0.8, 0.75) == pytest.approx(5)
+    assert Quality("error", "error", higher_is_better=False).gain(0.8, 0.75) == pytest.approx(-5)

@@ -14,8 +14,9 @@ from kdx.training.run import Run
 def run_with(net, values: list[float], observer: EarlyStopping) -> Run:
     """A run whose history grew by these accuracies until it was stopped."""
     run = Run(kdx.Supervised(net()), None, 10, 100, 50)
+    run.higher_is_better = {"student/accuracy": True, "student/error": False}
     for epoch, value in enumerate(values, start=1):
-        run.history.append({"epoch": epoch, "step": epoch, "student/accuracy": value})
+        run.history.append({"epoch": epoch, "step": epoch, "student/accuracy": value, "student/error": value})
         observer.kdx_evaluated(run)
         if run.stopped:
             break
@@ -27,7 +28,8 @@ def run_with(net, values: list[float], observer: EarlyStopping) -> Run:
     [
         ([0.1, 0.2, 0.2, 0.2, 0.9], {"patience": 2}, 4),
         ([0.1, 0.2, 0.2, 0.3, 0.2, 0.2], {"patience": 2}, 6),
-        ([0.9, 0.5, 0.4, 0.45, 0.5], {"patience": 2, "mode": "min"}, 5),
+        ([0.9, 0.5, 0.4, 0.45, 0.5], {"patience": 2, "metric": kdx.Lowest("accuracy")}, 5),
+        ([0.9, 0.5, 0.6, 0.7], {"patience": 2, "metric": "error"}, 4),
         ([0.10, 0.11, 0.12, 0.13], {"patience": 2, "min_delta": 0.05}, 3),
         ([0.1, float("nan"), float("nan")], {"patience": 2}, 3),
         ([float("nan"), 0.1, 0.2, 0.3], {"patience": 2}, None),
@@ -73,6 +75,16 @@ def test_a_resumed_run_stops_where_an_unbroken_one_does(net, loader, tmp_path) -
     assert (again.epoch, again.step, again.stopped) == (unbroken.epoch, unbroken.step, unbroken.stopped)
 
 
+def test_a_metric_without_a_direction_is_asked_about(net) -> None:
+    observer = EarlyStopping("psnr")
+    run = Run(kdx.Supervised(net()), None, 10, 100, 50)
+    run.history.append({"epoch": 1, "step": 1, "student/psnr": 1.0})
+    with pytest.raises(ValueError, match=r"'psnr' does not say .* kdx.Highest\('psnr'\) or kdx.Lowest\('psnr'\)"):
+        observer.kdx_evaluated(run)
+    EarlyStopping(kdx.Highest("psnr")).kdx_evaluated(run)
+    assert run.stopped is None
+
+
 def test_a_metric_that_there_is_not_and_wrong_options_are_named(net, loader) -> None:
     with pytest.raises(
         PluginError, match=r"observer 'EarlyStopping.*no 'student/acuracy'; did you mean 'student/accuracy'"
@@ -80,7 +92,5 @@ def test_a_metric_that_there_is_not_and_wrong_options_are_named(net, loader) -> 
         kdx.fit(kdx.Supervised(net()), loader, evaluate=loader, observers=[EarlyStopping("acuracy")], device="cpu")
     with pytest.raises(ValueError, match="patience must be >= 1, got 0"):
         EarlyStopping(patience=0)
-    with pytest.raises(ValueError, match="mode must be 'max' or 'min', got 'best'"):
-        EarlyStopping(mode="best")
     with pytest.raises(ValueError, match="min_delta must be >= 0"):
         EarlyStopping(min_delta=-1)
