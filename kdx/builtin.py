@@ -303,7 +303,7 @@ def kdx_assistants() -> Iterable[Spec]:
 
 @hookimpl
 def kdx_models() -> Iterable[Spec]:
-    """Models of kdx, for small images."""
+    """Models of kdx, for small images, series and token ids."""
     he, howard, dosovitskiy = (
         "He et al. 2016, arXiv:1512.03385",
         "Howard et al. 2017, arXiv:1704.04861",
@@ -311,13 +311,22 @@ def kdx_models() -> Iterable[Spec]:
     )
     return [
         Spec("convnet", "kdx.models.cnn:ConvNet", "plain CNN of stages; taps stage1.., avgpool, fc"),
+        Spec("convnet-1d", "kdx.models.conv1d:ConvNet1d", "plain CNN over time; taps stage1.., avgpool, fc"),
         Spec("derived", "kdx.students.derived:derived", "a student derived from its teacher: kdx student make"),
         Spec("depthwise-net", "kdx.models.depthwise:DepthwiseNet", "depth-wise separable CNN", howard),
+        Spec("embedding-bag", "kdx.models.bag:EmbeddingBag", "mean of token vectors and a perceptron, very small"),
         Spec("mlp", "kdx.models.mlp:MLP", "multi-layer perceptron on flattened images"),
         Spec(
             "residual-sum", "kdx.models.residual_sum:ResidualSum", "a student and an assistant, their outputs added up"
         ),
         Spec("resnet", "kdx.models.resnet:ResNet", "residual CNN of CIFAR style, depth 8, 20, 32, ...", he),
+        Spec("token-conv", "kdx.models.token_conv:TokenConv", "convolutions over token ids, for rows or every token"),
+        Spec(
+            "token-transformer",
+            "kdx.models.token_transformer:TokenTransformer",
+            "transformer encoder on token ids, for rows or every token",
+            "Vaswani et al. 2017, arXiv:1706.03762",
+        ),
         Spec(
             "unet",
             "kdx.models.unet:UNet",
@@ -339,10 +348,34 @@ def kdx_datasets() -> Iterable[Spec]:
         ),
         Spec("digits", "kdx.datasets.digits:Digits", "1,797 handwritten digits of 8x8, from scikit-learn"),
         Spec(
+            "electrocardiogram",
+            "kdx.datasets.electrocardiogram:Electrocardiogram",
+            "windows of five minutes of an electrocardiogram (embedded), to forecast what follows",
+            "Moody, Mark 2001, doi:10.13026/C2F305",
+        ),
+        Spec(
             "fashion-mnist",
             "kdx.datasets.fashion:FashionMnist",
             "5,000 + 2,000 images of clothing (embedded), or all 70,000 from a folder",
             "Xiao et al. 2017, arXiv:1708.07747",
+        ),
+        Spec(
+            "word-stress",
+            "kdx.datasets.stress:WordStress",
+            "20,000 words as phones (embedded), with the stress of every vowel",
+            "CMU Pronouncing Dictionary",
+        ),
+        Spec(
+            "wordnet-nouns",
+            "kdx.datasets.wordnet:WordNetNouns",
+            "11,124 + 3,076 glosses of nouns in 25 classes (embedded)",
+            "Miller 1995, doi:10.1145/219717.219748",
+        ),
+        Spec(
+            "wordnet-words",
+            "kdx.datasets.wordnet:WordNetWords",
+            "7,500 words with the classes of all their senses (embedded): multi-label",
+            "Miller 1995, doi:10.1145/219717.219748",
         ),
     ]
 

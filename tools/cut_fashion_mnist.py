@@ -13,17 +13,15 @@ source file. A hash rather than a random generator, because its order is the sam
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
-import io
 import struct
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from packing import DATA, Arrays, checked, command
 
 SEED = 2017
 PER_CLASS = {"train": 500, "test": 200}
@@ -37,16 +35,12 @@ SHA256 = {
     "t10k-images-idx3-ubyte.gz": "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
     "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
 }
-OUTPUT = Path(__file__).resolve().parent.parent / "kdx" / "data" / "fashion_mnist.npz"
+OUTPUT = DATA / "fashion_mnist.npz"
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     """The array of one ``idx.gz`` file of unsigned bytes, after checking the file's SHA-256."""
-    raw = path.read_bytes()
-    found = hashlib.sha256(raw).hexdigest()
-    if found != SHA256[path.name]:
-        raise ValueError(f"{path} is not the file this subset is cut from: SHA-256 {found}, want {SHA256[path.name]}")
-    data = gzip.decompress(raw)
+    data = gzip.decompress(checked(path, SHA256[path.name]))
     rank = data[3]  # bytes 0-2 are 0, 0, 8 (unsigned byte); byte 3 is the number of dimensions
     shape = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
     return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
@@ -64,9 +58,9 @@ def choose(labels: npt.NDArray[np.uint8], split: str) -> npt.NDArray[np.int32]:
     return np.array(sorted(rows), np.int32)
 
 
-def cut(source: Path) -> dict[str, npt.NDArray[np.generic]]:
+def cut(source: Path) -> Arrays:
     """The arrays of the subset: images, labels and source rows of both splits."""
-    arrays: dict[str, npt.NDArray[np.generic]] = {}
+    arrays: Arrays = {}
     for split, (image_file, label_file) in SOURCES.items():
         images, labels = read_idx(source / image_file), read_idx(source / label_file)
         rows = choose(labels, split)
@@ -76,30 +70,5 @@ def cut(source: Path) -> dict[str, npt.NDArray[np.generic]]:
     return arrays
 
 
-def encode(arrays: dict[str, npt.NDArray[np.generic]]) -> bytes:
-    """An ``.npz`` that ``numpy.load`` reads, with fixed time stamps so that equal arrays give equal bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in arrays.items():
-            member = io.BytesIO()
-            np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
-            info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            info.create_system = 3  # the byte differs between systems otherwise
-            archive.writestr(info, member.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=9)
-    return buffer.getvalue()
-
-
-def main() -> int:
-    """Write the subset and print the SHA-256 and size of what was written."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="folder with the four idx.gz files")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="file to write (default: %(default)s)")
-    options = parser.parse_args()
-    blob = encode(cut(options.source))
-    options.output.write_bytes(blob)
-    print(f"{hashlib.sha256(blob).hexdigest()}  {options.output}  {len(blob)} bytes")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(cut, OUTPUT, __doc__, "folder with the four idx.gz files"))

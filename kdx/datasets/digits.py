@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from kdx.datasets.embedded import check_split
 from kdx.datasets.images import ImageSet
 from kdx.datasets.splits import train_validation_split
 
@@ -41,8 +42,7 @@ class Digits(ImageSet):
     """
 
     def __init__(self, split: Literal["train", "test"] = "train") -> None:
-        if split not in ("train", "test"):
-            raise ValueError(f"split must be 'train' or 'test'; got {split!r}")
+        check_split(split)
         try:
             from sklearn.datasets import load_digits
         except ModuleNotFoundError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdx.datasets.embedded import check_split, embedded_arrays
 from kdx.datasets.images import ImageSet
 
 __all__ = ["FashionMnist"]
@@ -51,15 +51,10 @@ class FashionMnist(ImageSet):
     """
 
     def __init__(self, split: Literal["train", "test"] = "train", *, root: str | PathLike[str] | None = None) -> None:
-        if split not in FILES:
-            raise ValueError(f"split must be 'train' or 'test'; got {split!r}")
+        check_split(split)
         if root is None:
-            with (
-                resources.files("kdx").joinpath("data", "fashion_mnist.npz").open("rb") as file,
-                np.load(file, allow_pickle=False) as subset,
-            ):
-                pixels, labels = subset[f"{split}_images"], subset[f"{split}_labels"]
-                rows = subset[f"{split}_rows"]
+            names = (f"{split}_{part}" for part in ("images", "labels", "rows"))
+            pixels, labels, rows = embedded_arrays("fashion_mnist.npz", *names)
         else:
             pixels, labels = (_read_idx(Path(root) / name) for name in FILES[split])
             rows = np.arange(len(labels))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdx.batch import IGNORE
+from kdx.datasets.embedded import check_split
 from kdx.datasets.fashion import FashionMnist
 
 __all__ = ["ComposedScenes"]
@@ -69,8 +70,7 @@ class ComposedScenes(Dataset[tuple[Tensor, Tensor]]):
     def __init__(
         self, split: Literal["train", "test"] = "train", *, scenes: int | None = None, size: int = 56, seed: int = 0
     ) -> None:
-        if split not in SCENES:
-            raise ValueError(f"split must be 'train' or 'test'; got {split!r}")
+        check_split(split)
         scenes = SCENES[split] if scenes is None else scenes
         if scenes < 1:
             raise ValueError(f"scenes must be 1 or more; got {scenes}")

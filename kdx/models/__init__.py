@@ -1,4 +1,4 @@
-"""Small models for small images, all built as ``Model(..., num_classes=10, input_shape=(1, 28, 28))``."""
+"""Small models for images, series and token ids, all built as ``Model(..., num_classes=..., input_shape=...)``."""
 
 from __future__ import annotations
 
@@ -7,22 +7,30 @@ from typing import TYPE_CHECKING
 from kdx.lazy import exports
 
 if TYPE_CHECKING:
+    from kdx.models.bag import EmbeddingBag as EmbeddingBag
     from kdx.models.cnn import ConvNet as ConvNet
+    from kdx.models.conv1d import ConvNet1d as ConvNet1d
     from kdx.models.depthwise import DepthwiseNet as DepthwiseNet
     from kdx.models.mlp import MLP as MLP
     from kdx.models.residual_sum import ResidualSum as ResidualSum
     from kdx.models.resnet import ResNet as ResNet
+    from kdx.models.token_conv import TokenConv as TokenConv
+    from kdx.models.token_transformer import TokenTransformer as TokenTransformer
     from kdx.models.unet import UNet as UNet
     from kdx.models.vit import ViT as ViT
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
+            "kdx.models.bag": ["EmbeddingBag"],
             "kdx.models.cnn": ["ConvNet"],
+            "kdx.models.conv1d": ["ConvNet1d"],
             "kdx.models.depthwise": ["DepthwiseNet"],
             "kdx.models.mlp": ["MLP"],
             "kdx.models.residual_sum": ["ResidualSum"],
             "kdx.models.resnet": ["ResNet"],
+            "kdx.models.token_conv": ["TokenConv"],
+            "kdx.models.token_transformer": ["TokenTransformer"],
             "kdx.models.unet": ["UNet"],
             "kdx.models.vit": ["ViT"],
         },

@@ -12,7 +12,6 @@ def kdx_models() -> Iterable[Spec]:
     """Transformers with a task head."""
     return [
         Spec("hf-encoder", "kdx_text.encoder:HFEncoder", "a Hugging Face encoder with a head, from a folder or new"),
-        Spec("embedding-bag", "kdx_text.bag:EmbeddingBag", "mean of word vectors and a perceptron, very small"),
     ]
 
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from kdx_text.bag import EmbeddingBag
 from kdx_text.encoder import HFEncoder
 
 import kdx
@@ -88,14 +87,6 @@ def test_an_embedding_of_the_encoders_width_has_no_layer_of_its_own() -> None:
 def test_bad_options_are_named(options, error, message) -> None:
     with pytest.raises(error, match=message):
         encoder(**options)
-
-
-def test_the_bag_leaves_padding_out_of_its_mean() -> None:
-    bag = EmbeddingBag(vocabulary=30, width=4, num_classes=2)
-    ids = torch.tensor([[3, 7, 0, 0]])
-    torch.testing.assert_close(bag(ids), bag(ids[:, :2]))
-    with pytest.raises(ValueError, match="width must be 1 or more, got 0"):
-        EmbeddingBag(vocabulary=30, width=0)
 
 
 def test_a_recipe_distils_a_transformer_into_a_bag_of_words(folder, tokenizer, tmp_path) -> None:
