@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kdx.blame import blaming
 from kdx.errors import CaptureError, nearest
 from kdx.evidence import Evidence
 from kdx.layout import Layout, UnknownLayout
@@ -221,7 +222,8 @@ class Taps:
     def _run(self, inputs: Any) -> Any:
         self._active = True
         try:
-            return call(self.model, inputs)
+            with blaming("the model", unwrap(self.model)):
+                return call(self.model, inputs)
         finally:
             self._active = False
 

@@ -9,6 +9,7 @@ __all__ = [
     "BackendError",
     "CaptureError",
     "CheckpointError",
+    "ComponentError",
     "Interrupted",
     "KdxDeprecationWarning",
     "KdxError",
@@ -43,6 +44,36 @@ class CaptureError(KdxError, ValueError):
 
 class CheckpointError(KdxError, RuntimeError):
     """A checkpoint cannot be read, or belongs to something else."""
+
+
+class ComponentError(KdxError):
+    """Something that a run is made of failed: knowledge, a task, a metric, a model, a data set.
+
+    The message names it, its package and version. ``__cause__`` is the exception itself, and the error is of its type
+    too: ``except ValueError`` goes on catching a ValueError of a component.
+    """
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)  # the cause's own __init__ may take anything
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return ComponentError, (str(self),)
+
+    @classmethod
+    def of(cls, message: str, cause: Exception) -> ComponentError:
+        """An error with this message, of the type of its cause too."""
+        kind = type(cause)
+        if isinstance(cause, StopIteration):  # which would end a loop instead of the run
+            return cls(message)
+        try:
+            made = type(cls.__name__, (cls, kind), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+            error: ComponentError = made(message)
+        except TypeError:  # a type that cannot be built on
+            error = cls(message)
+        return error
 
 
 class PlanError(KdxError, ValueError):

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"errors", "hookspecs", "spec", "ref", "rng", "modes", "files", "batch", "lazy", "responses", "directions"},
     {"layout"},
-    {"tap", "evidence"},
+    {"tap", "evidence", "blame"},
     {"deprecation", "options", "registry", "capture", "losses"},
     {"ops", "features", "datasets", "store", "models", "tasks"},
     {"knowledge", "teachers", "builtin"},
@@ -139,6 +139,7 @@ def test_counting_operations_loads_few_modules_of_kdx() -> None:
         "kdx.analysis",
         "kdx.analysis.flops",
         "kdx.batch",
+        "kdx.blame",
         "kdx.capture",
         "kdx.errors",
         "kdx.evidence",

@@ -14,7 +14,7 @@ from kdx import __version__
 from kdx.cli.output import Json, print_json
 from kdx.cli.show import show_app
 from kdx.cli.student import student_app
-from kdx.errors import Interrupted, KdxError, PluginWarning
+from kdx.errors import ComponentError, Interrupted, KdxError, PluginWarning
 
 _FORMAT = warnings.formatwarning
 
@@ -33,14 +33,22 @@ app.add_typer(student_app)
 
 
 def main() -> None:
-    """The entry point: errors of kdx and of files become one message and a status, not a traceback."""
+    """The entry point: errors of kdx, of components and of files become one message and a status, not a traceback.
+
+    ``--debug``, wherever it stands, shows the traceback too.
+    """
     warnings.formatwarning = _format_warning
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
     try:
-        app()
+        app(arguments)
     except Interrupted as stop:
         _fail(str(stop), 128 + stop.signum)
     except (KdxError, OSError) as error:
-        _fail(str(error), 1)
+        if debug:
+            raise
+        way = "; --debug shows where" if isinstance(error, ComponentError) else ""
+        _fail(f"{error}{way}", 1)
 
 
 def _format_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
@@ -74,6 +82,7 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     pass
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from kdx.errors import RecipeError, UnknownNameError
+from kdx.errors import KdxError, RecipeError, UnknownNameError
 from kdx.options import check_options, check_takes
 from kdx.ref import Ref
 from kdx.registry import Kind, Plugins
@@ -56,12 +56,16 @@ def locating(path: str) -> Iterator[None]:
     """Adds the place in the recipe to the error of a component that refuses its options.
 
     Raises:
-        RecipeError: the component raised a ValueError or a TypeError, or needs a package that is not installed.
+        RecipeError: the component raised an error that is not one of kdx's own.
     """
     try:
         yield
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"{path}: {error}") from error
+    except KdxError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"{path} raised {type(error).__name__}: {error}") from error
 
 
 def check_component(path: str, kind: Kind, component: Ref, plugins: Plugins) -> Any:

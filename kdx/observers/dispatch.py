@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from kdx import hookspecs
+from kdx.blame import origin_of
 from kdx.errors import PluginError
 from kdx.hookspecs import PROJECT
 from kdx.registry import default_plugins
@@ -105,6 +106,8 @@ class Observers:
         except PluginError:
             raise
         except Exception as error:
+            origin = origin_of(implementation.plugin)
             raise PluginError(
-                f"observer {implementation.plugin_name!r} failed in {event}: {type(error).__name__}: {error}"
+                f"observer {implementation.plugin_name!r}{f' of {origin}' if origin else ''} failed in {event}: "
+                f"{type(error).__name__}: {error}"
             ) from error

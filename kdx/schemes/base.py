@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx.batch import Batch
+from kdx.blame import blaming
 from kdx.capture import Captured, Taps
 from kdx.errors import CaptureError, nearest
 from kdx.knowledge.base import Knowledge
@@ -143,7 +144,12 @@ class Scheme(nn.Module, ABC):
         terms = self.terms if phase is None else self._phase(phase).terms
         batch = Batch.of(batch)
         self.check_ready()
-        return Losses.of(terms(batch), rows=batch.rows)
+        if type(self).__module__.startswith("kdx."):
+            found = terms(batch)
+        else:
+            with blaming("the scheme", self):
+                found = terms(batch)
+        return Losses.of(found, rows=batch.rows)
 
     def _phase(self, name: str) -> Phase:
         phases = {phase.name: phase for phase in self.phases}
@@ -177,7 +183,8 @@ class Scheme(nn.Module, ABC):
     def count(self, over: Over, batch: Batch) -> Count:
         """How many there are in a batch of what terms are means over; :func:`kdx.fit` asks before any model runs."""
         if over is Over.TASK:
-            return 0 if self.task is None else task_count(self.task, batch)
+            with blaming("the task", self.task):
+                return 0 if self.task is None else task_count(self.task, batch)
         if over is Over.LABELLED:
             return labelled(batch)
         return elements(batch) if over is Over.ELEMENTS else batch.rows
@@ -320,7 +327,8 @@ class Scheme(nn.Module, ABC):
         """
         if self.task is None or batch.targets is None:
             raise ValueError("the scheme has a task loss but the batch has no targets; give targets, or task=None")
-        loss = self.task(outputs, batch.targets)
+        with blaming("the task", self.task):
+            loss = self.task(outputs, batch.targets)
         if (mean := mean_of("the task loss", loss)) is not None:
             return mean
         return Mean(scalar("the task loss", loss), self.count(Over.TASK, batch), Over.TASK)
@@ -346,7 +354,8 @@ class Scheme(nn.Module, ABC):
             for tap in component.teacher_taps:
                 for provenance in teacher.provenance.get(tap, ()):
                     provenance.check(what, tap, component)
-            loss = component(student, teacher, batch)
+            with blaming(f"knowledge {name!r}", component):
+                loss = component(student, teacher, batch)
             if (term := mean_of(what, loss)) is None:
                 over = component.mean_over(student, batch)
                 count, known = (self.count(over, batch), over) if isinstance(over, Over) else (over, None)
@@ -375,7 +384,8 @@ def setup_components(
         with torch.no_grad():
             captured = student().detach(), teacher().detach()
         for component in waiting:
-            component.setup(*captured)
+            with blaming("knowledge", component):
+                component.setup(*captured)
 
 
 def tap_components(components: Mapping[str, Knowledge], student: Taps, teacher: Teacher) -> None:

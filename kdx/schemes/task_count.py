@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from kdx.batch import IGNORE, Batch
 from kdx.losses import Count
-from kdx.responses import Responses
+from kdx.responses import Form, Responses
 
-__all__ = ["check_task", "elements", "labelled", "responses_of", "task_count"]
+__all__ = ["check_task", "elements", "labelled", "logits_form", "responses_of", "task_count"]
 
 _BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
 _BY_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss)
@@ -102,6 +102,17 @@ def responses_of(task: Any) -> Responses:
         return found
     by_class = isinstance(task, _BY_CLASS) or _function(task) in _BY_CLASS_FUNCTIONS
     return Responses(class_dim=1 if by_class else None, void=None)
+
+
+def logits_form(task: Any) -> Form | None:
+    """The form of the logits that a task loss takes; None where it is not known to take logits."""
+    if isinstance(found := getattr(task, "responses", None), Responses):
+        return found.form if found.form in (Form.CLASSES, Form.BERNOULLI) else None
+    if isinstance(task, nn.CrossEntropyLoss) or _function(task) is F.cross_entropy:
+        return Form.CLASSES
+    if isinstance(task, nn.BCEWithLogitsLoss) or _function(task) is F.binary_cross_entropy_with_logits:
+        return Form.BERNOULLI
+    return None
 
 
 def _class_count(task: Any, targets: Tensor) -> Count:

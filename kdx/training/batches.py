@@ -8,12 +8,22 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from kdx import rng
 from kdx.batch import Batch
+from kdx.blame import blaming
 
-__all__ = ["ResumableLoader", "count_batches", "first_batch", "pass_size", "windows"]
+__all__ = [
+    "ResumableLoader",
+    "blamed",
+    "count_batches",
+    "data_of",
+    "first_batch",
+    "looking_at",
+    "pass_size",
+    "windows",
+]
 
 
 class ResumableLoader:
@@ -75,7 +85,7 @@ class ResumableLoader:
                 generator.set_state(saved)
         self._place = None
         while True:
-            with self._own_random_state():
+            with self._own_random_state(), blaming("the data", data_of(self.loader)):
                 item = next(batches, None)
             if item is None:
                 return
@@ -182,10 +192,46 @@ def first_batch(loader: Iterable[Any]) -> Any:
         owner.set_epoch(0)
     source = _stateful(loader)
     place = source.state_dict() if source is not None else None
-    item = next(iter(loader))
+    with blaming("the data", data_of(loader)):
+        item = next(iter(loader))
     if source is not None:
         source.load_state_dict(place)
     return item
+
+
+@contextmanager
+def looking_at(loader: Iterable[Any], batches: int | None = None) -> Iterator[Iterator[Any]]:
+    """Gives the first batches of a loader (None: all) and puts its random states and its place back afterwards."""
+    generators, source = _own_generators(loader), _stateful(loader)
+    drawn = [generator.get_state() for generator in generators]
+    place = source.state_dict() if source is not None else None
+    try:
+        with rng.isolated():
+            yield islice(blamed(loader), batches)
+    finally:
+        for generator, state in zip(generators, drawn, strict=True):
+            generator.set_state(state)
+        if source is not None:
+            source.load_state_dict(place)
+
+
+def blamed(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader; an error names its data set."""
+    batches = iter(loader)
+    while True:
+        with blaming("the data", data_of(loader)):
+            item = next(batches, None)
+        if item is None:
+            return
+        yield item
+
+
+def data_of(loader: Iterable[Any]) -> Any:
+    """Returns the data set behind a loader, inside subsets and views; the loader itself where there is none."""
+    data = getattr(loader, "dataset", loader)
+    while isinstance(inner := getattr(data, "dataset", None), Dataset):
+        data = inner
+    return data
 
 
 def pass_size(loader: Iterable[Any], processes: int = 1) -> tuple[int, int] | None:

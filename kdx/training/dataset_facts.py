@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from kdx.batch import IGNORE
 from kdx.datasets.view import View
+from kdx.training.batches import data_of
 
 __all__ = ["dataset_labels", "dataset_size"]
 
@@ -23,10 +24,8 @@ def dataset_size(loader: Iterable[Any]) -> int | None:
     Returns:
         The number, or None where the loader has no data set, or one without a length.
     """
-    data = getattr(loader, "dataset", None)
-    while isinstance(inner := getattr(data, "dataset", None), Dataset):
-        data = inner
-    return len(data) if isinstance(data, Sized) else None
+    data = data_of(loader)
+    return len(data) if data is not loader and isinstance(data, Sized) else None
 
 
 def dataset_labels(loader: Iterable[Any]) -> Tensor | None:

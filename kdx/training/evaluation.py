@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from kdx import rng
 from kdx.batch import Batch
+from kdx.blame import blaming
 from kdx.capture import call, logits_of
 from kdx.modes import evaluating
 from kdx.tasks.classification import Classification
+from kdx.training.batches import blamed
 
 __all__ = ["Measured", "Metrics", "classification", "evaluate"]
 
@@ -67,14 +69,30 @@ def evaluate(
     read = output or logits_of
     computed: Mapping[str, Any] | None = None
     with rng.isolated(), evaluating(model), torch.no_grad():
-        for item in loader:
+        for item in blamed(loader):
             batch = Batch.of(item).to(device)
-            logits = read(call(model, batch.inputs)).float()
+            with blaming("the model", model):
+                logits = read(call(model, batch.inputs)).float()
             if computed is None:
-                computed = {name: metric.to(device) for name, metric in metrics(logits).items()}
-            for metric in computed.values():
-                metric.update(logits, batch.targets)
+                with blaming("the metrics", metrics):
+                    computed = {name: metric.to(device) for name, metric in metrics(logits).items()}
+            for name, metric in computed.items():
+                what = f"metric {name!r}, for outputs {_shape(logits)} and targets {_shape(batch.targets)},"
+                with blaming(what, metric):
+                    metric.update(logits, batch.targets)
     if computed is None:
         raise ValueError("evaluate got an empty loader; give at least one batch")
-    values = {name: float(metric.compute()) for name, metric in computed.items()}
+    values = {name: _number(name, metric) for name, metric in computed.items()}
     return Measured(values, {name: getattr(metric, "higher_is_better", None) for name, metric in computed.items()})
+
+
+def _number(name: str, metric: Any) -> float:
+    with blaming(f"metric {name!r}", metric):
+        value = metric.compute()
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"expected one number, got a tensor of shape {list(value.shape)}; average it")
+        return float(value)
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -72,7 +72,8 @@ def fit(
     """Trains a scheme.
 
     Before the first step the first batch is tried, which leaves no trace in what follows: a term that would teach
-    nothing, because no trained parameter is reached from it, is refused by name.
+    nothing, because no trained parameter is reached from it, is refused by name. So are probabilities where logits are
+    taken, and, after one batch of ``evaluate``, metrics that fail and a ``select`` that is none of them.
 
     Runs on Hugging Face Accelerate: one process by default, device and precision by argument. The micro-batches of
     one optimizer step weigh by the rows (labelled rows for the task) they hold, so accumulation and a short last
@@ -120,7 +121,9 @@ def fit(
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the step was finished and, with a folder, a checkpoint written.
-        ValueError: a term of the scheme teaches nothing; the message says which and why.
+        ValueError: a term of the scheme teaches nothing, or ``select`` names no metric; the message says which and why.
+        ComponentError: a component, a task, a metric, a model or the data failed; the message names it, its package and
+            version. It is of the type of its cause too.
         KdxError: a loss is not finite; the last good checkpoint stays.
         RunExistsError: the folder holds checkpoints and ``resume`` was not given.
         CheckpointError: the checkpoint to resume from is damaged or belongs to another scheme or optimizer.
@@ -156,6 +159,8 @@ def fit(
     state.claim(resume=resume)
     watchers = Observers([*([MetricsLog(), TensorBoardLog()] if folder else []), *observers])
 
+    if evaluate is not None:
+        state.try_evaluation(evaluate, metrics, select)
     scheme.train()
     start = time.perf_counter() - run.seconds
     finite = Finite()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdx import rng
 from kdx.directions import more_is_better
-from kdx.errors import CheckpointError, RunExistsError
+from kdx.errors import CheckpointError, RunExistsError, nearest
 from kdx.training import evaluation
 from kdx.training.batches import ResumableLoader
 from kdx.training.checkpoint import export_weights, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -20,6 +20,7 @@ from kdx.training.evaluation import Metrics
 from kdx.training.phases import Phases
 from kdx.training.prequential import Prequential
 from kdx.training.run import Run
+from kdx.training.tryout_evaluation import try_evaluation
 
 __all__ = ["State"]
 
@@ -121,9 +122,7 @@ class State:
             run.higher_is_better |= {f"{name}/{metric}": better for metric, better in found.higher_is_better.items()}
         run.history.append({"epoch": run.epoch, "step": run.step, **row})
         if select is not None:
-            key = f"{next(iter(run.scheme.students))}/{select}"
-            if key not in row:
-                raise ValueError(f"select={select!r} is not among the metrics {sorted(row)}")
+            key = self._selected(select, row)
             sign = 1.0 if more_is_better(select, run.higher_is_better[key]) else -1.0
             if run.best is None or math.isnan(run.best[key]) or sign * row[key] > sign * run.best[key]:
                 run.best = run.history[-1]
@@ -132,6 +131,24 @@ class State:
                     for name, student in run.scheme.students.items()
                 }
         return row
+
+    def try_evaluation(self, loader: Iterable[Any], metrics: Metrics, select: str | None) -> None:
+        """Evaluates every student on one batch, before training; see :func:`try_evaluation`.
+
+        Raises:
+            ComponentError: a student, a metric or the data fail.
+            ValueError: there is no metric ``select``, nobody says whether more of it is better, or there is no batch.
+        """
+        directions = try_evaluation(self.run.scheme, loader, metrics, self.accelerator.device)
+        if directions and select is not None:
+            more_is_better(select, directions[self._selected(select, directions)])
+
+    def _selected(self, select: str, keys: Iterable[str]) -> str:
+        key = f"{next(iter(self.run.scheme.students))}/{select}"
+        if key not in keys:
+            names = [each.partition("/")[2] for each in keys if each.startswith(key.partition("/")[0] + "/")]
+            raise ValueError(f"select={select!r} is no metric of the evaluation; {nearest(select, names)}")
+        return key
 
     def finish(self) -> None:
         """Puts the selected weights back and exports the students."""

@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kdx import rng
 from kdx.batch import Batch
-from kdx.capture import Captured
-from kdx.knowledge.base import Knowledge
 from kdx.losses import Losses
-from kdx.modes import borrowed_buffers
 from kdx.schemes.base import Scheme
 from kdx.schemes.phase import Phase
+from kdx.training.no_trace import leaving_no_trace
+from kdx.training.probabilities import check_logits
 from kdx.training.reach import reaches
+from kdx.training.seen import Call, Seen, components_of
 
-__all__ = ["Tryout", "leaving_no_trace"]
-
-
-@dataclass(slots=True)
-class _Call:
-    """One call of a knowledge component: what it read, and its loss."""
-
-    name: str
-    component: Knowledge
-    student: Captured
-    teacher: Captured
-    loss: Any
-    learns: bool
+__all__ = ["Tryout"]
 
 
 Forward = Callable[[Batch, str | None], Losses]
@@ -66,7 +49,8 @@ class Tryout:
         """Tries the first batch; does nothing for others.
 
         Raises:
-            ValueError: a term teaches nothing; the message names it, what it reads, and what is likely the cause.
+            ValueError: a term teaches nothing; the message names it, what it reads, and what is likely the cause. Or a
+                model gives probabilities where logits are taken.
             CaptureError: an operation in place overwrote a tensor that a component reads.
         """
         if self._taught is None:
@@ -85,15 +69,16 @@ class Tryout:
     def _try(self, batch: Batch) -> set[str]:
         """The names of the terms that were found to teach."""
         scheme, taught = self.scheme, set[str]()
-        own = {id(parameter) for part in _knowledge(scheme).values() for parameter in part.parameters()}
+        own = {id(parameter) for part in components_of(scheme).values() for parameter in part.parameters()}
         several = len(self.phases) > 1
         with leaving_no_trace(scheme):
             for phase in self.phases:
-                with scheme.only(phase) if several else nullcontext(), _calls(scheme) as calls:
+                with scheme.only(phase) if several else nullcontext(), Seen(scheme, batch) as seen:
                     losses = self.forward(batch, phase.name if several else None)
+                    check_logits(scheme, seen)
                     trained = [parameter for parameter in phase.parameters if id(parameter) not in own]
                     trained = trained or list(phase.parameters)
-                    for call in calls:
+                    for call in seen.calls:
                         loss = call.loss[0] if isinstance(call.loss, tuple) else call.loss
                         if call.learns and not reaches(loss, trained):
                             raise ValueError(_of_component(scheme, phase, call, loss))
@@ -105,7 +90,7 @@ class Tryout:
         return taught
 
     def _check_trained(self) -> None:
-        own = {id(parameter) for part in _knowledge(self.scheme).values() for parameter in part.parameters()}
+        own = {id(parameter) for part in components_of(self.scheme).values() for parameter in part.parameters()}
         if all(id(parameter) in own for phase in self.phases for parameter in phase.parameters):
             raise ValueError(
                 f"{type(self.scheme).__name__} trains nothing but the parts of its knowledge: every parameter of "
@@ -113,58 +98,7 @@ class Tryout:
             )
 
 
-@contextmanager
-def leaving_no_trace(scheme: Scheme) -> Iterator[None]:
-    """Within it a scheme may run as often as wanted: random states, buffers and other state are as before afterwards.
-
-    Memory banks and statistics are buffers, which copies stand in for; generators that a module holds and its extra
-    state are put back.
-    """
-    parts = list(scheme.modules())
-    generators = [value for part in parts for value in vars(part).values() if isinstance(value, torch.Generator)]
-    drawn = [generator.get_state() for generator in generators]
-    stateful = [part for part in parts if type(part).get_extra_state is not nn.Module.get_extra_state]
-    extra = [copy.deepcopy(part.get_extra_state()) for part in stateful]
-    try:
-        with rng.isolated(), borrowed_buffers(scheme):
-            yield
-    finally:
-        for generator, state in zip(generators, drawn, strict=True):
-            generator.set_state(state)
-        for part, kept in zip(stateful, extra, strict=True):
-            part.set_extra_state(kept)
-
-
-@contextmanager
-def _calls(scheme: Scheme) -> Iterator[list[_Call]]:
-    """Notes the calls of the scheme's components within it."""
-    calls: list[_Call] = []
-    handles = []
-    for name, component in _knowledge(scheme).items():
-
-        def note(part: nn.Module, args: Any, kwargs: Any, loss: Any, name: str = name) -> None:
-            given = dict(zip(("student", "teacher"), args, strict=False)) | kwargs
-            assert isinstance(part, Knowledge)
-            calls.append(_Call(name, part, given["student"], given["teacher"], loss, torch.is_grad_enabled()))
-
-        handles.append(component.register_forward_hook(note, with_kwargs=True))
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _knowledge(scheme: Scheme) -> dict[str, Knowledge]:
-    """Name of the term -> component, by path, so that copies for several pairs are kept apart; none inside another."""
-    found: dict[str, Knowledge] = {}
-    for path, part in scheme.named_modules():
-        if isinstance(part, Knowledge) and not any(path.startswith(f"{outer}.") for outer in found):
-            found[path] = part
-    return found
-
-
-def _of_component(scheme: Scheme, phase: Phase, call: _Call, loss: Tensor) -> str:
+def _of_component(scheme: Scheme, phase: Phase, call: Call, loss: Tensor) -> str:
     name = call.name.rpartition(".")[2]
     what = f"knowledge {name!r} ({type(call.component).__name__}) teaches nothing: its loss does not depend on any "
     what += f"parameter that {_shown(scheme, phase)} trains. "

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 import kdx
 import kdx.errors
+import kdx.teachers
 from kdx.datasets import Digits, View
 from kdx.errors import CaptureError
 from kdx.schemes.weights import Warmup
@@ -135,7 +136,7 @@ def test_a_tensor_overwritten_after_its_tap_is_named_compiled_or_not(compiled) -
         fit(scheme, [(torch.randn(4, 1, 6, 6), torch.zeros(4, dtype=torch.int64))], compile=compiled)
 
 
-@pytest.mark.parametrize("name", ["bank", "average", "phases"])
+@pytest.mark.parametrize("name", ["bank", "average", "phases", "data-free"])
 def test_a_run_is_bitwise_that_without_the_try(name, monkeypatch, net) -> None:
     view = View(Digits("train"), range(48))
 
@@ -146,40 +147,38 @@ def test_a_run_is_bitwise_that_without_the_try(name, monkeypatch, net) -> None:
             scheme = kdx.Offline(net(4, 10), net(6, 10), knowledge={"crd": crd})
         elif name == "average":
             scheme = kdx.make("scheme", "ema-teacher", net(4, 10))
+        elif name == "data-free":
+            scheme = kdx.make("scheme", "data-free", net(4, 10), net(6, 10), noise=8, width=4)
         else:
             scheme = kdx.Mutual([net(4, 10), net(4, 10)], knowledge={"kd": kdx.SoftTargets()}, updates="alternating")
         kdx.fit(scheme, DataLoader(view, 16, shuffle=True), epochs=2, seed=1, device="cpu")
         return scheme.state_dict() | {"drawn": torch.rand(1)}
 
     tried = trained()
-    names = {"task", "kd", "crd"} | {f"peer{peer}/{term}" for peer in (0, 1) for term in ("task", "kd")}
+    names = {"task", "kd", "crd", "generator/disagreement", "peer0/task", "peer0/kd", "peer1/task", "peer1/kd"}
     monkeypatch.setattr(Tryout, "_try", lambda *_: names)
     for key, value in trained().items():
         assert torch.equal(value, tried[key]), key
 
 
-def test_generators_and_extra_state_of_modules_are_put_back() -> None:
+def test_generators_and_attributes_of_modules_are_put_back() -> None:
+    drawn = []
+
     class Drawing(Mine):
         def __init__(self):
             super().__init__("nowhere")
-            self.own, self.calls = torch.Generator().manual_seed(5), 0
-            self.drawn = []
-
-        def get_extra_state(self):
-            return self.calls
-
-        def set_extra_state(self, state):
-            self.calls = state
+            self.own, self.calls, self.kept = torch.Generator().manual_seed(5), 0, {}
 
         def forward(self, student, teacher, batch):
-            self.calls += 1
-            self.drawn.append(torch.rand((), generator=self.own))
+            drawn.append(torch.rand((), generator=self.own))
+            self.calls, self.kept[len(drawn)], self.new = self.calls + 1, batch, True
             return super().forward(student, teacher, batch)
 
     part = Drawing()
     fit(kdx.Offline(Two(), Two(), knowledge={"mine": part}), BATCHES[:1])
     assert part.calls == 1
-    assert part.drawn[0] == part.drawn[1]  # tried, and trained on
+    assert part.kept.keys() == {2}
+    assert drawn[0] == drawn[1]  # tried, and trained on
 
 
 def test_the_graph_of_a_deep_model_is_walked_without_recursion() -> None:
@@ -204,3 +203,69 @@ def test_a_run_that_is_resumed_tries_its_first_batch_too(tmp_path) -> None:
         fit(good, folder=tmp_path, epochs=2, observers=[Stop()])
     with pytest.raises(ValueError, match=r"'mine' .* teaches nothing"):
         fit(bad, folder=tmp_path, epochs=2, resume=True)
+
+
+def ending(end: nn.Module, classes: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, classes), end)
+
+
+@pytest.mark.parametrize("name", ["soft-targets", "reverse-kl", "jsd", "dist", "dkd", "logit-standardisation"])
+@pytest.mark.parametrize("side", ["teacher", "student"])
+def test_probabilities_are_named_where_a_softmax_of_them_would_be_taken(name, side) -> None:
+    models = {"teacher": Two(), "student": Two()} | {side: ending(nn.Softmax(1))}
+    scheme = kdx.Offline(**models, task=None, knowledge={"kd": kdx.make("knowledge", name)})
+    with pytest.raises(ValueError, match=rf"'kd' \(\w+\) takes a softmax .*'logits' of the {side} .*{side}_output="):
+        fit(scheme)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_probabilities_of_a_teacher_in_half_precision_are_named(dtype) -> None:
+    teacher = kdx.teachers.Frozen(ending(nn.Softmax(1)), dtype=dtype)
+    with pytest.raises(ValueError, match="of the teacher holds probabilities"):
+        fit(kdx.Offline(Two(), teacher, knowledge={"kd": kdx.SoftTargets()}))
+
+
+def test_probabilities_of_pixels_are_named() -> None:
+    def model(*end):
+        return nn.Sequential(nn.Conv2d(1, 3, 1), *end)
+
+    batch = torch.randn(1, 1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="of the teacher holds probabilities"):
+        fit(kdx.Offline(model(), model(nn.Softmax(1)), knowledge={"kd": kdx.SoftTargets()}), [batch])
+
+
+@pytest.mark.parametrize("task", [F.cross_entropy, nn.CrossEntropyLoss(), kdx.make("task", "classification")])
+def test_a_student_whose_softmax_the_task_would_repeat_is_named(task) -> None:
+    with pytest.raises(ValueError, match=r"outputs of 'student' are probabilities .* take a softmax"):
+        fit(kdx.Supervised(ending(nn.Softmax(1)), task=task))
+
+
+def test_a_sigmoid_that_the_task_would_repeat_is_named_and_small_logits_are_not() -> None:
+    batches = [(torch.rand(8, 4), torch.randint(2, (8, 3)).float())]
+    task = F.binary_cross_entropy_with_logits
+    with pytest.raises(ValueError, match=r"outputs of 'student' are probabilities .*\(a sigmoid gave them\)"):
+        fit(kdx.Supervised(ending(nn.Sigmoid()), task=task), batches)
+    assert fit(kdx.Supervised(ending(nn.Hardtanh(0.1, 0.9)), task=task), batches).step == 1
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        nn.LogSoftmax(1),
+        nn.Threshold(100.0, 0.0),  # zeros
+        nn.Threshold(100.0, 1 / 3),  # sums to 1, the same in every row
+        nn.Hardtanh(0.0, 1.0),
+    ],
+    ids=repr,
+)
+def test_logits_that_look_a_little_like_probabilities_are_taken(end) -> None:
+    assert fit(kdx.Offline(Two(), ending(end), knowledge={"kd": kdx.SoftTargets()})).step == 3
+
+
+def test_one_hot_outputs_are_logits_and_knowledge_without_a_softmax_takes_probabilities() -> None:
+    class Oracle(nn.Module):
+        def forward(self, x):
+            return F.one_hot(x.argmax(1) % 3, 3).float()
+
+    assert fit(kdx.Offline(Two(), Oracle(), knowledge={"kd": kdx.SoftTargets()})).step == 3
+    assert fit(kdx.Offline(Two(), ending(nn.Softmax(1)), knowledge={"kd": kdx.make("knowledge", "logits")})).step == 3

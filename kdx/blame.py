@@ -1,0 +1,82 @@
+"""One message for an exception of somebody's component: what failed, whose it is, and its version."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points, packages_distributions, version
+from inspect import getsourcefile, isclass, ismodule, isroutine
+from typing import Any
+
+from kdx.errors import ComponentError
+
+__all__ = ["blaming", "origin_of"]
+
+
+@contextmanager
+def blaming(what: str, thing: object) -> Iterator[None]:
+    """Turns an exception within it into a :class:`kdx.errors.ComponentError` that names a component.
+
+    Of components inside each other the innermost is named.
+
+    Args:
+        what: its part in the run, as ``"knowledge 'kd'"``.
+        thing: the component, or a function.
+    """
+    try:
+        yield
+    except ComponentError:
+        raise
+    except Exception as error:
+        raise ComponentError.of(
+            f"{what}{_shown(thing)} raised {type(error).__name__}: {_last(error)}", error
+        ) from error
+
+
+def origin_of(thing: object) -> str | None:
+    """The package that a component comes from, with its version, or the file; None for what is Python's own.
+
+    Example:
+        >>> import kdx
+        >>> origin_of(kdx.SoftTargets()) == f"kdx {kdx.__version__}"
+        True
+    """
+    code = _code(thing)
+    module: str = getattr(code, "__name__", "") if ismodule(code) else getattr(code, "__module__", None) or "builtins"
+    package = module.partition(".")[0]
+    if package == "builtins":
+        return None
+    for entry in entry_points(group="kdx"):
+        if entry.dist and entry.module.partition(".")[0] == package:
+            return f"plugin {entry.dist.name} {entry.dist.version}"
+    for distribution in packages_distributions().get(package, ()):
+        return f"{distribution} {version(distribution)}"
+    try:
+        return getsourcefile(code) or module
+    except (OSError, TypeError):
+        return module
+
+
+def _shown(thing: object) -> str:
+    code, origin = _code(thing), origin_of(thing)
+    name = getattr(code, "__qualname__", code.__name__)
+    return f" ({name}{f' of {origin}' if origin else ''})"
+
+
+def _code(thing: object) -> Any:
+    """The class or function that a component is made of."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    owner = getattr(thing, "__self__", None)  # of a method
+    if owner is not None and not isclass(owner) and isroutine(thing):
+        thing = owner
+    return thing if isclass(thing) or isroutine(thing) or ismodule(thing) else type(thing)
+
+
+def _last(error: Exception) -> str:
+    """The text of an error; of one that a loader's worker process sent over its last line, without the traceback."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text.rstrip().rpartition("\n")[2].partition(": ")[2] or text
+    return text
