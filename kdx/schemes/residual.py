@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Taps
+from kdx.features.operands import check_same_shape
 from kdx.losses import LossTerm
 from kdx.schemes.base import Scheme, Task
 from kdx.tasks.classification import cross_entropy
@@ -97,6 +98,8 @@ class Residual(Scheme):
         captured = self.taps(batch.inputs)
         task = self.task_term(captured, batch)
         terms: dict[str, LossTerm] = {} if task is None else {"task": task}
+        check_same_shape(captured["student"], teacher)
+        check_same_shape(captured["assistant"], teacher)
         missed = teacher - captured["student"].detach()  # [N, C]
         terms["residual"] = self.residual_weight * F.mse_loss(captured["assistant"], missed)
         return terms

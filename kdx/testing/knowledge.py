@@ -53,11 +53,11 @@ def knowledge_checks(
     if not isinstance(component, Knowledge):
         raise TypeError(f"component: expected an instance of kdx.Knowledge, got {component!r}; give an object of it")
     resolved = (tags or KnowledgeTags()).resolved(component)
-    functions = list(_applicable(resolved))
+    functions = list(_applicable(component, resolved))
     return bind(type(component).__name__, functions, component, resolved, expected_failures=expected_failures)
 
 
-def _applicable(tags: KnowledgeTags) -> Iterator[Callable[[Knowledge, KnowledgeTags], None]]:
+def _applicable(component: Knowledge, tags: KnowledgeTags) -> Iterator[Callable[[Knowledge, KnowledgeTags], None]]:
     yield check_documented
     yield state.check_copies
     yield state.check_pickles
@@ -71,6 +71,10 @@ def _applicable(tags: KnowledgeTags) -> Iterator[Callable[[Knowledge, KnowledgeT
     yield check_reads_only_its_taps
     yield check_index
     yield check_batch_of_one
+    yield check_unlabelled_rows
+    yield check_without_targets
+    if component.kind == "response" and component.student_taps == component.teacher_taps == (LOGITS,):
+        yield check_dense_logits
     if tags.batch_order_invariant:
         yield check_batch_order
     if tags.mean_over_samples:
@@ -236,6 +240,73 @@ def check_batch_of_one(component: Knowledge, tags: KnowledgeTags) -> None:
     require(bool(loss.isfinite()), f"the loss is {loss.item()}")
     for name, gradient in gradients.items():
         require(bool(gradient.isfinite().all()), f"the gradient in {name!r} is not finite")
+
+
+def check_unlabelled_rows(component: Knowledge, tags: KnowledgeTags) -> None:
+    """Samples whose target is ``-100``, some or all of a batch, leave the loss and its gradients finite."""
+    sample = draw(component, tags)
+    targets = sample.batch.targets
+    if not isinstance(targets, Tensor) or targets.is_floating_point():
+        return
+    for unlabelled in (len(targets) // 2, len(targets)):
+        hidden = targets.clone()
+        hidden[:unlabelled] = IGNORE
+        part = sample._replace(batch=sample.batch._replace(targets=hidden))
+        loss, gradients = loss_and_gradients(prepared(component, sample), part)
+        what = f"with {unlabelled} of {len(targets)} samples unlabelled ({IGNORE})"
+        require(bool(loss.isfinite()), f"{what} the loss is {loss.item()}")
+        for name, gradient in gradients.items():
+            require(bool(gradient.isfinite().all()), f"{what} the gradient in {name!r} is not finite")
+
+
+def check_without_targets(component: Knowledge, tags: KnowledgeTags) -> None:
+    """Without ``batch.targets`` it works, or raises a ValueError that says that it needs labels or targets."""
+    sample = draw(component, tags)
+    part = sample._replace(batch=sample.batch._replace(targets=None))
+    try:
+        loss, _ = loss_and_gradients(prepared(component, sample), part)
+    except ValueError as error:
+        require(
+            "label" in str(error) or "target" in str(error),
+            f"without batch.targets it raised a ValueError that says nothing of labels or targets: {error}",
+        )
+    except (AttributeError, TypeError) as error:
+        fail(f"without batch.targets it raised {type(error).__name__}: {error}; look whether there are any")
+    else:
+        require(bool(loss.isfinite()), f"without batch.targets the loss is {loss.item()}")
+
+
+def check_dense_logits(component: Knowledge, tags: KnowledgeTags) -> None:
+    """Logits ``[N, C, H, W]``, whose classes are on axis 1, give the loss and the gradients that their pixels give as
+    samples ``[N H W, C]``, or are refused with a ValueError.
+    """
+    flat = draw(component, tags, torch.float64)
+    if flat.student.logits.dim() != 2 or len(flat.student.logits) % 2 or flat.batch.targets is None:
+        return
+    ready = prepared(component, flat, torch.float64)
+    loss, gradients = loss_and_gradients(copy.deepcopy(ready), flat)
+
+    def dense(x: Tensor) -> Tensor:
+        return x.reshape(-1, 2, 1, *x.shape[1:]).movedim(3, 1) if x.dim() == 2 else x.reshape(-1, 2, 1)
+
+    student, teacher = (
+        Captured({**side, LOGITS: dense(side.logits)}, side.patterns) for side in (flat.student, flat.teacher)
+    )
+    index = None if flat.batch.index is None else flat.batch.index[::2]
+    sample = Sample(student, teacher, Batch(None, dense(flat.batch.targets), index))
+    try:
+        found, moved = loss_and_gradients(ready, sample)
+    except ValueError:
+        return
+    require(
+        torch.allclose(found, loss, rtol=1e-9, atol=1e-12),
+        f"the loss of logits [N, C, H, W] is {found.item():.9g}, and {loss.item():.9g} of their pixels as samples; "
+        "kdx.knowledge.Response finds the class axis, or raise a ValueError for logits that are not [N, C]",
+    )
+    require(
+        torch.allclose(moved[LOGITS], dense(gradients[LOGITS]), rtol=1e-7, atol=1e-10),
+        "the gradient of logits [N, C, H, W] is not that of their pixels as samples",
+    )
 
 
 def check_batch_order(component: Knowledge, tags: KnowledgeTags) -> None:

@@ -7,6 +7,7 @@ import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ def _applicable(scheme: Scheme, tags: SchemeTags) -> Iterator[Callable[[Scheme, 
     if not scheme.trains_teacher:
         yield check_teachers_keep_their_mode
     yield check_no_shared_state
+    yield check_unlabelled_batch
+    yield check_without_targets
+    yield check_dense_logits
+    yield check_frozen_parts
     if tags.mean_over_samples:
         yield check_parts_add_up
     yield check_exact_resume
@@ -218,6 +223,100 @@ def check_no_shared_state(scheme: Scheme, tags: SchemeTags) -> None:
         fail(f"training a copy changed {changed} of the original")
     again = _losses(original, batches[0])
     require(torch.equal(again.total, expected.total), "training a copy changed the original's loss; state on a class?")
+
+
+def check_unlabelled_batch(scheme: Scheme, tags: SchemeTags) -> None:
+    """A batch in which no sample has a label (``-100``) gives finite terms and gradients, or a ValueError."""
+    ready, batches = _prepared(scheme, tags)
+    batch = Batch.of(batches[0])
+    if not _class_numbers(batch.targets):
+        return
+    batch = batch._replace(targets=torch.full_like(batch.targets, IGNORE))
+    try:
+        _backward(ready, batch)
+        losses = _losses(ready, batch)
+    except ValueError:
+        return
+    for name, term in losses.terms.items():
+        require(bool(term.isfinite()), f"term {name!r} of a batch without labels is {term.item()}")
+    for name, parameter in ready.named_parameters():
+        gradient = parameter.grad
+        require(
+            gradient is None or bool(gradient.isfinite().all()),
+            f"the gradient of {name!r} is not finite for a batch without labels",
+        )
+
+
+def check_without_targets(scheme: Scheme, tags: SchemeTags) -> None:
+    """A batch with ``targets=None`` works, or raises a ValueError that says that labels or targets are missing."""
+    ready, batches = _prepared(scheme, tags)
+    try:
+        losses = _losses(ready, Batch.of(batches[0])._replace(targets=None))
+    except ValueError as error:
+        require(
+            "label" in str(error) or "target" in str(error),
+            f"without targets it raised a ValueError that says nothing of labels or targets: {error}",
+        )
+    except (AttributeError, TypeError) as error:
+        fail(f"without targets it raised {type(error).__name__}: {error}; look whether there are any")
+    else:
+        require(bool(losses.total.isfinite()), f"without targets the total is {losses.total.item()}")
+
+
+def check_dense_logits(scheme: Scheme, tags: SchemeTags) -> None:
+    """Models that give their logits as ``[N, C, 1, 1]`` and targets ``[N, 1, 1]`` have the terms that ``[N, C]`` and
+    ``[N]`` have, or are refused with a ValueError.
+    """
+    if not _class_numbers(Batch.of(_batches(tags)[0]).targets):
+        return
+    ready, batches = _prepared(scheme, tags)
+    expected = _losses(ready, batches[0]).terms
+    dense = copy.deepcopy(scheme)
+    models = {id(model): model for model in (*dense.students.values(), *_teachers(dense))}
+    for model in models.values():
+        if not isinstance(model, Teacher):
+            model.register_forward_hook(_as_pixels)
+    batches = [batch._replace(targets=batch.targets[:, None, None]) for batch in map(Batch.of, batches)]
+    try:
+        ready, _ = _prepared(dense, replace(tags, data=batches))
+        found = _losses(ready, batches[0]).terms
+    except ValueError:
+        return
+    for name, term in expected.items():
+        require(name in found, f"term {name!r} is missing where logits are [N, C, 1, 1]")
+        require(
+            torch.allclose(found[name], term, rtol=1e-4, atol=1e-6),
+            f"term {name!r} is {found[name].item():.7g} for logits [N, C, 1, 1] and {term.item():.7g} for the same as "
+            "[N, C]; self.responses.axis(logits.shape) says where the classes are, or raise a ValueError",
+        )
+
+
+def _as_pixels(_model: nn.Module, _args: Any, output: Any) -> Any:
+    return output[:, :, None, None] if isinstance(output, Tensor) and output.dim() == 2 else output
+
+
+def _class_numbers(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point()
+
+
+def check_frozen_parts(scheme: Scheme, tags: SchemeTags) -> None:
+    """What the user froze in a student (``requires_grad_(False)``) gets no gradient, and stays frozen and as it is when
+    a step is taken.
+    """
+    frozen = copy.deepcopy(scheme)
+    held: dict[str, Tensor] = {}
+    for name, student in frozen.students.items():
+        own = [(key, parameter) for key, parameter in student.named_parameters() if parameter.requires_grad]
+        if len(own) > 1:
+            key, parameter = own[0]
+            held[f"{name}.{key}"] = parameter.requires_grad_(False)
+    before = {name: parameter.detach().clone() for name, parameter in held.items()}
+    batches = _batches(tags)
+    fit(frozen, batches, steps=1, optimizer=tags.optimizer, schedule=None, seed=0, device="cpu")
+    for name, kept in held.items():
+        require(not kept.requires_grad, f"{name!r} was frozen and asks for a gradient again")
+        require(kept.grad is None, f"{name!r} is frozen and got a gradient")
+        require(torch.equal(kept, before[name]), f"{name!r} is frozen and was changed by a step")
 
 
 def check_parts_add_up(scheme: Scheme, tags: SchemeTags) -> None:

@@ -296,4 +296,33 @@ class BreaksTheGraph(Sound):
         return super().loss(s, t) * (1.0 if s.mean().item() < 100 else 0.5)
 
 
+class NaNWithoutLabels(Sound):
+    caught_by = "unlabelled_rows"
+
+    def forward(self, student, teacher, batch):
+        labelled = batch.targets != -100
+        return super().forward(student, teacher, batch) * labelled.sum() / labelled.sum()
+
+
+class TrustsThatThereAreTargets(Sound):
+    caught_by = "without_targets"
+
+    def forward(self, student, teacher, batch):
+        return super().forward(student, teacher, batch) * (1 + 0 * batch.targets.sum())
+
+
+class LastAxisIsClasses(Sound):
+    caught_by = "dense_logits"
+
+    def __init__(self, *, student: str = "logits", teacher: str = "logits") -> None:
+        super().__init__(student=student, teacher=teacher)
+
+    @property
+    def ready(self) -> bool:
+        return True
+
+    def loss(self, s, t):
+        return (s.softmax(-1) - t.softmax(-1)).square().sum(-1).mean()
+
+
 MUTANTS = [value for value in list(globals().values()) if isinstance(value, type) and "caught_by" in vars(value)]

@@ -141,6 +141,37 @@ class WrongSign(Pair):
         return Losses.of({name: 2 * term.detach() - term for name, term in terms.items()})
 
 
+class NaNWithoutLabels(Pair):
+    caught_by = "unlabelled_batch"
+
+    def terms(self, batch):
+        labelled = (batch.targets != -100).sum()
+        return {name: term.scaled(labelled / labelled) for name, term in super().terms(batch).items()}
+
+
+class TrustsThatThereAreTargets(Pair):
+    caught_by = "without_targets"
+
+    def terms(self, batch):
+        return super().terms(batch._replace(targets=batch.targets.clone()))
+
+
+class LastAxisIsClasses(Pair):
+    caught_by = "dense_logits"
+
+    def terms(self, batch):
+        logits = self.taps(batch.inputs).logits
+        return {**super().terms(batch), "confidence": 1 + logits.softmax(-1).amax(-1).mean()}
+
+
+class ThawsTheStudent(Pair):
+    caught_by = "frozen_parts"
+
+    def setup(self, batch) -> None:
+        super().setup(batch)
+        self.student.requires_grad_()
+
+
 MUTANTS = [
     value
     for value in list(globals().values())
