@@ -67,7 +67,7 @@ class Knowledge(nn.Module, ABC):
         """Builds the parts whose shape depends on the models, from one captured batch of each."""
 
     def mean_over(self, student: Captured, batch: Batch) -> Over | Count:
-        """What the loss of this batch, if it is a plain scalar, is a mean over: :attr:`over`, or a number."""
+        """Says what the loss of this batch, if it is a plain scalar, is a mean over: :attr:`over`, or a number."""
         return self.over
 
     def accepts_estimate(self, temperature: float) -> bool:

@@ -45,7 +45,7 @@ class Outputs:
     targets: Any = None
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """What counts of both, as rows ``[R, C]``."""
+        """The elements of both that count, as rows ``[R, C]``."""
         student, teacher = class_rows(self.student, self.dim), class_rows(self.teacher, self.dim)
         if self.mask is None:
             return student, teacher
@@ -73,7 +73,7 @@ class Response(Knowledge):
 
     kind = "response"
     form: ClassVar[Form | None] = Form.CLASSES
-    """What the outputs must be, as the loss takes a softmax (or sigmoids) of them; None: the loss suits any."""
+    """The form that the outputs must have, as the loss takes a softmax (or sigmoids) of them; None: the loss suits any."""
 
     def __init__(
         self, *, class_dim: int | None = None, void: bool | None = None, student: str = LOGITS, teacher: str = LOGITS

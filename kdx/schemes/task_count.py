@@ -1,4 +1,4 @@
-"""What a task loss says: how many things it is a mean over, read from the targets alone, and what its outputs are."""
+"""A task loss read: how many things it is a mean over, by the targets alone, and what its outputs are."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def elements(batch: Batch) -> Count:
 
 
 def responses_of(task: Any) -> Responses:
-    """What a task loss says of the outputs: a task of kdx in full, a loss by class of torch its class axis."""
+    """Reads what a task loss says of the outputs: a task of kdx in full, a loss by class of torch its class axis."""
     if isinstance(found := getattr(task, "responses", None), Responses):
         return found
     by_class = isinstance(task, _BY_CLASS) or _function(task) in _BY_CLASS_FUNCTIONS

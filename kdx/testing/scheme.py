@@ -300,8 +300,8 @@ def _class_numbers(targets: Any) -> bool:
 
 
 def check_frozen_parts(scheme: Scheme, tags: SchemeTags) -> None:
-    """What the user froze in a student (``requires_grad_(False)``) gets no gradient, and stays frozen and as it is when
-    a step is taken.
+    """A parameter of a student that the user froze (``requires_grad_(False)``) gets no gradient, and stays frozen and
+    as it is when a step is taken.
     """
     frozen = copy.deepcopy(scheme)
     held: dict[str, Tensor] = {}

@@ -74,8 +74,10 @@ def test_a_defect_of_a_derivation_is_caught(mutant) -> None:
 def test_every_check_has_a_mutant() -> None:
     for checks, broken in (
         (
-            checks_of(knowledge.NotZeroWhenEqual(), tags=VECTORS)
-            + [named(checks_of(knowledge.LastAxisIsClasses()), "dense_logits")],
+            [
+                *checks_of(knowledge.NotZeroWhenEqual(), tags=VECTORS),
+                named(checks_of(knowledge.LastAxisIsClasses()), "dense_logits"),
+            ],
             knowledge.MUTANTS,
         ),
         (checks_of(assistant.Plan()), assistant.MUTANTS),
