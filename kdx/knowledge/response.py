@@ -73,7 +73,7 @@ class Response(Knowledge):
 
     kind = "response"
     form: ClassVar[Form | None] = Form.CLASSES
-    """The form that the outputs must have, as the loss takes a softmax (or sigmoids) of them; None: the loss suits any."""
+    """The form that outputs must have, since the loss takes a softmax (or sigmoids) of them; None: any."""
 
     def __init__(
         self, *, class_dim: int | None = None, void: bool | None = None, student: str = LOGITS, teacher: str = LOGITS
