@@ -26,6 +26,24 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Ba, Caruana 2014, arXiv:1312.6184",
         ),
         Spec(
+            "sigmoid-targets",
+            "kdx.knowledge.sigmoid_targets:SigmoidTargets",
+            "KL between the probabilities of each label (multi-label, yes or no)",
+            "Yang et al. 2023, arXiv:2308.06453",
+        ),
+        Spec(
+            "gaussian-kl",
+            "kdx.knowledge.gaussian_kl:GaussianKL",
+            "KL between the normal distributions that teacher and student predict (regression)",
+            "Kendall, Gal 2017, arXiv:1703.04977",
+        ),
+        Spec(
+            "margin-mse",
+            "kdx.knowledge.margin_mse:MarginMSE",
+            "mean squared error between the margins of a ranker's scores, positive over negatives",
+            "Hofstätter et al. 2020, arXiv:2010.02666",
+        ),
+        Spec(
             "hard-targets",
             "kdx.knowledge.hard_targets:HardTargets",
             "cross-entropy with the class that the teacher predicts",

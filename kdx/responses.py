@@ -31,7 +31,7 @@ class Responses:
     """Facts of the outputs that a task trains, so that nothing has to be guessed from a shape.
 
     Args:
-        form: what the numbers mean.
+        form: what the numbers mean; None: nobody says.
         class_dim: the axis of the classes (labels, quantities); None: axis 1 of ``[N, C]`` and of four dimensions or
             more, ``[N, C, d1, d2, ...]``, as in :func:`torch.nn.functional.cross_entropy`, and the last of
             ``[N, L, C]``.
@@ -44,7 +44,7 @@ class Responses:
         (1, 2, 1)
     """
 
-    form: Form = Form.CLASSES
+    form: Form | None = Form.CLASSES
     class_dim: int | None = None
     void: bool | None = False
 

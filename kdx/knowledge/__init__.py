@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from kdx.knowledge.dist import DIST as DIST
     from kdx.knowledge.dkd import DKD as DKD
     from kdx.knowledge.fsp import FSP as FSP
+    from kdx.knowledge.gaussian_kl import GaussianKL as GaussianKL
     from kdx.knowledge.hard_targets import HardTargets as HardTargets
     from kdx.knowledge.hint import Hint as Hint
     from kdx.knowledge.irg import IRG as IRG
     from kdx.knowledge.jsd import JSD as JSD
     from kdx.knowledge.logit_standardisation import LogitStandardisation as LogitStandardisation
     from kdx.knowledge.logits import Logits as Logits
+    from kdx.knowledge.margin_mse import MarginMSE as MarginMSE
     from kdx.knowledge.nst import NST as NST
     from kdx.knowledge.ofd import OFD as OFD
     from kdx.knowledge.paired import PairedLayers as PairedLayers
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.review_kd import ReviewKD as ReviewKD
     from kdx.knowledge.rkd import RKD as RKD
     from kdx.knowledge.semckd import SemCKD as SemCKD
+    from kdx.knowledge.sigmoid_targets import SigmoidTargets as SigmoidTargets
     from kdx.knowledge.simkd import SimKD as SimKD
     from kdx.knowledge.soft_targets import SoftTargets as SoftTargets
     from kdx.knowledge.sp import SP as SP
@@ -48,12 +51,14 @@ else:
             "kdx.knowledge.dist": ["DIST"],
             "kdx.knowledge.dkd": ["DKD"],
             "kdx.knowledge.fsp": ["FSP"],
+            "kdx.knowledge.gaussian_kl": ["GaussianKL"],
             "kdx.knowledge.hard_targets": ["HardTargets"],
             "kdx.knowledge.hint": ["Hint"],
             "kdx.knowledge.irg": ["IRG"],
             "kdx.knowledge.jsd": ["JSD"],
             "kdx.knowledge.logit_standardisation": ["LogitStandardisation"],
             "kdx.knowledge.logits": ["Logits"],
+            "kdx.knowledge.margin_mse": ["MarginMSE"],
             "kdx.knowledge.nst": ["NST"],
             "kdx.knowledge.ofd": ["OFD"],
             "kdx.knowledge.paired": ["PairedLayers"],
@@ -64,6 +69,7 @@ else:
             "kdx.knowledge.review_kd": ["ReviewKD"],
             "kdx.knowledge.rkd": ["RKD"],
             "kdx.knowledge.semckd": ["SemCKD"],
+            "kdx.knowledge.sigmoid_targets": ["SigmoidTargets"],
             "kdx.knowledge.simkd": ["SimKD"],
             "kdx.knowledge.soft_targets": ["SoftTargets"],
             "kdx.knowledge.sp": ["SP"],

@@ -44,7 +44,7 @@ class Knowledge(nn.Module, ABC):
         super().__init__()
         self.student_taps = (student,) if isinstance(student, str) else tuple(student)
         self.teacher_taps = (teacher,) if isinstance(teacher, str) else tuple(teacher)
-        self.responses = Responses(void=None)
+        self.responses = Responses(form=None, void=None)
 
     def bind(self, responses: Responses) -> None:
         """Receives what the task of the scheme says of the outputs; an option of the component goes before it."""

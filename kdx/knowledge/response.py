@@ -21,7 +21,7 @@ __all__ = ["Outputs", "Response", "class_axis"]
 
 INSTEAD = {
     Form.BERNOULLI: "'sigmoid-targets' compares them label by label",
-    Form.VALUES: "'logits' compares them by their squared error",
+    Form.VALUES: "'logits' compares them by their squared error, 'gaussian-kl' with their variances",
     Form.EMBEDDING: "a relation such as 'rkd' compares them",
 }
 
@@ -90,11 +90,13 @@ class Response(Knowledge):
             ValueError: the loss does not suit outputs of that form.
         """
         super().bind(responses)
-        if self.form not in (None, responses.form) and self.student_taps == (LOGITS,):
-            raise ValueError(
-                f"{type(self).__name__} compares outputs of the form {self.form.value!r}, and those of the task are of "
-                f"the form {responses.form.value!r}: {INSTEAD.get(responses.form, 'take soft-targets')}"
-            )
+        wanted, said = self.form, responses.form
+        if wanted is None or said is None or wanted is said or self.student_taps != (LOGITS,):
+            return
+        raise ValueError(
+            f"{type(self).__name__} compares outputs of the form {wanted.value!r}, and those of the task are of the "
+            f"form {said.value!r}: {INSTEAD.get(said, 'take soft-targets')}"
+        )
 
     @abstractmethod
     def compare(self, outputs: Outputs) -> Tensor:

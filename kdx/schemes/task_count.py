@@ -100,8 +100,10 @@ def responses_of(task: Any) -> Responses:
     """Reads what a task loss says of the outputs: a task of kdx in full, a loss by class of torch its class axis."""
     if isinstance(found := getattr(task, "responses", None), Responses):
         return found
-    by_class = isinstance(task, _BY_CLASS) or _function(task) in _BY_CLASS_FUNCTIONS
-    return Responses(class_dim=1 if by_class else None, void=None)
+    if isinstance(task, _BY_CLASS) or _function(task) in _BY_CLASS_FUNCTIONS:
+        return Responses(Form.CLASSES, class_dim=1, void=None)
+    of_labels = isinstance(task, nn.BCEWithLogitsLoss) or _function(task) is F.binary_cross_entropy_with_logits
+    return Responses(Form.BERNOULLI if of_labels else None, void=None)
 
 
 def logits_form(task: Any) -> Form | None:

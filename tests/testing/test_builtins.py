@@ -27,6 +27,12 @@ SEQUENCES = KnowledgeTags(student_shapes={"a": (7, 3), "b": (7, 3)}, teacher_sha
 KNOWLEDGE = {
     "soft-targets": [({}, ZERO)],
     "logits": [({}, ZERO), ({"variant": "code"}, ZERO)],
+    "sigmoid-targets": [({}, ZERO), ({"temperature": 3.0}, ZERO)],
+    "gaussian-kl": [
+        ({}, KnowledgeTags(zero_when_equal=True, student_shapes={"logits": (6,)}, teacher_shapes={"logits": (6,)})),
+        ({}, KnowledgeTags(student_shapes={"logits": (3,)}, teacher_shapes={"logits": (6,)})),
+    ],
+    "margin-mse": [({}, ZERO)],
     "hard-targets": [({}, None)],
     "dkd": [({}, ZERO)],
     "logit-standardisation": [
