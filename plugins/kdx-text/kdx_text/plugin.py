@@ -12,6 +12,12 @@ def kdx_models() -> Iterable[Spec]:
     """Transformers with a task head."""
     return [
         Spec("hf-encoder", "kdx_text.encoder:HFEncoder", "a Hugging Face encoder with a head, from a folder or new"),
+        Spec(
+            "minilm",
+            "kdx_text.minilm:MiniLM",
+            "all-MiniLM-L6-v2 with a head, from the package that holds its weights",
+            "Wang et al. 2020, arXiv:2002.10957",
+        ),
     ]
 
 
@@ -24,6 +30,12 @@ def kdx_datasets() -> Iterable[Spec]:
             "wordnet-glosses",
             "kdx_text.wordnet:WordNetGlosses",
             "WordNet nouns and their glosses in 25 classes, from the files of a WordNet installation",
+            "Miller 1995, WordNet: a lexical database for English",
+        ),
+        Spec(
+            "wordnet-pieces",
+            "kdx_text.pieces:WordNetPieces",
+            "the noun glosses that kdx carries, in the tokens of all-MiniLM-L6-v2 and in whole words",
             "Miller 1995, WordNet: a lexical database for English",
         ),
     ]

@@ -10,19 +10,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kdx_text.minilm import minilm_folder
+
 __all__ = ["Tokenised", "load_tokenizer"]
 
 
 def load_tokenizer(path: Path | str) -> Any:
     """A tokenizer from a local folder (``save_pretrained``) or a ``tokenizer.json``; nothing is downloaded.
 
+    ``"minilm"`` is that of all-MiniLM-L6-v2, from the package with its weights.
+
     Raises:
         FileNotFoundError: there is neither.
+        ModuleNotFoundError: the package of all-MiniLM-L6-v2 is not installed.
         ValueError: it has no padding token.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    path = Path(path)
+    path = minilm_folder() if path in ("minilm", Path("minilm")) else Path(path)
     if not path.exists():
         raise FileNotFoundError(f"tokenizer: there is no folder or file {str(path)!r}; give a local one")
     if path.is_file():
@@ -44,7 +49,7 @@ class Tokenised(Dataset[tuple[Tensor, int]]):
         texts: the texts.
         labels: a class number for each.
         classes: the name of each class.
-        tokenizer: folder or file, see :func:`load_tokenizer`.
+        tokenizer: folder or file, or ``"minilm"``, see :func:`load_tokenizer`.
         length: L; longer texts are cut, shorter ones filled with the padding token.
 
     Attributes:
