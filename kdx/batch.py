@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kdx.inference import usable
+
 __all__ = ["IGNORE", "Batch"]
 
 IGNORE = -100
@@ -32,9 +34,12 @@ class Batch(NamedTuple):
     def of(cls, value: Any) -> Batch:
         """Reads what data loaders give: a Batch, ``(inputs, targets[, index])`` or a mapping with ``labels``.
 
+        Tensors made under ``torch.inference_mode`` are cloned, as no gradient can be computed with them.
+
         Raises:
             TypeError: for anything else.
         """
+        value = usable(value)
         if isinstance(value, Batch):
             return value
         if isinstance(value, tuple | list) and len(value) in (2, 3):

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdx.blame import blaming
 from kdx.errors import CaptureError, nearest
 from kdx.evidence import Evidence
+from kdx.inference import usable
 from kdx.layout import Layout, UnknownLayout
 
 __all__ = ["LOGITS", "Captured", "Provenance", "Taps", "call", "clean_name", "hooks_removed", "logits_of", "unwrap"]
@@ -46,6 +47,9 @@ class Provenance(ABC):
 class Captured(dict[str, Tensor]):
     """Tap name -> tensor, for one forward pass of one model.
 
+    Tensors made under ``torch.inference_mode``, as by a model that turns it on by itself, are cloned, so that a loss
+    can be computed from them.
+
     Args:
         values: concrete tap name -> tensor, in the order the taps were asked for.
         patterns: tap as written (a glob, say) -> the concrete names it stands for.
@@ -63,7 +67,7 @@ class Captured(dict[str, Tensor]):
         provenance: Mapping[str, tuple[Provenance, ...]] | None = None,
         layouts: Mapping[str, Layout | UnknownLayout] | None = None,
     ) -> None:
-        super().__init__(values)
+        super().__init__(usable(values))
         self.patterns = dict(patterns or {})
         self.provenance = dict(provenance or {})
         self.layouts = dict(layouts or {})

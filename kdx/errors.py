@@ -108,6 +108,10 @@ class StudentError(KdxError, ValueError):
     """A student cannot be derived from its teacher as asked, or does not keep its contract."""
 
 
+class TeacherChangedError(KdxError, RuntimeError):
+    """A teacher that was to stay as it is changed during training."""
+
+
 class UnknownNameError(KdxError, LookupError):
     """No component has this name; the message lists the nearest and the known ones."""
 

@@ -3,25 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
 
-__all__ = ["borrowed_buffers", "evaluating", "unchanged_buffers"]
+from kdx.baked_modes import baked_training
+
+__all__ = ["borrowed_buffers", "check_can_evaluate", "evaluating", "hold", "unchanged_buffers"]
 
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Puts models into evaluation mode, and every submodule back into its own mode afterwards."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
+    """Puts models into evaluation mode, and every submodule back into its own mode afterwards.
+
+    Raises:
+        ValueError: see :func:`hold`.
+    """
+    modes = [(module, module.training) for model in models for module in model.modules() if _has_mode(module)]
     try:
+        for model in models:
+            check_can_evaluate(model)
+            hold(model)
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def hold(model: nn.Module, *, training: bool = False) -> None:
+    """Puts a model and all of its submodules into one mode, if any of them is in the other.
+
+    A ``train`` method of the model's own is called; what it leaves in the other mode is set. Exported graphs, which
+    have no ``train()``, and modules without a mode stay as they are.
+    """
+    if not any(module.training != training for module in model.modules() if _has_mode(module)):
+        return
+    with suppress(NotImplementedError):  # an exported graph, here or inside
+        model.train(training)
+    for module in model.modules():
+        if _has_mode(module) and module.training != training:
+            module.training = training
+
+
+def check_can_evaluate(model: nn.Module, what: str = "the model") -> None:
+    """Checks that evaluation mode can be had: a graph that was exported or traced while training bakes training in.
+
+    Args:
+        model: any model.
+        what: how a message names it.
+
+    Raises:
+        ValueError: it runs operations in training mode whatever its mode is.
+    """
+    if baked := baked_training(model):
+        raise ValueError(
+            f"{what} ({type(model).__name__}) was exported or traced in training mode and does {' and '.join(baked)} "
+            "as in training whatever its mode; export or trace it again after model.eval()"
+        )
+
+
+def _has_mode(module: nn.Module) -> bool:
+    return hasattr(module, "training")  # a module that torch.jit.freeze made has none
 
 
 @contextmanager

@@ -105,6 +105,8 @@ class StageRunner:
             "steps": run.step,
             "epoch": (run.best or {}).get("epoch"),
         }
+        if run.teachers:
+            result["fingerprints"] = run.teachers
         if self.recipe.data.stream:
             # the newest of each; none in a stage that stopped before its first log
             ends = {key: value for row in run.prequential for key, value in row.items() if key.endswith("/so_far")}

@@ -15,6 +15,7 @@ from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import Mean, Over
 from kdx.modes import borrowed_buffers, evaluating, unchanged_buffers
 from kdx.ops import softmax_kl
+from kdx.schemes.apart import check_apart
 from kdx.schemes.base import KnowledgeTerms, setup_components, tap_components
 from kdx.schemes.one_student import OneStudent
 from kdx.schemes.parts.generator import ImageGenerator
@@ -98,6 +99,7 @@ class DataFree(OneStudent):
         held = teacher if isinstance(teacher, Frozen) else Frozen(teacher, output=teacher_output)
         if held.model is student:
             raise ValueError("student and teacher are one module; the teacher would be trained. Pass a copy")
+        held.check_passes_gradient()
         self.teacher = held
         self.generator = generator
         self.noise, self.width = noise, width
@@ -105,6 +107,7 @@ class DataFree(OneStudent):
         self.generator_steps, self.student_steps = generator_steps, student_steps
         self.generator_lr = generator_lr
         self._draws: dict[int, _Draw] = {}
+        check_apart(self)
         tap_components(self.components, self.taps, self.teacher)
 
     @property

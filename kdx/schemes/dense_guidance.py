@@ -17,6 +17,7 @@ from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Mean
 from kdx.modes import evaluating
+from kdx.schemes.apart import check_apart
 from kdx.schemes.base import KnowledgeTerms, Task, components_in, own_copies, setup_components, tap_components
 from kdx.schemes.one_student import OneStudent
 from kdx.tasks.classification import cross_entropy
@@ -103,6 +104,7 @@ class DenseGuidance(OneStudent):
         self.seed = int(torch.randint(2**31, ())) if seed is None else seed
         self._step: int | None = None
         self._passes = 0
+        check_apart(self)
         for name, teacher in self._teachers().items():
             teacher.share_taps(self.taps)
             tap_components(self._components_of(name), self.taps, teacher)

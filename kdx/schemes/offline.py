@@ -12,6 +12,7 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.losses import Mean
 from kdx.modes import evaluating
+from kdx.schemes.apart import check_apart
 from kdx.schemes.base import KnowledgeTerms, Task, setup_components, tap_components
 from kdx.schemes.one_student import OneStudent
 from kdx.tasks.classification import cross_entropy
@@ -37,6 +38,8 @@ class Offline(OneStudent):
 
     Raises:
         CaptureError: a component taps a layer that the student or the teacher does not have.
+        ValueError: a frozen teacher shares parameters or buffers with the student (tied weights, a view of one storage,
+            one backbone in two models): training would change it.
 
     Paper: Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, https://arxiv.org/abs/1503.02531.
 
@@ -63,6 +66,7 @@ class Offline(OneStudent):
             raise ValueError("student and teacher are one module; the teacher would be trained. Pass a copy")
         self.teacher = as_teacher(teacher, teacher_output)
         self.teacher.share_taps(self.taps)
+        check_apart(self)
         tap_components(self.components, self.taps, self.teacher)
 
     @override

@@ -72,6 +72,7 @@ class NativeEnsemble(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
+        self.training = student.training
         self.split = split
         self.number = branches
         self.output = output

@@ -13,6 +13,8 @@ from kdx.batch import Batch
 from kdx.capture import LOGITS, Taps
 from kdx.features.operands import check_same_shape
 from kdx.losses import LossTerm
+from kdx.modes import hold
+from kdx.schemes.apart import check_apart, shared_memory
 from kdx.schemes.base import Scheme, Task
 from kdx.tasks.classification import cross_entropy
 from kdx.teachers import Teacher, as_teacher
@@ -40,6 +42,7 @@ class Residual(Scheme):
 
     Raises:
         TypeError: the model has no such submodules.
+        ValueError: the assistant shares parameters with the student, or the teacher with the assistant.
 
     Paper: Gao et al., Residual Knowledge Distillation, 2020, https://arxiv.org/abs/2002.09168.
 
@@ -74,8 +77,17 @@ class Residual(Scheme):
         self.teacher = as_teacher(teacher, teacher_output)
         self.residual_weight = weight
         self.taps = Taps(student, ("student", "assistant", LOGITS))
+        if shared := shared_memory(
+            self.pair.get_submodule("assistant").named_parameters(), self._finished.named_parameters()
+        ):
+            ours, theirs = shared[0]
+            raise ValueError(
+                f"the assistant's {ours!r} is the student's {theirs!r}, which is finished and may not change; build "
+                "the assistant apart, or from copy.deepcopy(student)"
+            )
         self._finished.requires_grad_(False)
-        self.train(self.training)
+        check_apart(self)
+        hold(self._finished)
 
     @property
     def _finished(self) -> nn.Module:
@@ -89,11 +101,12 @@ class Residual(Scheme):
     @override
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        self._finished.eval()
+        hold(self._finished)
         return self
 
     @override
     def terms(self, batch: Batch) -> dict[str, LossTerm]:
+        hold(self._finished)
         teacher = self.teacher(batch).logits
         captured = self.taps(batch.inputs)
         task = self.task_term(captured, batch)

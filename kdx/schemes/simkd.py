@@ -15,7 +15,7 @@ from kdx.batch import Batch
 from kdx.capture import Captured, Taps, unwrap
 from kdx.features.adapters import bottleneck, channels, match, to_map, to_vector
 from kdx.knowledge.simkd import SimKD as SimKDLoss
-from kdx.modes import evaluating
+from kdx.modes import evaluating, hold
 from kdx.schemes.offline import Offline
 from kdx.teachers import Frozen, Teacher, as_teacher
 
@@ -43,6 +43,7 @@ class ReusedClassifier(nn.Module):
         self.layer = layer
         self.projector = nn.Sequential()  # filled by build; here already, so that it can be tapped
         self.classifier = copy.deepcopy(classifier).requires_grad_(False).eval()
+        self.training = body.training
         self.size: tuple[int, int] | None = None
         self.taps = Taps(body, (layer,), output=output)
 
@@ -75,6 +76,7 @@ class ReusedClassifier(nn.Module):
             raise RuntimeError("the student has no projector yet; call scheme.setup(batch), as kdx.fit does")
         feature = self.feature(inputs)
         vector = feature if self.size != (1, 1) or feature.dim() == 4 else to_vector(feature)
+        hold(self.classifier)
         projected = self.projector(F.adaptive_avg_pool2d(to_map(vector), self.size))
         logits: Tensor = self.classifier(projected.mean((2, 3)))
         return logits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from kdx.capture import clean_name, unwrap
 
-__all__ = ["describe", "input_digests", "teacher_hash"]
+__all__ = ["describe", "digest_of", "input_digests", "teacher_hash", "tensor_digests"]
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -23,6 +24,29 @@ def teacher_hash(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{clean_name(name)} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(_bytes(tensor.detach().cpu()))
+    return digest.hexdigest()
+
+
+def tensor_digests(model: nn.Module) -> dict[str, str]:
+    """Name -> SHA-256 hash of every parameter and buffer, those that are not saved included: of dtype, shape and bytes.
+
+    Tensors are copied to the CPU one by one; a GB takes a few seconds. Of a tensor on the meta device dtype and shape
+    count.
+    """
+    named = (*model.named_parameters(), *model.named_buffers())
+    return {clean_name(name): _tensor_digest(tensor.detach()) for name, tensor in named}
+
+
+def digest_of(digests: Mapping[str, str]) -> str:
+    """One hash of many, by name."""
+    text = "\n".join(f"{name} {digest}" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    if tensor.device.type != "meta":
+        digest.update(_bytes(tensor.cpu()))
     return digest.hexdigest()
 
 
@@ -56,8 +80,13 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def _bytes(tensor: Tensor) -> bytes | memoryview:
+    try:
+        return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    except (RuntimeError, TypeError, NotImplementedError):  # a tensor subclass that wraps others, as quantised ones
+        buffer = io.BytesIO()
+        torch.save(tensor, buffer)
+        return buffer.getvalue()
 
 
 def _text(transform: object) -> str:

@@ -22,6 +22,7 @@ from kdx.capture import Captured, Taps
 from kdx.errors import StoreError
 from kdx.files import atomic_write
 from kdx.layout import Layout, UnknownLayout, layout_to_json
+from kdx.modes import evaluating
 from kdx.store.content import DTYPES, Content
 from kdx.store.contents import parse
 from kdx.store.fingerprint import describe, input_digests, teacher_hash
@@ -160,15 +161,11 @@ class _Source:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.teacher.modules()]
         epoch = getattr(self.data, "epoch", 0)
-        self.teacher.eval()
         try:
-            with rng.isolated(), torch.no_grad():
+            with rng.isolated(), evaluating(self.teacher), torch.no_grad():
                 yield
         finally:
-            for module, mode in modes:
-                module.training = mode
             if callable(getattr(self.data, "set_epoch", None)):
                 self.data.set_epoch(epoch)
 

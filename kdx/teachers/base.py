@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
+from kdx.modes import hold
 
 __all__ = ["ModelTeacher", "Teacher"]
 
@@ -28,6 +30,14 @@ class Teacher(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> Captured:
         """The captured tensors of a batch."""
+
+    @property
+    def unchanging(self) -> nn.Module | None:
+        """The model that teaches and must not change while it does; None for a teacher that follows the student, is
+        trained along, or runs no model. It may share no memory with what is trained, and a run compares its
+        fingerprints before and after.
+        """
+        return None
 
     @property
     def teaches(self) -> bool:
@@ -50,9 +60,11 @@ class Teacher(nn.Module, ABC):
 
 
 class ModelTeacher(Teacher):
-    """A teacher that runs one model without gradient; a subclass sets ``taps``, the taps on that model."""
+    """A teacher that runs one model without gradient, in evaluation mode; a subclass sets ``taps``, the taps on it."""
 
     taps: Taps
+    holds_mode: ClassVar[bool] = True
+    """Whether every submodule is put back into evaluation mode before the model answers; False leaves it in its own."""
 
     @override
     def tap(self, names: Iterable[str]) -> None:
@@ -61,4 +73,6 @@ class ModelTeacher(Teacher):
     @override
     @torch.no_grad()
     def forward(self, batch: Batch) -> Captured:
+        if self.holds_mode:
+            hold(self.taps.model)
         return self.taps(batch.inputs).detach()

@@ -41,6 +41,8 @@ class Deeper(ModelTeacher):
         False
     """
 
+    holds_mode = False  # the mode is the student's
+
     def __init__(self, student: nn.Module, *, output: Callable[[Any], Tensor] | None = None) -> None:
         super().__init__()
         self.taps = Taps(student, output=output)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from kdx.baked_modes import bakes_mode
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
-from kdx.modes import unchanged_buffers
+from kdx.inference import inference_tensors
+from kdx.modes import check_can_evaluate, hold, unchanged_buffers
 from kdx.teachers.base import ModelTeacher, Teacher
 
 __all__ = ["Frozen", "as_teacher"]
@@ -30,9 +32,10 @@ class Frozen(ModelTeacher):
     itself, which then moves with the scheme.
 
     Args:
-        model: the teacher; it is set to evaluation mode and keeps its own flags otherwise.
+        model: the teacher; it is set to evaluation mode and keeps its own flags otherwise. Before every answer each of
+            its submodules is put back into that mode. An exported or traced model has to be one of evaluation mode.
         output: see :class:`kdx.Taps`.
-        train_mode: leaves the model in training mode, so that its BatchNorm normalises by the batch. Its running
+        train_mode: puts the model into training mode, so that its BatchNorm normalises by the batch. Its running
             statistics are restored after every call. A few methods (OFD) need this; anywhere else it is a mistake.
         dtype: dtype in which the teacher computes, such as ``torch.bfloat16``, whatever autocast or its owner's
             ``.double()`` say; floating inputs are converted. Its results have the dtype of the inputs, fp32 for token
@@ -42,6 +45,8 @@ class Frozen(ModelTeacher):
 
     Raises:
         TypeError: ``dtype`` is not a floating dtype.
+        ValueError: the model was exported or traced in the other mode, or, with ``train_mode``, its parameters or
+            buffers were made under ``torch.inference_mode``.
 
     Example:
         >>> import torch
@@ -69,18 +74,52 @@ class Frozen(ModelTeacher):
         if dtype is not None or device is not None:
             model = self._converted(model)
         self.train_mode = train_mode
-        model.train(train_mode)
         self.taps = Taps(model, output=output)
+        self._check()
+        self._resting: tuple[nn.Module, ...] = ()
+        if train_mode:
+            model.train()
+            # parts that a train() of the model's own keeps in evaluation mode
+            self._resting = tuple(module for module in model.modules() if not module.training)
+        self._hold()
 
     @property
     def model(self) -> nn.Module:
         """The teacher's module."""
         return self.taps.model
 
+    @property
+    @override
+    def unchanging(self) -> nn.Module:
+        return self.model
+
+    def _check(self) -> None:
+        if not self.train_mode:
+            check_can_evaluate(self.model, "the teacher")
+        elif bakes_mode(self.model):
+            raise ValueError(
+                f"train_mode: the teacher ({type(self.model).__name__}) is exported or traced and has no training "
+                "mode; give the model that it was made from"
+            )
+        elif made := inference_tensors(self.model):
+            raise ValueError(
+                f"train_mode: {', '.join(made)} of the teacher were made under torch.inference_mode, so that its "
+                "statistics cannot be restored; build or load the model outside of it, or pass copy.deepcopy(model)"
+            )
+
+    def _hold(self) -> None:
+        """Puts every submodule back into the mode in which it teaches."""
+        if not self.train_mode:
+            hold(self.model)
+            return
+        for module in self.model.modules():
+            wanted = all(module is not resting for resting in self._resting)
+            if module.training != wanted:
+                module.training = wanted
+
     @override
     def forward(self, batch: Batch) -> Captured:
-        if self.model.training != self.train_mode:
-            self.model.train(self.train_mode)
+        self._hold()
         with torch.no_grad(), unchanged_buffers(self.model) if self.train_mode else nullcontext():
             captured = self._held(batch) if self._pinned else self.taps(batch.inputs)
         return captured.detach()
@@ -94,13 +133,24 @@ class Frozen(ModelTeacher):
         for parameter in asking:
             parameter.requires_grad_(False)
         try:
-            if self.model.training != self.train_mode:
-                self.model.train(self.train_mode)
+            self._hold()
             with unchanged_buffers(self.model) if self.train_mode else nullcontext():
                 return self._held(batch) if self._pinned else self.taps(batch.inputs)
         finally:
             for parameter in asking:
                 parameter.requires_grad_(True)
+
+    def check_passes_gradient(self) -> None:
+        """Checks that :meth:`through` can be used.
+
+        Raises:
+            ValueError: parameters or buffers were made under ``torch.inference_mode``.
+        """
+        if made := inference_tensors(self.model):
+            raise ValueError(
+                f"{made[0]!r} of the teacher was made under torch.inference_mode, and no gradient can pass it; build "
+                "or load the model outside of it, or pass copy.deepcopy(model)"
+            )
 
     @property
     def _pinned(self) -> bool:

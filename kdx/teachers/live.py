@@ -34,6 +34,8 @@ class Live(ModelTeacher):
         (False, True)
     """
 
+    holds_mode = False  # it is trained
+
     def __init__(self, model: nn.Module, *, output: Callable[[Any], Tensor] | None = None) -> None:
         super().__init__()
         self.model = model

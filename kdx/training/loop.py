@@ -23,6 +23,7 @@ from kdx.losses import Losses
 from kdx.observers.dispatch import Observers
 from kdx.observers.metrics_log import MetricsLog
 from kdx.observers.tensorboard import TensorBoardLog
+from kdx.schemes.apart import check_apart
 from kdx.schemes.base import Scheme
 from kdx.schemes.weights import Balanced
 from kdx.training.accumulation import accumulate_gradient
@@ -31,6 +32,7 @@ from kdx.training.dataset_facts import dataset_labels, dataset_size
 from kdx.training.evaluation import Metrics, classification
 from kdx.training.finite import Finite
 from kdx.training.gradients import term_gradients
+from kdx.training.modes import put_into_training, resting_modules
 from kdx.training.optim import OptimizerSpec, ScheduleSpec, check_complete
 from kdx.training.phases import Phases
 from kdx.training.prequential import Prequential
@@ -39,6 +41,7 @@ from kdx.training.run import Run
 from kdx.training.signals import Signals
 from kdx.training.state import State
 from kdx.training.tryout import Tryout
+from kdx.training.unchanged import UnchangedTeachers
 
 __all__ = ["fit", "run_length"]
 
@@ -67,6 +70,7 @@ def fit(
     log_every: int = 50,
     log_gradients: int | None = None,
     prequential: bool = False,
+    keep_eval: bool | None = None,
     observers: Sequence[object] = (),
 ) -> Run:
     """Trains a scheme.
@@ -114,10 +118,16 @@ def fit(
         prequential: test every batch before training on it: the accuracy of every student on what it has not seen yet
             is logged, and kept in ``run.prequential``, as ``prequential/<student>``
             (:class:`kdx.training.Prequential`).
+        keep_eval: what becomes of modules of a student that are in evaluation mode when it is handed over. None: in a
+            student in training mode they stay in it, so that frozen BatchNorm and dropout layers stay frozen (its
+            evaluation in between changes no mode either); one that holds others and is trained is asked about. A
+            student handed over wholly in evaluation mode is trained in training mode, but for normalisations with
+            running statistics whose weights are frozen (``requires_grad=False``). True: all of them stay in it;
+            False: none does. Afterwards every module is in the mode from before.
         observers: objects with methods marked by ``kdx.hookimpl``.
 
     Returns:
-        The finished run: history, best row, steps, seconds.
+        The finished run: history, best row, steps, seconds, fingerprints of the frozen teachers.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the step was finished and, with a folder, a checkpoint written.
@@ -126,7 +136,11 @@ def fit(
             version. It is of the type of its cause too.
         KdxError: a loss is not finite; the last good checkpoint stays.
         RunExistsError: the folder holds checkpoints and ``resume`` was not given.
-        CheckpointError: the checkpoint to resume from is damaged or belongs to another scheme or optimizer.
+        CheckpointError: the checkpoint to resume from is damaged or belongs to another scheme, optimizer or teacher.
+        TeacherChangedError: a frozen teacher is not what it was at the start; its tensors are named.
+        ValueError: it cannot be known whether a part of a student is to stay in evaluation mode (``keep_eval``); a
+            frozen teacher shares memory with what is trained, or what is trained was made under
+            ``torch.inference_mode``.
 
     Example:
         >>> import torch, kdx
@@ -139,6 +153,7 @@ def fit(
         set_seed(seed)
     accelerator = _accelerator(mixed_precision, device, skips=scheme.skips)
     _check(scheme, accelerator, compile=compile, log_gradients=log_gradients)
+    resting = resting_modules(scheme, keep_eval)
     tests = _tests(scheme, accelerator) if prequential else None
     if (processes := accelerator.num_processes) > 1:
         train = accelerator.prepare(train)
@@ -148,8 +163,8 @@ def fit(
 
     scheme.to(accelerator.device)
     with rng.isolated():
-        _set_up(scheme, train, accelerator.device)
-    _check_ranks(scheme, accelerator)
+        _set_up(scheme, train, accelerator)
+    frozen = UnchangedTeachers(run)
     phases = Phases(scheme, optimizer, schedule, steps=total_steps, epochs=epochs)
     trained = phases.parameters
     engine = phases.prepare(accelerator, scheme)
@@ -161,7 +176,7 @@ def fit(
 
     if evaluate is not None:
         state.try_evaluation(evaluate, metrics, select)
-    scheme.train()
+    put_into_training(scheme, resting)
     start = time.perf_counter() - run.seconds
     finite = Finite()
     step = functools.partial(_step, run, accelerator, phases, engine, runs, log_gradients, clip_grad_norm)
@@ -194,6 +209,8 @@ def fit(
                 if evaluate is not None:
                     watchers.evaluated(run, state.evaluate(evaluate, metrics, select))
                 run.seconds = time.perf_counter() - start
+                if not run.goes_on:
+                    frozen.check()  # first, so that the run is not resumed as one that has ended well
                 state.save()
     except PluginError:
         state.save()  # an observer failed, the run did not
@@ -216,6 +233,7 @@ def _accelerator(mixed_precision: str, device: str, *, skips: bool) -> Accelerat
 
 
 def _check(scheme: Scheme, accelerator: Accelerator, *, compile: bool, log_gradients: int | None) -> None:
+    check_apart(scheme)
     if compile and (log_gradients or any(isinstance(weight, Balanced) for weight in scheme.weights.values())):
         raise ValueError(
             "gradients of single terms cannot be measured with compile=True; leave log_gradients and "
@@ -231,13 +249,14 @@ def _check_ranks(scheme: Scheme, accelerator: Accelerator) -> None:
         )
 
 
-def _set_up(scheme: Scheme, train: Iterable[Any], device: torch.device) -> None:
+def _set_up(scheme: Scheme, train: Iterable[Any], accelerator: Accelerator) -> None:
     if (samples := dataset_size(train)) is not None:
         scheme.dataset_size(samples)
     if (labels := dataset_labels(train)) is not None:
         scheme.dataset_labels(labels)
     if not scheme.ready:
-        scheme.setup(Batch.of(first_batch(train)).to(device))
+        scheme.setup(Batch.of(first_batch(train)).to(accelerator.device))
+    _check_ranks(scheme, accelerator)
 
 
 def run_length(

@@ -33,6 +33,7 @@ class Run:
             data at the start promises.
         prequential: one row per logged step of the tests before training, if they were asked for: ``epoch``, ``step``
             and accuracies, as ``prequential/student``.
+        teachers: name -> fingerprint of every frozen teacher, the same before and after the run.
     """
 
     scheme: Scheme
@@ -50,6 +51,7 @@ class Run:
     stopped: str | None = None
     prequential: list[dict[str, Any]] = field(default_factory=list)
     open_ended: bool = False
+    teachers: dict[str, str] = field(default_factory=dict)
 
     @property
     def goes_on(self) -> bool:

@@ -66,6 +66,7 @@ class State:
                 "epochs": run.epochs,
                 "total_steps": run.total_steps,
                 "stopped": run.stopped,
+                "teachers": run.teachers,
             },
         }
         save_checkpoint(self.run.folder / "checkpoints", run.step, state)
@@ -97,6 +98,11 @@ class State:
             raise CheckpointError(
                 f"checkpoint {path} is of a run of {saved['epochs']} epochs and {saved['total_steps']} steps, this one "
                 f"has {run.epochs} and {run.total_steps}; resume with the same length"
+            )
+        if other := sorted(name for name, digest in run.teachers.items() if saved["teachers"].get(name) != digest):
+            raise CheckpointError(
+                f"checkpoint {path} is of a run with another teacher: {', '.join(map(repr, other))} had other weights "
+                "or buffers; resume with the teacher that the run began with"
             )
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])

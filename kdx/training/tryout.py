@@ -71,6 +71,7 @@ class Tryout:
         scheme, taught = self.scheme, set[str]()
         own = {id(parameter) for part in components_of(scheme).values() for parameter in part.parameters()}
         several = len(self.phases) > 1
+        batch = batch.at(slice(None))  # what a scheme keeps for a batch of tensors is not found again in the step
         with leaving_no_trace(scheme):
             for phase in self.phases:
                 with scheme.only(phase) if several else nullcontext(), Seen(scheme, batch) as seen:

@@ -19,6 +19,7 @@ from kdx.errors import Interrupted, RecipeError, RunExistsError
 from kdx.experiment.experiment import Experiment, WeakTeacherWarning
 from kdx.experiment.recipe_files import load_recipe
 from kdx.hookspecs import hookimpl
+from kdx.store.fingerprint import digest_of, tensor_digests
 from kdx.training.evaluation import evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,9 @@ def test_the_summary_is_what_the_exported_models_do_on_the_test_set(finished: Pa
         )
         assert stage["parameters"] == sum(p.numel() for p in model.parameters())
         assert stage["latency_ms"] > 0
+        if name == "teacher":
+            fingerprints = {"teacher": digest_of(tensor_digests(model))}
+    assert [stage.get("fingerprints") for stage in summary["stages"].values()] == [None, None, fingerprints]
     accuracy = {name: stage["test"]["accuracy"] for name, stage in summary["stages"].items()}
     assert summary["gain"] == pytest.approx(100 * (accuracy["distilled"] - accuracy["alone"]))
     assert summary["stages"]["alone"]["steps"] == summary["stages"]["distilled"]["steps"] == 20

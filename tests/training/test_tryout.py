@@ -198,7 +198,8 @@ def test_a_run_that_is_resumed_tries_its_first_batch_too(tmp_path) -> None:
             if step == 2:
                 raise RuntimeError("enough")
 
-    good, bad = (kdx.Offline(Two(), Two(), knowledge={"mine": Mine(cut)}) for cut in ("nowhere", "loss"))
+    teacher = Two()
+    good, bad = (kdx.Offline(Two(), teacher, knowledge={"mine": Mine(cut)}) for cut in ("nowhere", "loss"))
     with pytest.raises(kdx.errors.PluginError):
         fit(good, folder=tmp_path, epochs=2, observers=[Stop()])
     with pytest.raises(ValueError, match=r"'mine' .* teaches nothing"):
