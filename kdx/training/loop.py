@@ -166,7 +166,6 @@ def fit(
         _set_up(scheme, train, accelerator)
     frozen = UnchangedTeachers(run)
     phases = Phases(scheme, optimizer, schedule, steps=total_steps, epochs=epochs)
-    trained = phases.parameters
     engine = phases.prepare(accelerator, scheme)
     runs = torch.compile(engine) if compile else engine
     loader = ResumableLoader(train, accelerator.device, processes)
@@ -191,7 +190,8 @@ def fit(
                     losses = step(window, measured)
                     tryout.later(window[0], losses)
                     if run.step == 0:
-                        check_complete(trained, scheme.named_parameters())
+                        check_complete(phases.parameters, scheme.named_parameters())
+                        frozen.check_written()
                     _end_step(run, phases, pass_ended=loader.finished_pass(len(window)))
                     run.seconds = time.perf_counter() - start
                     finite.add(losses, run.step, check=run.logs(run.step))

@@ -44,8 +44,18 @@ def resting_modules(scheme: Scheme, keep_eval: bool | None) -> list[nn.Module]:
 
 
 def put_into_training(scheme: Scheme, resting: Iterable[nn.Module]) -> None:
-    """Puts a scheme into training mode, but for the modules that rest."""
-    scheme.train()
+    """Puts a scheme into training mode, but for the modules that rest.
+
+    Raises:
+        ValueError: a student is an exported graph, which has no training mode.
+    """
+    try:
+        scheme.train()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{' or '.join(scheme.students)} is an exported graph, or holds one, and has no training mode; train the "
+            "model that it was made from"
+        ) from error
     for module in resting:
         module.training = False
 

@@ -90,6 +90,13 @@ def test_a_part_in_evaluation_mode_that_is_trained_is_asked_about() -> None:
     assert trained(whole, keep_eval=True)[""] == {False}
 
 
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec:FutureWarning")
+def test_an_exported_student_is_refused_by_name() -> None:
+    student = torch.export.export(nn.Linear(4, 3), (DATA[0][0],)).module()
+    with pytest.raises(ValueError, match=r"student is an exported graph.*train the model that it was made from"):
+        kdx.fit(kdx.Supervised(student), DATA, device="cpu")
+
+
 def test_a_pretrained_body_in_a_model_of_ones_own_is_asked_about() -> None:
     config = transformers.BertConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8

@@ -63,6 +63,29 @@ def test_a_teacher_that_moves_is_an_error_that_names_its_tensors(name, tmp_path)
         kdx.fit(scheme, DATA, device="cpu", steps=3, observers=[Meddles(tensor, 3)])
 
 
+def test_a_teacher_that_writes_into_itself_is_found_at_the_first_step() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = net()
+            self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+        def forward(self, x):
+            self.calls += 1
+            return self.inner(x)
+
+    steps = []
+
+    class Watch:
+        @hookimpl
+        def kdx_step_end(self, step) -> None:
+            steps.append(step)
+
+    with pytest.raises(TeacherChangedError, match=r"'calls' are not .*a counter of the model's own"):
+        kdx.fit(kdx.Offline(net(1), Counts(), knowledge=KD), DATA, device="cpu", observers=[Watch()])
+    assert steps == []
+
+
 def test_a_teacher_in_training_mode_does_not_move() -> None:
     teacher = net()
     kdx.fit(kdx.Offline(net(1), Frozen(teacher, train_mode=True), knowledge=KD), DATA, device="cpu")
