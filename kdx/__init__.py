@@ -55,6 +55,9 @@ if TYPE_CHECKING:
     from kdx.stage import Stage as Stage
     from kdx.stage import Term as Term
     from kdx.tap import Tap as Tap
+    from kdx.tap import TapName as TapName
+    from kdx.tap import TapNames as TapNames
+    from kdx.tap import TapOptions as TapOptions
     from kdx.tasks.base import Task as Task
     from kdx.teachers.base import Teacher as Teacher
     from kdx.training.loop import fit as fit
@@ -82,7 +85,7 @@ else:
             "kdx.schemes.supervised": ["Supervised"],
             "kdx.spec": ["Spec"],
             "kdx.stage": ["Stage", "Term"],
-            "kdx.tap": ["Tap"],
+            "kdx.tap": ["Tap", "TapName", "TapNames", "TapOptions"],
             "kdx.tasks.base": ["Task"],
             "kdx.teachers.base": ["Teacher"],
             "kdx.training.loop": ["fit"],

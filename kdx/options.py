@@ -12,6 +12,7 @@ import docstring_parser
 from pydantic import ConfigDict, ValidationError, create_model
 
 from kdx.errors import PluginError, RecipeError, nearest
+from kdx.tap import Tap
 
 __all__ = ["Option", "check_options", "check_takes", "options_of", "problems"]
 
@@ -63,10 +64,11 @@ def options_of(target: Callable[..., Any]) -> list[Option]:
             f"{getattr(target, '__qualname__', target)} of {target.__module__}: its annotations cannot be read: "
             f"{type(error).__name__}: {error}; import what they name, and not under TYPE_CHECKING alone"
         ) from error
-    parsed = docstring_parser.parse(inspect.getdoc(target) or "")
-    docs = {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
-    found = []
+    docs = _docs(target)
+    found: list[Option] = []
     for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found += _unpacked(hints.get(name))
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         required = parameter.default is parameter.empty
@@ -75,10 +77,46 @@ def options_of(target: Callable[..., Any]) -> list[Option]:
     return found
 
 
+def _unpacked(hint: Any) -> list[Option]:
+    """The options that ``**options: Unpack[SomeTypedDict]`` takes, None where they are not given."""
+    packed = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Unpack else None
+    if packed is None:
+        return []
+    docs = _docs(packed)
+    return [
+        Option(name, type_, None, False, docs.get(name, "")) for name, type_ in typing.get_type_hints(packed).items()
+    ]
+
+
+def _docs(target: Any) -> dict[str, str]:
+    """Argument -> its line in the docstring."""
+    parsed = docstring_parser.parse(inspect.getdoc(target) or "")
+    return {item.arg_name: " ".join((item.description or "").split()) for item in parsed.params}
+
+
+def _with_taps(what: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options whose mappings with the key ``tap`` have become taps."""
+
+    def of(name: str, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(of(name, item) for item in value) if any(map(_is_tap, value)) else value
+        try:
+            return Tap.of(value) if _is_tap(value) else value
+        except ValueError as error:
+            raise RecipeError(f"{what}.{name}: {error}") from error
+
+    return {name: of(name, value) for name, value in options.items()}
+
+
+def _is_tap(value: Any) -> bool:
+    return isinstance(value, Mapping) and "tap" in value
+
+
 def check_options(
     what: str, target: Callable[..., Any], options: Mapping[str, Any], *, supplied: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
-    """Checks options against a component's signature and converts them (lists to tuples, numbers to floats).
+    """Checks options against a component's signature and converts them: lists to tuples, numbers to floats, and
+    mappings with the key ``tap`` to :class:`kdx.Tap`.
 
     Args:
         what: how messages name the component, as ``"knowledge.kd (soft-targets)"``.
@@ -101,7 +139,7 @@ def check_options(
     config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
     checked = create_model("Options", __config__=config, **fields)
     try:
-        values = checked.model_validate(dict(options))
+        values = checked.model_validate(_with_taps(what, options))
     except ValidationError as error:
         raise RecipeError("; ".join(f"{what}.{line}" for line in problems(error))) from error
     return {name: getattr(values, name) for name in options}
@@ -114,7 +152,9 @@ def check_takes(what: str, target: Callable[..., Any], given: Iterable[str]) -> 
         RecipeError: one is missing; the message begins with ``what``.
     """
     parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    kwargs = [name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_KEYWORD]
+    if any(not _unpacked(hints.get(name)) for name in kwargs):
         return
     if missing := sorted(set(given) - parameters.keys()):
         known = ", ".join(parameters) or "none"

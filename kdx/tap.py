@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from kdx.errors import nearest
 from kdx.layout import Axes, check_axes, check_grid, check_number
 
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
-__all__ = ["Tap", "TapOptions", "Told"]
+__all__ = ["Tap", "TapName", "TapNames", "TapOptions", "Told"]
 
 
 class TapOptions(TypedDict, total=False):
@@ -51,6 +53,19 @@ class Told:
             object.__setattr__(self, "grid", check_grid(self.grid))
         check_number("class_token", self.class_token)
         check_number("registers", self.registers)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], owner: type) -> Told:
+        """What a component's keyword options say.
+
+        Raises:
+            TypeError: an option that the component does not have.
+        """
+        own = [name for name in inspect.signature(owner).parameters if name not in ("args", "features")]
+        known = dict.fromkeys([*own, *TapOptions.__annotations__])
+        if unknown := [name for name in options if name not in TapOptions.__annotations__]:
+            raise TypeError(f"{owner.__name__} has no option {unknown[0]!r}; {nearest(unknown[0], known)}")
+        return cls(**options)
 
     @property
     def given(self) -> dict[str, Any]:
@@ -129,3 +144,10 @@ class Tap(str):
         from pydantic_core import core_schema
 
         return core_schema.is_instance_schema(cls)  # kdx.options makes taps of mappings before
+
+
+TapName = Tap | str
+"""One tap: its name, or the name with options."""
+
+TapNames = Tap | str | tuple[Tap | str, ...]
+"""One tap or several."""

@@ -10,15 +10,20 @@ if TYPE_CHECKING:
     from kdx.features.adapters import BatchNorm as BatchNorm
     from kdx.features.adapters import bottleneck as bottleneck
     from kdx.features.adapters import channels as channels
+    from kdx.features.adapters import convolution as convolution
     from kdx.features.adapters import full as full
     from kdx.features.adapters import match as match
     from kdx.features.adapters import match_maps as match_maps
+    from kdx.features.adapters import pool as pool
     from kdx.features.adapters import project as project
     from kdx.features.adapters import regressor as regressor
     from kdx.features.adapters import to_map as to_map
+    from kdx.features.adapters import to_maps as to_maps
     from kdx.features.adapters import to_vector as to_vector
     from kdx.features.adapters import trained as trained
     from kdx.features.centring import centred as centred
+    from kdx.features.feature import Feature as Feature
+    from kdx.features.feature import read_features as read_features
     from kdx.features.gathering import whole_batch as whole_batch
     from kdx.features.matching import STRATEGIES as STRATEGIES
     from kdx.features.matching import Pairs as Pairs
@@ -45,16 +50,20 @@ else:
                 "BatchNorm",
                 "bottleneck",
                 "channels",
+                "convolution",
                 "full",
                 "match",
                 "match_maps",
+                "pool",
                 "project",
                 "regressor",
                 "to_map",
+                "to_maps",
                 "to_vector",
                 "trained",
             ],
             "kdx.features.centring": ["centred"],
+            "kdx.features.feature": ["Feature", "read_features"],
             "kdx.features.gathering": ["whole_batch"],
             "kdx.features.matching": [
                 "Pairs",

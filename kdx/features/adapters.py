@@ -1,100 +1,142 @@
 """Transformations that make a student's feature comparable with a teacher's.
 
-A feature is a map ``[N, C, H, W]``, tokens ``[N, L, D]`` (a transformer's hidden states, class token first) or a vector
-``[N, D]``. :func:`match` brings two of them to one form and size without parameters; the builders below it make the
-learnable part that then maps the student's channels to the teacher's. A component owns what they build, so that it is
-trained and saved with the scheme and is no part of the exported student.
+A feature is a tensor with its layout (:class:`kdx.features.Feature`): a vector, tokens, or a map with one to three axes
+of places. A plain tensor is laid out as documented: ``[N, C]``, tokens ``[N, L, C]``, ``[N, C, H, W]``,
+``[N, C, D, H, W]``. :func:`match` brings two features to one form and size without parameters, channels first; the
+builders below it make the learnable part that then maps the student's channels to the teacher's. A component owns what
+they build, so that it is trained and saved with the scheme and is no part of the exported student.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from kdx.features.feature import Feature
+
 __all__ = [
+    "BatchNorm",
     "bottleneck",
     "channels",
+    "convolution",
     "full",
     "match",
     "match_maps",
+    "pool",
     "project",
     "regressor",
     "to_map",
+    "to_maps",
     "to_vector",
     "trained",
 ]
 
-EXTRA_TOKENS = (0, 1, 2, 5)
-"""Tokens a vision transformer may put before its grid: none, class, class and distillation, class and 4 registers."""
 
-
-def match(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Brings two features to the teacher's form and to one size; channels stay as they are.
+def match(student: Feature | Tensor, teacher: Feature | Tensor) -> tuple[Tensor, Tensor]:
+    """Brings two features to the teacher's form and to one size, channels first; channels stay as they are.
 
     - Two maps: the larger is average-pooled to the smaller, each axis by itself.
-    - A vector and something else: the other is pooled to a vector (the class token if there is one, else the mean).
-    - A student's tokens and a teacher's map: the grid of the tokens becomes a map, extra tokens are left out.
-    - A student's map and a teacher's tokens: the map becomes tokens; the mean stands for each extra token.
-    - Tokens of different number: the grids are pooled as maps; extra tokens go to extra tokens.
+    - A vector and something else: the other is pooled to a vector (:func:`to_vector`).
+    - Tokens of the same number: token by token, ``[N, C, L]``; no grid is needed.
+    - A student's tokens and a teacher's map: the grid of the tokens becomes a map, tokens before it are left out.
+    - A student's map and a teacher's tokens: the map becomes tokens; the mean stands for each token before the grid.
+    - Tokens of different number: the grids are pooled as maps; tokens before the grid go to their like.
 
     Args:
-        student: ``[N, C, H, W]``, ``[N, L, D]`` or ``[N, D]``.
-        teacher: any of these forms.
+        student: a feature, or a tensor laid out as documented.
+        teacher: likewise.
 
     Returns:
-        Both features, equal in shape except for the channels (dimension 1 of maps, the last one otherwise).
+        Both as ``[N, C, ...]``, equal in shape except for the channels.
 
     Raises:
-        ValueError: another number of dimensions, another batch size, or tokens that form no square grid.
+        ValueError: another batch size, maps with different numbers of axes, or a layout, a grid or a class token that
+            is needed and that nobody said.
     """
-    for name, feature in (("student", student), ("teacher", teacher)):
-        if feature.dim() not in (2, 3, 4):
+    s, t = Feature.of(student, "the student's feature"), Feature.of(teacher, "the teacher's feature")
+    _check_rows(s, t)
+    if s.is_vector or t.is_vector:
+        return s.vector(), t.vector()
+    if s.is_tokens and t.is_tokens and _one_to_one(s, t):
+        return s.channels_first(), t.channels_first()
+    if not t.is_tokens or (not s.is_tokens and t.layout.grid is None):
+        return match_maps(s, t)
+    return _match_tokens(s, t)
+
+
+def match_maps(student: Feature | Tensor, teacher: Feature | Tensor) -> tuple[Tensor, Tensor]:
+    """Both features as maps of one size, ``[N, C, ...]``; see :func:`to_maps`.
+
+    Raises:
+        ValueError: as for :func:`to_maps`, or another batch size.
+    """
+    s, t = Feature.of(student, "the student's feature"), Feature.of(teacher, "the teacher's feature")
+    _check_rows(s, t)
+    source, target = to_maps([s, t])
+    return _pool_both(source, target)
+
+
+def to_maps(features: Sequence[Feature | Tensor]) -> list[Tensor]:
+    """Features as maps ``[N, C, ...]`` with one number of axes; sizes stay as they are.
+
+    A vector is a map of one place, tokens are laid on their grid, those before it are left out. Tokens whose grid
+    nobody said are a row ``[N, C, L]``, which can be compared with rows of the same length and with vectors alone.
+
+    Raises:
+        ValueError: maps with different numbers of axes, or tokens whose grid is needed and that nobody said.
+    """
+    given = [Feature.of(feature) for feature in features]
+    placed = [feature for feature in given if not feature.is_vector]
+    loose = [feature for feature in placed if feature.is_tokens and feature.layout.grid is None]
+    if loose:
+        rows = [feature.patches() if feature.is_tokens else feature.channels_first() for feature in placed]
+        if len({row.shape[2:] for row in rows}) != 1:
+            raise ValueError(loose[0].needs_grid())
+        unsaid = next((feature for feature in loose if feature.extra is None), None)
+        if unsaid is not None and (len(placed) < len(given) or any(f.is_tokens and f.extra for f in placed)):
+            raise ValueError(unsaid.needs_grid())  # which of its tokens count has to be known
+        axes = 1
+    else:
+        numbers = {feature.map().dim() - 2 for feature in placed} or {2}
+        if len(numbers) > 1:
+            shapes = "; ".join(f"{feature.where} has shape {list(feature.tensor.shape)}" for feature in placed)
             raise ValueError(
-                f"the {name} feature has shape {list(feature.shape)}; expected a map [N, C, H, W], tokens [N, L, D] or "
-                "a vector [N, D]: tap another layer, or flatten it in the model"
+                f"maps with different numbers of axes cannot be compared: {shapes}; tap layers of one kind, or pooled "
+                "vectors"
             )
-    if student.shape[0] != teacher.shape[0]:
-        raise ValueError(
-            f"student and teacher features of shape {list(student.shape)} and {list(teacher.shape)} have different "
-            "batch sizes; tap layers that keep the batch first"
-        )
-    if student.dim() == 2 or teacher.dim() == 2:
-        return to_vector(student), to_vector(teacher)
-    if student.dim() == 3 and teacher.dim() == 3 and student.shape[1] == teacher.shape[1]:
-        return student, teacher
-    if teacher.dim() == 4:
-        return _pool_both(to_map(student), teacher)
-    return _match_tokens(student, teacher)
+        axes = numbers.pop()
+    maps = []
+    for feature in given:
+        if feature.is_vector:
+            maps.append(feature.tensor[(..., *[None] * axes)])
+        else:
+            maps.append(feature.patches() if feature.is_tokens and loose else feature.map())
+    return [one.flatten(2) for one in maps] if loose else maps
 
 
-def match_maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both features as maps of one size; a vector is a map of one pixel, extra tokens are left out.
+def to_map(feature: Feature | Tensor) -> Tensor:
+    """A map ``[N, C, ...]`` of a map, of the grid of tokens or of a vector (one pixel, ``[N, C, 1, 1]``).
 
     Raises:
-        ValueError: tokens that form no square grid.
+        ValueError: tokens whose grid nobody said.
     """
-    return _pool_both(to_map(student), to_map(teacher))
+    given = Feature.of(feature)
+    return given.tensor[:, :, None, None] if given.is_vector else given.map()
 
 
-def to_map(feature: Tensor) -> Tensor:
-    """A map ``[N, C, H, W]`` of a map, of the grid of tokens ``[N, L, D]`` or of a vector (one pixel)."""
-    if feature.dim() == 3:
-        return _split(feature)[1]
-    return feature if feature.dim() == 4 else feature[:, :, None, None]
+def to_vector(feature: Feature | Tensor) -> Tensor:
+    """A vector ``[N, C]``: the mean over a map; of tokens the class token, or the mean where there is none.
 
-
-def to_vector(feature: Tensor) -> Tensor:
-    """A vector ``[N, D]``: the mean over a map, the class token or else the mean of tokens."""
-    if feature.dim() == 4:
-        return feature.mean((2, 3))
-    if feature.dim() == 3:
-        has_class_token = _extra_tokens(feature.shape[1]) not in (None, 0)
-        return feature[:, 0] if has_class_token else feature.mean(1)
-    return feature
+    Raises:
+        ValueError: tokens of which nobody said whether the first one is a class token.
+    """
+    return Feature.of(feature).vector()
 
 
 def full(feature: Tensor) -> Tensor:
@@ -102,16 +144,61 @@ def full(feature: Tensor) -> Tensor:
     return feature.to(torch.promote_types(feature.dtype, torch.float32))
 
 
-def channels(feature: Tensor) -> int:
+def channels(feature: Feature | Tensor) -> int:
     """Channels of a map, or width of tokens and vectors."""
-    return feature.shape[1] if feature.dim() == 4 else feature.shape[-1]
+    return Feature.of(feature).channels
 
 
-def project(student: Tensor, teacher: Tensor) -> nn.Module:
+def pool(feature: Tensor, size: Sequence[int], *, largest: bool = False) -> Tensor:
+    """A map ``[N, C, ...]`` pooled to a size by the mean, or by the maximum; itself where it has that size."""
+    size = tuple(size)
+    if tuple(feature.shape[2:]) == size:
+        return feature
+    by_axes: dict[int, tuple[Any, Any]] = {
+        1: (F.adaptive_avg_pool1d, F.adaptive_max_pool1d),
+        2: (F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+        3: (F.adaptive_avg_pool3d, F.adaptive_max_pool3d),
+    }
+    take: Callable[[Tensor, tuple[int, ...]], Tensor] = by_axes[len(size)][largest]
+    return take(feature, size)
+
+
+def convolution(
+    inputs: int,
+    outputs: int,
+    axes: int,
+    kernel: int | Sequence[int] = 1,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int = 0,
+    bias: bool = False,
+) -> nn.Module:
+    """A convolution over a number of axes; for vectors, which have none, a linear layer.
+
+    Args:
+        inputs: channels that come in.
+        outputs: channels that go out.
+        axes: of places, 0 to 3.
+        kernel: its sides.
+        stride: of the convolution.
+        padding: of the convolution.
+        bias: whether it has a bias.
+    """
+    if axes == 0:
+        return nn.Linear(inputs, outputs, bias=bias)
+    kinds: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+    sides = (
+        (kernel if isinstance(kernel, int) else tuple(kernel)),
+        (stride if isinstance(stride, int) else tuple(stride)),
+    )
+    return kinds[axes](inputs, outputs, sides[0], stride=sides[1], padding=padding, bias=bias)
+
+
+def project(student: Feature | Tensor, teacher: Feature | Tensor) -> nn.Module:
     """A learnable linear map from the student's channels to the teacher's, sized by one example of each.
 
-    It takes what :func:`match` gives: a bias-free 1x1 convolution for maps, a bias-free linear layer otherwise, in the
-    precision of :func:`trained`.
+    It takes what :func:`match` gives: a bias-free convolution with kernel 1 (Conv1d for tokens and ``[N, C, L]``,
+    Conv2d for maps, Conv3d for video), a bias-free linear layer for vectors, in the precision of :func:`trained`.
 
     Args:
         student: a feature as the student gives it.
@@ -121,26 +208,27 @@ def project(student: Tensor, teacher: Tensor) -> nn.Module:
         ValueError: see :func:`match`.
     """
     source, target = match(student, teacher)
-    return trained(_layer(source, channels(source), channels(target)), student)
+    return trained(convolution(source.shape[1], target.shape[1], source.dim() - 2), source)
 
 
-def regressor(student: Tensor, teacher: Tensor, hidden: int) -> nn.Module:
-    """Three 1x1 convolutions (or linear layers) with ReLU between them, ``hidden`` channels inside.
+def regressor(student: Feature | Tensor, teacher: Feature | Tensor, hidden: int) -> nn.Module:
+    """Three convolutions with kernel 1 (or linear layers) with ReLU between them, ``hidden`` channels inside.
 
     Takes what :func:`match` gives, as :func:`project` does.
     """
     source, target = match(student, teacher)
+    axes = source.dim() - 2
     layers = [
-        _layer(source, channels(source), hidden),
+        convolution(source.shape[1], hidden, axes),
         nn.ReLU(),
-        _layer(source, hidden, hidden),
+        convolution(hidden, hidden, axes),
         nn.ReLU(),
-        _layer(source, hidden, channels(target)),
+        convolution(hidden, target.shape[1], axes),
     ]
-    return trained(nn.Sequential(*layers), student)
+    return trained(nn.Sequential(*layers), source)
 
 
-def bottleneck(inputs: int, hidden: int, outputs: int, *, end: bool, kernel: int = 3) -> nn.Module:
+def bottleneck(inputs: int, hidden: int, outputs: int, *, end: bool, kernel: int = 3, axes: int = 2) -> nn.Module:
     """1x1, 3x3 and 1x1 convolution of maps with BatchNorm and ReLU between them.
 
     Args:
@@ -149,15 +237,16 @@ def bottleneck(inputs: int, hidden: int, outputs: int, *, end: bool, kernel: int
         outputs: channels that go out.
         end: BatchNorm and ReLU after the last convolution as well.
         kernel: side of the middle convolution, odd; 1 for maps of one pixel.
+        axes: number of axes of the maps, 1 to 3.
     """
     layers: list[nn.Module] = [
-        nn.Conv2d(inputs, hidden, 1, bias=False),
+        convolution(inputs, hidden, axes),
         BatchNorm(hidden),
         nn.ReLU(),
-        nn.Conv2d(hidden, hidden, kernel, padding=kernel // 2, bias=False),
+        convolution(hidden, hidden, axes, kernel, padding=kernel // 2),
         BatchNorm(hidden),
         nn.ReLU(),
-        nn.Conv2d(hidden, outputs, 1, bias=False),
+        convolution(hidden, outputs, axes),
     ]
     return nn.Sequential(*layers, *([BatchNorm(outputs), nn.ReLU()] if end else []))
 
@@ -170,10 +259,11 @@ def trained(part: nn.Module, like: Tensor) -> nn.Module:
     return part.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm that also takes a single value per channel (one sample, one pixel), by its running statistics.
+class BatchNorm(_BatchNorm):
+    """BatchNorm of maps ``[N, C, ...]`` with any number of axes, which also takes a single value per channel.
 
-    The stock module raises there, so a last batch of one sample would end a training run.
+    One sample of one pixel is normalised by the running statistics. The stock modules raise there, so a last batch of
+    one sample would end a training run.
     """
 
     @override
@@ -184,47 +274,36 @@ class BatchNorm(nn.BatchNorm2d):
             )
         return super().forward(input)
 
+    @override
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Takes any number of axes."""
 
-def _layer(source: Tensor, inputs: int, outputs: int) -> nn.Module:
-    if source.dim() == 4:
-        return nn.Conv2d(inputs, outputs, 1, bias=False)
-    return nn.Linear(inputs, outputs, bias=False)
+
+def _check_rows(student: Feature, teacher: Feature) -> None:
+    s, t = student.batch_first(), teacher.batch_first()
+    if s.shape[0] != t.shape[0]:
+        raise ValueError(
+            f"{student.where} has shape {list(student.tensor.shape)} and {teacher.where} {list(teacher.tensor.shape)}: "
+            "different batch sizes; tap layers that keep the batch first, or say where it is: layout='lnc'"
+        )
+
+
+def _one_to_one(student: Feature, teacher: Feature) -> bool:
+    """Whether two rows of tokens are of one number and, as far as is known, of one order."""
+    s, t = student.channels_first().shape[2], teacher.channels_first().shape[2]
+    known = student.extra is not None and teacher.extra is not None
+    return s == t and not (known and student.extra != teacher.extra)
 
 
 def _pool_both(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    return _pool(student, size), _pool(teacher, size)
+    size = [min(sides) for sides in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+    return pool(student, size), pool(teacher, size)
 
 
-def _pool(feature: Tensor, size: tuple[int, int]) -> Tensor:
-    return feature if feature.shape[2:] == size else F.adaptive_avg_pool2d(feature, size)
-
-
-def _extra_tokens(length: int) -> int | None:
-    """Number of tokens before a square grid, None if there is no such grid."""
-    grids = (extra for extra in EXTRA_TOKENS if length > extra and math.isqrt(length - extra) ** 2 == length - extra)
-    return next(grids, None)
-
-
-def _split(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Extra tokens ``[N, E, D]`` and the grid as a map ``[N, D, S, S]``."""
-    extra = _extra_tokens(tokens.shape[1])
-    if extra is None:
-        raise ValueError(
-            f"tokens of shape {list(tokens.shape)} form no square grid after {EXTRA_TOKENS[:-1]} or {EXTRA_TOKENS[-1]} "
-            "extra tokens, so they cannot be laid on a map; tap layers with the same number of tokens"
-        )
-    side = math.isqrt(tokens.shape[1] - extra)
-    return tokens[:, :extra], tokens[:, extra:].transpose(1, 2).reshape(len(tokens), -1, side, side)
-
-
-def _match_tokens(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Student map or tokens and teacher tokens -> tokens of one number."""
-    teacher_extra, teacher_grid = _split(teacher)
-    student_extra, student_grid = (None, student) if student.dim() == 4 else _split(student)
-    student_grid, teacher_grid = _pool_both(student_grid, teacher_grid)
-    student_tokens, teacher_tokens = student_grid.flatten(2).transpose(1, 2), teacher_grid.flatten(2).transpose(1, 2)
-    kept = student_tokens[:, :0] if student_extra is None else student_extra[:, : teacher_extra.shape[1]]
-    missing = teacher_extra.shape[1] - kept.shape[1]
-    mean = student_tokens.mean(1, keepdim=True).expand(-1, missing, -1)
-    return torch.cat([kept, mean, student_tokens], 1), torch.cat([teacher_extra, teacher_tokens], 1)
+def _match_tokens(student: Feature, teacher: Feature) -> tuple[Tensor, Tensor]:
+    """Student map or tokens and teacher tokens -> tokens of one number, ``[N, C, L]``."""
+    source, target = (part.flatten(2) for part in match_maps(student, teacher))
+    before = teacher.before()
+    kept = (student.before() if student.is_tokens else source)[:, :, : before.shape[2] if student.is_tokens else 0]
+    mean = source.mean(2, keepdim=True).expand(-1, -1, before.shape[2] - kept.shape[2])
+    return torch.cat([kept, mean, source], 2), torch.cat([before, target], 2)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Unpack, get_args
 
 import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
 from kdx.features.adapters import match_maps
+from kdx.features.feature import Feature
 from kdx.features.matching import Strategy
 from kdx.features.operands import Variant, check_choice, in_full_precision
 from kdx.knowledge.paired import PairedLayers
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["AttentionTransfer", "attention_transfer"]
 
@@ -60,6 +62,7 @@ class AttentionTransfer(PairedLayers):
         pairing: see :data:`kdx.features.Strategy`.
         variant: ``"paper"`` or ``"code"``; the authors' code squares the distance and takes the mean.
         seed: for ``pairing="random"``.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Zagoruyko, Komodakis, Paying More Attention to Attention, ICLR 2017, https://arxiv.org/abs/1612.03928.
 
@@ -75,18 +78,19 @@ class AttentionTransfer(PairedLayers):
     def __init__(
         self,
         *,
-        student: str | tuple[str, ...],
-        teacher: str | tuple[str, ...],
+        student: TapNames,
+        teacher: TapNames,
         pairing: Strategy = "explicit",
         variant: Variant = "code",
         seed: int = 0,
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed)
+        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed, **features)
         check_choice("variant", variant, get_args(Variant))
         self.variant: Variant = variant
 
     @override
-    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+    def compare(self, pair: int, student: Feature, teacher: Feature) -> Tensor:
         return attention_transfer(*match_maps(student, teacher), variant=self.variant)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Iterable
+from typing import ClassVar, Unpack
 
 from torch import Tensor, nn
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
+from kdx.features.feature import Feature, read_features
 from kdx.losses import Count, LossTerm, Over
 from kdx.responses import Responses
+from kdx.tap import TapNames, TapOptions, Told
 
 __all__ = ["Knowledge"]
 
@@ -26,6 +29,8 @@ class Knowledge(nn.Module, ABC):
         kind: ``"response"``, ``"feature"`` or ``"relation"``.
         student_taps: taps read in the student, as :class:`kdx.Taps` takes them.
         teacher_taps: taps read in the teacher.
+        told: what the options ``layout``, ``grid``, ``class_token`` and ``registers`` say of the features at its taps;
+            a component that reads features hands them on, as ``**features: Unpack[kdx.TapOptions]``.
         responses: what the scheme's task says of the outputs; nothing, until a scheme binds it.
         needs_index: whether ``batch.index`` must be there.
         mean_over_samples: whether the losses of parts of a batch add up to that of the whole, as :attr:`over` counts
@@ -40,8 +45,11 @@ class Knowledge(nn.Module, ABC):
     mean_over_samples: bool | None = None
     over: Over = Over.ROWS
 
-    def __init__(self, *, student: str | tuple[str, ...] = LOGITS, teacher: str | tuple[str, ...] = LOGITS) -> None:
+    def __init__(
+        self, *, student: TapNames = LOGITS, teacher: TapNames = LOGITS, **features: Unpack[TapOptions]
+    ) -> None:
         super().__init__()
+        self.told = Told.of(features, type(self))
         self.student_taps = (student,) if isinstance(student, str) else tuple(student)
         self.teacher_taps = (teacher,) if isinstance(teacher, str) else tuple(teacher)
         self.responses = Responses(form=None, void=None)
@@ -51,6 +59,16 @@ class Knowledge(nn.Module, ABC):
         for part in self.modules():
             if isinstance(part, Knowledge):
                 part.responses = responses
+
+    def student_features(self, captured: Captured, taps: Iterable[str] | None = None) -> list[Feature]:
+        """The student's features at its taps, or at those given, each with its layout as far as it is known."""
+        who = f"{type(self).__name__}: the student's feature"
+        return read_features(captured, self.student_taps if taps is None else taps, told=self.told, who=who)
+
+    def teacher_features(self, captured: Captured, taps: Iterable[str] | None = None) -> list[Feature]:
+        """The same of the teacher."""
+        who = f"{type(self).__name__}: the teacher's feature"
+        return read_features(captured, self.teacher_taps if taps is None else taps, told=self.told, who=who)
 
     @property
     def ready(self) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Unpack
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from kdx.capture import LOGITS
+from kdx.features.feature import Feature
 from kdx.features.matching import Strategy
 from kdx.features.operands import Variant, check_choice, check_same_rows, check_same_shape, in_full_precision
 from kdx.knowledge.relation import Relation, unit_rows
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["CC", "cc"]
 
@@ -65,6 +68,7 @@ class CC(Relation):
         teacher: tap or taps; any width.
         pairing: which student layer learns from which teacher layer, see :data:`kdx.features.Strategy`.
         seed: for ``pairing="random"``.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, https://arxiv.org/abs/1904.01802.
 
@@ -82,18 +86,23 @@ class CC(Relation):
         gamma: float = 0.4,
         order: int = 2,
         variant: Variant = "paper",
-        student: str | tuple[str, ...] = LOGITS,
-        teacher: str | tuple[str, ...] = LOGITS,
+        student: TapNames = LOGITS,
+        teacher: TapNames = LOGITS,
         pairing: Strategy = "explicit",
         seed: int = 0,
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed)
+        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed, **features)
         if not gamma > 0:
             raise ValueError(f"gamma must be > 0, got {gamma}")
         if order < 1:
             raise ValueError(f"order must be 1 or more, got {order}; at order 0 every kernel is the same constant")
         check_choice("variant", variant, ("paper", "code"))
         self.gamma, self.order, self.variant = float(gamma), int(order), variant
+
+    @override
+    def rows(self, feature: Feature) -> Tensor:  # the authors' form compares numbers at the same place
+        return super().rows(feature) if self.variant == "paper" else feature.channels_first().flatten(1)
 
     @override
     def relation(self, student: Tensor, teacher: Tensor) -> Tensor:

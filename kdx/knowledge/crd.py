@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 import torch.distributed as dist
@@ -14,10 +14,11 @@ from typing_extensions import override
 
 from kdx.batch import IGNORE, Batch
 from kdx.capture import Captured
-from kdx.features.adapters import full, to_vector, trained
+from kdx.features.adapters import trained
 from kdx.features.gathering import whole_batch
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.relation import unit_rows
+from kdx.tap import TapName, TapOptions
 
 __all__ = ["CRD", "crd"]
 
@@ -79,6 +80,7 @@ class CRD(Knowledge):
         momentum: of the banks.
         labels: class of every training sample ``[samples]``, ``-100`` where it is unknown, to draw negatives from
             other classes only; ``"data"``: the training loader's data set says (:func:`kdx.fit`).
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Tian, Krishnan, Isola, Contrastive Representation Distillation, ICLR 2020, https://arxiv.org/abs/1910.10699.
     Z and the defaults are those of the authors' code; its 1e-7 in the denominators is not needed in log space.
@@ -104,16 +106,17 @@ class CRD(Knowledge):
     def __init__(
         self,
         *,
-        student: str,
-        teacher: str,
+        student: TapName,
+        teacher: TapName,
         samples: int | None = None,
         dim: int = 128,
         negatives: int = 16384,
         temperature: float = 0.07,
         momentum: float = 0.5,
         labels: Sequence[int] | Tensor | Literal["data"] | None = None,
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher)
+        super().__init__(student=student, teacher=teacher, **features)
         for name, value in (("samples", samples), ("dim", dim), ("negatives", negatives)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
@@ -164,7 +167,7 @@ class CRD(Knowledge):
                 "samples: CRD keeps a row per training sample and no data set says how many there are; give "
                 "samples=len(dataset), or train on a loader whose dataset has a length"
             )
-        s, t = to_vector(student[self.student_taps[0]]), to_vector(teacher[self.teacher_taps[0]])
+        s, t = self.student_features(student)[0].vector(), self.teacher_features(teacher)[0].vector()
         bound = math.sqrt(3 / self.dim)  # uniform rows of about unit length
         for name in ("bank_student", "bank_teacher"):
             bank = torch.empty(self.samples, self.dim, device=s.device).uniform_(-bound, bound)
@@ -192,10 +195,10 @@ class CRD(Knowledge):
             )
         self._check(index)
         samples = len(self.bank_teacher)
-        s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
-        with torch.autocast(s.device.type, enabled=False):
-            s = unit_rows(self.embed_student(to_vector(full(s))))
-            t = unit_rows(self.embed_teacher(to_vector(full(t))))
+        of_student, of_teacher = self.student_features(student)[0].full(), self.teacher_features(teacher)[0].full()
+        with torch.autocast(index.device.type, enabled=False):
+            s = unit_rows(self.embed_student(of_student.vector()))
+            t = unit_rows(self.embed_teacher(of_teacher.vector()))
             candidates = self.draw(index)
             scores = [
                 _scores(s, self.bank_teacher, candidates) / self.temperature,

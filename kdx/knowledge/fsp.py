@@ -2,45 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.features.adapters import channels, project, to_map
+from kdx.features.adapters import convolution, pool, to_maps, trained
+from kdx.features.feature import Feature
 from kdx.features.operands import Variant, check_choice, in_full_precision
 from kdx.knowledge.base import Knowledge
+from kdx.layout import Axes, Layout
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["FSP", "flow", "fsp"]
 
 
-def flow(shallow: Tensor, deep: Tensor, *, variant: Variant = "code") -> Tensor:
+def flow(shallow: Feature | Tensor, deep: Feature | Tensor, *, variant: Variant = "code") -> Tensor:
     """The FSP matrix of two layers of one model: ``G[n, a, b] = mean over pixels of shallow[n, a] deep[n, b]``.
 
     Args:
-        shallow: a map ``[N, A, H, W]``, tokens ``[N, L, A]`` on a square grid or a vector ``[N, A]`` (one pixel).
+        shallow: a map ``[N, A, H, W]``, a vector ``[N, A]`` (one pixel), or any other feature; see
+            :func:`kdx.features.to_maps`.
         deep: likewise, ``[N, B, H', W']``; the larger map is pooled to the smaller, each axis by itself.
         variant: ``"paper"`` pools by the maximum, ``"code"`` by the mean.
 
     Returns:
         ``[N, A, B]`` in float32 (float64 if an operand is).
     """
-    return _flow(to_map(shallow), to_map(deep), variant)
+    one, other = to_maps([shallow, deep])
+    return _flow(one, other, variant)
 
 
 @in_full_precision
 def _flow(shallow: Tensor, deep: Tensor, variant: Variant) -> Tensor:
-    size = (min(shallow.shape[2], deep.shape[2]), min(shallow.shape[3], deep.shape[3]))
-    pool = F.adaptive_max_pool2d if variant == "paper" else F.adaptive_avg_pool2d
-    shallow, deep = (one if one.shape[2:] == size else pool(one, size) for one in (shallow, deep))
-    return shallow.flatten(2) @ deep.flatten(2).mT / (size[0] * size[1])
+    size = [min(sides) for sides in zip(shallow.shape[2:], deep.shape[2:], strict=True)]
+    shallow, deep = (pool(one, size, largest=variant == "paper") for one in (shallow, deep))
+    return shallow.flatten(2) @ deep.flatten(2).mT / math.prod(size)
 
 
-def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], *, variant: Variant = "code") -> Tensor:
+def fsp(
+    student: Sequence[Feature | Tensor], teacher: Sequence[Feature | Tensor], *, variant: Variant = "code"
+) -> Tensor:
     """Squared difference between the flows of consecutive layers, a scalar, 0 for an empty batch; see :class:`FSP`.
 
     Args:
@@ -57,15 +64,17 @@ def fsp(student: Sequence[Tensor], teacher: Sequence[Tensor], *, variant: Varian
             f"student and teacher: expected as many layers of each, 2 or more, got {len(student)} and {len(teacher)}; "
             "a flow goes from one layer to the next"
         )
-    for s, t in zip(student, teacher, strict=True):
-        if (s.shape[0], channels(s)) != (t.shape[0], channels(t)):
+    of_student, of_teacher = to_maps(student), to_maps(teacher)
+    for i, (s, t) in enumerate(zip(of_student, of_teacher, strict=True)):
+        if s.shape[:2] != t.shape[:2]:
+            given, wanted = (list(Feature.of(side[i]).tensor.shape) for side in (student, teacher))
             raise ValueError(
-                f"student: expected the batch and channels of the teacher's {list(t.shape)}, got {list(s.shape)}; tap "
-                "layers of equal width, or use the component, which learns an adapter"
+                f"student: expected the batch and channels of the teacher's {wanted}, got {given}; tap layers of equal "
+                "width, or use the component, which learns an adapter"
             )
     losses = []
     for i in range(len(student) - 1):
-        gap = flow(student[i], student[i + 1], variant=variant) - flow(teacher[i], teacher[i + 1], variant=variant)
+        gap = _flow(of_student[i], of_student[i + 1], variant) - _flow(of_teacher[i], of_teacher[i + 1], variant)
         count = gap.shape[0] if variant == "paper" else gap.numel()
         losses.append((gap * gap).sum() / max(1, count))
     first, *rest = losses
@@ -92,6 +101,7 @@ class FSP(Knowledge):
             grid, vectors or logits.
         teacher: as many taps; partners in order.
         variant: ``"code"`` or ``"paper"``, see above.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Yim et al., A Gift from Knowledge Distillation: Fast Optimization, Network Minimization and Transfer
     Learning, CVPR 2017,
@@ -110,9 +120,14 @@ class FSP(Knowledge):
     kind = "relation"
 
     def __init__(
-        self, *, student: tuple[str, ...] | str, teacher: tuple[str, ...] | str, variant: Variant = "code"
+        self,
+        *,
+        student: TapNames,
+        teacher: TapNames,
+        variant: Variant = "code",
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher)
+        super().__init__(student=student, teacher=teacher, **features)
         check_choice("variant", variant, ("paper", "code"))
         self.variant = variant
         self.adapters: nn.ModuleList | None = None
@@ -126,29 +141,34 @@ class FSP(Knowledge):
     def setup(self, student: Captured, teacher: Captured) -> None:
         if self.adapters is not None:
             return
-        s, t = student.select(self.student_taps), teacher.select(self.teacher_taps)
+        s, t = self.student_features(student), self.teacher_features(teacher)
         if len(s) != len(t) or len(s) < 2:
             raise ValueError(
                 f"student taps {self.student_taps} are {len(s)} layers, teacher taps {self.teacher_taps} are {len(t)}; "
                 "flows need two layers or more and as many of each"
             )
-        self.adapters = nn.ModuleList(
-            nn.Identity() if channels(one) == channels(other) else project(to_map(one), to_map(other))
-            for one, other in zip(s, t, strict=True)
-        )
+        adapters = []
+        for one, other in zip(to_maps(s), to_maps(t), strict=True):
+            inputs, outputs = one.shape[1], other.shape[1]
+            part = nn.Identity() if inputs == outputs else convolution(inputs, outputs, one.dim() - 2)
+            adapters.append(trained(part, one))
+        self.adapters = nn.ModuleList(adapters)
 
     @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
         if self.adapters is None:
             raise RuntimeError("FSP has no adapters yet; call scheme.setup(batch) before the optimizer is built")
-        s, t = student.select(self.student_taps), teacher.select(self.teacher_taps)
+        s = to_maps([feature.full() for feature in self.student_features(student)])
         with torch.autocast(s[0].device.type, enabled=False):  # the adapters stay in full precision too
-            adapted = [
-                adapter(to_map(feature).to(torch.promote_types(feature.dtype, torch.float32)))
-                for adapter, feature in zip(self.adapters, s, strict=True)
-            ]
-        return fsp(adapted, [to_map(feature) for feature in t], variant=self.variant)
+            adapted = [adapter(one) for adapter, one in zip(self.adapters, s, strict=True)]
+        return fsp(_maps(adapted), _maps(to_maps(self.teacher_features(teacher))), variant=self.variant)
 
     @override
     def extra_repr(self) -> str:
         return f"variant={self.variant!r}"
+
+
+def _maps(tensors: Sequence[Tensor]) -> list[Feature]:
+    """Maps ``[N, C, ...]`` as features, a row of places not taken for tokens."""
+    axes: dict[int, Axes] = {3: "ncl", 4: "nchw", 5: "ncdhw"}
+    return [Feature(tensor, Layout(axes[tensor.dim()])) for tensor in tensors]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Unpack, get_args
 
 from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.features.adapters import match, project
+from kdx.features.feature import Feature
 from kdx.features.matching import Strategy
 from kdx.features.operands import Variant, check_choice, check_same_shape, in_full_precision
 from kdx.knowledge.paired import PairedLayers
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["Hint", "hint"]
 
@@ -57,6 +59,7 @@ class Hint(PairedLayers):
         pairing: see :data:`kdx.features.Strategy`.
         variant: ``"paper"`` or ``"code"``, the mean that benchmark code uses.
         seed: for ``pairing="random"``.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, https://arxiv.org/abs/1412.6550. Its regressor
     is a convolution without padding that reduces the student's map to the teacher's size; here it is a 1x1
@@ -77,22 +80,23 @@ class Hint(PairedLayers):
     def __init__(
         self,
         *,
-        student: str | tuple[str, ...],
-        teacher: str | tuple[str, ...],
+        student: TapNames,
+        teacher: TapNames,
         pairing: Strategy = "explicit",
         variant: Variant = "code",
         seed: int = 0,
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed)
+        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed, **features)
         check_choice("variant", variant, get_args(Variant))
         self.variant: Variant = variant
         self.adapters = nn.ModuleList()
 
     @override
-    def build(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    def build(self, pairs: list[tuple[Feature, Feature]]) -> None:
         self.adapters.extend(project(student, teacher) for student, teacher in pairs)
 
     @override
-    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+    def compare(self, pair: int, student: Feature, teacher: Feature) -> Tensor:
         source, target = match(student, teacher)
         return hint(self.adapters[pair](source), target, variant=self.variant)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -11,11 +11,12 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
-from kdx.features.adapters import to_vector
+from kdx.features.feature import Feature
 from kdx.features.gathering import whole_batch
 from kdx.features.operands import Variant, check_choice, check_same_rows, check_same_shape, in_full_precision
 from kdx.knowledge.base import Knowledge
 from kdx.ops import pairwise_sq_dist
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["IRG", "Transform", "edges", "irg", "transformation"]
 
@@ -23,11 +24,11 @@ Transform = Literal["vertex", "edge", "both"]
 """The part of the graph that is compared from layer to layer."""
 
 
-def edges(feature: Tensor, *, variant: Variant = "paper") -> Tensor:
+def edges(feature: Feature | Tensor, *, variant: Variant = "paper") -> Tensor:
     """Squared distances between the samples of a layer, over the largest of them; 0 where all samples are equal.
 
     Args:
-        feature: ``[N, D]``, or a map or tokens, which are pooled to a vector.
+        feature: ``[N, D]``, or a map or tokens, which are pooled to a vector (:func:`kdx.features.to_vector`).
         variant: ``"code"`` takes the largest distance for a constant in the backward pass.
 
     Returns:
@@ -36,7 +37,7 @@ def edges(feature: Tensor, *, variant: Variant = "paper") -> Tensor:
     return _over_largest(pairwise_sq_dist(_vector(feature)), variant)
 
 
-def transformation(shallow: Tensor, deep: Tensor, *, variant: Variant = "paper") -> Tensor:
+def transformation(shallow: Feature | Tensor, deep: Feature | Tensor, *, variant: Variant = "paper") -> Tensor:
     """Squared distance of each sample between two layers of one width, over the largest of them.
 
     Args:
@@ -118,8 +119,8 @@ def _mean(losses: list[Tensor]) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def _vector(feature: Tensor) -> Tensor:
-    return to_vector(feature.to(torch.promote_types(feature.dtype, torch.float32)))
+def _vector(feature: Feature | Tensor) -> Tensor:
+    return Feature.of(feature).full().vector()
 
 
 def _over_largest(distances: Tensor, variant: Variant) -> Tensor:
@@ -160,6 +161,7 @@ class IRG(Knowledge):
         variant: ``"paper"`` or ``"code"``, see above.
         student: tap or taps ``[N, ...]`` from shallow to deep: maps, tokens, vectors or the logits.
         teacher: as many taps; widths may differ from the student's.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Liu et al., Knowledge Distillation via Instance Relationship Graph, CVPR 2019,
     https://openaccess.thecvf.com/content_CVPR_2019/html/Liu_Knowledge_Distillation_via_Instance_Relationship_Graph_CVPR_2019_paper.html;
@@ -183,10 +185,11 @@ class IRG(Knowledge):
         transform_weight: float = 5.0,
         transform: Transform = "vertex",
         variant: Variant = "paper",
-        student: str | tuple[str, ...] = LOGITS,
-        teacher: str | tuple[str, ...] = LOGITS,
+        student: TapNames = LOGITS,
+        teacher: TapNames = LOGITS,
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher)
+        super().__init__(student=student, teacher=teacher, **features)
         check_choice("transform", transform, ("vertex", "edge", "both"))
         check_choice("variant", variant, ("paper", "code"))
         self.vertex_weight, self.edge_weight = float(vertex_weight), float(edge_weight)
@@ -196,8 +199,8 @@ class IRG(Knowledge):
     @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
         loss = irg(
-            [whole_batch(layer) for layer in student.select(self.student_taps)],
-            [whole_batch(layer) for layer in teacher.select(self.teacher_taps)],
+            [whole_batch(_vector(layer)) for layer in self.student_features(student)],
+            [whole_batch(_vector(layer)) for layer in self.teacher_features(teacher)],
             edge_weight=self.edge_weight,
             transform_weight=self.transform_weight,
             transform=self.transform,

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.features.adapters import match_maps
+from kdx.features.feature import Feature
 from kdx.features.operands import in_full_precision
 from kdx.knowledge.paired import PairedLayers
 
@@ -62,6 +63,7 @@ class NST(PairedLayers):
         teacher: taps of maps.
         pairing: see :data:`kdx.features.Strategy`.
         seed: for ``pairing="random"``.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Huang, Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017,
     https://arxiv.org/abs/1707.01219; code: https://github.com/TuSimple/neuron-selectivity-transfer.
@@ -76,7 +78,7 @@ class NST(PairedLayers):
     """
 
     @override
-    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+    def compare(self, pair: int, student: Feature, teacher: Feature) -> Tensor:
         return nst(*match_maps(student, teacher))
 
 

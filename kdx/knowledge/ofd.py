@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.capture import Captured
-from kdx.features.adapters import BatchNorm, channels, full, match_maps, trained
+from kdx.features.adapters import BatchNorm, channels, convolution, full, match_maps, trained
+from kdx.features.feature import Feature
 from kdx.features.matching import Strategy
 from kdx.features.operands import check_choice, check_same_shape, in_full_precision
 from kdx.knowledge.paired import PairedLayers
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["OFD", "batchnorm_margin", "ofd"]
 
@@ -26,7 +28,7 @@ def ofd(student: Tensor, teacher: Tensor, *, margin: Tensor) -> Tensor:
     where ``student <= t <= 0``: there the ReLU that follows hides the difference. Averaged over the batch.
 
     Args:
-        student: ``[N, C, H, W]`` before the ReLU, any float dtype; computed in float32 (float64 stays).
+        student: ``[N, C, ...]`` before the ReLU, any float dtype; computed in float32 (float64 stays).
         teacher: of the same shape, before the ReLU.
         margin: ``[C]``, negative: the mean response of a channel where it is negative.
 
@@ -40,7 +42,7 @@ def ofd(student: Tensor, teacher: Tensor, *, margin: Tensor) -> Tensor:
         4.25
     """
     check_same_shape(student, teacher)
-    target = torch.maximum(teacher, margin.to(teacher.dtype)[:, None, None])
+    target = torch.maximum(teacher, margin.to(teacher.dtype)[(..., *[None] * (teacher.dim() - 2))])
     counts = (student > target) | (target > 0)
     return torch.where(counts, (student - target).square(), 0.0).sum() / student.shape[0]
 
@@ -97,6 +99,7 @@ class OFD(PairedLayers):
         pairing: see :data:`kdx.features.Strategy`.
         margins: ``"batchnorm"``, one tensor ``[C]`` per pair, or None to take them from the first batch.
         seed: for ``pairing="random"``.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Raises:
         ValueError: margins of other shapes than the teacher's channels.
@@ -120,13 +123,14 @@ class OFD(PairedLayers):
     def __init__(
         self,
         *,
-        student: str | tuple[str, ...],
-        teacher: str | tuple[str, ...],
+        student: TapNames,
+        teacher: TapNames,
         pairing: Strategy = "explicit",
         margins: Literal["batchnorm"] | Sequence[Tensor] | None = None,
         seed: int = 0,
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed)
+        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed, **features)
         self.margins: list[Tensor] | None = None
         if isinstance(margins, str):
             check_choice("margins", margins, ("batchnorm",))
@@ -143,7 +147,7 @@ class OFD(PairedLayers):
         self._affine = []
 
     @override
-    def build(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    def build(self, pairs: list[tuple[Feature, Feature]]) -> None:
         assert self.pairs is not None  # setup made them
         margins = self.margins or [_normal_margin(*self._affine[j]) for _, j in self.pairs if self.norms]
         margins = margins or [_mean_negative(teacher) for _, teacher in pairs]
@@ -154,10 +158,12 @@ class OFD(PairedLayers):
                 f"{[tuple(margin.shape) for margin in margins]}"
             )
         for (student, teacher), margin in zip(pairs, margins, strict=True):
-            self.connectors.append(trained(_Connector(channels(student), channels(teacher), margin), student))
+            source, target = match_maps(student, teacher)
+            connector = _Connector(source.shape[1], target.shape[1], margin, axes=source.dim() - 2)
+            self.connectors.append(trained(connector, source))
 
     @override
-    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+    def compare(self, pair: int, student: Feature, teacher: Feature) -> Tensor:
         source, target = match_maps(student, teacher)
         connector = self.connectors[pair]
         weight = 0.5 ** (len(self.connectors) - 1 - pair)
@@ -167,10 +173,10 @@ class OFD(PairedLayers):
 class _Connector(nn.Module):
     """1x1 convolution and BatchNorm, with the margin of the teacher's layer."""
 
-    def __init__(self, inputs: int, outputs: int, margin: Tensor) -> None:
+    def __init__(self, inputs: int, outputs: int, margin: Tensor, *, axes: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(inputs, outputs, 1, bias=False)
-        nn.init.kaiming_normal_(self.convolution.weight, mode="fan_out")
+        self.convolution = convolution(inputs, outputs, axes)
+        nn.init.kaiming_normal_(self.convolution.get_parameter("weight"), mode="fan_out")
         self.norm = BatchNorm(outputs)
         self.register_buffer("margin", margin)
 
@@ -180,6 +186,6 @@ class _Connector(nn.Module):
         return normed
 
 
-def _mean_negative(feature: Tensor) -> Tensor:
-    flat = full(feature.detach()).transpose(0, 1).flatten(1)  # [C, NHW]
+def _mean_negative(feature: Feature) -> Tensor:
+    flat = full(feature.channels_first().detach()).transpose(0, 1).flatten(1)  # [C, NHW]
     return flat.clamp(max=0).sum(1) / (flat < 0).sum(1).clamp(min=1)

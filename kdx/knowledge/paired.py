@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -11,10 +11,11 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.features.adapters import full
+from kdx.features.feature import Feature
 from kdx.features.matching import Pairs, Strategy, pair_by_depth, pair_layers
 from kdx.features.similarity import SIMILARITIES
 from kdx.knowledge.base import Knowledge
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["PairedLayers"]
 
@@ -30,6 +31,7 @@ class PairedLayers(Knowledge):
         pairing: which student layer learns from which teacher layer, see :data:`kdx.features.Strategy`. The strategies
             by similarity use the batch of ``setup``; their pairs are saved with the component.
         seed: for ``pairing="random"``.
+        **features: see :class:`kdx.tap.TapOptions`.
     """
 
     kind = "feature"
@@ -38,12 +40,13 @@ class PairedLayers(Knowledge):
     def __init__(
         self,
         *,
-        student: str | tuple[str, ...],
-        teacher: str | tuple[str, ...],
+        student: TapNames,
+        teacher: TapNames,
         pairing: Strategy = "explicit",
         seed: int = 0,
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher)
+        super().__init__(student=student, teacher=teacher, **features)
         if pairing == "attention":
             raise ValueError(
                 "pairing 'attention' learns a weight for every pair of layers: that is the knowledge 'semckd'; this "
@@ -65,35 +68,40 @@ class PairedLayers(Knowledge):
     def setup(self, student: Captured, teacher: Captured) -> None:
         if self.pairs is not None:
             return
-        s, t = student.select(self.student_taps), teacher.select(self.teacher_layers)
-        self.pairs = pair_layers(self.pairing, s, t, seed=self.seed)
+        s, t = self.student_features(student), self.teacher_features(teacher, self.teacher_layers)
+        if self.pairing in SIMILARITIES:
+            rows = [[feature.batch_first() for feature in side] for side in (s, t)]
+            self.pairs = pair_layers(self.pairing, *rows, seed=self.seed)
+        else:
+            self.pairs = pair_by_depth(self.pairing, len(s), len(t), seed=self.seed)
         if self.pairing in SIMILARITIES:
             self.register_buffer("chosen", torch.tensor(self.pairs))
         self.build([(s[i], t[j]) for i, j in self.pairs])
 
-    def build(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        """Makes the learnable parts, from one example of every pair."""
+    def build(self, pairs: list[tuple[Feature, Feature]]) -> None:
+        """Makes the learnable parts, from one example of every pair: of the student, of the teacher."""
 
     @abstractmethod
-    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+    def compare(self, pair: int, student: Feature, teacher: Feature) -> Tensor:
         """The loss of one pair, a scalar.
 
         Args:
             pair: its number, from 0.
-            student: the student's feature, in float32 (float64 stays), as autocast is off.
+            student: the student's feature with its layout, in float32 (float64 stays), as autocast is off;
+                :func:`kdx.features.match` makes tensors of one form of the two.
             teacher: the teacher's, likewise.
         """
 
     @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
-        s, t = student.select(self.student_taps), teacher.select(self.teacher_layers)
+        s, t = self.student_features(student), self.teacher_features(teacher, self.teacher_layers)
         if not self.ready:
             raise RuntimeError(
                 f"{type(self).__name__} has no pairs yet; call scheme.setup(batch) before the optimizer is built"
             )
         pairs = self.pairs or pair_by_depth(self.pairing, len(s), len(t), seed=self.seed)
-        with torch.autocast(s[0].device.type, enabled=False):
-            return torch.stack([self.compare(n, full(s[i]), full(t[j])) for n, (i, j) in enumerate(pairs)]).sum()
+        with torch.autocast(s[0].tensor.device.type, enabled=False):
+            return torch.stack([self.compare(n, s[i].full(), t[j].full()) for n, (i, j) in enumerate(pairs)]).sum()
 
     @override
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

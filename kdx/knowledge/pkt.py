@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -10,6 +12,7 @@ from kdx.capture import LOGITS
 from kdx.features.matching import Strategy
 from kdx.features.operands import Variant, check_choice, check_same_rows, in_full_precision
 from kdx.knowledge.relation import Relation, unit_rows
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["PKT", "pkt"]
 
@@ -56,6 +59,7 @@ class PKT(Relation):
         teacher: tap or taps; any width.
         pairing: which student layer learns from which teacher layer, see :data:`kdx.features.Strategy`.
         seed: for ``pairing="random"``.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Passalis, Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018,
     https://arxiv.org/abs/1803.10837, with the cosine kernel; code: https://github.com/passalis/probabilistic_kt.
@@ -72,12 +76,13 @@ class PKT(Relation):
         self,
         *,
         variant: Variant = "code",
-        student: str | tuple[str, ...] = LOGITS,
-        teacher: str | tuple[str, ...] = LOGITS,
+        student: TapNames = LOGITS,
+        teacher: TapNames = LOGITS,
         pairing: Strategy = "explicit",
         seed: int = 0,
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed)
+        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed, **features)
         check_choice("variant", variant, ("paper", "code"))
         self.variant = variant
 

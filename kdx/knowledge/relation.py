@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Unpack
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from kdx.capture import LOGITS
+from kdx.features.feature import Feature
 from kdx.features.gathering import whole_batch
 from kdx.features.matching import Strategy
 from kdx.knowledge.paired import PairedLayers
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["Relation", "unit_rows"]
 
@@ -28,6 +31,7 @@ class Relation(PairedLayers):
         teacher: tap or taps ``[N, ...]``.
         pairing: which student layer learns from which teacher layer, see :data:`kdx.features.Strategy`.
         seed: for ``pairing="random"``.
+        **features: see :class:`kdx.tap.TapOptions`.
     """
 
     kind = "relation"
@@ -35,20 +39,25 @@ class Relation(PairedLayers):
     def __init__(
         self,
         *,
-        student: str | tuple[str, ...] = LOGITS,
-        teacher: str | tuple[str, ...] = LOGITS,
+        student: TapNames = LOGITS,
+        teacher: TapNames = LOGITS,
         pairing: Strategy = "explicit",
         seed: int = 0,
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed)
+        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed, **features)
 
     @abstractmethod
     def relation(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of one pair of layers, ``[N, D_s]`` and ``[N, D_t]`` of the whole batch."""
 
     @override
-    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
-        return self.relation(whole_batch(student.flatten(1)), whole_batch(teacher.flatten(1)))
+    def compare(self, pair: int, student: Feature, teacher: Feature) -> Tensor:
+        return self.relation(whole_batch(self.rows(student)), whole_batch(self.rows(teacher)))
+
+    def rows(self, feature: Feature) -> Tensor:
+        """One vector per sample, ``[N, D]``, of whose order nothing depends; where it does, a subclass says so."""
+        return feature.batch_first().flatten(1)
 
 
 def unit_rows(x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,9 +11,10 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.features.adapters import BatchNorm, full, to_map, trained
+from kdx.features.adapters import BatchNorm, convolution, pool, to_maps, trained
 from kdx.features.operands import check_same_shape, in_full_precision
 from kdx.knowledge.base import Knowledge
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["ReviewKD", "hcl"]
 
@@ -28,7 +31,7 @@ def hcl(student: Tensor, teacher: Tensor) -> Tensor:
     weights is that of the authors' code.
 
     Args:
-        student: ``[N, C, H, W]``, any float dtype; computed in float32 (float64 stays).
+        student: ``[N, C, ...]``, any float dtype; computed in float32 (float64 stays).
         teacher: of the same shape.
 
     Returns:
@@ -47,8 +50,8 @@ def hcl(student: Tensor, teacher: Tensor) -> Tensor:
         if level < side:
             weight /= 2
             total += weight
-            small = F.adaptive_avg_pool2d(student, level), F.adaptive_avg_pool2d(teacher, level)
-            loss = loss + weight * F.mse_loss(small[0], small[1])
+            size = [level] * (student.dim() - 2)
+            loss = loss + weight * F.mse_loss(pool(student, size), pool(teacher, size))
     return loss / total
 
 
@@ -65,9 +68,10 @@ class ReviewKD(Knowledge):
     The authors weigh it between 0.6 and 8 for CIFAR-100, depending on the models, with a linear warm-up of 20 epochs.
 
     Args:
-        student: taps from shallow to deep: maps ``[N, C, H, W]``; a vector counts as a map of one pixel.
+        student: taps from shallow to deep: maps, or tokens that lie on a grid; a vector counts as a map of one pixel.
         teacher: taps from shallow to deep, as many.
         channels: channels of the fusion, None for those above.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021, https://arxiv.org/abs/2104.09044.
 
@@ -85,9 +89,14 @@ class ReviewKD(Knowledge):
     kind = "feature"
 
     def __init__(
-        self, *, student: str | tuple[str, ...], teacher: str | tuple[str, ...], channels: int | None = None
+        self,
+        *,
+        student: TapNames,
+        teacher: TapNames,
+        channels: int | None = None,
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher)
+        super().__init__(student=student, teacher=teacher, **features)
         self.channels = channels
         self.levels = nn.ModuleList()
 
@@ -108,7 +117,8 @@ class ReviewKD(Knowledge):
             )
         hidden = self.channels or min(512, s[-1].shape[1])
         for level, (source, target) in enumerate(zip(s, t, strict=True)):
-            part = _Level(source.shape[1], hidden, target.shape[1], fuses=level < len(s) - 1)
+            axes = source.dim() - 2
+            part = _Level(source.shape[1], hidden, target.shape[1], axes=axes, fuses=level < len(s) - 1)
             self.levels.append(trained(part, source))
 
     def fuse(self, student: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
@@ -129,20 +139,21 @@ class ReviewKD(Knowledge):
             return torch.stack([hcl(a, b) for a, b in zip(self.fuse(s, t), t, strict=True)]).sum()
 
     def _maps(self, student: Captured, teacher: Captured) -> tuple[list[Tensor], list[Tensor]]:
-        return _full_maps(student.select(self.student_taps)), _full_maps(teacher.select(self.teacher_taps))
+        s, t = self.student_features(student), self.teacher_features(teacher)
+        maps = to_maps([feature.full() for feature in (*s, *t)])
+        return maps[: len(s)], maps[len(s) :]
 
 
 class _Level(nn.Module):
     """Attention-based fusion of one level with the one below."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, *, fuses: bool) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int, *, axes: int, fuses: bool) -> None:
         super().__init__()
-        self.enter = nn.Sequential(nn.Conv2d(inputs, hidden, 1, bias=False), BatchNorm(hidden))
-        self.leave = nn.Sequential(nn.Conv2d(hidden, outputs, 3, padding=1, bias=False), BatchNorm(outputs))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, a=1)
-        self.attend = nn.Conv2d(2 * hidden, 2, 1) if fuses else None
+        self.enter = nn.Sequential(convolution(inputs, hidden, axes), BatchNorm(hidden))
+        self.leave = nn.Sequential(convolution(hidden, outputs, axes, 3, padding=1), BatchNorm(outputs))
+        for part in (self.enter, self.leave):
+            nn.init.kaiming_uniform_(part[0].get_parameter("weight"), a=1)
+        self.attend = convolution(2 * hidden, 2, axes, bias=True) if fuses else None
 
     @override
     def forward(self, feature: Tensor, below: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -158,7 +169,3 @@ class _Level(nn.Module):
 
 def _resize(feature: Tensor, size: tuple[int, ...]) -> Tensor:
     return feature if feature.shape[2:] == size else F.interpolate(feature, size, mode="nearest")
-
-
-def _full_maps(features: list[Tensor]) -> list[Tensor]:
-    return [to_map(full(feature)) for feature in features]

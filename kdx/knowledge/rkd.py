@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 from torch import Tensor
 from typing_extensions import override
 
@@ -10,6 +12,7 @@ from kdx.capture import LOGITS
 from kdx.features.matching import Strategy
 from kdx.features.operands import check_same_rows, in_full_precision
 from kdx.knowledge.relation import Relation, unit_rows
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["RKD", "rkd"]
 
@@ -65,6 +68,7 @@ class RKD(Relation):
         pairing: which student layer learns from which teacher layer, see :data:`kdx.features.Strategy`.
         seed: for ``pairing="random"``.
         backend: kernel backend, ``"auto"`` chooses; see :func:`kdx.ops.explain`.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Park et al., Relational Knowledge Distillation, CVPR 2019, https://arxiv.org/abs/1904.05068;
     code: https://github.com/lenscloth/RKD.
@@ -86,13 +90,14 @@ class RKD(Relation):
         delta: float = 1.0,
         student_l2: bool = False,
         teacher_l2: bool = False,
-        student: str | tuple[str, ...] = LOGITS,
-        teacher: str | tuple[str, ...] = LOGITS,
+        student: TapNames = LOGITS,
+        teacher: TapNames = LOGITS,
         pairing: Strategy = "explicit",
         seed: int = 0,
         backend: str = "auto",
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed)
+        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed, **features)
         if not delta > 0:
             raise ValueError(f"delta must be > 0, got {delta}")
         self.distance_weight, self.angle_weight = float(distance_weight), float(angle_weight)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +13,12 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.features.adapters import bottleneck, channels, full, match_maps, trained
+from kdx.features.adapters import bottleneck, match_maps, trained
+from kdx.features.feature import Feature
 from kdx.features.matching import pair_by_depth
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.relation import unit_rows
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["SemCKD", "semckd"]
 
@@ -57,6 +61,7 @@ class SemCKD(Knowledge):
         teacher: taps of maps.
         width: numbers per entry of a similarity row.
         temperature: divides the product of query and key, which lies in [-1, 1]; smaller is more selective.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Chen et al., Cross-Layer Distillation with Semantic Calibration, AAAI 2021,
     https://arxiv.org/abs/2012.03236; code: https://github.com/DefangChen/SemCKD.
@@ -78,12 +83,13 @@ class SemCKD(Knowledge):
     def __init__(
         self,
         *,
-        student: str | tuple[str, ...],
-        teacher: str | tuple[str, ...],
+        student: TapNames,
+        teacher: TapNames,
         width: int = 16,
         temperature: float = 1.0,
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher)
+        super().__init__(student=student, teacher=teacher, **features)
         if width < 1 or not temperature > 0:
             raise ValueError(f"width must be >= 1 and temperature > 0, got {width} and {temperature}")
         self.width, self.temperature = width, float(temperature)
@@ -98,25 +104,26 @@ class SemCKD(Knowledge):
     def setup(self, student: Captured, teacher: Captured) -> None:
         if self.ready:
             return
-        s, t = student.select(self.student_taps), teacher.select(self.teacher_taps)
-        self.queries.extend(trained(_entry_network(self.width), s[0]) for _ in s)
-        self.keys.extend(trained(_entry_network(self.width), s[0]) for _ in t)
+        s, t = self.student_features(student), self.teacher_features(teacher)
+        self.queries.extend(trained(_entry_network(self.width), s[0].tensor) for _ in s)
+        self.keys.extend(trained(_entry_network(self.width), s[0].tensor) for _ in t)
         for i, j in pair_by_depth("attention", len(s), len(t)):
             source, target = match_maps(s[i], t[j])
-            adapter = bottleneck(channels(source), 2 * channels(target), channels(target), end=False)
+            width = target.shape[1]
+            adapter = bottleneck(source.shape[1], 2 * width, width, end=False, axes=source.dim() - 2)
             self.adapters.append(trained(adapter, source))
 
-    def attention(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    def attention(self, student: Sequence[Feature | Tensor], teacher: Sequence[Feature | Tensor]) -> Tensor:
         """The weights ``[N, S, T]`` of the teacher layers for each sample and student layer; they sum to 1 over T."""
-        return self._energies(student, teacher).softmax(2)
+        return self._energies([Feature.of(f) for f in student], [Feature.of(f) for f in teacher]).softmax(2)
 
     @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
         if not self.ready:
             raise RuntimeError("SemCKD has no attention yet; call scheme.setup(batch) before the optimizer is built")
-        s = [full(feature) for feature in student.select(self.student_taps)]
-        t = [full(feature) for feature in teacher.select(self.teacher_taps)]
-        with torch.autocast(s[0].device.type, enabled=False):
+        s = [feature.full() for feature in self.student_features(student)]
+        t = [feature.full() for feature in self.teacher_features(teacher)]
+        with torch.autocast(s[0].tensor.device.type, enabled=False):
             errors = []
             for adapter, (i, j) in zip(self.adapters, pair_by_depth("attention", len(s), len(t)), strict=True):
                 source, target = match_maps(s[i], t[j])
@@ -124,7 +131,7 @@ class SemCKD(Knowledge):
             stacked = torch.stack(errors, 1).reshape(-1, len(s), len(t))  # [N, S, T]
             return semckd(stacked, self._energies(s, t))
 
-    def _energies(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    def _energies(self, student: list[Feature], teacher: list[Feature]) -> Tensor:
         queries = torch.stack([net(_rows(f)).flatten(1) for net, f in zip(self.queries, student, strict=True)], 1)
         keys = torch.stack([net(_rows(f)).flatten(1) for net, f in zip(self.keys, teacher, strict=True)], 1)
         energies = torch.bmm(F.normalize(queries, dim=2), F.normalize(keys, dim=2).mT)  # [N, S, T]
@@ -135,8 +142,8 @@ def _entry_network(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(1, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
 
 
-def _rows(feature: Tensor) -> Tensor:
+def _rows(feature: Feature) -> Tensor:
     """Similarities of every sample to the batch ``[N, N, 1]``, rows of length sqrt(N): entries keep their size."""
-    flat = feature.flatten(1)
+    flat = feature.batch_first().flatten(1)
     rows = unit_rows(flat @ flat.T)  # a dead sample has a row of zeros, with a gradient that stays small
     return (rows * math.sqrt(len(rows)))[:, :, None]

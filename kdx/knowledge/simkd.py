@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.features.adapters import channels, full, match
+from kdx.features.adapters import match
 from kdx.features.operands import check_same_shape, in_full_precision
 from kdx.knowledge.base import Knowledge
+from kdx.tap import TapName, TapOptions
 
 __all__ = ["SimKD", "simkd"]
 
@@ -49,6 +52,7 @@ class SimKD(Knowledge):
     Args:
         teacher: tap of the teacher's last feature ``[N, C, H, W]`` or ``[N, D]``, before pooling and classifier.
         student: tap of the projected feature, with as many channels.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022,
     https://arxiv.org/abs/2203.14001.
@@ -62,15 +66,15 @@ class SimKD(Knowledge):
 
     kind = "feature"
 
-    def __init__(self, *, teacher: str, student: str = "projector") -> None:
-        super().__init__(student=student, teacher=teacher)
+    def __init__(self, *, teacher: TapName, student: TapName = "projector", **features: Unpack[TapOptions]) -> None:
+        super().__init__(student=student, teacher=teacher, **features)
 
     @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
-        source, target = match(full(student[self.student_taps[0]]), full(teacher[self.teacher_taps[0]]))
-        if channels(source) != channels(target):
+        source, target = match(self.student_features(student)[0].full(), self.teacher_features(teacher)[0].full())
+        if source.shape[1] != target.shape[1]:
             raise ValueError(
-                f"SimKD compares features of as many channels, got {channels(source)} of the student and "
-                f"{channels(target)} of the teacher; use the scheme 'simkd', which gives the student a projector"
+                f"SimKD compares features of as many channels, got {source.shape[1]} of the student and "
+                f"{target.shape[1]} of the teacher; use the scheme 'simkd', which gives the student a projector"
             )
         return simkd(source, target)

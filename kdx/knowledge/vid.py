@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
+from typing import Unpack, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.features.adapters import channels, match, regressor
+from kdx.features.feature import Feature
 from kdx.features.matching import Strategy
 from kdx.features.operands import Variant, check_choice, check_same_shape, in_full_precision
 from kdx.knowledge.paired import PairedLayers
+from kdx.tap import TapNames, TapOptions
 
 __all__ = ["VID", "vid"]
 
@@ -27,7 +29,7 @@ def vid(mean: Tensor, teacher: Tensor, *, variance: Tensor, variant: Variant = "
     ``1/2 [(mean - teacher)^2 / variance_c + log variance_c]``, without the constant ``log(2 pi) / 2``.
 
     Args:
-        mean: ``[N, C, H, W]``, ``[N, L, C]`` or ``[N, C]``, predicted from the student's feature.
+        mean: ``[N, C, ...]``, predicted from the student's feature.
         teacher: of the same shape.
         variance: ``[C]``, > 0.
         variant: ``"code"``: the mean over all elements; ``"paper"``: summed over a sample's elements, averaged over
@@ -42,9 +44,12 @@ def vid(mean: Tensor, teacher: Tensor, *, variance: Tensor, variant: Variant = "
         2.0
     """
     check_same_shape(mean, teacher)
-    variance = variance.to(mean.dtype)
-    if mean.dim() == 4:
-        variance = variance[:, None, None]
+    if variance.shape != mean.shape[1:2]:
+        raise ValueError(
+            f"variance: expected one value per channel of mean {list(mean.shape)}, channels first, got "
+            f"{list(variance.shape)}; tokens are [N, C, L] here"
+        )
+    variance = variance.to(mean.dtype)[(..., *[None] * (mean.dim() - 2))]
     terms = 0.5 * ((mean - teacher).square() / variance + variance.log())
     return terms.mean() if variant == "code" else terms.sum() / terms.shape[0]
 
@@ -68,6 +73,7 @@ class VID(PairedLayers):
         hidden: channels inside ``mu``; None takes the teacher's, as the code does.
         variant: ``"paper"`` or ``"code"``.
         seed: for ``pairing="random"``.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019,
     https://arxiv.org/abs/1904.05835.
@@ -87,15 +93,16 @@ class VID(PairedLayers):
     def __init__(
         self,
         *,
-        student: str | tuple[str, ...],
-        teacher: str | tuple[str, ...],
+        student: TapNames,
+        teacher: TapNames,
         pairing: Strategy = "explicit",
         variance: float = 5.0,
         hidden: int | None = None,
         variant: Variant = "code",
         seed: int = 0,
+        **features: Unpack[TapOptions],
     ) -> None:
-        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed)
+        super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed, **features)
         check_choice("variant", variant, get_args(Variant))
         if not variance > EPS:
             raise ValueError(f"variance must be > {EPS}, got {variance}")
@@ -106,7 +113,7 @@ class VID(PairedLayers):
         self.alphas = nn.ParameterList()
 
     @override
-    def build(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+    def build(self, pairs: list[tuple[Feature, Feature]]) -> None:
         start = math.log(math.expm1(self.variance - EPS))
         for student, teacher in pairs:
             mean = regressor(student, teacher, self.hidden or channels(teacher))
@@ -119,6 +126,6 @@ class VID(PairedLayers):
         return F.softplus(self.alphas[pair]) + EPS
 
     @override
-    def compare(self, pair: int, student: Tensor, teacher: Tensor) -> Tensor:
+    def compare(self, pair: int, student: Feature, teacher: Feature) -> Tensor:
         source, target = match(student, teacher)
         return vid(self.means[pair](source), target, variance=self.variance_of(pair), variant=self.variant)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.features.adapters import to_vector
 from kdx.features.operands import Variant, check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.hint import hint
@@ -20,6 +19,7 @@ from kdx.losses import Mean
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.parts.branches import Branch
 from kdx.schemes.parts.layers import SelfLayers
+from kdx.tap import TapName, TapOptions
 from kdx.tasks.classification import cross_entropy
 
 __all__ = ["BYOT", "BranchDistance"]
@@ -83,6 +83,7 @@ class BYOT(SelfLayers):
         variant: ``"paper"``, or ``"code"``, that re-implementation: ``(1 - alpha)`` on the deepest cross-entropy too,
             and F pooled to vectors, of which it leaves out the elements that are positive on neither side.
         student_output: see :class:`kdx.Taps`.
+        **features: of the stages, see :class:`kdx.tap.TapOptions`; one of tokens needs ``class_token``.
 
     Raises:
         ValueError: no stages were found, or the logits are not ``[N, C]``.
@@ -111,9 +112,10 @@ class BYOT(SelfLayers):
         alpha: float = 0.1,
         temperature: float = 3.0,
         feature_weight: float = 1e-6,
-        stages: Sequence[str] | None = None,
+        stages: Sequence[TapName] | None = None,
         variant: Variant = "paper",
         student_output: Callable[[Any], Tensor] | None = None,
+        **features: Unpack[TapOptions],
     ) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
@@ -131,6 +133,7 @@ class BYOT(SelfLayers):
             names=("logits", "feature", "embedding"),
             stages=stages,
             student_output=student_output,
+            **features,
         )
         self.alpha = float(alpha)
         self.variant: Variant = variant
@@ -143,17 +146,20 @@ class BYOT(SelfLayers):
                 f"the student gives logits of shape {list(captured.logits.shape)}; branches of byot classify whole "
                 "samples, [N, C]"
             )
-        deepest = captured[self.stages[-1]]
+        *shallower, deepest = self.stage_features(captured)
         classes = captured.logits.shape[1]
-        self.branches.extend(Branch(captured[stage], deepest, classes) for stage in self.stages[:-1])
+        self.branches.extend(Branch(shallow, deepest, classes) for shallow in shallower)
         self.branches.train(self.training)
 
     @override
     def lessons(self, captured: Captured) -> list[tuple[Captured, Captured]]:
-        deepest = captured[self.stages[-1]].detach()
-        teacher = Captured({"feature": deepest, "embedding": to_vector(deepest), "logits": captured.logits.detach()})
-        shallower = zip(self.branches, self.stages[:-1], strict=True)
-        return [(branch(captured[stage], deepest), teacher) for branch, stage in shallower]
+        *shallower, last = self.stage_features(captured)
+        deepest = last.having(last.tensor.detach())
+        teacher = Captured(
+            {"feature": deepest.tensor, "embedding": deepest.vector(), "logits": captured.logits.detach()},
+            layouts={"feature": deepest.given},
+        )
+        return [(branch(shallow, deepest), teacher) for branch, shallow in zip(self.branches, shallower, strict=True)]
 
     @override
     def terms(self, batch: Batch) -> dict[str, Mean]:

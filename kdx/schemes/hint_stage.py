@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from kdx.knowledge.hint import Hint
 from kdx.losses import Mean
 from kdx.modes import evaluating
 from kdx.schemes.offline import Offline
+from kdx.tap import TapName, TapOptions
 from kdx.teachers import Teacher
 
 __all__ = ["HintStage"]
@@ -40,6 +41,7 @@ class HintStage(Offline):
         variant: of the loss, see :func:`kdx.knowledge.functional.hint`; the paper's half squared norm by default.
         student_output: see :class:`kdx.Taps`.
         teacher_output: the same for the teacher.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Paper: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, https://arxiv.org/abs/1412.6550.
     """
@@ -49,17 +51,18 @@ class HintStage(Offline):
         student: nn.Module,
         teacher: nn.Module | Teacher,
         *,
-        student_layer: str,
-        teacher_layer: str,
+        student_layer: TapName,
+        teacher_layer: TapName,
         variant: Variant = "paper",
         student_output: Callable[[Any], Tensor] | None = None,
         teacher_output: Callable[[Any], Tensor] | None = None,
+        **features: Unpack[TapOptions],
     ) -> None:
         super().__init__(
             student,
             teacher,
             task=None,
-            knowledge={"hint": Hint(student=student_layer, teacher=teacher_layer, variant=variant)},
+            knowledge={"hint": Hint(student=student_layer, teacher=teacher_layer, variant=variant, **features)},
             student_output=student_output,
             teacher_output=teacher_output,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured, Taps, unwrap
-from kdx.features.adapters import BatchNorm, channels, to_vector
+from kdx.features.adapters import BatchNorm
+from kdx.features.feature import Feature, read_features
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.soft_targets import SoftTargets
@@ -28,6 +29,7 @@ from kdx.schemes.base import (
     setup_components,
 )
 from kdx.schemes.parts.rest import Rest, modules_before
+from kdx.tap import TapName, TapOptions, Told
 from kdx.tasks.classification import cross_entropy
 
 __all__ = ["ONE", "Gate", "NativeEnsemble"]
@@ -39,20 +41,21 @@ class Gate(nn.Module):
     """How much each branch counts in each row: ``softmax(relu(BatchNorm(W pool(F))))``.
 
     Args:
-        width: channels of the shared feature F, ``[N, C, H, W]``, ``[N, L, D]`` or ``[N, D]``.
+        feature: an example of the shared feature F.
         branches: how many there are.
     """
 
-    def __init__(self, width: int, branches: int) -> None:
+    def __init__(self, feature: Feature, branches: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, branches)
+        self.layout, self.where = feature.layout, feature.where
+        self.linear = nn.Linear(feature.channels, branches)
         self.norm = BatchNorm(branches)
 
     @override
     def forward(self, feature: Tensor) -> Tensor:
         """``[N, B]``, positive, rows sum to 1."""
-        scores: Tensor = self.norm(self.linear(to_vector(feature))[:, :, None, None])
-        return scores.flatten(1).relu().softmax(1)
+        scores: Tensor = self.norm(self.linear(Feature(feature, self.layout, self.where).vector()))
+        return scores.relu().softmax(1)
 
 
 class NativeEnsemble(nn.Module):
@@ -65,12 +68,20 @@ class NativeEnsemble(nn.Module):
         split: name of the layer that all branches share.
         branches: how many, the network's own included.
         output: see :class:`kdx.Taps`.
+        **features: of the shared layer, see :class:`kdx.tap.TapOptions`.
     """
 
     def __init__(
-        self, student: nn.Module, split: str, branches: int, *, output: Callable[[Any], Tensor] | None = None
+        self,
+        student: nn.Module,
+        split: TapName,
+        branches: int,
+        *,
+        output: Callable[[Any], Tensor] | None = None,
+        **features: Unpack[TapOptions],
     ) -> None:
         super().__init__()
+        self.told = Told.of(features, type(self))
         self.student = student
         self.training = student.training
         self.split = split
@@ -91,7 +102,9 @@ class NativeEnsemble(nn.Module):
         """Makes the other branches and the gate, from one batch."""
         before = modules_before(self.student, self.split, inputs)
         with evaluating(self.student), torch.no_grad():
-            feature = self._taps[0](inputs)[self.split]
+            captured = self._taps[0](inputs)
+        (feature,) = read_features(captured, (self.split,), told=self.told, who="ONE: the layer before the branches")
+        feature.vector()  # says what is missing
         for tap in self._asked:
             for name in self._taps[0].patterns[tap]:
                 module = re.split(r"[:\[]", name)[0]
@@ -104,9 +117,9 @@ class NativeEnsemble(nn.Module):
             rest = Rest(self.student, self.split, before)
             self.others.append(rest)
             self._taps.append(Taps(rest.model, (LOGITS, *self._asked), output=self.output))
-        self.gate = Gate(channels(feature), self.number)
+        self.gate = Gate(feature, self.number)
         for part in (self.others, self.gate):
-            part.to(feature.device, feature.dtype).train(self.training)
+            part.to(feature.tensor.device, feature.tensor.dtype).train(self.training)
 
     def run(self, inputs: Any) -> tuple[list[Captured], Captured]:
         """Captures every branch, and the ensemble: each tap's mean under the gate."""
@@ -153,6 +166,7 @@ class ONE(Scheme):
         knowledge: see :class:`kdx.Scheme`; replaces the soft targets. Every branch has its own copy of a component.
         export: ``"branch"`` or ``"ensemble"``.
         student_output: see :class:`kdx.Taps`.
+        **features: of the layer ``split``, see :class:`kdx.tap.TapOptions`; one of tokens needs ``class_token``.
 
     Raises:
         ValueError: fewer than two branches; at ``setup``, a tap before the split.
@@ -174,19 +188,20 @@ class ONE(Scheme):
         self,
         student: nn.Module,
         *,
-        split: str,
+        split: TapName,
         branches: int = 3,
         task: Task = cross_entropy,
         knowledge: KnowledgeTerms | None = None,
         export: Export = "branch",
         student_output: Callable[[Any], Tensor] | None = None,
+        **features: Unpack[TapOptions],
     ) -> None:
         super().__init__(task=task, knowledge=knowledge or {"kd": SoftTargets(3.0)})
         if branches < 2:
             raise ValueError(f"branches must be 2 or more, the student's own included; got {branches}")
         check_choice("export", export, get_args(Export))
         self.export: Export = export
-        self.ensemble = NativeEnsemble(unwrap(student), split, branches, output=student_output)
+        self.ensemble = NativeEnsemble(unwrap(student), split, branches, output=student_output, **features)
         self.knowledge = nn.ModuleDict({f"branch{b}": own_copies(self.components) for b in range(branches)})
         for name, component in self._lesson(0).items():
             with naming(name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,13 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.features.adapters import to_map, to_vector
+from kdx.features.adapters import to_maps
 from kdx.features.operands import in_full_precision
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Mean
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.parts.layers import SelfLayers
+from kdx.tap import TapName, TapOptions
 from kdx.tasks.classification import cross_entropy
 
 __all__ = ["SAD", "AttentionMap", "attention_map_distance"]
@@ -29,8 +30,8 @@ def attention_map_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of attention maps ``softmax over pixels of B(sum_c F^2)``.
 
     Args:
-        student: map ``[N, C, H, W]`` (or tokens, laid on their grid), any float dtype; computed in float32 (float64
-            stays).
+        student: map ``[N, C, H, W]``, or with one or three axes of places, any float dtype; computed in float32
+            (float64 stays).
         teacher: map ``[N, C', H', W']``; its ``sum_c F^2`` is resized to H x W bilinearly (B).
 
     Returns:
@@ -41,9 +42,10 @@ def attention_map_distance(student: Tensor, teacher: Tensor) -> Tensor:
         >>> attention_map_distance(flat, point).item()
         0.25
     """
-    s, t = (to_map(feature).square().sum(1, keepdim=True) for feature in (student, teacher))  # [N, 1, H, W]
+    s, t = (feature.square().sum(1, keepdim=True) for feature in (student, teacher))  # [N, 1, H, W]
     if t.shape != s.shape:
-        t = F.interpolate(t, size=s.shape[2:], mode="bilinear", align_corners=False)
+        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[s.dim() - 2]
+        t = F.interpolate(t, size=s.shape[2:], mode=mode, align_corners=False)
     return (s.flatten(1).softmax(1) - t.flatten(1).softmax(1)).square().mean()
 
 
@@ -63,7 +65,7 @@ class AttentionMap(Knowledge):
 
     @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
-        return attention_map_distance(student["feature"], teacher["feature"])
+        return attention_map_distance(*to_maps([*self.student_features(student), *self.teacher_features(teacher)]))
 
 
 class SAD(SelfLayers):
@@ -78,7 +80,7 @@ class SAD(SelfLayers):
     ``scheme.advance(step, total)`` before each step.
 
     Args:
-        student: the model to train: a CNN in stages, or a transformer encoder whose tokens form a square grid.
+        student: the model to train: a CNN in stages, or a transformer encoder.
         task: see :class:`kdx.Scheme`.
         knowledge: replaces the attention maps, for every pair of neighbours with its own copy. Components read
             ``feature`` (what the stage gives) and ``embedding`` (the same, pooled to ``[N, D]``).
@@ -86,6 +88,7 @@ class SAD(SelfLayers):
         start: share of the optimizer steps without the terms, in [0, 1].
         stages: taps from shallow to deep; None finds them.
         student_output: see :class:`kdx.Taps`.
+        **features: of the stages, see :class:`kdx.tap.TapOptions`; tokens of different number need ``grid``.
 
     Paper: Hou et al., Learning Lightweight Lane Detection CNNs by Self Attention Distillation, ICCV 2019,
     https://arxiv.org/abs/1908.00821; weight .1 as there. Code, in Lua:
@@ -112,8 +115,9 @@ class SAD(SelfLayers):
         knowledge: KnowledgeTerms | None = None,
         weight: float = 0.1,
         start: float = 2 / 3,
-        stages: Sequence[str] | None = None,
+        stages: Sequence[TapName] | None = None,
         student_output: Callable[[Any], Tensor] | None = None,
+        **features: Unpack[TapOptions],
     ) -> None:
         if not 0 <= start <= 1:
             raise ValueError(f"start must be a share of the steps in [0, 1], got {start}")
@@ -124,6 +128,7 @@ class SAD(SelfLayers):
             names=("feature", "embedding"),
             stages=stages,
             student_output=student_output,
+            **features,
         )
         self.start = float(start)
         self.register_buffer("active", torch.tensor(float(start == 0)))
@@ -135,8 +140,13 @@ class SAD(SelfLayers):
 
     @override
     def lessons(self, captured: Captured) -> list[tuple[Captured, Captured]]:
-        features = [captured[stage] for stage in self.stages]
-        seen = [Captured({"feature": feature, "embedding": to_vector(feature)}) for feature in features]
+        read = {
+            tap for component in self.components.values() for tap in component.student_taps + component.teacher_taps
+        }
+        seen = []
+        for feature in self.stage_features(captured):
+            pooled = {"embedding": feature.vector()} if "embedding" in read else {}
+            seen.append(Captured({"feature": feature.tensor} | pooled, layouts={"feature": feature.given}))
         return [(shallow, deep.detach()) for shallow, deep in itertools.pairwise(seen)]
 
     @override

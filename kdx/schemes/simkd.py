@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Captured, Taps, unwrap
-from kdx.features.adapters import bottleneck, channels, match, to_map, to_vector
+from kdx.capture import Taps, unwrap
+from kdx.features.adapters import bottleneck, match, pool
+from kdx.features.feature import Feature, read_features
 from kdx.knowledge.simkd import SimKD as SimKDLoss
 from kdx.modes import evaluating, hold
 from kdx.schemes.offline import Offline
+from kdx.tap import TapName, TapOptions, Told
 from kdx.teachers import Frozen, Teacher, as_teacher
 
 __all__ = ["ReusedClassifier", "SimKD"]
@@ -33,18 +34,27 @@ class ReusedClassifier(nn.Module):
         layer: tap of the feature to project.
         classifier: the teacher's classifier, ``[N, D]`` to logits; a copy is taken.
         output: see :class:`kdx.Taps`.
+        told: what is known of the feature.
     """
 
     def __init__(
-        self, body: nn.Module, layer: str, classifier: nn.Module, *, output: Callable[[Any], Tensor] | None = None
+        self,
+        body: nn.Module,
+        layer: TapName,
+        classifier: nn.Module,
+        *,
+        output: Callable[[Any], Tensor] | None = None,
+        told: Told | None = None,
     ) -> None:
         super().__init__()
         self.body = body
         self.layer = layer
+        self.told = told
         self.projector = nn.Sequential()  # filled by build; here already, so that it can be tapped
         self.classifier = copy.deepcopy(classifier).requires_grad_(False).eval()
         self.training = body.training
-        self.size: tuple[int, int] | None = None
+        self.size: tuple[int, ...] | None = None
+        self.pooled = False
         self.taps = Taps(body, (layer,), output=output)
 
     @property
@@ -52,11 +62,14 @@ class ReusedClassifier(nn.Module):
         """Whether the projector exists."""
         return len(self.projector) > 0
 
-    def feature(self, inputs: Any) -> Tensor:
+    def feature(self, inputs: Any) -> Feature:
         """The body's output at the layer."""
-        return self.taps(inputs)[self.layer]
+        (feature,) = read_features(
+            self.taps(inputs), (self.layer,), told=self.told, who="SimKD: the student's last feature"
+        )
+        return feature
 
-    def build(self, student: Tensor, teacher: Tensor, *, reduction: int) -> None:
+    def build(self, student: Feature, teacher: Feature, *, reduction: int) -> None:
         """Makes the projector from one example of each feature.
 
         A 1x1, a 3x3 (1x1 for a single pixel) and a 1x1 convolution, each with BatchNorm and ReLU, and
@@ -64,21 +77,22 @@ class ReusedClassifier(nn.Module):
         than the teacher's.
         """
         source, target = match(student, teacher)
-        grid = to_map(target)
-        self.size = (grid.shape[2], grid.shape[3])
-        width, kernel = channels(target), 1 if self.size == (1, 1) else 3
-        layers = bottleneck(channels(source), max(width // reduction, 1), width, end=True, kernel=kernel)
-        self.projector.extend(layers.to(student.device, student.dtype).children())
+        self.pooled = source.dim() == 2
+        self.size = tuple(target.shape[2:]) or (1, 1)
+        width, kernel = target.shape[1], 1 if set(self.size) == {1} else 3
+        hidden = max(width // reduction, 1)
+        layers = bottleneck(source.shape[1], hidden, width, end=True, kernel=kernel, axes=len(self.size))
+        self.projector.extend(layers.to(student.tensor.device, student.tensor.dtype).children())
 
     @override
     def forward(self, inputs: Any) -> Tensor:
         if self.size is None:
             raise RuntimeError("the student has no projector yet; call scheme.setup(batch), as kdx.fit does")
         feature = self.feature(inputs)
-        vector = feature if self.size != (1, 1) or feature.dim() == 4 else to_vector(feature)
         hold(self.classifier)
-        projected = self.projector(F.adaptive_avg_pool2d(to_map(vector), self.size))
-        logits: Tensor = self.classifier(projected.mean((2, 3)))
+        grid = feature.vector()[:, :, None, None] if self.pooled else feature.map()
+        projected = self.projector(pool(grid, self.size))
+        logits: Tensor = self.classifier(projected.flatten(2).mean(2))
         return logits
 
     @override
@@ -107,6 +121,7 @@ class SimKD(Offline):
         reduction: the projector has the teacher's channels divided by this inside.
         student_output: see :class:`kdx.Taps`.
         teacher_output: the same for the teacher.
+        **features: see :class:`kdx.tap.TapOptions`.
 
     Raises:
         CaptureError: a layer that does not exist.
@@ -132,14 +147,16 @@ class SimKD(Offline):
         student: nn.Module,
         teacher: nn.Module | Teacher,
         *,
-        student_layer: str,
-        teacher_layer: str,
+        student_layer: TapName,
+        teacher_layer: TapName,
         classifier: str,
         student_classifier: str | None = None,
         reduction: int = 2,
         student_output: Callable[[Any], Tensor] | None = None,
         teacher_output: Callable[[Any], Tensor] | None = None,
+        **features: Unpack[TapOptions],
     ) -> None:
+        told = Told.of(features, type(self))
         teacher = as_teacher(teacher, teacher_output)
         if not isinstance(teacher, Frozen):
             raise TypeError(f"teacher must be one model, whose classifier is reused; got {type(teacher).__name__}")
@@ -150,8 +167,10 @@ class SimKD(Offline):
             Taps(student, (student_classifier,))
             unwrap(student).set_submodule(student_classifier, nn.Identity())
         head = unwrap(teacher.model).get_submodule(classifier)
-        assembled = ReusedClassifier(student, student_layer, head, output=student_output)
-        super().__init__(assembled, teacher, task=None, knowledge={"simkd": SimKDLoss(teacher=teacher_layer)})
+        assembled = ReusedClassifier(student, student_layer, head, output=student_output, told=told)
+        loss = SimKDLoss(teacher=teacher_layer, **features)
+        super().__init__(assembled, teacher, task=None, knowledge={"simkd": loss})
+        self.told = told
         self.assembled = assembled
         self.teacher_layer = teacher_layer
         self.reduction = reduction
@@ -168,18 +187,20 @@ class SimKD(Offline):
         batch = Batch.of(batch)
         with evaluating(self.assembled), torch.no_grad():
             teacher = self.teacher(batch)
-            self._check(teacher)
-            student = self.assembled.feature(batch.inputs)
-            self.assembled.build(student, teacher[self.teacher_layer], reduction=self.reduction)
-
-    def _check(self, teacher: Captured) -> None:
-        if teacher[self.teacher_layer].dim() not in (2, 4):
-            raise ValueError(
-                f"teacher_layer {self.teacher_layer!r} has shape {list(teacher[self.teacher_layer].shape)}; expected a "
-                "map [N, C, H, W] or a vector [N, D]: for a transformer tap the classifier's input as 'name:input'"
+            (feature,) = read_features(
+                teacher, (self.teacher_layer,), told=self.told, who="SimKD: the teacher's last feature"
             )
-        expected = teacher.logits
-        found = self.assembled.classifier(to_vector(teacher[self.teacher_layer]))
+            self._check(feature, teacher.logits)
+            student = self.assembled.feature(batch.inputs)
+            self.assembled.build(student, feature, reduction=self.reduction)
+
+    def _check(self, feature: Feature, expected: Tensor) -> None:
+        if feature.is_tokens:
+            raise ValueError(
+                f"teacher_layer {self.teacher_layer!r} has shape {list(feature.tensor.shape)}, tokens; expected a map "
+                "[N, C, H, W] or a vector [N, D]: for a transformer tap the classifier's input as 'name:input'"
+            )
+        found = self.assembled.classifier(feature.vector())
         if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
             raise ValueError(
                 f"the classifier does not give the teacher's logits from the pooled feature of {self.teacher_layer!r}, "

@@ -82,7 +82,7 @@ def test_attention_transfer_and_its_gradient_are_zero_when_the_student_equals_th
 
 def test_attention_transfer_reads_a_transformer_on_its_grid(random):
     tokens, grid = random(2, 10, 5, seed=1), random(2, 3, 3, 3, seed=2)  # class token and 3x3 patches
-    component = AttentionTransfer(student="map", teacher="tokens")
+    component = AttentionTransfer(student="map", teacher="tokens", grid=(3, 3), class_token=1)
     loss = component(Captured({"map": grid}), Captured({"tokens": tokens}), None)
     patches = tokens[:, 1:].transpose(1, 2).reshape(2, 5, 3, 3)
     assert loss.item() == pytest.approx(oracle(grid, patches, "code"), rel=1e-12)

@@ -10,7 +10,9 @@ import torch
 from torch.autograd import gradcheck
 
 from kdx.capture import Captured
+from kdx.features import Feature
 from kdx.knowledge.fsp import FSP, flow, fsp
+from kdx.layout import Layout
 
 VARIANTS = ["code", "paper"]
 
@@ -68,7 +70,9 @@ def test_vectors_and_logits_are_maps_of_one_pixel(random, variant):
 def test_tokens_are_a_grid(random):
     tokens, image = random(2, 16, 5), random(2, 3, 4, 4, seed=1)
     grid = tokens.transpose(1, 2).reshape(2, 5, 4, 4)
-    torch.testing.assert_close(flow(tokens, image), flow(grid, image))
+    torch.testing.assert_close(flow(Feature(tokens, Layout("nlc", (4, 4))), image), flow(grid, image))
+    with pytest.raises(ValueError, match=r"16 tokens have to be laid on a map.*give grid="):
+        flow(tokens, image)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

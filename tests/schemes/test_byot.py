@@ -131,8 +131,11 @@ def test_a_hugging_face_encoder_gets_branches() -> None:
     config = transformers.BertConfig(
         vocab_size=20, hidden_size=8, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, num_labels=3
     )
-    scheme = BYOT(transformers.BertForSequenceClassification(config))
+    model = transformers.BertForSequenceClassification(config)
     batch = {"input_ids": torch.randint(20, (4, 7)), "labels": torch.arange(4) % 3}
+    with pytest.raises(ValueError, match=r"BYOT: the stage at .* 7 tokens is the class token or the mean"):
+        BYOT(model).setup(batch)
+    scheme = BYOT(model, class_token=1)
     scheme.setup(batch)
     terms = scheme(batch).terms
     assert len(terms) == 1 + 2 * 3

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from kdx.capture import Captured
-from kdx.features.adapters import BatchNorm, channels, match, to_vector
+from kdx.features.adapters import BatchNorm, convolution, match, pool
+from kdx.features.feature import Feature
 
 __all__ = ["Branch"]
 
@@ -24,46 +23,51 @@ class Branch(nn.Module):
     one example of each stage.
 
     Args:
-        shallow: ``[N, C, H, W]``, ``[N, L, D]`` or ``[N, D]``, what the stage gives.
+        shallow: what the stage gives.
         deepest: what the last stage gives.
         classes: number of logits.
     """
 
-    def __init__(self, shallow: Tensor, deepest: Tensor, classes: int) -> None:
+    def __init__(self, shallow: Feature, deepest: Feature, classes: int) -> None:
         super().__init__()
-        width = channels(deepest)
+        width = deepest.channels
         hidden = max(width // REDUCTION, 1)
-        self.size: tuple[int, int] | None = None
-        if shallow.dim() == deepest.dim() == 4:
-            self.size = (deepest.shape[2], deepest.shape[3])
-            ratio = max(shallow.shape[2] // self.size[0], 1), max(shallow.shape[3] // self.size[1], 1)
+        self.size: tuple[int, ...] | None = None
+        if not any(one.is_tokens or one.is_vector for one in (shallow, deepest)):
+            given = shallow.channels_first().shape[2:]
+            self.size = tuple(deepest.channels_first().shape[2:])
+            if len(given) != len(self.size):
+                match(shallow, deepest)  # says why they cannot be compared
+            axes = len(self.size)
+            ratio = [max(side // smaller, 1) for side, smaller in zip(given, self.size, strict=True)]
             self.bottleneck: nn.Module = nn.Sequential(
-                nn.Conv2d(channels(shallow), hidden, 1, bias=False),
+                convolution(shallow.channels, hidden, axes),
                 BatchNorm(hidden),
                 nn.ReLU(),
-                nn.Conv2d(hidden, hidden, ratio, ratio, bias=False),
+                convolution(hidden, hidden, axes, ratio, stride=ratio),
                 BatchNorm(hidden),
                 nn.ReLU(),
-                nn.Conv2d(hidden, width, 1, bias=False),
+                convolution(hidden, width, axes),
                 BatchNorm(width),
                 nn.ReLU(),
             )
         else:
-            inputs = channels(match(shallow, deepest)[0])
+            inputs = shallow.channels
             self.bottleneck = nn.Sequential(
                 nn.LayerNorm(inputs), nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, width)
             )
         self.classifier = nn.Linear(width, classes)
-        self.to(shallow.device, shallow.dtype)
+        self.to(shallow.tensor.device, shallow.tensor.dtype)
 
     @override
-    def forward(self, shallow: Tensor, deepest: Tensor) -> Captured:
+    def forward(self, shallow: Feature, deepest: Feature) -> Captured:
         """The branch's ``feature`` (shaped as the deepest), its pooled ``embedding`` and its ``logits``."""
         if self.size is None:
-            feature = self.bottleneck(match(shallow, deepest)[0])
+            source = match(shallow, deepest)[0].movedim(1, -1)
+            made = self.bottleneck(source).movedim(-1, 1)
         else:
-            feature = self.bottleneck(shallow)
-            if feature.shape[2:] != torch.Size(self.size):
-                feature = F.adaptive_avg_pool2d(feature, self.size)
-        embedding = to_vector(feature)
-        return Captured({"feature": feature, "embedding": embedding, "logits": self.classifier(embedding)})
+            made = pool(self.bottleneck(shallow.channels_first()), self.size)
+        feature = deepest.like(made)
+        embedding = feature.vector()
+        values = {"feature": feature.tensor, "embedding": embedding, "logits": self.classifier(embedding)}
+        return Captured(values, layouts={"feature": feature.given})

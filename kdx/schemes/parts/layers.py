@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,13 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import Captured
+from kdx.features.feature import Feature, read_features
 from kdx.knowledge.base import Knowledge
 from kdx.modes import evaluating
 from kdx.schemes.base import KnowledgeTerms, Task, components_in, own_copies, setup_components
 from kdx.schemes.one_student import OneStudent
 from kdx.schemes.parts.depths import find_stages
+from kdx.tap import TapName, TapOptions, Told
 
 __all__ = ["SelfLayers"]
 
@@ -33,6 +35,7 @@ class SelfLayers(OneStudent):
         names: what a component can read, on both sides.
         stages: taps from shallow to deep, at least two; None finds them (:func:`kdx.schemes.parts.depths.find_stages`).
         student_output: see :class:`kdx.Taps`.
+        **features: of the stages, see :class:`kdx.tap.TapOptions`.
     """
 
     def __init__(
@@ -42,10 +45,12 @@ class SelfLayers(OneStudent):
         task: Task,
         knowledge: KnowledgeTerms,
         names: tuple[str, ...],
-        stages: Sequence[str] | None,
+        stages: Sequence[TapName] | None,
         student_output: Callable[[Any], Tensor] | None,
+        **features: Unpack[TapOptions],
     ) -> None:
         super().__init__(student, task=task, knowledge=knowledge, student_output=student_output)
+        self.told = Told.of(features, type(self))
         for name, component in self.components.items():
             for tap in (*component.student_taps, *component.teacher_taps):
                 if tap not in names:
@@ -55,7 +60,7 @@ class SelfLayers(OneStudent):
                     )
         if stages is not None and len(stages) < 2:
             raise ValueError(f"stages must name at least two modules, from shallow to deep; got {list(stages)}")
-        self.stages = () if stages is None else tuple(stages)
+        self.stages: tuple[TapName, ...] = () if stages is None else tuple(stages)
         self.taps.add(self.stages)
         self._set_up = False
 
@@ -94,6 +99,10 @@ class SelfLayers(OneStudent):
     def lesson_components(self, lesson: int) -> dict[str, Knowledge]:
         """The components of one lesson by name."""
         return components_in(self.knowledge[f"lesson{lesson}"])
+
+    def stage_features(self, captured: Captured) -> list[Feature]:
+        """What each stage gave, with its layout."""
+        return read_features(captured, self.stages, told=self.told, who=f"{type(self).__name__}: the stage")
 
     def captured(self, batch: Batch) -> Captured:
         """One pass of the student."""

@@ -63,7 +63,9 @@ def test_hidden_units_get_no_gradient() -> None:
 
 def test_tokens_are_laid_on_their_grid() -> None:
     s, t = Captured({"block": torch.randn(2, 17, 6)}), Captured({"conv": torch.randn(2, 5, 4, 4)})
-    component = MGD(student="block", teacher="conv")
+    with pytest.raises(ValueError, match=r"MGD: the student's feature at 'block' has shape .* give grid="):
+        MGD(student="block", teacher="conv").setup(s, t)
+    component = MGD(student="block", teacher="conv", grid=(4, 4), class_token=1)
     component.setup(s, t)
     assert torch.isfinite(component(s, t, Batch(None)))
 
