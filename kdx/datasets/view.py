@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ class View(Dataset[Batch]):
     what is stored under it (a teacher's output, the last epoch's prediction) is found again.
 
     Args:
-        dataset: a map-style data set whose items are ``(input, target)``.
+        dataset: a map-style data set whose items are ``(input, target)``, or a :class:`kdx.Batch` of one sample with
+            ``views`` of its own, as another tokenisation of a text.
         indices: rows of ``dataset``, int64, ``[M]``, in the order of the view; None takes all rows.
         targets: labels that replace those of ``dataset``, int64, ``[M]``: ``targets[k]`` is for row ``indices[k]``.
             None keeps the data set's own.
@@ -32,6 +33,9 @@ class View(Dataset[Batch]):
             needs inputs that are tensors of one shape.
         views: number of epochs after which the transform's draws repeat, so that a store can hold all of them; None:
             never.
+        also: further views of each sample, for ``batch.views``: name -> transform of the data set's inputs, as
+            ``transform``; None shows them as they are. ``{"weak": None}`` beside a ``transform`` lets a teacher with
+            ``view="weak"`` see what is not augmented.
 
     Raises:
         ValueError: ``indices`` or ``targets`` has the wrong shape, or ``views`` is below 1.
@@ -57,6 +61,7 @@ class View(Dataset[Batch]):
         *,
         transform: Transform | None = None,
         views: int | None = None,
+        also: Mapping[str, Transform | None] | None = None,
     ) -> None:
         if views is not None and views < 1:
             raise ValueError(f"views must be a number of epochs, 1 or more, or None; got {views}")
@@ -76,6 +81,7 @@ class View(Dataset[Batch]):
         self.targets = targets
         self.transform = transform
         self.views = views
+        self.also = dict(also or {})
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -84,7 +90,7 @@ class View(Dataset[Batch]):
 
     def cycling(self, views: int) -> View:
         """The same rows and labels, with views that repeat after ``views`` epochs."""
-        return View(self.dataset, self.indices, self.targets, transform=self.transform, views=views)
+        return View(self.dataset, self.indices, self.targets, transform=self.transform, views=views, also=self.also)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -97,9 +103,14 @@ class View(Dataset[Batch]):
         """The samples of one batch; torch's loaders call this where it exists."""
         rows = self.indices[positions]  # [B]
         samples = [self.dataset[row] for row in rows.tolist()]
-        inputs = [sample[0] for sample in samples]
-        if self.transform is not None:
-            inputs = list(self.transform(torch.stack(inputs), rows, self.epoch))
+        plain = [sample[0] for sample in samples]
+        inputs = self._shown(plain, self.transform, rows)
+        shown = {name: self._shown(plain, transform, rows) for name, transform in self.also.items()}
+        given: list[Mapping[str, Any]] = [sample.views if isinstance(sample, Batch) else {} for sample in samples]
+        views = [{**given[k], **{name: items[k] for name, items in shown.items()}} for k in range(len(samples))]
         own = [sample[1] for sample in samples]
         targets = own if self.targets is None else self.targets[positions].tolist()
-        return [Batch(*sample) for sample in zip(inputs, targets, rows.tolist(), strict=True)]
+        return [Batch(*sample) for sample in zip(inputs, targets, rows.tolist(), views, strict=True)]
+
+    def _shown(self, inputs: list[Any], transform: Transform | None, rows: Tensor) -> list[Any]:
+        return inputs if transform is None else list(transform(torch.stack(inputs), rows, self.epoch))

@@ -250,4 +250,4 @@ def _frozen(model: nn.Module, section: TeacherSection | None) -> Frozen:
     if section is None:
         return Frozen(model)
     dtype = DTYPES[section.dtype] if section.dtype else None
-    return Frozen(model, train_mode=section.batch_statistics, dtype=dtype, device=section.device)
+    return Frozen(model, train_mode=section.batch_statistics, dtype=dtype, device=section.device, view=section.view)

@@ -16,7 +16,7 @@ from kdx.datasets.splits import few_labels, train_validation_split
 from kdx.datasets.view import View
 from kdx.errors import RecipeError
 from kdx.experiment.components import locating, task_of
-from kdx.experiment.recipe import Data, Recipe
+from kdx.experiment.recipe import Augment, Data, Recipe
 from kdx.registry import Plugins, default_plugins
 from kdx.schemes.base import Scheme
 
@@ -62,10 +62,12 @@ class ExperimentData:
         rows, targets = known[train], whole.targets[known[train]]
         shown = targets if data.labelled is None else few_labels(targets, data.labelled, seed)
         labelled = (shown != IGNORE).nonzero().squeeze(1)
-        augment = ShiftFlip(data.augment.shift, data.augment.flip, seed=seed) if data.augment else None
-        self.all = View(whole, rows, targets, transform=augment)
-        self.few = View(whole, rows, shown, transform=augment)
-        self.labelled = View(whole, rows[labelled], targets[labelled], transform=augment)
+        augment = _augmenting(data.augment, seed)
+        # views that are augmented alike are drawn apart
+        also = {name: _augmenting(each.augment, seed + k) for k, (name, each) in enumerate(data.views.items(), start=1)}
+        self.all = View(whole, rows, targets, transform=augment, also=also)
+        self.few = View(whole, rows, shown, transform=augment, also=also)
+        self.labelled = View(whole, rows[labelled], targets[labelled], transform=augment, also=also)
         self.validation = View(whole, known[held_out])
         self.test: Dataset[Batch] = View(made["test"])
         if novel:
@@ -91,6 +93,10 @@ class ExperimentData:
     def evaluation(self, dataset: Dataset[Batch]) -> DataLoader[Batch]:
         """A loader that goes through a set once, in order."""
         return DataLoader(dataset, batch_size=500)
+
+
+def _augmenting(section: Augment | None, seed: int) -> ShiftFlip | None:
+    return None if section is None else ShiftFlip(section.shift, section.flip, seed=seed)
 
 
 def _novel(data: Data, classes: int) -> list[int]:

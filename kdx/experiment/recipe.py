@@ -26,6 +26,12 @@ class Augment(_Section):
     flip: float = Field(0.5, ge=0, le=1, description="probability of a mirror image")
 
 
+class ViewSection(_Section):
+    """A further view of each training row, for a teacher or peers to see beside the student's inputs."""
+
+    augment: Augment | None = Field(None, description="its own augmentation; null: the rows as they are")
+
+
 class StreamSection(_Section):
     """The training rows as a stream without end: every row once in random order, then again with other views."""
 
@@ -42,6 +48,9 @@ class Data(_Section):
         [], description="classes that are never trained on; the test rows are then all rows of these classes"
     )
     augment: Augment | None = Field(None, description="augmentation of the training rows")
+    views: dict[str, ViewSection] = Field(
+        {}, description="further views of the training rows by name, for teacher.view and views that a scheme names"
+    )
     stream: StreamSection | None = Field(None, description="train on a stream; each batch tests first (prequential)")
     workers: int = Field(0, ge=0, description="loader processes")
 
@@ -59,6 +68,9 @@ class Train(_Section):
     accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step")
     clip_grad_norm: float | None = Field(None, gt=0, description="largest norm of the gradient")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="precision of the forward pass")
+    unused_parameters: bool = Field(
+        False, description="with several processes: allow parameters that no loss depends on, as an auxiliary head's"
+    )
     log_gradients: int | None = Field(None, ge=1, description="steps between measured gradients of every term")
 
 
@@ -95,6 +107,11 @@ class Teacher(_Section):
     )
     dtype: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="what it computes in while teaching")
     device: Literal["cpu"] | None = Field(None, description="cpu keeps a large teacher off the GPU while teaching")
+    view: str | None = Field(
+        None,
+        description="which of data.views it sees while teaching; null: what the student sees. It is trained on "
+        "data.augment all the same",
+    )
     reuse: bool = Field(
         True,
         description="take the weights of a teacher trained before from .teachers beside the run's folder, if its "
@@ -108,6 +125,11 @@ class Teacher(_Section):
             raise ValueError(
                 "store: with batch_statistics the teacher's outputs depend on the batch, so they cannot be stored by "
                 "sample; remove one of the two"
+            )
+        if self.store and self.view:
+            raise ValueError(
+                "store: stored outputs are those for what the student sees, so that it can be checked; remove view, or "
+                "run the teacher without a store"
             )
         if self.store and (self.dtype or self.device):
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from kdx.errors import RecipeError
+from kdx.errors import RecipeError, nearest
 from kdx.experiment.components import SMOOTHED, check_component, needs_of
 from kdx.experiment.recipe import Recipe
 from kdx.ref import Ref
@@ -52,7 +52,9 @@ def _check_task(recipe: Recipe, plugins: Plugins) -> None:
 
 def _check_scheme(recipe: Recipe, plugins: Plugins) -> None:
     """Checks that the recipe has what the scheme needs; an assistant's stages may need what the scheme does not."""
-    needs = needs_of(check_component("scheme", "scheme", recipe.scheme, plugins))
+    target = check_component("scheme", "scheme", recipe.scheme, plugins)
+    needs = needs_of(target)
+    _check_views(recipe, trained_along=target.trains_teacher)
     scheme, assistant = f"scheme {recipe.scheme.name!r}", None
     if recipe.assistant is not None:
         assistant = check_component("assistant", "assistant", recipe.assistant, plugins)
@@ -68,6 +70,23 @@ def _check_scheme(recipe: Recipe, plugins: Plugins) -> None:
         raise RecipeError(f"{scheme} takes no knowledge: remove the section knowledge (knowledge: null does so)")
     if "peers" not in needs and recipe.peers is not None:
         raise RecipeError(f"{scheme} has no peers: remove peers")
+
+
+def _check_views(recipe: Recipe, *, trained_along: bool) -> None:
+    """Checks that the views that teachers and peers are to see are among those of the data."""
+    asked = {f"scheme.{key}": recipe.scheme.options.get(key) for key in ("teacher_view", "peer_views")}
+    for name, section in recipe.all_teachers.items():
+        path = "teacher.view" if section is recipe.teacher else f"teachers.{name}.view"
+        asked[path] = section.view
+        if section.view is not None and trained_along:
+            raise RecipeError(
+                f"{path}: scheme {recipe.scheme.name!r} trains the teacher along and is told of the view itself: write "
+                f"scheme.teacher_view={section.view}"
+            )
+    for path, views in asked.items():
+        for view in views if isinstance(views, list) else [views]:
+            if view is not None and view not in recipe.data.views:
+                raise RecipeError(f"{path}: data.views has no {view!r}; {nearest(str(view), recipe.data.views)}")
 
 
 def _check_assistant(recipe: Recipe, name: str, plugins: Plugins) -> None:

@@ -133,6 +133,7 @@ class StageRunner:
             clip_grad_norm=train.clip_grad_norm,
             mixed_precision=train.mixed_precision,
             log_gradients=train.log_gradients,
+            unused_parameters=train.unused_parameters,
             device=self.recipe.device,
             folder=self.folder.of(stage.name),
             resume=True,

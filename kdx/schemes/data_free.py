@@ -156,13 +156,13 @@ class DataFree(OneStudent):
             self.generator.to(inputs.device, inputs.dtype).train(self.training)
         with evaluating(self.student), torch.no_grad(), unchanged_buffers(self.generator):
             images = self.generator(self._noise(batch))
-            made = batch._replace(inputs=images)
+            made = batch._replace(inputs=images, views={})
             setup_components(self.components.values(), lambda: self.taps(images), lambda: self.teacher(made))
 
     def _search(self, batch: Batch) -> dict[str, Mean]:
         assert self.generator is not None  # the phases are known
         images = self.generator(self._draw(batch).noise)
-        teacher = self.teacher.through(batch._replace(inputs=images)).logits
+        teacher = self.teacher.through(batch._replace(inputs=images, views={})).logits
         with borrowed_buffers(self.student):
             student = self.taps(images).logits
         divergence = softmax_kl(student, teacher, temperature=self.temperature, dim=self.responses.axis(student.shape))
@@ -173,7 +173,7 @@ class DataFree(OneStudent):
         if draw.made is None:
             assert self.generator is not None  # the phases are known
             with torch.no_grad(), unchanged_buffers(self.generator):
-                made = batch._replace(inputs=self.generator(draw.noise))
+                made = batch._replace(inputs=self.generator(draw.noise), views={})
             draw.made = made, self.teacher(made)
         made, teacher = draw.made
         return self.knowledge_terms(self.components, self.taps(made.inputs), teacher, made)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdx.batch import Sight
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.offline import Offline
@@ -40,6 +41,7 @@ class EmaTeacher(Offline):
         temperature: T of the soft targets.
         weight: of the soft targets, a number or a schedule.
         student_output: see :class:`kdx.Taps`.
+        teacher_view: which inputs the average sees, where not those of the student, see :class:`kdx.teachers.Frozen`.
 
     Paper: Tarvainen, Valpola, Mean teachers are better role models, NeurIPS 2017, https://arxiv.org/abs/1703.01780.
 
@@ -61,10 +63,11 @@ class EmaTeacher(Offline):
         temperature: float = 1.0,
         weight: Weight = 1.0,
         student_output: Callable[[Any], Tensor] | None = None,
+        teacher_view: Sight = None,
     ) -> None:
         super().__init__(
             student,
-            EMA(student, decay=decay, warm_up=warm_up, output=student_output),
+            EMA(student, decay=decay, warm_up=warm_up, output=student_output, view=teacher_view),
             task=task,
             knowledge=knowledge or {"kd": (weight, SoftTargets(temperature))},
             student_output=student_output,

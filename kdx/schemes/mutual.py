@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from kdx.batch import Batch
+from kdx.batch import Batch, Sight
 from kdx.capture import Captured, Taps
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
@@ -53,6 +53,7 @@ class Mutual(Scheme):
         knowledge: see :class:`kdx.Scheme`; every ordered pair of peers gets its own copy of a component, so adapters
             and stores are not shared.
         updates: ``"simultaneous"`` or ``"alternating"`` (K times the passes).
+        peer_views: for each peer which inputs it sees in training, see :meth:`kdx.Batch.seen`; None: all the same.
 
     Raises:
         ValueError: fewer than two different peers, or another kind of updates.
@@ -75,11 +76,15 @@ class Mutual(Scheme):
         task: Task = cross_entropy,
         knowledge: KnowledgeTerms | None = None,
         updates: Updates = "simultaneous",
+        peer_views: Sequence[Sight] | None = None,
     ) -> None:
         super().__init__(task=task, knowledge=knowledge)
         if len(peers) < 2 or len({id(peer) for peer in peers}) < len(peers):
             raise ValueError(f"peers must be at least two different modules, got {len(peers)}")
         check_choice("updates", updates, get_args(Updates))
+        if peer_views is not None and len(peer_views) != len(peers):
+            raise ValueError(f"peer_views must name a view for each of the {len(peers)} peers, got {len(peer_views)}")
+        self._sights = [None] * len(peers) if peer_views is None else list(peer_views)
         self.peers = nn.ModuleList(peers)
         self.updates: Updates = updates
         self.taps = [Taps(peer) for peer in peers]
@@ -108,7 +113,7 @@ class Mutual(Scheme):
 
     def view(self, peer: int, batch: Batch) -> Any:
         """The inputs that a peer sees."""
-        return batch.inputs
+        return batch.seen(self._sights[peer] if self.training else None).inputs
 
     @property
     @override
@@ -121,7 +126,7 @@ class Mutual(Scheme):
         if self.ready:
             return
         with evaluating(*self.peers), torch.no_grad():
-            captured = [taps(batch.inputs) for taps in self.taps]
+            captured = [taps(self.view(peer, batch)) for peer, taps in enumerate(self.taps)]
         answers = self.answers(captured, batch)
         for learner, source, components in self._lessons():
             student, teacher = captured[learner], answers[source]

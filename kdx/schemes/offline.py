@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.batch import Batch
+from kdx.batch import Batch, Sight
 from kdx.losses import Mean
 from kdx.modes import evaluating
 from kdx.schemes.apart import check_apart
@@ -35,6 +35,7 @@ class Offline(OneStudent):
         knowledge: see :class:`kdx.Scheme`.
         student_output: see :class:`kdx.Taps`.
         teacher_output: the same for the teacher.
+        teacher_view: which inputs the teacher sees, where not those of the student, see :class:`kdx.teachers.Frozen`.
 
     Raises:
         CaptureError: a component taps a layer that the student or the teacher does not have.
@@ -60,11 +61,12 @@ class Offline(OneStudent):
         knowledge: KnowledgeTerms | None = None,
         student_output: Callable[[Any], Tensor] | None = None,
         teacher_output: Callable[[Any], Tensor] | None = None,
+        teacher_view: Sight = None,
     ) -> None:
         super().__init__(student, task=task, knowledge=knowledge, student_output=student_output)
         if student is teacher:
             raise ValueError("student and teacher are one module; the teacher would be trained. Pass a copy")
-        self.teacher = as_teacher(teacher, teacher_output)
+        self.teacher = as_teacher(teacher, teacher_output, teacher_view)
         self.teacher.share_taps(self.taps)
         check_apart(self)
         tap_components(self.components, self.taps, self.teacher)

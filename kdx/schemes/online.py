@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.batch import Batch
+from kdx.batch import Batch, Sight
 from kdx.capture import Taps
 from kdx.losses import Mean
 from kdx.modes import evaluating
@@ -40,6 +40,7 @@ class Online(Scheme):
         teacher_task: weight v > 0 of the teacher's own task loss.
         student_output: see :class:`kdx.Taps`.
         teacher_output: the same for the teacher.
+        teacher_view: which inputs the teacher sees, where not those of the student, see :class:`kdx.teachers.Frozen`.
 
     Raises:
         ValueError: one module as both, no task, or ``teacher_task`` not above 0: the teacher would learn nothing.
@@ -68,13 +69,14 @@ class Online(Scheme):
         teacher_task: float = 1.0,
         student_output: Callable[[Any], Tensor] | None = None,
         teacher_output: Callable[[Any], Tensor] | None = None,
+        teacher_view: Sight = None,
     ) -> None:
         super().__init__(task=task, knowledge=knowledge)
         if isinstance(teacher, Teacher) and not isinstance(teacher, Live):
             raise TypeError(
                 f"teacher must be a model or a Live teacher, which is trained along; got {type(teacher).__name__}"
             )
-        live = teacher if isinstance(teacher, Live) else Live(teacher, output=teacher_output)
+        live = teacher if isinstance(teacher, Live) else Live(teacher, output=teacher_output, view=teacher_view)
         if live.model is student:
             raise ValueError("student and teacher are one module; pass two")
         if self.task is None or not teacher_task > 0:

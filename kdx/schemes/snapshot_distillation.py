@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdx.batch import Sight
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.offline import Offline
@@ -35,6 +36,7 @@ class SnapshotDistillation(Offline):
         temperature: T of the soft targets, on both sides; 2 is ours, as the weight is.
         weight: of the soft targets.
         student_output: see :class:`kdx.Taps`.
+        teacher_view: which inputs the snapshot sees, where not those of the student, see :class:`kdx.teachers.Frozen`.
 
     Raises:
         ValueError: ``cycle`` is below 1.
@@ -64,12 +66,13 @@ class SnapshotDistillation(Offline):
         temperature: float = 2.0,
         weight: float = 1.0,
         student_output: Callable[[Any], Tensor] | None = None,
+        teacher_view: Sight = None,
     ) -> None:
         if cycle < 1:
             raise ValueError(f"cycle must be a number of epochs >= 1, got {cycle}")
         super().__init__(
             student,
-            Snapshot(student, every=cycle, output=student_output),
+            Snapshot(student, every=cycle, output=student_output, view=teacher_view),
             task=task,
             knowledge=knowledge or {"kd": (weight, SoftTargets(temperature))},
             student_output=student_output,

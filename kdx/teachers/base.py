@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from kdx.batch import Batch
+from kdx.batch import Batch, Sight
 from kdx.capture import Captured, Taps
 from kdx.modes import hold
 
@@ -60,9 +60,14 @@ class Teacher(nn.Module, ABC):
 
 
 class ModelTeacher(Teacher):
-    """A teacher that runs one model without gradient, in evaluation mode; a subclass sets ``taps``, the taps on it."""
+    """A teacher that runs one model without gradient, in evaluation mode; a subclass sets ``taps``, the taps on it.
+
+    Attributes:
+        view: which inputs it sees, see :meth:`kdx.Batch.seen`.
+    """
 
     taps: Taps
+    view: Sight = None
     holds_mode: ClassVar[bool] = True
     """Whether every submodule is put back into evaluation mode before the model answers; False leaves it in its own."""
 
@@ -75,4 +80,4 @@ class ModelTeacher(Teacher):
     def forward(self, batch: Batch) -> Captured:
         if self.holds_mode:
             hold(self.taps.model)
-        return self.taps(batch.inputs).detach()
+        return self.taps(batch.seen(self.view).inputs).detach()

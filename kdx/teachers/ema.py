@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from kdx.batch import Sight
 from kdx.capture import Taps, unwrap
 from kdx.teachers.base import ModelTeacher
 
@@ -33,6 +34,7 @@ class EMA(ModelTeacher):
         decay: a in [0, 1).
         warm_up: whether the first steps are a plain mean.
         output: see :class:`kdx.Taps`.
+        view: which inputs it sees, where not those of the student, see :class:`kdx.teachers.Frozen`.
 
     Raises:
         ValueError: ``decay`` is outside [0, 1).
@@ -57,6 +59,7 @@ class EMA(ModelTeacher):
         decay: float = 0.999,
         warm_up: bool = True,
         output: Callable[[Any], Tensor] | None = None,
+        view: Sight = None,
     ) -> None:
         super().__init__()
         if not 0 <= decay < 1:
@@ -66,6 +69,7 @@ class EMA(ModelTeacher):
         self._student = (student,)  # in a tuple, so that it is no submodule of its own teacher
         self.average = copy.deepcopy(unwrap(student)).requires_grad_(False).eval()
         self.taps = Taps(self.average, output=output)
+        self.view = view
 
     @override
     @torch.no_grad()

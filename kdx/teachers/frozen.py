@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.baked_modes import bakes_mode
-from kdx.batch import Batch
+from kdx.batch import Batch, Sight
 from kdx.capture import Captured, Taps
 from kdx.inference import inference_tensors
 from kdx.modes import check_can_evaluate, hold, unchanged_buffers
@@ -42,6 +42,8 @@ class Frozen(ModelTeacher):
             ids.
         device: where the teacher stays and computes, such as ``"cpu"`` for one that does not fit beside the student;
             its results are on the device of the batch.
+        view: which inputs the teacher sees, where not those of the student: the name of one of ``batch.views``, or a
+            function of the batch that gives them.
 
     Raises:
         TypeError: ``dtype`` is not a floating dtype.
@@ -65,6 +67,7 @@ class Frozen(ModelTeacher):
         train_mode: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        view: Sight = None,
     ) -> None:
         super().__init__()
         if dtype is not None and not dtype.is_floating_point:
@@ -75,6 +78,7 @@ class Frozen(ModelTeacher):
             model = self._converted(model)
         self.train_mode = train_mode
         self.taps = Taps(model, output=output)
+        self.view = view
         self._check()
         self._resting: tuple[nn.Module, ...] = ()
         if train_mode:
@@ -119,6 +123,7 @@ class Frozen(ModelTeacher):
 
     @override
     def forward(self, batch: Batch) -> Captured:
+        batch = batch.seen(self.view)
         self._hold()
         with torch.no_grad(), unchanged_buffers(self.model) if self.train_mode else nullcontext():
             captured = self._held(batch) if self._pinned else self.taps(batch.inputs)
@@ -129,6 +134,7 @@ class Frozen(ModelTeacher):
 
         Its own parameters get no gradient, and nothing about it changes.
         """
+        batch = batch.seen(self.view)
         asking = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in asking:
             parameter.requires_grad_(False)
@@ -197,23 +203,28 @@ class Frozen(ModelTeacher):
         return self
 
 
-def as_teacher(value: nn.Module | Teacher, output: Callable[[Any], Tensor] | None = None) -> Teacher:
+def as_teacher(
+    value: nn.Module | Teacher, output: Callable[[Any], Tensor] | None = None, view: Sight = None
+) -> Teacher:
     """A teacher as it is; a plain model as a :class:`Frozen` teacher.
 
     Args:
         value: a teacher or a model.
         output: of a plain model, see :class:`kdx.Taps`.
+        view: of a plain model, see :class:`Frozen`.
 
     Raises:
         TypeError: it is neither.
-        ValueError: ``output`` was given with a teacher, which has its own.
+        ValueError: ``output`` or ``view`` was given with a teacher, which has its own.
     """
     if isinstance(value, Teacher):
         if output is not None:
             raise ValueError("teacher_output applies to a plain model; give output= to the Teacher itself")
+        if view is not None:
+            raise ValueError("teacher_view applies to a plain model; give view= to the Teacher itself")
         return value
     if isinstance(value, nn.Module):
-        return Frozen(value, output=output)
+        return Frozen(value, output=output, view=view)
     raise TypeError(f"teacher must be an nn.Module or a kdx Teacher, got {type(value).__name__}")
 
 

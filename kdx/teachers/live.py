@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.batch import Batch
+from kdx.batch import Batch, Sight
 from kdx.capture import Captured, Taps
 from kdx.teachers.base import ModelTeacher
 
@@ -25,6 +25,7 @@ class Live(ModelTeacher):
     Args:
         model: the teacher.
         output: see :class:`kdx.Taps`.
+        view: which inputs it sees, where not those of the student, see :class:`kdx.teachers.Frozen`.
 
     Example:
         >>> import torch
@@ -36,10 +37,11 @@ class Live(ModelTeacher):
 
     holds_mode = False  # it is trained
 
-    def __init__(self, model: nn.Module, *, output: Callable[[Any], Tensor] | None = None) -> None:
+    def __init__(self, model: nn.Module, *, output: Callable[[Any], Tensor] | None = None, view: Sight = None) -> None:
         super().__init__()
         self.model = model
         self.taps = Taps(model, output=output)
+        self.view = view
 
     @property
     def output(self) -> Callable[[Any], Tensor] | None:
@@ -48,7 +50,7 @@ class Live(ModelTeacher):
 
     def captured(self, batch: Batch) -> Captured:
         """One pass with its graph, for the teacher's own task."""
-        return self.taps(batch.inputs)
+        return self.taps(batch.seen(self.view).inputs)
 
     @override
     def forward(self, batch: Batch) -> Captured:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from typing_extensions import override
 
+from kdx.batch import Sight
 from kdx.capture import Taps, unwrap
 from kdx.teachers.base import ModelTeacher
 
@@ -27,6 +28,7 @@ class Snapshot(ModelTeacher):
         student: the model to take pictures of; it is not changed.
         every: epochs from one picture to the next.
         output: see :class:`kdx.Taps`.
+        view: which inputs it sees, where not those of the student, see :class:`kdx.teachers.Frozen`.
 
     Raises:
         ValueError: ``every`` is below 1.
@@ -46,7 +48,14 @@ class Snapshot(ModelTeacher):
         (True, True)
     """
 
-    def __init__(self, student: nn.Module, *, every: int = 1, output: Callable[[Any], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        every: int = 1,
+        output: Callable[[Any], Tensor] | None = None,
+        view: Sight = None,
+    ) -> None:
         super().__init__()
         if every < 1:
             raise ValueError(f"every must be a number of epochs, 1 or more; got {every}")
@@ -54,6 +63,7 @@ class Snapshot(ModelTeacher):
         self._student = (student,)  # in a tuple, so that it is no submodule of its own teacher
         self.picture = copy.deepcopy(unwrap(student)).requires_grad_(False).eval()
         self.taps = Taps(self.picture, output=output)
+        self.view = view
         self._taken = False
 
     @property

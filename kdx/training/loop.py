@@ -63,6 +63,7 @@ def fit(
     mixed_precision: Literal["no", "bf16", "fp16"] = "no",
     device: Literal["auto", "cpu"] = "auto",
     compile: bool = False,
+    unused_parameters: bool = False,
     seed: int | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
@@ -103,6 +104,8 @@ def fit(
         mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
         device: ``"auto"`` or ``"cpu"``.
         compile: runs the scheme through ``torch.compile``.
+        unused_parameters: with several processes: looks in every step for parameters that no loss depends on, such as
+            an auxiliary head's, instead of refusing them by name.
         seed: seeds Python, NumPy and torch first; None leaves them.
         folder: where to write ``metrics.jsonl``, TensorBoard events, checkpoints and the exported students; None
             writes nothing.
@@ -151,7 +154,7 @@ def fit(
     """
     if seed is not None:
         set_seed(seed)
-    accelerator = _accelerator(mixed_precision, device, skips=scheme.skips)
+    accelerator = _accelerator(mixed_precision, device, skips=unused_parameters or scheme.skips)
     _check(scheme, accelerator, compile=compile, log_gradients=log_gradients)
     resting = resting_modules(scheme, keep_eval)
     tests = _tests(scheme, accelerator) if prequential else None
@@ -179,7 +182,7 @@ def fit(
     start = time.perf_counter() - run.seconds
     finite = Finite()
     step = functools.partial(_step, run, accelerator, phases, engine, runs, log_gradients, clip_grad_norm)
-    tryout = Tryout(scheme, phases.phases, functools.partial(_losses, scheme, scheme), again=processes == 1)
+    tryout = _tryout(scheme, phases, alone=processes == 1, unused_parameters=unused_parameters)
     try:
         with Signals() as signals:
             watchers.configure(run)
@@ -239,6 +242,11 @@ def _check(scheme: Scheme, accelerator: Accelerator, *, compile: bool, log_gradi
             "gradients of single terms cannot be measured with compile=True; leave log_gradients and "
             "balanced weights, or compile=True, out"
         )
+
+
+def _tryout(scheme: Scheme, phases: Phases, *, alone: bool, unused_parameters: bool) -> Tryout:
+    whole = not alone and not unused_parameters and not scheme.skips
+    return Tryout(scheme, phases.phases, functools.partial(_losses, scheme, scheme), again=alone, whole=whole)
 
 
 def _check_ranks(scheme: Scheme, accelerator: Accelerator) -> None:

@@ -13,7 +13,7 @@ from kdx.schemes.base import Scheme
 from kdx.schemes.phase import Phase
 from kdx.training.no_trace import leaving_no_trace
 from kdx.training.probabilities import check_logits
-from kdx.training.reach import reaches
+from kdx.training.reach import reaches, unreached
 from kdx.training.seen import Call, Seen, components_of
 
 __all__ = ["Tryout"]
@@ -36,13 +36,17 @@ class Tryout:
         phases: its phases.
         forward: what runs the scheme.
         again: whether to try terms that come later; several processes would have to agree on it.
+        whole: whether every trained parameter must be reached, as data parallelism waits for the gradients of all.
     """
 
-    def __init__(self, scheme: Scheme, phases: Sequence[Phase], forward: Forward, *, again: bool = True) -> None:
+    def __init__(
+        self, scheme: Scheme, phases: Sequence[Phase], forward: Forward, *, again: bool = True, whole: bool = False
+    ) -> None:
         self.scheme = scheme
         self.phases = phases
         self.forward = forward
         self.again = again
+        self.whole = whole
         self._taught: set[str] | None = None
 
     def first(self, batch: Batch) -> None:
@@ -50,7 +54,7 @@ class Tryout:
 
         Raises:
             ValueError: a term teaches nothing; the message names it, what it reads, and what is likely the cause. Or a
-                model gives probabilities where logits are taken.
+                model gives probabilities where logits are taken, or ``whole`` and a parameter is not reached.
             CaptureError: an operation in place overwrote a tensor that a component reads.
         """
         if self._taught is None:
@@ -88,7 +92,19 @@ class Tryout:
                             taught.add(name)
                         elif bool(losses.counts.get(name, 1) > 0):
                             raise ValueError(_of_term(scheme, phase, name, term))
+                    if self.whole:
+                        self._check_whole(losses)
         return taught
+
+    def _check_whole(self, losses: Losses) -> None:
+        asking = [(name, each) for name, each in self.scheme.named_parameters() if each.requires_grad]
+        if unused := unreached(losses.total, asking):
+            more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+            raise ValueError(
+                f"no term of {type(self.scheme).__name__} depends on the parameters {', '.join(unused[:5])}{more}, and "
+                "several processes wait for the gradients of all: freeze them (requires_grad_(False)), or give "
+                "unused_parameters=True to kdx.fit, which looks for them in every step"
+            )
 
     def _check_trained(self) -> None:
         own = {id(parameter) for part in components_of(self.scheme).values() for parameter in part.parameters()}

@@ -54,3 +54,43 @@ def test_the_steps_of_a_run_are_those_of_one_process_and_the_schedule_ends_with_
         found = json.loads(line)
         assert found.pop("last") == pytest.approx(0.0, abs=1e-9)
         assert found == expected
+
+
+UNUSED = """
+import json, sys
+import torch, kdx
+import torch.distributed as dist
+
+rank, store, allowed = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "allowed"
+dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+torch.manual_seed(0)
+
+class Aux(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.body(x)
+
+scheme = kdx.Supervised(Aux())
+data = torch.utils.data.TensorDataset(torch.randn(24, 4), torch.arange(24) % 3)
+try:
+    run = kdx.fit(scheme, torch.utils.data.DataLoader(data, 4), device="cpu", unused_parameters=allowed)
+    found = run.step
+except ValueError as error:
+    found = str(error)
+dist.barrier()
+dist.destroy_process_group()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("allowed", ["refused", "allowed"])
+def test_parameters_that_no_loss_reaches_are_named_with_the_option_that_allows_them(allowed, tmp_path) -> None:
+    for line in on_two_ranks(UNUSED, str(tmp_path / "store"), allowed):
+        if allowed == "allowed":
+            assert json.loads(line) == 3
+        else:
+            assert "parameters student.head.weight, student.head.bias, and" in json.loads(line)
+            assert "unused_parameters=True" in json.loads(line)
