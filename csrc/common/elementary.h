@@ -87,6 +87,11 @@ struct ReducedD {
   double expm1_r;
 };
 
+// 2^n for the exponents of normal numbers. For others, which only a NaN or an infinite argument brings, it is some
+// number: the shift is of unsigned integers, as that of a negative one is undefined.
+KDX_HD float power_of_two(int32_t n) { return from_bits(int32_t(uint32_t(n + 127) << 23)); }
+KDX_HD double power_of_two(int64_t n) { return from_bits(int64_t(uint64_t(n + 1023) << 52)); }
+
 KDX_HD ReducedF reduce_exp(float x) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer that can be read off the low bits
   const float shifted = x * 1.44269504f + magic;
@@ -109,7 +114,7 @@ KDX_HD float exp_(float x) {
   const ReducedF k = reduce_exp(x);
   const int32_t half = k.i >> 1;  // 2^n in two factors: n reaches -150 (subnormals) and 128 (overflow to inf)
   const float y = k.expm1_r + 1.0f;
-  return y * from_bits((half + 127) << 23) * from_bits((k.i - half + 127) << 23);
+  return y * power_of_two(half) * power_of_two(k.i - half);
 }
 
 KDX_HD double exp_(double x) {
@@ -118,7 +123,7 @@ KDX_HD double exp_(double x) {
   const ReducedD k = reduce_exp(x);
   const int64_t half = k.i >> 1;
   const double y = k.expm1_r + 1.0;
-  return y * from_bits((half + 1023) << 52) * from_bits((k.i - half + 1023) << 52);
+  return y * power_of_two(half) * power_of_two(k.i - half);
 }
 
 // exp of x <= 0, cheaper: 0 from 2^-126.5 (2^-1022.5) down, whose probability nothing can tell from none.
@@ -146,7 +151,7 @@ KDX_HD float expm1_(float x) {
   x = x < -60.0f ? -60.0f : x;
   x = over ? 88.3f : x;
   const ReducedF k = reduce_exp(x);
-  const float scale = from_bits((k.i + 127) << 23);
+  const float scale = power_of_two(k.i);
   const float y = scale * k.expm1_r + (scale - 1.0f);
   return over ? INFINITY : y;
 }
@@ -156,7 +161,7 @@ KDX_HD double expm1_(double x) {
   x = x < -60.0 ? -60.0 : x;
   x = over ? 709.4 : x;
   const ReducedD k = reduce_exp(x);
-  const double scale = from_bits((k.i + 1023) << 52);
+  const double scale = power_of_two(k.i);
   const double y = scale * k.expm1_r + (scale - 1.0);
   return over ? double(INFINITY) : y;
 }
@@ -165,7 +170,7 @@ KDX_HD double expm1_(double x) {
 KDX_HD float log1p_(float x) {
   const float u = 1.0f + x;
   const int32_t k = (bits(u) - bits(0.70710678f)) >> 23;
-  const float scale = from_bits((127 - k) << 23);
+  const float scale = power_of_two(-k);
   const float lost = x - (u - 1.0f);
   const float f = k == 0 ? x : (u * scale - 1.0f) + lost * scale;
   float q = 0.06980701959f;
@@ -184,7 +189,7 @@ KDX_HD float log1p_(float x) {
 KDX_HD double log1p_(double x) {
   const double u = 1.0 + x;
   const int64_t k = (bits(u) - bits(0.70710678118654752440)) >> 52;
-  const double scale = from_bits((1023 - k) << 52);
+  const double scale = power_of_two(-k);
   const double lost = x - (u - 1.0);
   const double f = k == 0 ? x : (u * scale - 1.0) + lost * scale;
   const double s = f / (2.0 + f), z = s * s;

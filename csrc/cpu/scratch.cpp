@@ -1,5 +1,7 @@
 #include "cpu/scratch.h"
 
+#include <pthread.h>
+
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -22,6 +24,9 @@ std::vector<Kept>& kept() {
   return *blocks;
 }
 std::size_t kept_bytes = 0;
+
+// A fork copies the mutex as it is. Taken around the fork, it is free in the child, whose other threads are gone.
+const int at_fork = pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
 
 }  // namespace
 
