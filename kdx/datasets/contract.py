@@ -16,8 +16,11 @@ def check_dataset(data: Any) -> None:
     """Checks the attributes of a data set and its first row.
 
     Args:
-        data: a map-style data set with ``len``, whose rows are ``(input, target)``. It has ``targets`` (int64, ``[N]``,
-            ``-100`` without a label), ``num_classes`` and ``input_shape``, the shape of every input.
+        data: a map-style data set with ``len``, whose rows are ``(input, target)``. It has ``targets``, those of all
+            rows (int64 or float, ``[N, ...]``: class numbers ``[N]``, a class for each pixel or token, 0 and 1 for each
+            label, quantities; ``-100`` or NaN without a label), ``num_classes``, the number of classes, labels or
+            quantities, and ``input_shape``, the shape of every input. ``model_options`` names further attributes that
+            models need, as ``("vocabulary",)``.
 
     Raises:
         TypeError: an attribute is missing or of another type.
@@ -29,23 +32,31 @@ def check_dataset(data: Any) -> None:
         raise ValueError("expected a row at least, got none")
     classes, shape, targets = (getattr(data, name, None) for name in ("num_classes", "input_shape", "targets"))
     if not isinstance(classes, int):
-        raise TypeError(f"num_classes: expected the number of classes, an int, got {classes!r}")
+        raise TypeError(f"num_classes: expected the number of classes, labels or quantities, an int, got {classes!r}")
     if not isinstance(shape, tuple) or not all(isinstance(size, int) for size in shape):
         raise TypeError(f"input_shape: expected the shape of one input, a tuple of ints, got {shape!r}")
-    if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.dim() != 1:
-        raise TypeError(f"targets: expected the class of every row, an int64 tensor [N], got {_shown(targets)}")
+    if not isinstance(targets, Tensor) or not (targets.dtype == torch.int64 or targets.is_floating_point()):
+        raise TypeError(
+            f"targets: expected those of all rows, an int64 tensor [N, ...] of classes or labels or a float one, got "
+            f"{_shown(targets)}"
+        )
+    if targets.dim() < 1:
+        raise TypeError(f"targets: expected those of all rows, a tensor [N, ...], got {_shown(targets)}")
     if len(targets) != rows:
         raise ValueError(f"targets: expected one for each of its {rows} rows, got {len(targets)}")
     labels = targets[targets != IGNORE]
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    classes = max(classes, 2)  # one output for yes or no
+    if not targets.is_floating_point() and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f"targets: expected classes 0 .. {classes - 1} (or {IGNORE}, no label), got {int(labels.min())} .. "
             f"{int(labels.max())}"
         )
-    _check_row(data[0], shape, int(targets[0]))
+    if missing := [name for name in getattr(data, "model_options", ()) if not hasattr(data, name)]:
+        raise TypeError(f"model_options: it names {missing[0]!r}, which the data set has not")
+    _check_row(data[0], shape, targets[0])
 
 
-def _check_row(row: Any, shape: tuple[int, ...], target: int) -> None:
+def _check_row(row: Any, shape: tuple[int, ...], target: Tensor) -> None:
     if not isinstance(row, tuple | list) or len(row) != 2:
         raise TypeError(f"row 0: expected a pair (input, target), got {_shown(row)}")
     if not isinstance(row[0], Tensor):
@@ -54,8 +65,9 @@ def _check_row(row: Any, shape: tuple[int, ...], target: int) -> None:
         )
     if tuple(row[0].shape) != shape:
         raise ValueError(f"row 0: expected an input of input_shape {list(shape)}, got {list(row[0].shape)}")
-    if int(row[1]) != target:
-        raise ValueError(f"row 0: its target is {int(row[1])}, in targets it is {target}")
+    found = torch.as_tensor(row[1])
+    if found.shape != target.shape or not torch.allclose(found.double(), target.double(), equal_nan=True):
+        raise ValueError(f"row 0: its target is {found.tolist()}, in targets it is {target.tolist()}")
 
 
 def _shown(value: Any) -> str:

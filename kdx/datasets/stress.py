@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ class WordStress(Dataset[tuple[Tensor, Tensor]]):
         ('aancor', ['AA', 'N', 'K', 'AO', 'R'], [1, -100, -100, 2, -100])
 
     """
+
+    model_options: ClassVar[tuple[str, ...]] = ("vocabulary",)
 
     def __init__(self, split: Literal["train", "test"] = "train") -> None:
         check_split(split)

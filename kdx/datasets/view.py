@@ -27,8 +27,8 @@ class View(Dataset[Batch]):
         dataset: a map-style data set whose items are ``(input, target)``, or a :class:`kdx.Batch` of one sample with
             ``views`` of its own, as another tokenisation of a text.
         indices: rows of ``dataset``, int64, ``[M]``, in the order of the view; None takes all rows.
-        targets: labels that replace those of ``dataset``, int64, ``[M]``: ``targets[k]`` is for row ``indices[k]``.
-            None keeps the data set's own.
+        targets: targets that replace those of ``dataset``, ``[M, ...]``: ``targets[k]`` is for row ``indices[k]``. None
+            keeps the data set's own.
         transform: called as ``transform(inputs [B, ...], index [B], epoch)`` on the samples of each fetch, stacked;
             needs inputs that are tensors of one shape.
         views: number of epochs after which the transform's draws repeat, so that a store can hold all of them; None:
@@ -109,7 +109,11 @@ class View(Dataset[Batch]):
         given: list[Mapping[str, Any]] = [sample.views if isinstance(sample, Batch) else {} for sample in samples]
         views = [{**given[k], **{name: items[k] for name, items in shown.items()}} for k in range(len(samples))]
         own = [sample[1] for sample in samples]
-        targets = own if self.targets is None else self.targets[positions].tolist()
+        targets = own
+        if self.targets is not None:
+            chosen = self.targets[positions]
+            numbers = chosen.dim() == 1 and not chosen.is_floating_point()  # a float's would become float64
+            targets = chosen.tolist() if numbers else list(chosen)
         return [Batch(*sample) for sample in zip(inputs, targets, rows.tolist(), views, strict=True)]
 
     def _shown(self, inputs: list[Any], transform: Transform | None, rows: Tensor) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -111,6 +111,8 @@ class WordNetNouns(Dataset[tuple[Tensor, int]]):
 
     """
 
+    model_options: ClassVar[tuple[str, ...]] = ("vocabulary",)
+
     def __init__(self, split: Literal["train", "test"] = "train", *, vocabulary: int = 4000, length: int = 24) -> None:
         self.texts, labels = noun_rows(split)
         known = WordIds(noun_rows("train")[0], vocabulary=vocabulary, length=length)
@@ -168,6 +170,8 @@ class WordNetWords(Dataset[tuple[Tensor, Tensor]]):
         ('abbreviate', ['verb.change'], torch.Size([1500, 64]))
 
     """
+
+    model_options: ClassVar[tuple[str, ...]] = ("vocabulary",)
 
     def __init__(self, split: Literal["train", "test"] = "train", *, vocabulary: int = 4000, length: int = 64) -> None:
         words, self.texts, self.targets = word_rows(split)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from kdx import rng
@@ -97,10 +98,9 @@ class Assembly:
         return self._data
 
     @functools.cached_property
-    def example(self) -> Tensor:
-        """One test image, as a batch."""
-        inputs: Tensor = self.data.test[0].inputs
-        return inputs.unsqueeze(0)
+    def example(self) -> Any:
+        """The inputs of one test row, as a batch."""
+        return self.task.example(self.data.test[0])
 
     def build(self, ref: Ref) -> nn.Module:
         """A new model for the shapes of the data."""
@@ -180,7 +180,9 @@ class Assembly:
 
     def _new(self, ref: Ref, shape: Mapping[str, Any]) -> nn.Module:
         with locating(f"model ({ref.name})"):
-            model: nn.Module = self.plugins.make("model", ref, **shape)
+            parameters = inspect.signature(self.plugins.load("model", ref.name)).parameters
+            facts = {name: value for name, value in self.data.facts.items() if name in parameters}
+            model: nn.Module = self.plugins.make("model", ref, **shape, **facts)
         return model
 
     def _taught(self, stage: Stage, student: nn.Module) -> Scheme:
@@ -237,8 +239,10 @@ class Assembly:
             torch.manual_seed(self.recipe.seed + stage.seed)
             produced = structure.produce(self)
             model = self.build(produced.model)
-            outputs = (((1, self.data.shape["num_classes"]), torch.float32),)
-            Contract(self.example, outputs).check(model)
+            contract = Contract(self.example, (((1, self.data.shape["num_classes"]), torch.float32),))
+            if not self.task.one_class and structure.needs:  # outputs of another shape are those of the models before
+                contract = Contract.of(self.model(structure.needs[0]), self.example)
+            contract.check(model)
             if produced.weights is not None:
                 model.load_state_dict(dict(produced.weights))
                 produced = Produced(produced.model, model.state_dict())

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kdx.experiment.recipe import Recipe
     from kdx.tasks import Task
 
-__all__ = ["SMOOTHED", "SUPPLIED", "check_component", "locating", "needs_of", "task_of"]
+__all__ = ["SMOOTHED", "SUPPLIED", "check_component", "locating", "model_options_of", "needs_of", "task_of"]
 
 NEEDS = frozenset({"student", "teacher", "teachers", "peers", "task", "knowledge", "qualities"})
 """Parts that a scheme may name in its signature and that an experiment builds for it, see
@@ -68,8 +68,17 @@ def locating(path: str) -> Iterator[None]:
         raise RecipeError(f"{path} raised {type(error).__name__}: {error}") from error
 
 
-def check_component(path: str, kind: Kind, component: Ref, plugins: Plugins) -> Any:
+def model_options_of(recipe: Recipe, plugins: Plugins) -> frozenset[str]:
+    """The names of the options that a recipe's data set gives the models that take them, as ``vocabulary``."""
+    return frozenset(getattr(plugins.load("dataset", recipe.data.dataset.name), "model_options", ()))
+
+
+def check_component(
+    path: str, kind: Kind, component: Ref, plugins: Plugins, *, given: frozenset[str] = frozenset()
+) -> Any:
     """Loads a component that a recipe (or a stage) names and checks its options.
+
+    ``given`` are further options that come from the data set if the component takes them.
 
     Raises:
         RecipeError: there is none of this name, or an option is wrong; ``path`` says where.
@@ -79,6 +88,6 @@ def check_component(path: str, kind: Kind, component: Ref, plugins: Plugins) -> 
     except UnknownNameError as error:
         raise RecipeError(f"{path}.name: {error}") from error
     where, supplied = f"{path} ({component.name})", SUPPLIED.get(kind, frozenset())
-    check_options(where, target, component.options, supplied=supplied)
+    check_options(where, target, component.options, supplied=supplied | given)
     check_takes(where, target, () if kind == "scheme" else supplied)  # a scheme gets what its signature names
     return target

@@ -18,7 +18,9 @@ from kdx.errors import RecipeError
 from kdx.experiment.components import locating, task_of
 from kdx.experiment.recipe import Augment, Data, Recipe
 from kdx.registry import Plugins, default_plugins
+from kdx.responses import Form
 from kdx.schemes.base import Scheme
+from kdx.tasks.base import Task
 
 __all__ = ["ExperimentData"]
 
@@ -32,8 +34,9 @@ class ExperimentData:
 
     Attributes:
         shape: ``num_classes`` (the width of their output, as the task says) and ``input_shape``, for the models.
+        facts: further attributes of the data set for the models that take them, as ``vocabulary``.
         all: training rows with every label (the teacher's).
-        few: the same rows, hidden labels ``-100`` (the distilled student's).
+        few: the same rows, hidden labels ``-100``, or NaN in float targets (the distilled student's).
         labelled: only the rows that keep their label (the student alone).
         validation: rows held out of the training split; they select the epoch.
         test: rows of the test split. With ``novel_classes`` every row of those classes, from both splits: no training
@@ -41,7 +44,8 @@ class ExperimentData:
 
     Raises:
         RecipeError: the data set refuses its options or is none (:func:`kdx.datasets.check_dataset`);
-            ``novel_classes`` names a class that there is not.
+            ``novel_classes`` names a class that there is not, or the task has no classes of rows; ``augment`` would
+            move images without their targets.
     """
 
     def __init__(self, recipe: Recipe, plugins: Plugins | None = None) -> None:
@@ -52,16 +56,31 @@ class ExperimentData:
                 made[split] = plugins.make("dataset", data.dataset, split=split)
                 check_dataset(made[split])
         whole = made["train"]
-        width = task_of(recipe, plugins).outputs(whole.num_classes)
+        self.task = task = task_of(recipe, plugins)
+        with locating(f"task ({recipe.task.name})"):
+            width = task.outputs(whole.num_classes)
         self.shape = {"num_classes": width, "input_shape": whole.input_shape}
+        self.facts = {name: getattr(whole, name) for name in getattr(whole, "model_options", ())}
         self.workers = data.workers
         self.stream, self.seed = data.stream, seed
+        _check_augment(recipe, task, whole)
         novel = _novel(data, whole.num_classes)
-        known = (~_is_in(whole.targets, novel)).nonzero().squeeze(1)
-        train, held_out = train_validation_split(whole.targets[known], data.validation, seed)
+        if novel and task.classes(whole.targets) is None:
+            raise RecipeError(
+                f"data.novel_classes: rows have no classes under the task {recipe.task.name!r}; remove it"
+            )
+        known = (~_is_in(whole.targets, novel)).nonzero().squeeze(1) if novel else torch.arange(len(whole))
+        with locating(f"data.dataset ({data.dataset.name}): targets"):
+            strata = _strata(task, whole.targets[known])
+        train, held_out = train_validation_split(strata.clamp(min=0), data.validation, seed)
         rows, targets = known[train], whole.targets[known[train]]
-        shown = targets if data.labelled is None else few_labels(targets, data.labelled, seed)
-        labelled = (shown != IGNORE).nonzero().squeeze(1)
+        labelled = (strata[train] != IGNORE).nonzero().squeeze(1)
+        shown = targets
+        if data.labelled is not None:
+            with locating("data.labelled"):
+                labelled = (few_labels(strata[train], data.labelled, seed) != IGNORE).nonzero().squeeze(1)
+            shown = task.hidden(targets)
+            shown[labelled] = targets[labelled]
         augment = _augmenting(data.augment, seed)
         # views that are augmented alike are drawn apart
         also = {name: _augmenting(each.augment, seed + k) for k, (name, each) in enumerate(data.views.items(), start=1)}
@@ -83,16 +102,47 @@ class ExperimentData:
         if self.stream is not None:
             samples = SampleStream(dataset, phases=self.stream.phases, seed=self.seed)
             return DataLoader(samples, batch_size, num_workers=self.workers)
-        if scheme is not None and dataset.targets is not None:
-            batches = scheme.batches(dataset.targets, batch_size, len(self.all))
+        options: dict[str, Any] = {"num_workers": self.workers, "collate_fn": self.task.collate}
+        if scheme is not None and dataset.targets is not None and type(scheme).batches is not Scheme.batches:
+            classes = self.task.classes(dataset.targets)
+            if classes is None:
+                raise RecipeError(
+                    f"scheme: {type(scheme).__name__} puts rows of one class into a batch, and the task "
+                    f"{type(self.task).__name__} has no class for a row; take another scheme"
+                )
+            batches = scheme.batches(classes, batch_size, len(self.all))
             if batches is not None:
-                return DataLoader(dataset, batch_sampler=batches, num_workers=self.workers)
+                return DataLoader(dataset, batch_sampler=batches, **options)
         sampler = RandomSampler(dataset, num_samples=len(self.all))
-        return DataLoader(dataset, batch_size, sampler=sampler, num_workers=self.workers)
+        return DataLoader(dataset, batch_size, sampler=sampler, **options)
 
     def evaluation(self, dataset: Dataset[Batch]) -> DataLoader[Batch]:
         """A loader that goes through a set once, in order."""
-        return DataLoader(dataset, batch_size=500)
+        return DataLoader(dataset, batch_size=500, collate_fn=self.task.collate)
+
+
+def _strata(task: Task, targets: Tensor) -> Tensor:
+    """The class by which rows are balanced, ``-100`` of those without a label; 0 where the task has no classes."""
+    if (classes := task.classes(targets)) is not None:
+        return classes
+    known = task.labelled(targets).reshape(len(targets), -1).any(1)
+    return torch.where(known, 0, IGNORE)
+
+
+def _check_augment(recipe: Recipe, task: Task, data: Any) -> None:
+    """Checks that shifts and mirror images leave the targets right."""
+    if recipe.data.augment is None and all(view.augment is None for view in recipe.data.views.values()):
+        return
+    if len(data.input_shape) != 3:
+        raise RecipeError(
+            f"data.augment: it shifts and mirrors images [C, H, W], and the inputs have the shape "
+            f"{list(data.input_shape)}; remove it"
+        )
+    if task.responses.void or task.responses.form is Form.VALUES:
+        raise RecipeError(
+            f"data.augment: it shifts and mirrors inputs and not the targets of the task {recipe.task.name!r}, which "
+            "say where things are or how much there is; remove it"
+        )
 
 
 def _augmenting(section: Augment | None, seed: int) -> ShiftFlip | None:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from kdx.assistants.base import Assistant
 from kdx.errors import PlanError, RecipeError
-from kdx.experiment.components import check_component, locating, needs_of
+from kdx.experiment.components import check_component, locating, model_options_of, needs_of
 from kdx.experiment.recipe import Recipe, Train
 from kdx.options import problems
 from kdx.ref import Ref
@@ -122,7 +122,9 @@ def train_of(stage: Stage, recipe: Recipe) -> Train:
 def _check(stage: Stage, recipe: Recipe, plugins: Plugins) -> None:
     train_of(stage, recipe)
     if isinstance(stage.model, Ref):
-        check_component(f"stage {stage.name}: model", "model", stage.model, plugins)
+        check_component(
+            f"stage {stage.name}: model", "model", stage.model, plugins, given=model_options_of(recipe, plugins)
+        )
     scheme = stage.scheme or recipe.scheme
     target = check_component(f"stage {stage.name}: scheme", "scheme", scheme, plugins)
     for name, term in (stage.knowledge or {}).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from kdx.errors import RecipeError, nearest
-from kdx.experiment.components import SMOOTHED, check_component, needs_of
+from kdx.experiment.components import SMOOTHED, check_component, model_options_of, needs_of
 from kdx.experiment.recipe import Recipe
 from kdx.ref import Ref
 from kdx.registry import Plugins
@@ -20,14 +20,15 @@ def check_components(recipe: Recipe, plugins: Plugins) -> None:
         RecipeError: an option or a name is wrong, or a section is missing or unused.
     """
     check_component("data.dataset", "dataset", recipe.data.dataset, plugins)
-    check_component("student.model", "model", recipe.student.model, plugins)
+    given = model_options_of(recipe, plugins)
+    check_component("student.model", "model", recipe.student.model, plugins, given=given)
     if recipe.student.model.name == "derived" and (how := recipe.student.model.options.get("how")) is not None:
         check_component("student.model.how", "student", Ref.of(how), plugins)
     for name, section in recipe.all_teachers.items():
         path = "teacher" if section is recipe.teacher else f"teachers.{name}"
-        check_component(f"{path}.model", "model", section.model, plugins)
+        check_component(f"{path}.model", "model", section.model, plugins, given=given)
     for place, peer in enumerate(recipe.peers if isinstance(recipe.peers, list) else []):
-        check_component(f"peers.{place}", "model", peer, plugins)
+        check_component(f"peers.{place}", "model", peer, plugins, given=given)
     for name, term in recipe.knowledge.items():
         check_component(f"knowledge.{name}", "knowledge", term, plugins)
     _check_task(recipe, plugins)

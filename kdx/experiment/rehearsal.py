@@ -141,9 +141,16 @@ def _check_logits(assembly: Assembly, ref: Ref) -> None:
     """Runs a new model on one sample."""
     model = assembly.build(ref)
     with evaluating(model), torch.no_grad():
-        found = list(logits_of(call(model, assembly.example)).shape)
-    if found != (expected := [1, assembly.data.shape["num_classes"]]):
-        raise RecipeError(f"model ({ref.name}): expected logits {expected} for one sample of the data, got {found}")
+        outputs = logits_of(call(model, assembly.example))
+    width, found = assembly.data.shape["num_classes"], list(outputs.shape)
+    task, row = assembly.task, assembly.task.collate([assembly.data.test[0]])
+    where = f"model ({ref.name})"
+    if assembly.task.one_class and found != [1, width]:
+        raise RecipeError(f"{where}: expected logits {[1, width]} for one sample of the data, got {found}")
+    with locating(f"{where}: task"):
+        if outputs.dim() > 1 and outputs.shape[axis := task.responses.axis(outputs.shape)] != width:
+            raise ValueError(f"expected {width} outputs on axis {axis} for one sample of the data, got {found}")
+        task.check(outputs, row.targets)
 
 
 def _known(assembly: Assembly, *stages: str) -> bool:

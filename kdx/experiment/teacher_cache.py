@@ -57,7 +57,7 @@ class TeacherCache:
             "kdx": __version__,
             "model": _with_contents(stage.model.as_dict()),
             "code": [_code(plugins.load(*one)) for one in (("model", stage.model.name), ("task", recipe.task.name))],
-            "shape": data.shape,
+            "shape": data.shape | data.facts,
             # which labels the student may see and how rows are fetched are nothing to the teacher
             "data": recipe.data.model_dump(mode="json", exclude={"labelled", "workers"}),
             "rows": _fingerprint(data.all),
@@ -142,7 +142,9 @@ def _fingerprint(view: View) -> str:
     """A hash of a view's rows, labels and some of its pixels."""
     plain = View(view.dataset, view.indices, view.targets)
     digest = hashlib.sha256(_bytes(view.indices))
-    targets = view.targets if view.targets is not None else torch.as_tensor([row.targets for row in _rows(plain)])
+    targets = view.targets
+    if targets is None:
+        targets = torch.stack([torch.as_tensor(row.targets) for row in _rows(plain)])
     digest.update(_bytes(targets))
     for row in _rows(plain, SAMPLED):
         digest.update(_bytes(row.inputs))

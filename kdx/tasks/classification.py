@@ -97,7 +97,7 @@ class Classification(Task):
         """The number of samples (pixels, tokens) with a label, or the sum of their classes' weights."""
         labelled = self.labelled(targets)
         if targets.is_floating_point():
-            return labelled.select(self._axis(targets), 0).sum()
+            return labelled.select(self._axis(targets, soft=True), 0).sum()
         if self._weights is None:
             return labelled.sum()
         return torch.where(labelled, self._weights.on(targets)[targets.clamp(min=0)], 0.0).sum()
@@ -106,7 +106,7 @@ class Classification(Task):
     def labelled(self, targets: Tensor) -> Tensor:
         if not targets.is_floating_point():
             return targets != IGNORE
-        return (~targets.isnan()).all(self._axis(targets), keepdim=True).expand_as(targets)
+        return (~targets.isnan()).all(self._axis(targets, soft=True), keepdim=True).expand_as(targets)
 
     @override
     def classes(self, targets: Any) -> Tensor | None:
@@ -151,8 +151,13 @@ class Classification(Task):
     def _name(self) -> str:
         return type(self).__name__
 
-    def _axis(self, outputs: Tensor) -> int:
+    def _axis(self, outputs: Tensor, *, soft: bool = False) -> int:
         """The class axis of outputs or soft labels."""
+        if outputs.dim() < 2 and soft:
+            raise ValueError(
+                f"{self._name}: targets of floating point are soft labels [N, C], got shape {list(outputs.shape)}; "
+                "give int64 class numbers"
+            )
         if outputs.dim() == 3 and self.class_dim is None:
             raise ValueError(
                 f"{self._name}: outputs of shape {list(outputs.shape)} may be [N, L, C] or [N, C, L]; say which is "

@@ -1,0 +1,208 @@
+"""Recipes of every task: splits, hidden labels, the check of the models, runs from end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import kdx
+from kdx.errors import KdxError, RecipeError
+from kdx.experiment.data import ExperimentData
+from kdx.experiment.experiment import Experiment
+from kdx.experiment.recipe_files import check_recipe
+from kdx.hookspecs import hookimpl
+from kdx.spec import Spec
+
+pytestmark = pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning")
+ROWS, NAN = 60, float("nan")
+
+
+class Toy:
+    """Rows for a task: images, or ids of tokens, with targets that follow from them."""
+
+    model_options: ClassVar[tuple[str, ...]] = ("vocabulary",)
+    vocabulary = 7
+
+    def __init__(self, kind: str, split: str = "train") -> None:
+        draw = torch.Generator().manual_seed(len(split))
+        self.inputs = torch.randn(ROWS, 1, 4, 4, generator=draw)
+        self.input_shape: tuple[int, ...] = (1, 4, 4)
+        self.num_classes = 3
+        mean = self.inputs.flatten(1)
+        if kind == "pixels":
+            self.targets = torch.bucketize(self.inputs[:, 0], torch.tensor([-0.5, 0.5]))
+            self.targets[:, 0] = -100
+        elif kind == "labels":
+            self.targets = (mean[:, :3] > 0).float()
+            self.targets[0, 0] = NAN
+        elif kind == "yes or no":
+            self.num_classes, self.targets = 1, (mean[:, 0] > 0).long()
+        elif kind == "values":
+            self.num_classes, self.targets = 2, mean[:, :2] * 3
+            self.targets[0] = NAN
+        elif kind == "tokens":
+            self.inputs = torch.randint(1, self.vocabulary, (ROWS, 5), generator=draw)
+            self.inputs[::2, 3:] = 0
+            self.input_shape, self.targets = (5,), (self.inputs % 3).masked_fill(self.inputs == 0, -100)
+        else:
+            self.targets = mean.argmax(1) % 3
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, row: int) -> tuple[Any, Any]:
+        return self.inputs[row], self.targets[row]
+
+
+class Net(nn.Module):
+    """Outputs ``[N, *shape]`` from all inputs; ``each``: from every pixel by itself."""
+
+    def __init__(self, num_classes: int = 3, input_shape: tuple[int, ...] = (1, 4, 4), *, each: bool = False) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(1, num_classes, 1) if each else nn.Sequential(nn.Flatten(), nn.Linear(16, num_classes))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class Tagger(nn.Module):
+    """Outputs ``[N, L, C]`` from ids."""
+
+    def __init__(self, vocabulary: int, *, num_classes: int = 3, input_shape: tuple[int, ...] = (5,)) -> None:
+        super().__init__()
+        self.net = nn.Embedding(vocabulary, num_classes)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.fixture(autouse=True)
+def toys(plugged):
+    """Registers the components of this file."""
+
+    class Plugin:
+        @hookimpl
+        def kdx_datasets(self):
+            return [Spec("toy", f"{__name__}:Toy", "for a test")]
+
+        @hookimpl
+        def kdx_models(self):
+            return [Spec(name, f"{__name__}:{name.title()}", "for a test") for name in ("net", "tagger")]
+
+    plugged(Plugin(), "toys")
+
+
+TASKS = {
+    "segmentation": ("pixels", {"name": "net", "each": True}, "soft-targets"),
+    "multi-label": ("labels", "net", "sigmoid-targets"),
+    "binary": ("yes or no", "net", "sigmoid-targets"),
+    "regression": ("values", "net", "logits"),
+    "token-classification": ("tokens", "tagger", "soft-targets"),
+    "classification": ("classes", "net", "soft-targets"),
+}
+
+
+def recipe(task: str):
+    kind, model, knowledge = TASKS[task]
+    train = {"epochs": 2, "batch_size": 16, "optimizer": {"name": "AdamW", "lr": 0.1}}
+    given = {
+        "threads": 1,
+        "device": "cpu",
+        "data": {"dataset": {"name": "toy", "kind": kind}, "validation": 12, "labelled": 12},
+        "teacher": {"model": model, "train": train},
+        "student": {"model": model},
+        "task": {"name": task},
+        "knowledge": {"kd": knowledge},
+        "train": train,
+    }
+    return check_recipe(given)
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_a_recipe_of_every_task_runs(task: str, tmp_path: Path) -> None:
+    summary = kdx.run(recipe(task), folder=tmp_path / "run")
+    made = kdx.make("task", task)
+    quality = {name: stage["test"][summary["metric"]] for name, stage in summary["stages"].items()}
+    assert summary["metric"] == made.metric
+    difference = quality["distilled"] - quality["alone"]
+    wanted = 100 * difference if made.share else -difference
+    assert summary["gain"] == pytest.approx(wanted)
+    for name in quality:
+        history = kdx.observers.read_metrics(tmp_path / "run" / name / "metrics.jsonl")
+        key = f"eval/student/{made.metric}"
+        values = {row["epoch"]: row[key] for row in history if key in row}
+        best = (max if made.higher_is_better else min)(values.values())
+        assert values[summary["stages"][name]["epoch"]] == best
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_a_hidden_label_is_hidden_in_all_of_its_row(task: str) -> None:
+    data, made = ExperimentData(recipe(task)), kdx.make("task", task)
+    assert (len(data.all), len(data.few), len(data.labelled), len(data.validation)) == (48, 48, 12, 12)
+    shown = made.labelled(data.few.targets).reshape(48, -1).any(1)
+    assert int(shown.sum()) == 12
+    torch.testing.assert_close(data.few.targets[shown], data.all.targets[shown], equal_nan=True)
+    torch.testing.assert_close(data.labelled.targets, data.all.targets[shown], equal_nan=True)
+    assert data.few.targets.dtype == data.all.targets.dtype
+    assert not set(data.all.indices.tolist()) & set(data.validation.indices.tolist())
+    batch = next(iter(data.training(data.few, 16)))
+    assert batch.targets.dtype == data.all.targets.dtype
+    assert list(batch.targets.shape) == [16, *data.all.targets.shape[1:]]
+    places = [data.few.indices.tolist().index(row) for row in batch.index]
+    torch.testing.assert_close(batch.targets, data.few.targets[places], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "message"),
+    [
+        ("segmentation", "net", r"model \(net\): task: .*for outputs \[1, 3\] expected class"),
+        (
+            "regression",
+            {"name": "net", "each": True},
+            r"model \(net\): task: Regression: expected targets of",
+        ),
+        ("multi-label", {"name": "net", "each": True}, r"outputs \[1, 3, 4, 4\] and targets \[1, 3\]"),
+        ("binary", {"name": "net", "each": True}, r"one logit for each sample, .* got \[1, 1, 4, 4\]"),
+    ],
+)
+def test_a_model_that_does_not_suit_the_task_is_found_before_the_training(task, model, message, tmp_path) -> None:
+    wrong = check_recipe(recipe(task).dump() | {"student": {"model": model}})
+    with pytest.raises(KdxError, match=message):
+        Experiment(wrong, tmp_path / "run").run()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "message"),
+    [
+        ("segmentation", {"augment": {}}, "shifts and mirrors inputs and not the targets of the task 'segm"),
+        ("token-classification", {"augment": {}}, r"it shifts and mirrors images \[C, H, W\], .* \[5\]; remove it"),
+        (
+            "multi-label",
+            {"novel_classes": [1]},
+            "data.novel_classes: rows have no classes under the task 'multi-l",
+        ),
+    ],
+)
+def test_data_sections_that_do_not_suit_the_task_are_refused(task, data, message) -> None:
+    given = recipe(task).dump()
+    with pytest.raises(RecipeError, match=message):
+        ExperimentData(check_recipe(given | {"data": given["data"] | data}))
+
+
+def test_a_scheme_that_pairs_rows_of_one_class_needs_classes(tmp_path: Path) -> None:
+    given = recipe("segmentation").dump() | {"scheme": "cs-kd", "teacher": None, "knowledge": {}}
+    with pytest.raises(KdxError, match="puts rows of one class into a batch, and the task Segmentation has no class"):
+        Experiment(check_recipe(given), tmp_path / "run").run()
+
+
+def test_a_model_takes_what_the_data_set_says_and_no_recipe_gives_it() -> None:
+    given = recipe("token-classification").dump()
+    with pytest.raises(RecipeError, match="unknown option 'vocabulary'"):
+        check_recipe(given | {"student": {"model": {"name": "tagger", "vocabulary": 9}}})
+    assert ExperimentData(check_recipe(given)).facts == {"vocabulary": 7}
