@@ -308,7 +308,7 @@ class Taps:
         return tuple(name + suffix for name in names)
 
     def _hook(self, module: nn.Module, name: str, form: re.Match[str]) -> Callable[[], Any]:
-        """What puts the hook of one tap on its module."""
+        """Makes the function that puts the hook of one tap on its module."""
         record = functools.partial(self._record_affine if form["affine"] else self._record, name, form["item"])
         if form["end"]:
             hook = functools.partial(_record_input, record)

@@ -1,4 +1,4 @@
-"""What the modules that run say about the layout of the tensors they give."""
+"""Evidence of the layouts of tensors: the types of the modules that give them."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Evidence:
             self._given.setdefault(id(module), []).append((tensor.shape, axes))
 
     def _gives(self, module: nn.Module, kind: type, source: Tensor | None, tensor: Tensor) -> Axes | None:
-        """What the type of a module says of what it gave."""
+        """The axes of what a module gave, by its type."""
         if kind in FIRST:
             spatial = SPATIAL.get(kind)
             return CHANNELS_FIRST[tensor.dim()] if spatial is None or tensor.dim() == spatial + 2 else None
@@ -148,7 +148,7 @@ class Evidence:
         return None
 
     def _takes(self, module: nn.Module, kind: type, dims: int) -> Axes | None:
-        """What the type of a module says of what enters it."""
+        """The axes of what enters a module, by its type."""
         if kind in FIRST:
             spatial = SPATIAL.get(kind)
             return CHANNELS_FIRST.get(dims) if spatial is None or dims == spatial + 2 else None
@@ -160,11 +160,11 @@ class Evidence:
         return None
 
     def _taken_as(self, tensor: Tensor) -> set[Axes]:
-        """What the certain modules say that took in this very tensor."""
+        """The axes that the certain modules say that took in this very tensor."""
         return {axes for reference, axes in self._takers.get(id(tensor), ()) if reference() is tensor}
 
     def _inside(self, scope: nn.Module, tensor: Tensor) -> set[Axes]:
-        """What the certain modules inside a module say of this shape."""
+        """The axes that the certain modules inside a module say of this shape."""
         seen = {
             axes
             for module in scope.modules()

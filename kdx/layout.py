@@ -1,4 +1,4 @@
-"""What the axes of a feature mean."""
+"""Layouts: the meaning of a feature's axes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AXES: tuple[Axes, ...] = get_args(Axes)
 
 @dataclass(frozen=True)
 class Layout:
-    """What the axes of a feature mean, and for tokens where they lie.
+    """The meaning of a feature's axes, and of tokens the places where they lie.
 
     A vision transformer puts its tokens in this order: class tokens, registers, then the patches of the grid, row by
     row (DINOv2 with registers, https://arxiv.org/abs/2309.16588, does so too).

@@ -41,7 +41,9 @@ class Option:
     def type_name(self) -> str:
         """The annotation as a reader writes it."""
         shown = inspect.formatannotation(self.type)
-        return shown.replace("typing.", "").replace("collections.abc.", "")
+        for module in ("typing.", "collections.abc.", "kdx.tap."):
+            shown = shown.replace(module, "")
+        return shown
 
     @property
     def default_name(self) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
-__all__ = ["Tap", "TapName", "TapNames", "TapOptions", "Told"]
+__all__ = ["Tap", "TapName", "TapNames", "TapOptions", "Told", "tap_of", "taps_of"]
 
 
 class TapOptions(TypedDict, total=False):
-    """What a component can be told of the features it reads; see :class:`kdx.layout.Layout`.
+    """Options that say how the features are laid out that a component reads; see :class:`kdx.layout.Layout`.
 
     Args:
         layout: the axes of features whose module does not say them, as ``"nhwc"``; a tap's own option goes before it.
@@ -35,7 +35,7 @@ class TapOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Told:
-    """What a user said of a tensor; None where nothing was said. See :class:`TapOptions`.
+    """The layout of a tensor as far as a user said it; None where nothing was said. See :class:`TapOptions`.
 
     Raises:
         ValueError: axes that do not exist, or numbers out of range.
@@ -56,7 +56,7 @@ class Told:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], owner: type) -> Told:
-        """What a component's keyword options say.
+        """Reads a component's keyword options.
 
         Raises:
             TypeError: an option that the component does not have.
@@ -69,7 +69,7 @@ class Told:
 
     @property
     def given(self) -> dict[str, Any]:
-        """What was said, by name."""
+        """The options that were given, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -151,3 +151,13 @@ TapName = Tap | str
 
 TapNames = Tap | str | tuple[Tap | str, ...]
 """One tap or several."""
+
+
+def tap_of(value: TapName | Mapping[str, Any]) -> TapName:
+    """One tap: a name or a tap as it is, or what a recipe writes, see :meth:`Tap.of`."""
+    return value if isinstance(value, str) else Tap.of(value)
+
+
+def taps_of(value: TapNames | Mapping[str, Any] | Iterable[TapName | Mapping[str, Any]]) -> tuple[TapName, ...]:
+    """Taps of one or several, each as :func:`tap_of` takes it."""
+    return (tap_of(value),) if isinstance(value, str | Mapping) else tuple(tap_of(item) for item in value)

@@ -106,14 +106,16 @@ X, Y = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torc
 def offline(**options) -> kdx.Offline:
     """A convolutional student that returns dicts learns maps from the tokens of a transformer, and logits."""
     torch.manual_seed(0)
+    tokens = {"grid": (4, 4), "class_token": 1}
+    taps = {"student": ("stages.0[out]", "stages.1.blocks"), "teacher": ("blocks.0", "blocks.1.mlp")}
     return kdx.Offline(
         ConvNet(4),
         VisionTransformer(8, 2, output="dict"),
         student_output=lambda result: result["prediction"],
         knowledge={
             "kd": kdx.SoftTargets(2.0),
-            "hint": kdx.Hint(student=("stages.0[out]", "stages.1.blocks"), teacher=("blocks.0", "blocks.1.mlp")),
-            "at": AttentionTransfer(student="stages.1[down]", teacher="blocks.*.attn", pairing="uniform"),
+            "hint": kdx.Hint(**taps, **tokens),
+            "at": AttentionTransfer(student="stages.1[down]", teacher="blocks.*.attn", pairing="uniform", **tokens),
         },
         **options,
     )

@@ -116,7 +116,7 @@ class Comparison:
 
 
 def list_layers(model: nn.Module, inputs: Any) -> list[Layer]:
-    """The modules of a model that give a tensor ``[N, ...]`` with two to four dimensions, in the order they are done.
+    """The modules of a model that give a tensor ``[N, ...]`` with two to five dimensions, in the order they are done.
 
     Of modules that give the very same tensor (a block and its last part, what works in place and what it works on) the
     one that is done last stands for all; dropout and identities are left out. Nothing about the model changes.
@@ -140,7 +140,7 @@ def list_layers(model: nn.Module, inputs: Any) -> list[Layer]:
                 return
             if isinstance(value, tuple | list):
                 value = next((part for part in value if isinstance(part, Tensor)), None)
-            if isinstance(value, Tensor) and value.dim() in (2, 3, 4) and value.shape[0] == rows:
+            if isinstance(value, Tensor) and value.dim() in (2, 3, 4, 5) and value.shape[0] == rows:
                 found[:] = [item for item in found if item[2] is not value and item[0] != name]
                 found.append((name, module, value, counter.get_total_flops()))
 
@@ -224,7 +224,7 @@ def _ignore(_result: Any) -> Tensor:
 def _outer(layers: list[Layer], limit: int) -> list[Layer]:
     """The layers of all levels of nesting that fit; at least the outermost."""
     if not layers:
-        raise ValueError("a model has no module that gives a tensor [N, ...] of two to four dimensions to compare")
+        raise ValueError("a model has no module that gives a tensor [N, ...] of two to five dimensions to compare")
     deepest = max(layer.name.count(".") for layer in layers)
     for level in range(deepest, -1, -1):
         kept = [layer for layer in layers if layer.name.count(".") <= level]

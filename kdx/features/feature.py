@@ -120,7 +120,7 @@ class Feature:
         return self.tensor.movedim(-1, 1) if axes.endswith("c") else self.tensor
 
     def like(self, channels_first: Tensor) -> Feature:
-        """What :meth:`channels_first` would give, back in this feature's layout; a vector stays one."""
+        """A tensor as :meth:`channels_first` gives it, back in this feature's layout; a vector stays one."""
         if channels_first.dim() == 2:
             return Feature(channels_first, Layout("nc"), self.where)
         axes = self.layout.axes

@@ -53,8 +53,8 @@ class AttentionTransfer(PairedLayers):
     (``variant="code"``, weight 1000 in the common CIFAR-100 recipe, whose maps have 8x8 to 32x32 pixels; take much less
     for smaller maps) or ``1/2 ||q_s - q_t||_2`` averaged over the batch (``variant="paper"``), summed over pairs. No
     ``T^2``. Gradients reach the student. The loss does not change with the order of the channels or a positive factor
-    of a map. Maps of different size are average-pooled to the smaller; tokens are laid on their grid. Nothing is
-    learned.
+    of a map. Maps of different size are average-pooled to the smaller; tokens are laid on their grid where their
+    numbers differ. Nothing is learned.
 
     Args:
         student: taps of maps ``[N, C, H, W]``, from shallow to deep.

@@ -13,7 +13,7 @@ from kdx.capture import LOGITS, Captured
 from kdx.features.feature import Feature, read_features
 from kdx.losses import Count, LossTerm, Over
 from kdx.responses import Responses
-from kdx.tap import TapNames, TapOptions, Told
+from kdx.tap import TapNames, TapOptions, Told, taps_of
 
 __all__ = ["Knowledge"]
 
@@ -50,8 +50,8 @@ class Knowledge(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.told = Told.of(features, type(self))
-        self.student_taps = (student,) if isinstance(student, str) else tuple(student)
-        self.teacher_taps = (teacher,) if isinstance(teacher, str) else tuple(teacher)
+        self.student_taps: tuple[str, ...] = taps_of(student)
+        self.teacher_taps: tuple[str, ...] = taps_of(teacher)
         self.responses = Responses(form=None, void=None)
 
     def bind(self, responses: Responses) -> None:

@@ -44,9 +44,10 @@ class Hint(PairedLayers):
     """Squared error between adapted student features and teacher features: hint learning of FitNets.
 
     Loss: ``mean((r(F_s) - F_t)^2)`` (``variant="code"``) or ``1/2 ||r(F_s) - F_t||^2`` averaged over the batch
-    (``variant="paper"``), summed over pairs of layers; no ``T^2``. ``r`` is a 1x1 convolution (maps ``[N, C, H, W]``)
-    or a linear layer (vectors ``[N, D]`` and tokens ``[N, L, D]``), learned with the student; sizes are matched by
-    :func:`kdx.features.match`. Gradients reach the student and the adapters.
+    (``variant="paper"``), summed over pairs of layers; no ``T^2``. ``r`` is a convolution with kernel 1 over the
+    channels of maps ``[N, C, H, W]``, video, series ``[N, C, L]`` and tokens, or a linear layer for vectors ``[N, C]``,
+    learned with the student; sizes are matched by :func:`kdx.features.match`. Gradients reach the student and the
+    adapters.
 
     The paper trains in two stages: first only the layers up to the guided one, on the hint alone, then the whole
     student by knowledge distillation. The first stage is the scheme ``hint-stage``, followed by ``offline`` on the same

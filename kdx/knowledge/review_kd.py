@@ -68,7 +68,8 @@ class ReviewKD(Knowledge):
     The authors weigh it between 0.6 and 8 for CIFAR-100, depending on the models, with a linear warm-up of 20 epochs.
 
     Args:
-        student: taps from shallow to deep: maps, or tokens that lie on a grid; a vector counts as a map of one pixel.
+        student: taps from shallow to deep: maps ``[N, C, ...]``, or tokens that lie on a grid; a vector counts as a map
+            of one pixel.
         teacher: taps from shallow to deep, as many.
         channels: channels of the fusion, None for those above.
         **features: see :class:`kdx.tap.TapOptions`.

@@ -58,15 +58,15 @@ class VID(PairedLayers):
     """Negative log-likelihood of teacher features under a Gaussian predicted from the student, summed over pairs.
 
     Loss: ``1/2 [(mu_c(F_s) - F_t)^2 / var_c + log var_c]``, mean over all elements (``variant="code"``, weight 1 in the
-    common CIFAR-100 recipe) or sum over a sample's elements (``variant="paper"``); no ``T^2``. ``mu`` is three 1x1
-    convolutions (linear layers for tokens and vectors) with ReLU between them, ``var_c = softplus(a_c) + 1e-5`` starts
+    common CIFAR-100 recipe) or sum over a sample's elements (``variant="paper"``); no ``T^2``. ``mu`` is three
+    convolutions with kernel 1 (linear layers for vectors) with ReLU between, ``var_c = softplus(a_c) + 1e-5`` starts
     at ``variance`` = 5. Gradients reach the student, ``mu`` and ``a``; with a fixed variance this would be a mere
     scaled mean squared error. Sizes are matched by :func:`kdx.features.match`. ``"code"`` is the authors' loss
     as the RepDistiller benchmark has it; ``"paper"`` is minus the log-likelihood of a sample's feature, ``sum_n log
     sigma_n + (t_n - mu_n)^2 / (2 sigma_n^2)``, which weighs a layer by its number of elements.
 
     Args:
-        student: taps ``[N, C, H, W]``, ``[N, L, D]`` or ``[N, D]``, from shallow to deep.
+        student: taps of maps ``[N, C, ...]``, tokens or vectors, from shallow to deep.
         teacher: taps.
         pairing: see :data:`kdx.features.Strategy`.
         variance: the variance at the start, > 1e-5.

@@ -16,7 +16,7 @@ from kdx.knowledge.hint import Hint
 from kdx.losses import Mean
 from kdx.modes import evaluating
 from kdx.schemes.offline import Offline
-from kdx.tap import TapName, TapOptions
+from kdx.tap import TapName, TapOptions, tap_of
 from kdx.teachers import Teacher
 
 __all__ = ["HintStage"]
@@ -58,6 +58,7 @@ class HintStage(Offline):
         teacher_output: Callable[[Any], Tensor] | None = None,
         **features: Unpack[TapOptions],
     ) -> None:
+        student_layer = tap_of(student_layer)
         super().__init__(
             student,
             teacher,

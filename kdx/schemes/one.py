@@ -29,7 +29,7 @@ from kdx.schemes.base import (
     setup_components,
 )
 from kdx.schemes.parts.rest import Rest, modules_before
-from kdx.tap import TapName, TapOptions, Told
+from kdx.tap import TapName, TapOptions, Told, tap_of
 from kdx.tasks.classification import cross_entropy
 
 __all__ = ["ONE", "Gate", "NativeEnsemble"]
@@ -201,7 +201,7 @@ class ONE(Scheme):
             raise ValueError(f"branches must be 2 or more, the student's own included; got {branches}")
         check_choice("export", export, get_args(Export))
         self.export: Export = export
-        self.ensemble = NativeEnsemble(unwrap(student), split, branches, output=student_output, **features)
+        self.ensemble = NativeEnsemble(unwrap(student), tap_of(split), branches, output=student_output, **features)
         self.knowledge = nn.ModuleDict({f"branch{b}": own_copies(self.components) for b in range(branches)})
         for name, component in self._lesson(0).items():
             with naming(name):

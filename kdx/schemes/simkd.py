@@ -17,7 +17,7 @@ from kdx.features.feature import Feature, read_features
 from kdx.knowledge.simkd import SimKD as SimKDLoss
 from kdx.modes import evaluating, hold
 from kdx.schemes.offline import Offline
-from kdx.tap import TapName, TapOptions, Told
+from kdx.tap import TapName, TapOptions, Told, tap_of
 from kdx.teachers import Frozen, Teacher, as_teacher
 
 __all__ = ["ReusedClassifier", "SimKD"]
@@ -157,6 +157,7 @@ class SimKD(Offline):
         **features: Unpack[TapOptions],
     ) -> None:
         told = Told.of(features, type(self))
+        student_layer, teacher_layer = tap_of(student_layer), tap_of(teacher_layer)
         teacher = as_teacher(teacher, teacher_output)
         if not isinstance(teacher, Frozen):
             raise TypeError(f"teacher must be one model, whose classifier is reused; got {type(teacher).__name__}")

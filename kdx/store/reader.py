@@ -89,7 +89,7 @@ class Store:
 
     @property
     def _layouts(self) -> dict[str, Layout | UnknownLayout]:
-        """What the axes of the stored features mean, as far as the teacher's modules said when they were written."""
+        """The layouts of the stored features, as far as the teacher's modules said them when they were written."""
         said = self.manifest.layouts
         unsaid = UnknownLayout(f"the store {self.folder}, which does not say what its axes mean")
         features = (name for names in self.taps.values() for name in names if name != LOGITS)

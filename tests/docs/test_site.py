@@ -21,6 +21,7 @@ from kdx.cli.app import app
 from kdx.experiment.components import SUPPLIED
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe_files import check_recipe
+from kdx.options import options_of
 from kdx.registry import KINDS, default_plugins
 from tools.docs_pages import leaves, packages, pages
 
@@ -65,7 +66,7 @@ def test_every_component_stands_on_its_page_with_its_options(generated: dict[str
             section = generated[f"components/{kind}.md"].split(f"### {name}\n")[1].split("\n### ")[0]
             assert (found[0].spec.paper or "") in section, name
             target = plugins.load(kind, name)
-            for option in set(inspect.signature(target).parameters) - SUPPLIED.get(kind, frozenset()):
+            for option in {option.name for option in options_of(target)} - SUPPLIED.get(kind, frozenset()):
                 assert f"| `{option}` |" in section, f"{name}: {option}"
 
 

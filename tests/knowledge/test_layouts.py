@@ -30,6 +30,7 @@ from kdx.knowledge import (
     SimKD,
 )
 from kdx.layout import Layout, UnknownLayout
+from kdx.options import check_options
 from kdx.tap import Tap
 
 TAPS = {"student": ("a", "b"), "teacher": ("a", "b")}
@@ -245,3 +246,22 @@ def test_tokens_of_text_become_a_vector_as_somebody_said():
         hint.setup(s, t)
         expected = (hint.adapters[0](vector) - t["b"]).square().mean()
         assert hint(s, t, None).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_recipe_gives_options_to_taps_and_components():
+    hint = kdx.plugins().load("knowledge", "hint")
+    teacher = [{"tap": "a", "grid": [9, 16], "class_token": 1}, "b"]
+    checked = check_options("knowledge.h (hint)", hint, {"student": ["x", "y"], "teacher": teacher, "layout": "nhwc"})
+    assert checked["teacher"] == ("a", "b")
+    assert checked["teacher"][0].told.grid == (9, 16)
+    made = kdx.make("knowledge", "hint", student={"tap": "x", "layout": "ncl"}, teacher=teacher, grid=[3, 4])
+    assert made.student_taps[0].told.layout == "ncl"
+    assert made.teacher_taps[0].told.class_token == 1
+    assert made.told.grid == (3, 4)
+    for options, message in (
+        ({"teacher": {"tap": "a", "gird": [2, 2]}}, r"knowledge.h \(hint\).teacher: expected a tap .* the key 'gird'"),
+        ({"teacher": "a", "layout": "nchww"}, r"layout: .*'nchww'"),
+        ({"teacher": "a", "girdd": 3}, r"unknown option 'girdd'; did you mean 'grid'"),
+    ):
+        with pytest.raises(kdx.errors.RecipeError, match=message):
+            check_options("knowledge.h (hint)", hint, {"student": "x", **options})

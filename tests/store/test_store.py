@@ -21,9 +21,10 @@ from torch.utils.data import default_collate
 from kdx.batch import Batch
 from kdx.datasets import View
 from kdx.errors import StoreError
+from kdx.layout import Layout, UnknownLayout
 from kdx.store import Store, write_store
 from kdx.store.fingerprint import teacher_hash
-from kdx.teachers import Stored
+from kdx.teachers import Ensemble, Stored
 from tests.store.conftest import contents_of
 
 ROOT = Path(__file__).parents[2]
@@ -363,3 +364,25 @@ def test_an_index_that_is_no_list_of_samples_is_a_store_error(tmp_path, teacher,
     for ask in (store.read, store.digests, store.positions):
         with pytest.raises(StoreError, match=message):
             ask(index)
+
+
+def test_a_store_keeps_the_layouts_of_features_and_one_without_them_leaves_them_unknown(
+    tmp_path, teacher, view
+) -> None:
+    index = torch.tensor([7, 30])
+    store = write_store(tmp_path, teacher, view, what=["logits", "features:norm", "features:r?lu"])
+    assert store.read(index).layouts == {"norm": Layout("nchw"), "relu": Layout("nchw")}
+    ensemble = Ensemble({"one": Stored(store), "two": Stored(store)})
+    batch = Batch(view_inputs(view, index), index=index)
+    assert ensemble(batch).layouts["two/norm"] == Layout("nchw")
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["layouts"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    found = Store(tmp_path).read(index).layouts["norm"]
+    assert isinstance(found, UnknownLayout)
+    assert "which does not say what its axes mean" in found.giver
+
+
+def view_inputs(view, index: torch.Tensor) -> torch.Tensor:
+    rows = view.indices.tolist()
+    return torch.stack([view[rows.index(row)].inputs for row in index.tolist()])

@@ -18,7 +18,7 @@ from kdx.modes import evaluating
 from kdx.schemes.base import KnowledgeTerms, Task, components_in, own_copies, setup_components
 from kdx.schemes.one_student import OneStudent
 from kdx.schemes.parts.depths import find_stages
-from kdx.tap import TapName, TapOptions, Told
+from kdx.tap import TapName, TapOptions, Told, taps_of
 
 __all__ = ["SelfLayers"]
 
@@ -60,7 +60,7 @@ class SelfLayers(OneStudent):
                     )
         if stages is not None and len(stages) < 2:
             raise ValueError(f"stages must name at least two modules, from shallow to deep; got {list(stages)}")
-        self.stages: tuple[TapName, ...] = () if stages is None else tuple(stages)
+        self.stages: tuple[TapName, ...] = () if stages is None else taps_of(stages)
         self.taps.add(self.stages)
         self._set_up = False
 
@@ -101,7 +101,7 @@ class SelfLayers(OneStudent):
         return components_in(self.knowledge[f"lesson{lesson}"])
 
     def stage_features(self, captured: Captured) -> list[Feature]:
-        """What each stage gave, with its layout."""
+        """The feature of each stage, with its layout."""
         return read_features(captured, self.stages, told=self.told, who=f"{type(self).__name__}: the stage")
 
     def captured(self, batch: Batch) -> Captured:
