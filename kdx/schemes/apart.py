@@ -1,4 +1,4 @@
-"""What is frozen and what is trained must share no memory, and what is trained must be trainable."""
+"""Checks that frozen teachers and trained models share no memory, and that what is trained can be trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the data set behind a loader says of its samples: how many there are, and of which classes."""
+"""Facts about the samples of the data set behind a loader: how many there are, and of which classes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def dataset_labels(loader: Iterable[Any]) -> Tensor | None:
 
 
 def _rows(data: Any) -> tuple[Tensor, Tensor] | None:
-    """What ``batch.index`` is of every sample of a data set, and its class; None where it does not say."""
+    """The ``batch.index`` of every sample of a data set, and its class; None where it does not say."""
     inner, indices = getattr(data, "dataset", None), getattr(data, "indices", None)
     if not isinstance(inner, Dataset):
         targets = _classes(data, len(data)) if isinstance(data, Sized) else None

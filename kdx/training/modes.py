@@ -1,4 +1,4 @@
-"""Which modules of a student stay in evaluation mode while it is trained: those that the user put into it."""
+"""Modules of a student that stay in evaluation mode while it is trained: those that the user put into it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run puts on a scheme and its models, taken off again however it ends."""
+"""Takes off what a run puts on a scheme and its models, however it ends."""
 
 from __future__ import annotations
 

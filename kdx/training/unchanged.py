@@ -65,6 +65,6 @@ def _refuse(name: str, changed: list[str]) -> None:
 
 
 def _marks(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Which tensor each name is, and how often it was written to."""
+    """For each name the tensor that it is, and how often that was written to."""
     named = (*model.named_parameters(), *model.named_buffers())
     return {clean_name(name): (id(each), 0 if each.is_inference() else each._version) for name, each in named}
