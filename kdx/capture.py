@@ -19,6 +19,7 @@ from kdx.blame import blaming
 from kdx.errors import CaptureError, nearest
 from kdx.evidence import Evidence
 from kdx.inference import usable
+from kdx.items import ITEMS, item_of
 from kdx.layout import Layout, UnknownLayout
 
 __all__ = ["LOGITS", "Captured", "Provenance", "Taps", "call", "clean_name", "hooks_removed", "logits_of", "unwrap"]
@@ -26,7 +27,7 @@ __all__ = ["LOGITS", "Captured", "Provenance", "Taps", "call", "clean_name", "ho
 LOGITS = "logits"
 """The tap that is the model's own output."""
 
-_TAP = re.compile(r"(?P<module>[^:\[\]]+)(?P<end>:input)?(\[(?P<item>\w+)\])?(?P<affine>:affine)?")
+_TAP = re.compile(r"(?P<module>[^:\[\]]+)(?P<end>:input)?(?P<item>" + ITEMS + r")?(?P<affine>:affine)?")
 _GLOB = re.compile(r"[*?]")
 
 
@@ -141,10 +142,11 @@ class Taps:
 
     A tap is a module name as in ``model.named_modules()`` (``layer3.1.conv2``), with these forms:
 
-    - ``logits``: the model's output;
+    - ``logits``: the model's output; ``logits[depth]``: one item of all that it returns;
     - ``blocks.*.attn``: a glob, ``*`` and ``?`` within one level, ``**`` over any number of levels;
     - ``fc:input``: what enters the module instead of what leaves it;
-    - ``encoder.layer.3[1]`` or ``[name]``: one item of a module that returns a tuple or mapping; without it the
+    - ``encoder.layer.3[1]``, ``[name]``, ``detect[1][0]``: one item of a module that returns a tuple, a mapping or an
+      object with attributes, nested as it may be; digits that are a key are quoted, ``backbone['0']``; without it the
       first tensor of a tuple is taken;
     - ``bn1:affine``, ``relu:input:affine``: not the tensor there but weight and bias, ``[2, C]``, of the BatchNorm that
       ran last before it, the tapped one itself included.
@@ -158,8 +160,8 @@ class Taps:
     Args:
         model: any ``nn.Module``; wrappers of DDP and torch.compile are looked through.
         names: taps to capture.
-        output: gets what the model returns and gives the logits; only for models whose output is neither a tensor
-            nor has ``logits``.
+        output: gets what the model returns and gives the logits, or names the item that they are, as ``"[1][0]"``; only
+            for models whose output is neither a tensor nor has ``logits``.
 
     Raises:
         CaptureError: a name matches no module (the near ones are listed), or the model is already compiled; in a call,
@@ -167,10 +169,15 @@ class Taps:
     """
 
     def __init__(
-        self, model: nn.Module, names: Iterable[str] = (LOGITS,), *, output: Callable[[Any], Tensor] | None = None
+        self,
+        model: nn.Module,
+        names: Iterable[str] = (LOGITS,),
+        *,
+        output: Callable[[Any], Tensor] | str | None = None,
     ) -> None:
         self.model = model
-        self.output = output
+        self.output = _reader(output) if isinstance(output, str) else output
+        self._items: dict[str, str] = {}
         self.patterns: dict[str, tuple[str, ...]] = {}
         self._values: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
@@ -185,7 +192,7 @@ class Taps:
         """Captures more taps from now on."""
         for tap in names:
             if tap not in self.patterns:
-                self.patterns[tap] = (LOGITS,) if tap == LOGITS else self._resolve(tap)
+                self.patterns[tap] = (LOGITS,) if tap == LOGITS else self._item(tap) or self._resolve(tap)
 
     def __call__(self, inputs: Any) -> Captured:
         """Runs the model and returns what the taps saw, with their graph.
@@ -203,6 +210,7 @@ class Taps:
                 result = self._run(inputs)
         values, self._values = self._values, {}
         values[LOGITS] = self.output(result) if self.output is not None else logits_of(result)
+        values |= {tap: _pick(tap, item, result) for tap, item in self._items.items()}
         if missed := [name for names in self.patterns.values() for name in names if name not in values]:
             raise CaptureError(
                 f"tapped modules {missed} did not run in the forward pass, so they have no output to distil; "
@@ -265,7 +273,9 @@ class Taps:
 
     def _unseen(self) -> list[str]:
         """Features whose layout no pass has told yet."""
-        features = (name for names in self.patterns.values() for name in names if name != LOGITS)
+        features = (
+            name for names in self.patterns.values() for name in names if name != LOGITS and name not in self._items
+        )
         return [name for name in features if name not in self._layouts and not name.endswith(":affine")]
 
     def _evidence(self) -> Evidence | None:
@@ -279,6 +289,14 @@ class Taps:
             form = _TAP.fullmatch(name)
             assert form is not None  # checked when the tap was added
             self._layouts[name] = evidence.layout_of(values[name], form["module"], entering=form["end"] is not None)
+
+    def _item(self, tap: str) -> tuple[str, ...] | None:
+        """A tap that is one item of what the model returns, None for one in the model."""
+        form = _TAP.fullmatch(tap)
+        if form is None or form["module"] != LOGITS or form["item"] is None or hasattr(unwrap(self.model), LOGITS):
+            return None
+        self._items[str(tap)] = form["item"]
+        return (str(tap),)
 
     def _resolve(self, tap: str) -> tuple[str, ...]:
         form = _TAP.fullmatch(tap)
@@ -349,6 +367,21 @@ def hooks_removed() -> Iterator[None]:
             _STAYING.discard(taps)
 
 
+def _reader(path: str) -> Callable[[Any], Tensor]:
+    """Reads the item of a model's output that a path names.
+
+    Raises:
+        ValueError: it is no path.
+    """
+    if re.fullmatch(ITEMS, path) is None:
+        raise ValueError(f"output: expected the path of an item, as '[1][0]' or '[depth]', or a callable, got {path!r}")
+    return functools.partial(_read, path)
+
+
+def _read(path: str, result: Any) -> Tensor:
+    return _pick(f"output{path}", path, result)
+
+
 def _record_input(record: Callable[[Any], None], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     record(args or tuple(kwargs.values()))
 
@@ -360,11 +393,10 @@ def _record_output(record: Callable[[Any], None], _module: nn.Module, _args: Any
 def _pick(name: str, item: str | None, value: Any) -> Tensor:
     found = value
     if item is not None:
-        key: Any = int(item) if item.isdigit() else item
         try:
-            found = value[key]
-        except (KeyError, IndexError, TypeError) as error:
-            raise CaptureError(f"tap {name!r}: the module gave {type(value).__name__} without item {key!r}") from error
+            found = item_of(value, item)
+        except KeyError as error:
+            raise CaptureError(f"tap {name!r}: the module gave {error.args[0]}") from error
     elif isinstance(value, tuple | list):
         found = next((part for part in value if isinstance(part, Tensor)), None)
     if isinstance(found, Tensor):

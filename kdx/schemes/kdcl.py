@@ -54,6 +54,7 @@ class KDCL(Mutual):
         seed: of the views.
         views: ``(inputs, peer) -> inputs`` instead of shift and flip, for other augmentation or data; it draws from
             torch's generator.
+        peer_outputs: see :class:`kdx.Mutual`.
 
     Raises:
         ValueError: fewer than two peers; views without ``batch.index`` or of inputs that are no images.
@@ -80,9 +81,11 @@ class KDCL(Mutual):
         flip: float = 0.5,
         seed: int = 0,
         views: Callable[[Any, int], Any] | None = None,
+        peer_outputs: Sequence[Callable[[Any], Tensor] | str | None] | None = None,
     ) -> None:
         check_choice("ensemble", ensemble, get_args(Rule))
-        super().__init__(peers, task=task, knowledge=knowledge or {"kd": SoftTargets(2.0)})
+        knowledge = knowledge or {"kd": SoftTargets(2.0)}
+        super().__init__(peers, task=task, knowledge=knowledge, peer_outputs=peer_outputs)
         self.rule: Rule = ensemble
         self.views = views
         self._augment = [ShiftFlip(shift, flip, seed=seed * len(peers) + peer) for peer in range(len(peers))]

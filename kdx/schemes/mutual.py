@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch, Sight
@@ -54,6 +54,8 @@ class Mutual(Scheme):
             and stores are not shared.
         updates: ``"simultaneous"`` or ``"alternating"`` (K times the passes).
         peer_views: for each peer which inputs it sees in training, see :meth:`kdx.Batch.seen`; None: all the same.
+        peer_outputs: for each peer what of its output the logits are, see ``output`` of :class:`kdx.Taps`; None: the
+            usual ways for all.
 
     Raises:
         ValueError: fewer than two different peers, or another kind of updates.
@@ -77,6 +79,7 @@ class Mutual(Scheme):
         knowledge: KnowledgeTerms | None = None,
         updates: Updates = "simultaneous",
         peer_views: Sequence[Sight] | None = None,
+        peer_outputs: Sequence[Callable[[Any], Tensor] | str | None] | None = None,
     ) -> None:
         super().__init__(task=task, knowledge=knowledge)
         if len(peers) < 2 or len({id(peer) for peer in peers}) < len(peers):
@@ -87,7 +90,10 @@ class Mutual(Scheme):
         self._sights = [None] * len(peers) if peer_views is None else list(peer_views)
         self.peers = nn.ModuleList(peers)
         self.updates: Updates = updates
-        self.taps = [Taps(peer) for peer in peers]
+        if peer_outputs is not None and len(peer_outputs) != len(peers):
+            raise ValueError(f"peer_outputs must have one for each of the {len(peers)} peers, got {len(peer_outputs)}")
+        outputs = peer_outputs or [None] * len(peers)
+        self.taps = [Taps(peer, output=output) for peer, output in zip(peers, outputs, strict=True)]
         self.knowledge = nn.ModuleDict(
             {
                 f"{learner}<-{source}": own_copies(components)
@@ -102,6 +108,10 @@ class Mutual(Scheme):
                     self.taps[learner].add(component.student_taps)
                     for teacher in [self.taps[int(source)]] if source.isdecimal() else self.taps:
                         teacher.add(component.teacher_taps)
+
+    @override
+    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
+        return self.taps[list(self.students).index(student)].output
 
     def sources(self, learner: int, components: Mapping[str, Knowledge]) -> dict[str, Mapping[str, Knowledge]]:
         """Who teaches a peer, and what: the number of another peer, or a name that :meth:`answers` knows."""

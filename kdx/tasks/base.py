@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -48,8 +48,6 @@ class Task(ABC):
     """Whether outputs are logits ``[N, C]`` and targets class numbers, as prequential tests need them."""
     relational: ClassVar[bool] = False
     """Whether the loss compares samples with each other, so that parts of a batch do not add up to the whole."""
-    output: str | Callable[[Any], Tensor] | None = None
-    """Which part of what a model returns the outputs are, as :class:`kdx.Taps` takes it; None: the usual ways."""
 
     @property
     def responses(self) -> Responses:
