@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kdx import rng
+from kdx.batch import Batch
 from kdx.capture import call, logits_of
 from kdx.datasets.view import View
 from kdx.errors import RecipeError
@@ -19,20 +20,25 @@ from kdx.experiment.components import locating
 from kdx.experiment.plan import train_of
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.stage_store import store_section, write_stage_store
+from kdx.losses import Losses
 from kdx.modes import evaluating
 from kdx.ref import Ref
 from kdx.schemes.base import Scheme
 from kdx.stage import Produced, Stage
 from kdx.teachers import Stored
+from kdx.training.batches import first_batch
 from kdx.training.checkpoint import load_weights
-from kdx.training.loop import run_length
+from kdx.training.loop import run_length, set_up
 from kdx.training.optim import make_optimizer, make_schedule
 from kdx.training.phases import Phases
+from kdx.training.tryout import Tryout
 
 __all__ = ["rehearse", "rehearse_store"]
 
 ROWS = 2
 """Training rows of which a store is written."""
+TRIED = 8
+"""Training rows on which a scheme is tried."""
 
 
 def rehearse(assembly: Assembly) -> None:
@@ -42,7 +48,7 @@ def rehearse(assembly: Assembly) -> None:
 
     Raises:
         RecipeError: a model, a scheme, a knowledge component, an optimizer or a schedule refuses its options; a model
-            gives no logits for the data.
+            gives no logits for the data; a term teaches nothing (:class:`kdx.training.tryout.Tryout`).
         KdxError: a tap that there is not, outputs that cannot be stored, weights that cannot be loaded.
     """
     with TemporaryDirectory() as folder, rng.isolated():
@@ -129,12 +135,34 @@ def _build_training(assembly: Assembly, stage: Stage, scheme: Scheme | None) -> 
     with locating(f"stage {stage.name}: train"):
         batches = assembly.batches(stage, scheme)
         epochs, steps = run_length(batches, None if train.steps else train.epochs, train.steps, train.accumulate)
-        if scheme is not None and scheme.ready:
-            Phases(scheme, train.optimizer, train.schedule, steps=steps, epochs=epochs)
+        if scheme is None:
+            optimizer = make_optimizer(train.optimizer, [nn.Parameter(torch.zeros(1))])
+            make_schedule(train.schedule, optimizer, steps=steps, epochs=epochs)
             return
-        trained = scheme.parameters() if scheme else [nn.Parameter(torch.zeros(1))]
-        optimizer = make_optimizer(train.optimizer, trained)
-        make_schedule(train.schedule, optimizer, steps=steps, epochs=epochs)
+    stored = any(isinstance(part, Stored) for part in scheme.modules())  # of too few rows for a batch
+    with locating(f"stage {stage.name}"):
+        if stored and not scheme.ready:
+            return
+        set_up(scheme, batches, torch.device("cpu"))
+    with locating(f"stage {stage.name}: train"):
+        phases = Phases(scheme, train.optimizer, train.schedule, steps=steps, epochs=epochs)
+    if not stored:
+        with locating(f"stage {stage.name}"):
+            _try(scheme.train(), phases, Batch.of(first_batch(batches)))
+
+
+def _try(scheme: Scheme, phases: Phases, batch: Batch) -> None:
+    """Tries a few rows, as :func:`kdx.fit` tries the first batch when the stage's turn has come."""
+
+    def losses(batch: Batch, phase: str | None) -> Losses:
+        found: Losses = scheme(batch) if phase is None else scheme(batch, phase)
+        return found
+
+    if type(scheme).batches is Scheme.batches:  # else rows belong together
+        batch = batch.at(slice(TRIED))
+    scheme.epoch_start(0, 1)
+    scheme.advance(0, 1)
+    Tryout(scheme, phases.phases, losses, again=False).first(batch)
 
 
 def _check_logits(assembly: Assembly, ref: Ref) -> None:

@@ -43,7 +43,7 @@ from kdx.training.state import State
 from kdx.training.tryout import Tryout
 from kdx.training.unchanged import UnchangedTeachers
 
-__all__ = ["fit", "run_length"]
+__all__ = ["fit", "run_length", "set_up"]
 
 
 @restoring
@@ -166,7 +166,7 @@ def fit(
 
     scheme.to(accelerator.device)
     with rng.isolated():
-        _set_up(scheme, train, accelerator)
+        set_up(scheme, train, accelerator.device)
     frozen = UnchangedTeachers(run)
     phases = Phases(scheme, optimizer, schedule, steps=total_steps, epochs=epochs)
     engine = phases.prepare(accelerator, scheme)
@@ -245,26 +245,23 @@ def _check(scheme: Scheme, accelerator: Accelerator, *, compile: bool, log_gradi
 
 
 def _tryout(scheme: Scheme, phases: Phases, *, alone: bool, unused_parameters: bool) -> Tryout:
-    whole = not alone and not unused_parameters and not scheme.skips
-    return Tryout(scheme, phases.phases, functools.partial(_losses, scheme, scheme), again=alone, whole=whole)
-
-
-def _check_ranks(scheme: Scheme, accelerator: Accelerator) -> None:
-    if len(scheme.phases) > 1 and accelerator.num_processes > 1:
+    if len(phases) > 1 and not alone:
         raise ValueError(
             f"{type(scheme).__name__} trains its parts in turn, and data parallelism waits for gradients of all; use "
             "one process, or simultaneous updates"
         )
+    whole = not alone and not unused_parameters and not scheme.skips
+    return Tryout(scheme, phases.phases, functools.partial(_losses, scheme, scheme), again=alone, whole=whole)
 
 
-def _set_up(scheme: Scheme, train: Iterable[Any], accelerator: Accelerator) -> None:
+def set_up(scheme: Scheme, train: Iterable[Any], device: torch.device) -> None:
+    """Tells a scheme the facts of the training data, and lets it build what depends on the models' shapes."""
     if (samples := dataset_size(train)) is not None:
         scheme.dataset_size(samples)
     if (labels := dataset_labels(train)) is not None:
         scheme.dataset_labels(labels)
     if not scheme.ready:
-        scheme.setup(Batch.of(first_batch(train)).to(accelerator.device))
-    _check_ranks(scheme, accelerator)
+        scheme.setup(Batch.of(first_batch(train)).to(device))
 
 
 def run_length(

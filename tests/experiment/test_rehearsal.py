@@ -127,6 +127,19 @@ def test_of_a_student_made_from_its_trained_teacher_everything_but_the_student_i
     assert (tmp_path / "run").exists() == (not change)
 
 
+@pytest.mark.parametrize(
+    "scheme", [{"name": "offline"}, {"name": "mutual"}, {"name": "cs-kd"}, {"name": "ema-teacher"}]
+)
+def test_every_stage_is_tried_on_a_few_rows(scheme, monkeypatch, tmp_path: Path) -> None:
+    compare = kdx.SoftTargets.compare
+    monkeypatch.setattr(kdx.SoftTargets, "compare", lambda self, outputs: compare(self, outputs).detach())
+    parts = {} if scheme["name"] == "offline" else {"teacher": None}
+    knowledge = {"kd": {"name": "soft-targets"}}
+    with pytest.raises(RecipeError, match=r"stage distilled: .*knowledge 'kd' \(SoftTargets\) teaches nothing"):
+        Experiment(recipe(scheme=scheme, knowledge=knowledge, **parts), tmp_path / "run", [NoStep()]).run()
+    assert not (tmp_path / "run").exists()
+
+
 def test_weights_that_a_later_teacher_shall_be_loaded_from_are_looked_at_first(tmp_path: Path) -> None:
     small = {"model": {"name": "mlp"}, "weights": "nowhere.safetensors"}
     given = recipe(scheme={"name": "dense-guidance"}, teachers={"small": small})

@@ -80,6 +80,6 @@ def test_ofd_takes_its_margins_from_the_teachers_batchnorm(fashion_folder: Path,
     original = OFD.build
     monkeypatch.setattr(OFD, "build", lambda self, pairs: (original(self, pairs), seen.append(self.connectors[0])))
     kdx.run("fashion-offline", folder=tmp_path / "run", report=False, **SHORT, **overrides)
-    assert torch.equal(seen[0].margin.cpu(), batchnorm_margin(teacher.stage1.norm1))
+    assert torch.equal(seen[-1].margin.cpu(), batchnorm_margin(teacher.stage1.norm1))
     lines = (tmp_path / "run" / "distilled" / "metrics.jsonl").read_text().splitlines()
     assert any(json.loads(line).get("term/ofd", 0) > 0 for line in lines)
