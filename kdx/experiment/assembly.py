@@ -16,7 +16,7 @@ from kdx import rng
 from kdx.analysis.flops import count_flops
 from kdx.batch import Batch
 from kdx.datasets.view import View
-from kdx.experiment.components import SMOOTHED, locating, needs_of, task_of
+from kdx.experiment.components import SMOOTHED, check_void, locating, needs_of, task_of
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.plan import train_of
 from kdx.experiment.recipe import Recipe
@@ -163,7 +163,10 @@ class Assembly:
         made = {}
         for name, term in (self.recipe.knowledge if stage.knowledge is None else stage.knowledge).items():
             with locating(f"stage {stage.name}: knowledge.{name} ({term.name})"):
-                made[name] = (term.weight, self.plugins.make("knowledge", term))
+                component = self.plugins.make("knowledge", term)
+                if self._rows(stage) == "few":
+                    check_void(self.recipe, self.task, component)
+                made[name] = (term.weight, component)
         return made
 
     def stored(self, teacher: str) -> Stored:
@@ -172,11 +175,14 @@ class Assembly:
 
     def batches(self, stage: Stage, scheme: Scheme | None) -> DataLoader[Batch]:
         """The training batches of a stage; a scheme may put them together in its own way."""
-        rows = stage.rows or {"teacher": "all", "assistant": "few", "distilled": "few"}.get(stage.role, "labelled")
-        data: View = getattr(self.data, rows)
+        data: View = getattr(self.data, self._rows(stage))
         if views := store_views(self.recipe, stage.teachers):
             data = data.cycling(views)
         return self.data.training(data, train_of(stage, self.recipe).batch_size, scheme)
+
+    def _rows(self, stage: Stage) -> str:
+        """Which rows of the data a stage trains on: ``all``, ``few`` or ``labelled``."""
+        return stage.rows or {"teacher": "all", "assistant": "few", "distilled": "few"}.get(stage.role, "labelled")
 
     def _new(self, ref: Ref, shape: Mapping[str, Any]) -> nn.Module:
         with locating(f"model ({ref.name})"):
@@ -208,6 +214,8 @@ class Assembly:
         given = {name: make() for name, make in parts.items() if name in needs}
         with locating(f"stage {stage.name}: scheme ({ref.name})"):
             scheme: Scheme = target(**given, **ref.options)
+            if self._rows(stage) == "few":
+                check_void(self.recipe, self.task, scheme)  # its default knowledge
         return scheme
 
     def _peers(self, stage: Stage) -> list[Ref]:

@@ -13,10 +13,21 @@ from kdx.ref import Ref
 from kdx.registry import Kind, Plugins
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from kdx.experiment.recipe import Recipe
     from kdx.tasks import Task
 
-__all__ = ["SMOOTHED", "SUPPLIED", "check_component", "locating", "model_options_of", "needs_of", "task_of"]
+__all__ = [
+    "SMOOTHED",
+    "SUPPLIED",
+    "check_component",
+    "check_void",
+    "locating",
+    "model_options_of",
+    "needs_of",
+    "task_of",
+]
 
 NEEDS = frozenset({"student", "teacher", "teachers", "peers", "task", "knowledge", "qualities"})
 """Parts that a scheme may name in its signature and that an experiment builds for it, see
@@ -91,3 +102,32 @@ def check_component(
     check_options(where, target, component.options, supplied=supplied | given)
     check_takes(where, target, () if kind == "scheme" else supplied)  # a scheme gets what its signature names
     return target
+
+
+def check_void(recipe: Recipe, task: Task, part: nn.Module) -> None:
+    """Checks that knowledge on outputs says what it makes of hidden labels where the task calls them void.
+
+    ``data.labelled`` hides a label as ``-100``. To a task with void elements that is a place where no teacher teaches,
+    so knowledge that follows the task would learn nothing on the very rows whose labels are hidden.
+
+    Args:
+        recipe: its ``data.labelled`` hides labels.
+        task: that of the recipe.
+        part: knowledge, or a scheme with knowledge of its own.
+
+    Raises:
+        ValueError: ``void`` of a component in it is to be given.
+    """
+    from kdx.capture import LOGITS
+    from kdx.knowledge.response import Response
+
+    if recipe.data.labelled is None or not task.responses.void:
+        return
+    for component in part.modules():
+        if isinstance(component, Response) and component.void is None and component.student_taps == (LOGITS,):
+            raise ValueError(
+                f"{type(component).__name__}: data.labelled hides labels as -100, which to the task "
+                f"{recipe.task.name!r} is void, where no teacher teaches: write void: false to be taught wherever the "
+                "target is -100 (on rows without labels, and on borders and padding too), or void: true to be taught "
+                "on the labels that are shown alone"
+            )

@@ -14,6 +14,7 @@ from kdx.errors import KdxError, RecipeError
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.experiment import Experiment
 from kdx.experiment.recipe_files import check_recipe
+from kdx.experiment.rehearsal import rehearse
 from kdx.hookspecs import hookimpl
 from kdx.spec import Spec
 
@@ -116,7 +117,7 @@ def recipe(task: str):
         "teacher": {"model": model, "train": train},
         "student": {"model": model},
         "task": {"name": task},
-        "knowledge": {"kd": knowledge},
+        "knowledge": {"kd": {"name": knowledge, "void": False} if kind in ("pixels", "tokens") else knowledge},
         "train": train,
     }
     return check_recipe(given)
@@ -195,8 +196,36 @@ def test_data_sections_that_do_not_suit_the_task_are_refused(task, data, message
         ExperimentData(check_recipe(given | {"data": given["data"] | data}))
 
 
+@pytest.mark.parametrize("task", ["segmentation", "token-classification"])
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"knowledge": {"kd": "soft-targets"}}, r"knowledge\.kd \(soft-targets\): SoftTargets"),
+        (
+            {"knowledge": {"kd": {"name": "logit-standardisation", "around": "jsd"}}},
+            r"knowledge\.kd \(logit-standardisation\): JSD",
+        ),
+        ({"scheme": "ema-teacher", "teacher": None, "knowledge": None}, r"scheme \(ema-teacher\): SoftTargets"),
+        (
+            {"assistant": "born-again", "teacher": None, "knowledge": {"kd": "logits"}},
+            r"knowledge\.kd \(logits\): Logits",
+        ),
+    ],
+)
+def test_hidden_labels_are_not_taken_for_void(task: str, change: dict, where: str, tmp_path: Path) -> None:
+    """A hidden label is -100, as void is: whether the teacher teaches there is said, or asked for."""
+    given = {key: value for key, value in (recipe(task).dump() | change).items() if value is not None}
+    asked = rf"stage \S+: {where}: data.labelled hides labels as -100, which to the task '{task}' is void"
+    with pytest.raises(RecipeError, match=asked):
+        Experiment(check_recipe(given), tmp_path / "run").run()
+    assert not (tmp_path / "run").exists()
+    whole = check_recipe(given | {"data": given["data"] | {"labelled": None}, "controls": []})
+    rehearse(Experiment(whole, tmp_path / "whole").assembly)
+
+
 def test_a_scheme_that_pairs_rows_of_one_class_needs_classes(tmp_path: Path) -> None:
     given = recipe("segmentation").dump() | {"scheme": "cs-kd", "teacher": None, "knowledge": {}}
+    given["data"]["labelled"] = None
     with pytest.raises(KdxError, match="puts rows of one class into a batch, and the task Segmentation has no class"):
         Experiment(check_recipe(given), tmp_path / "run").run()
 
