@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kdx.datasets.fashion import FashionMnist as FashionMnist
     from kdx.datasets.images import ImageSet as ImageSet
     from kdx.datasets.noise import symmetric_noise as symmetric_noise
+    from kdx.datasets.resized import Resized as Resized
     from kdx.datasets.sample_stream import SampleStream as SampleStream
     from kdx.datasets.samplers import SameClassPairs as SameClassPairs
     from kdx.datasets.scenes import ComposedScenes as ComposedScenes
@@ -36,6 +37,7 @@ else:
             "kdx.datasets.fashion": ["FashionMnist"],
             "kdx.datasets.images": ["ImageSet"],
             "kdx.datasets.noise": ["symmetric_noise"],
+            "kdx.datasets.resized": ["Resized"],
             "kdx.datasets.sample_stream": ["SampleStream"],
             "kdx.datasets.samplers": ["SameClassPairs"],
             "kdx.datasets.scenes": ["ComposedScenes"],

@@ -97,20 +97,30 @@ class Assembly:
             self._data = ExperimentData(self.recipe, self.plugins)
         return self._data
 
+    def data_of(self, stage: str) -> ExperimentData:
+        """The rows as the model of a stage takes them: a teacher of a view with inputs of its own takes those."""
+        section = self.recipe.all_teachers.get(stage)
+        return self.data.seen(section.view if section else None)
+
     @functools.cached_property
     def example(self) -> Any:
         """The inputs of one test row, as a batch."""
-        return self.task.example(self.data.test[0])
+        return self.example_of("")
 
-    def build(self, ref: Ref) -> nn.Module:
-        """A new model for the shapes of the data."""
-        return self._new(ref, self.data.shape)
+    def example_of(self, stage: str) -> Any:
+        """The inputs of one test row, as a batch for the model of a stage."""
+        return self.task.example(self.data_of(stage).test[0])
+
+    def build(self, ref: Ref, stage: str = "") -> nn.Module:
+        """A new model for the shapes of the data, as a stage takes them."""
+        data = self.data_of(stage)
+        return self._new(ref, data.shape, data.facts)
 
     def parameters(self, ref: Ref) -> int:
         """The number of parameters of a model for the shapes of the data."""
-        shape = self.data.shape  # read outside, as no data can be read on that device
+        data = self.data  # read outside, as no data can be read on that device
         with torch.device("meta"), rng.isolated():
-            return sum(parameter.numel() for parameter in self._new(ref, shape).parameters())
+            return sum(parameter.numel() for parameter in self._new(ref, data.shape, data.facts).parameters())
 
     def flops(self, ref: Ref) -> int:
         """Operations of one forward pass of a model on one sample."""
@@ -124,7 +134,7 @@ class Assembly:
 
     def model(self, stage: str) -> nn.Module:
         """The model of a stage with its trained weights, if it has any."""
-        model = self.build(self.ref(stage))
+        model = self.build(self.ref(stage), stage)
         if weights := self.source.weights(stage):
             load_weights(model, weights)
         return model
@@ -139,7 +149,7 @@ class Assembly:
 
     def student(self, stage: Stage) -> nn.Module:
         """The model that a stage trains, with the weights that it starts from."""
-        student, weights = self.build(self.ref(stage.name)), self.recipe.student.weights
+        student, weights = self.build(self.ref(stage.name), stage.name), self.recipe.student.weights
         if isinstance(stage.model, Structure):
             if start := self._produced(stage, stage.model).weights:
                 student.load_state_dict(dict(start))
@@ -175,19 +185,20 @@ class Assembly:
 
     def batches(self, stage: Stage, scheme: Scheme | None) -> DataLoader[Batch]:
         """The training batches of a stage; a scheme may put them together in its own way."""
-        data: View = getattr(self.data, self._rows(stage))
+        source = self.data_of(stage.name)
+        data: View = getattr(source, self._rows(stage))
         if views := store_views(self.recipe, stage.teachers):
             data = data.cycling(views)
-        return self.data.training(data, train_of(stage, self.recipe).batch_size, scheme)
+        return source.training(data, train_of(stage, self.recipe).batch_size, scheme)
 
     def _rows(self, stage: Stage) -> str:
         """Which rows of the data a stage trains on: ``all``, ``few`` or ``labelled``."""
         return stage.rows or {"teacher": "all", "assistant": "few", "distilled": "few"}.get(stage.role, "labelled")
 
-    def _new(self, ref: Ref, shape: Mapping[str, Any]) -> nn.Module:
+    def _new(self, ref: Ref, shape: Mapping[str, Any], known: Mapping[str, Any]) -> nn.Module:
         with locating(f"model ({ref.name})"):
             parameters = inspect.signature(self.plugins.load("model", ref.name)).parameters
-            facts = {name: value for name, value in self.data.facts.items() if name in parameters}
+            facts = {name: value for name, value in known.items() if name in parameters}
             model: nn.Module = self.plugins.make("model", ref, **shape, **facts)
         return model
 
@@ -230,14 +241,18 @@ class Assembly:
     def _teacher(self, name: str, *, along: bool) -> Teacher | nn.Module:
         """A frozen teacher from its stage, or a new model that the scheme trains along."""
         if along:
-            section = self.recipe.all_teachers[name]
-            model = self.build(section.model)
-            if section.weights:
-                load_weights(model, section.weights)
+            trained = self.recipe.all_teachers[name]
+            model = self.build(trained.model)
+            if trained.weights:
+                load_weights(model, trained.weights)
             return model
         if store_section(self.recipe, name):
             return self.stored(name)
-        return _frozen(self.model(name), self.recipe.all_teachers.get(name, self.recipe.teacher))
+        section = self.recipe.all_teachers.get(name, self.recipe.teacher)
+        view = section.view if section else None
+        if name not in self.recipe.all_teachers and self.data.seen(view) is not self.data:
+            view = None  # an assistant is taught on the student's inputs
+        return _frozen(self.model(name), section, view=view)
 
     def _produced(self, stage: Stage, structure: Structure) -> Produced:
         """The model that a structure is made into: once, then as the source kept it."""
@@ -258,8 +273,8 @@ class Assembly:
         return produced
 
 
-def _frozen(model: nn.Module, section: TeacherSection | None) -> Frozen:
+def _frozen(model: nn.Module, section: TeacherSection | None, *, view: str | None) -> Frozen:
     if section is None:
         return Frozen(model)
     dtype = DTYPES[section.dtype] if section.dtype else None
-    return Frozen(model, train_mode=section.batch_statistics, dtype=dtype, device=section.device, view=section.view)
+    return Frozen(model, train_mode=section.batch_statistics, dtype=dtype, device=section.device, view=view)

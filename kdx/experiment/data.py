@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +13,13 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
 from kdx.batch import IGNORE, Batch
 from kdx.datasets.augment import ShiftFlip
 from kdx.datasets.contract import check_dataset
+from kdx.datasets.resized import Resized
 from kdx.datasets.sample_stream import SampleStream
 from kdx.datasets.splits import few_labels, train_validation_split
-from kdx.datasets.view import View
+from kdx.datasets.view import Transform, View
 from kdx.errors import RecipeError
 from kdx.experiment.components import locating, task_of
-from kdx.experiment.recipe import Augment, Data, Recipe
+from kdx.experiment.recipe import Augment, Data, Recipe, ViewSection
 from kdx.registry import Plugins, default_plugins
 from kdx.responses import Form
 from kdx.schemes.base import Scheme
@@ -56,11 +59,12 @@ class ExperimentData:
                 made[split] = plugins.make("dataset", data.dataset, split=split)
                 check_dataset(made[split])
         whole = made["train"]
+        sights = {name: _others(name, each, made, plugins) for name, each in data.views.items() if each.own_inputs}
         self.task = task = task_of(recipe, plugins)
         with locating(f"task ({recipe.task.name})"):
             width = task.outputs(whole.num_classes)
         self.shape = {"num_classes": width, "input_shape": whole.input_shape}
-        self.facts = {name: getattr(whole, name) for name in getattr(whole, "model_options", ())}
+        self.facts = _facts(whole)
         self.workers = data.workers
         self.stream, self.seed = data.stream, seed
         _check_augment(recipe, task, whole)
@@ -83,16 +87,38 @@ class ExperimentData:
             shown[labelled] = targets[labelled]
         augment = _augmenting(data.augment, seed)
         # views that are augmented alike are drawn apart
-        also = {name: _augmenting(each.augment, seed + k) for k, (name, each) in enumerate(data.views.items(), start=1)}
+        also: dict[str, Transform | None] = {
+            name: _Rows(sights[name]["train"]) if name in sights else _augmenting(each.augment, seed + k)
+            for k, (name, each) in enumerate(data.views.items(), start=1)
+        }
         self.all = View(whole, rows, targets, transform=augment, also=also)
         self.few = View(whole, rows, shown, transform=augment, also=also)
         self.labelled = View(whole, rows[labelled], targets[labelled], transform=augment, also=also)
         self.validation = View(whole, known[held_out])
-        self.test: Dataset[Batch] = View(made["test"])
-        if novel:
-            self.test = ConcatDataset(
-                [View(made[split], _is_in(made[split].targets, novel).nonzero().squeeze(1)) for split in made]
-            )
+        self.test = self._test(made, novel)
+        self._seen = {name: self._as_seen(own, novel) for name, own in sights.items()}
+
+    def seen(self, view: str | None) -> ExperimentData:
+        """The same rows as the inputs of a view; these themselves where the view differs in the training rows alone."""
+        return self._seen.get(view or "", self)
+
+    def _as_seen(self, own: Mapping[str, Any], novel: list[int]) -> ExperimentData:
+        """The same rows with the inputs of other data sets of the same samples, by split."""
+        found, train = copy.copy(self), own["train"]
+        found.shape = {**self.shape, "input_shape": train.input_shape}
+        found.facts = _facts(train)
+        for name in ("all", "few", "labelled", "validation"):
+            rows: View = getattr(self, name)
+            setattr(found, name, View(train, rows.indices, rows.targets, transform=rows.transform))
+        found.test = self._test(own, novel)
+        return found
+
+    def _test(self, made: Mapping[str, Any], novel: list[int]) -> Dataset[Batch]:
+        if not novel:
+            return View(made["test"])
+        return ConcatDataset(
+            [View(made[split], _is_in(made[split].targets, novel).nonzero().squeeze(1)) for split in made]
+        )
 
     def training(self, dataset: View, batch_size: int, scheme: Scheme | None = None) -> DataLoader[Batch]:
         """A loader whose epoch has as many rows whatever the set, so that all arms take the same number of steps.
@@ -119,6 +145,40 @@ class ExperimentData:
     def evaluation(self, dataset: Dataset[Batch]) -> DataLoader[Batch]:
         """A loader that goes through a set once, in order."""
         return DataLoader(dataset, batch_size=500, collate_fn=self.task.collate)
+
+
+class _Rows:
+    """The inputs of another data set of the same samples, as a view's transform."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __call__(self, inputs: Tensor, index: Tensor, epoch: int) -> Tensor:
+        return torch.stack([self.dataset[row][0] for row in index.tolist()])
+
+
+def _others(name: str, view: ViewSection, made: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
+    """The data sets of a view whose inputs are its own, by split: the same samples in the same order."""
+    found: dict[str, Any] = {}
+    for split, dataset in made.items():
+        with locating(f"data.views.{name}"):
+            if view.size is not None:
+                found[split] = Resized(dataset, view.size)
+                continue
+            assert view.dataset is not None
+            found[split] = other = plugins.make("dataset", view.dataset, split=split)
+            check_dataset(other)
+            if len(other) != len(dataset) or not torch.equal(other.targets, dataset.targets):
+                raise ValueError(
+                    f"{view.dataset.name} has {len(other)} rows of split {split!r}, and data.dataset {len(dataset)}, "
+                    "or other targets: a view shows the same samples in the same order; give both the same options"
+                )
+    return found
+
+
+def _facts(dataset: Any) -> dict[str, Any]:
+    """The further attributes of a data set for the models that take them."""
+    return {name: getattr(dataset, name) for name in getattr(dataset, "model_options", ())}
 
 
 def _strata(task: Task, targets: Tensor) -> Tensor:

@@ -27,9 +27,30 @@ class Augment(_Section):
 
 
 class ViewSection(_Section):
-    """A further view of each training row, for a teacher or peers to see beside the student's inputs."""
+    """A further view of each row, for a teacher or peers to see beside the student's inputs.
+
+    With ``augment`` it differs in the training rows alone. With ``dataset`` or ``size`` it is another input in every
+    row: a teacher of this view is trained and evaluated on it too.
+    """
 
     augment: Augment | None = Field(None, description="its own augmentation; null: the rows as they are")
+    dataset: Ref | None = Field(
+        None, description="a data set of the same samples in the same order, as another tokenisation of the texts"
+    )
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="height and width that the images are resized to"
+    )
+
+    @property
+    def own_inputs(self) -> bool:
+        """Whether its inputs are others than the student's in every row."""
+        return self.dataset is not None or self.size is not None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ViewSection:
+        if sum(each is not None for each in (self.augment, self.dataset, self.size)) > 1:
+            raise ValueError("a view has augment, dataset or size, and not several of them; name two views")
+        return self
 
 
 class StreamSection(_Section):
@@ -110,7 +131,7 @@ class Teacher(_Section):
     view: str | None = Field(
         None,
         description="which of data.views it sees while teaching; null: what the student sees. It is trained on "
-        "data.augment all the same",
+        "it where the view has a dataset or size, else on data.augment",
     )
     reuse: bool = Field(
         True,

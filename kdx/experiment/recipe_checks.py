@@ -84,10 +84,22 @@ def _check_views(recipe: Recipe, *, trained_along: bool) -> None:
                 f"{path}: scheme {recipe.scheme.name!r} trains the teacher along and is told of the view itself: write "
                 f"scheme.teacher_view={section.view}"
             )
+    derived = recipe.student.model.name == "derived"
+    own = {name for name, view in recipe.data.views.items() if view.own_inputs}
+    if derived and any(section.view in own for section in recipe.all_teachers.values()):
+        raise RecipeError(
+            "student.model: a student derived from its teacher takes the teacher's inputs, and the teacher's view has "
+            "inputs of its own; write a model for the student, or remove teacher.view"
+        )
     for path, views in asked.items():
         for view in views if isinstance(views, list) else [views]:
             if view is not None and view not in recipe.data.views:
                 raise RecipeError(f"{path}: data.views has no {view!r}; {nearest(str(view), recipe.data.views)}")
+            if view in own and path.startswith("scheme."):
+                raise RecipeError(
+                    f"{path}: the view {view!r} has inputs of its own, and what the scheme trains is evaluated on the "
+                    "student's; give it to a teacher that is trained before: teacher.view"
+                )
 
 
 def _check_assistant(recipe: Recipe, name: str, plugins: Plugins) -> None:

@@ -52,7 +52,7 @@ def rehearse(assembly: Assembly) -> None:
         KdxError: a tap that there is not, outputs that cannot be stored, weights that cannot be loaded.
     """
     with TemporaryDirectory() as folder, rng.isolated():
-        untrained, seen = _untrained(assembly, folder), set[Ref]()
+        untrained, seen = _untrained(assembly, folder), set[tuple[Ref, int]]()
         for stage in untrained.stages.values():
             _build_stage(untrained, stage, seen)
 
@@ -109,14 +109,14 @@ class _Untrained:
         return Stored(write_stage_store(self.recipe, few, model, one_view, self.folder / teacher, class_dim))
 
 
-def _build_stage(assembly: Assembly, stage: Stage, seen: set[Ref]) -> None:
+def _build_stage(assembly: Assembly, stage: Stage, seen: set[tuple[Ref, int]]) -> None:
     """Builds the models, the scheme, the batches, the optimizers and the schedules of a stage, as far as known."""
     scheme = None
     if _known(assembly, stage.name, *stage.teachers):
         ref = assembly.ref(stage.name)
-        if ref not in seen:
-            _check_logits(assembly, ref)
-            seen.add(ref)
+        if (ref, id(assembly.data_of(stage.name))) not in seen:
+            _check_logits(assembly, ref, stage.name)
+            seen.add((ref, id(assembly.data_of(stage.name))))
         scheme = assembly.scheme(stage)
     elif stage.role in ("assistant", "distilled"):
         assembly.knowledge(stage)
@@ -165,11 +165,11 @@ def _try(scheme: Scheme, phases: Phases, batch: Batch) -> None:
     Tryout(scheme, phases.phases, losses, again=False).first(batch)
 
 
-def _check_logits(assembly: Assembly, ref: Ref) -> None:
+def _check_logits(assembly: Assembly, ref: Ref, stage: str) -> None:
     """Runs a new model on one sample."""
-    model = assembly.build(ref)
+    model = assembly.build(ref, stage)
     with evaluating(model), torch.no_grad():
-        outputs = logits_of(call(model, assembly.example))
+        outputs = logits_of(call(model, assembly.example_of(stage)))
     width, found = assembly.data.shape["num_classes"], list(outputs.shape)
     task, row = assembly.task, assembly.task.collate([assembly.data.test[0]])
     where = f"model ({ref.name})"

@@ -57,7 +57,7 @@ class StageRunner:
         """Runs one stage, or reads its result if it is finished."""
         if self.folder.finished(stage.name):
             return self.folder.result(stage.name)
-        data, model = self.assembly.data, self.assembly.ref(stage.name)
+        data, model = self.assembly.data_of(stage.name), self.assembly.ref(stage.name)
         set_seed(self.recipe.seed + stage.seed)
         scheme = self.assembly.scheme(stage)
         name, student = next(iter(scheme.students.items()))
@@ -74,7 +74,7 @@ class StageRunner:
                 peer: evaluation.evaluate(each, loader, metrics=self.task.metrics, output=scheme.output_of(peer))
                 for peer, each in scheme.students.items()
             }
-        result |= measure_cost(student, self.assembly.example).as_dict()
+        result |= measure_cost(student, self.assembly.example_of(stage.name)).as_dict()
         result |= {"weights": f"{stage.name}/{name}.safetensors"}
         self.folder.finish(stage.name, result)
         return result
@@ -92,7 +92,7 @@ class StageRunner:
             return {}
         kept = None
         if section and section.reuse and isinstance(stage.model, Ref):
-            kept = self.cache.entry(stage, self.recipe, self.assembly.data, self.assembly.plugins)
+            kept = self.cache.entry(stage, self.recipe, self.assembly.data_of(stage.name), self.assembly.plugins)
             if found := kept.load(student, self.notify):
                 export_weights(student, weights)
                 self.notify(f"{stage.name}: trained before with the same model, data, training and seed; from {found}")
@@ -117,14 +117,14 @@ class StageRunner:
         return result
 
     def _fit(self, stage: Stage, scheme: Scheme) -> Run:
-        train = train_of(stage, self.recipe)
+        train, data = train_of(stage, self.recipe), self.assembly.data_of(stage.name)
         return fit(
             scheme,
             self.assembly.batches(stage, scheme),
             epochs=None if train.steps else train.epochs,
             steps=train.steps,
             prequential=self.recipe.data.stream is not None,
-            evaluate=self.assembly.data.evaluation(self.assembly.data.validation),
+            evaluate=data.evaluation(data.validation),
             metrics=self.task.metrics,
             select=Quality.of(self.task).select if stage.select else None,
             optimizer=train.optimizer,
