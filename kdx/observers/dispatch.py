@@ -106,8 +106,6 @@ class Observers:
         except PluginError:
             raise
         except Exception as error:
-            origin = origin_of(implementation.plugin)
-            raise PluginError(
-                f"observer {implementation.plugin_name!r}{f' of {origin}' if origin else ''} failed in {event}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+            name, origin = implementation.plugin_name, origin_of(implementation.plugin)
+            shown = f" of {origin}" if origin and origin != name else ""
+            raise PluginError(f"observer {name!r}{shown} failed in {event}: {type(error).__name__}: {error}") from error
