@@ -56,9 +56,10 @@ class Knowledge(nn.Module, ABC):
 
     def bind(self, responses: Responses) -> None:
         """Receives what the task of the scheme says of the outputs; an option of the component goes before it."""
+        self.responses = responses
         for part in self.modules():
-            if isinstance(part, Knowledge):
-                part.responses = responses
+            if isinstance(part, Knowledge) and part is not self:
+                part.bind(responses)
 
     def student_features(self, captured: Captured, taps: Iterable[str] | None = None) -> list[Feature]:
         """The student's features at its taps, or at those given, each with its layout as far as it is known."""

@@ -60,7 +60,8 @@ class Response(Knowledge):
     on, as in :func:`torch.nn.functional.cross_entropy`); the task of the scheme, or ``class_dim``, says so where they
     lie otherwise. The loss is a mean over their elements: samples, tokens or pixels. Where the task's target is
     ``-100``, the teacher teaches if that means "no label", as in classification, and does not if it means "nothing
-    there", as in segmentation and token classification; ``void`` goes before what the task says.
+    there", as in segmentation and token classification; ``void`` goes before what the task says. The same holds for an
+    element whose soft labels, targets of the outputs' shape, are all NaN.
 
     A subclass writes :meth:`compare`.
 
@@ -112,8 +113,8 @@ class Response(Knowledge):
         if self.over is not Over.ROWS or self.mean_over_samples is False:
             return self.over
         dim = self.axis(outputs.shape)
-        if self._mask(outputs, dim, batch.targets) is not None:
-            return Over.LABELLED
+        if (mask := self._mask(outputs, dim, batch.targets)) is not None:
+            return Over.LABELLED if _class_numbers(batch.targets) else mask.sum()
         if outputs.dim() == 2:
             return Over.ROWS
         return Over.ELEMENTS if _class_numbers(batch.targets) else outputs.numel() // max(1, outputs.shape[dim])
@@ -138,11 +139,14 @@ class Response(Knowledge):
     def _mask(self, outputs: Tensor, dim: int, targets: Any) -> Tensor | None:
         """True where the teacher teaches, None for everywhere."""
         void = self.responses.void if self.void is None else self.void
-        if not _class_numbers(targets) or self.student_taps != (LOGITS,):
+        if not isinstance(targets, Tensor) or targets.dtype == torch.bool or self.student_taps != (LOGITS,):
             return None
         elements = outputs.shape[:dim] + outputs.shape[dim + 1 :]
+        known = (targets != IGNORE) & ~targets.isnan()
+        if targets.shape == outputs.shape:  # soft labels, or labels of their own
+            return known.any(dim) if void else None
         if targets.shape != elements:
-            if void or (outputs.dim() > 2 and targets.dim() > 1):
+            if void or (outputs.dim() > 2 and targets.dim() > 1 and _class_numbers(targets)):
                 raise ValueError(_misfit(outputs, dim, targets))
             return None
         if void is None and outputs.dim() > 2 and not torch.compiler.is_compiling() and bool((targets == IGNORE).any()):
@@ -151,7 +155,7 @@ class Response(Knowledge):
                 "say whether the teacher teaches there: write void=True (nothing is there: a border, padding) or "
                 "void=False (there is no label), or take a task that says it, such as segmentation"
             )
-        return targets != IGNORE if void else None
+        return known if void else None
 
 
 def class_axis(student: Tensor, teacher: Tensor, class_dim: int | None = None, *, softmax: bool = True) -> int:

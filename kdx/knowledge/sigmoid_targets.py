@@ -91,15 +91,15 @@ class SigmoidTargets(Response):
 
     @override
     def outputs(self, student: Captured, teacher: Captured, batch: Batch | None) -> Outputs:
-        s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
-        if s.dim() == t.dim() == 1:  # yes or no
-            student = Captured({self.student_taps[0]: s[:, None]})
-            teacher = Captured({self.teacher_taps[0]: t[:, None]})
+        (s,), (t,) = self.student_taps, self.teacher_taps
+        if student[s].dim() == teacher[t].dim() == 1:
+            student, teacher = _with_label_axis(student, s), _with_label_axis(teacher, t)
         return super().outputs(student, teacher, batch)
 
     @override
     def mean_over(self, student: Captured, batch: Batch) -> Over | Count:
-        return Over.ROWS if student[self.student_taps[0]].dim() == 1 else super().mean_over(student, batch)
+        (tap,) = self.student_taps
+        return super().mean_over(_with_label_axis(student, tap) if student[tap].dim() == 1 else student, batch)
 
     @override
     def compare(self, outputs: Outputs) -> Tensor:
@@ -109,3 +109,8 @@ class SigmoidTargets(Response):
     @override
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"
+
+
+def _with_label_axis(captured: Captured, tap: str) -> Captured:
+    """Outputs ``[N]`` of yes and no as ``[N, 1]``."""
+    return Captured({tap: captured[tap][:, None]})

@@ -106,6 +106,7 @@ class DenseGuidance(OneStudent):
         self._passes = 0
         check_apart(self)
         for name, teacher in self._teachers().items():
+            teacher.bind(self.responses)
             teacher.share_taps(self.taps)
             tap_components(self._components_of(name), self.taps, teacher)
 

@@ -85,4 +85,3 @@ class MultiTeacher(Offline):
             weights = qualities
         combined = Ensemble(teachers, weights=weights, over=over, temperature=temperature)
         super().__init__(student, combined, task=task, knowledge=knowledge, student_output=student_output)
-        combined.responses = self.responses

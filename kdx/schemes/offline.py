@@ -67,6 +67,7 @@ class Offline(OneStudent):
         if student is teacher:
             raise ValueError("student and teacher are one module; the teacher would be trained. Pass a copy")
         self.teacher = as_teacher(teacher, teacher_output, teacher_view)
+        self.teacher.bind(self.responses)
         self.teacher.share_taps(self.taps)
         check_apart(self)
         tap_components(self.components, self.taps, self.teacher)

@@ -75,6 +75,7 @@ class Residual(Scheme):
             )
         self.pair = student
         self.teacher = as_teacher(teacher, teacher_output)
+        self.teacher.bind(self.responses)
         self.residual_weight = weight
         self.taps = Taps(student, ("student", "assistant", LOGITS))
         if shared := shared_memory(

@@ -13,6 +13,7 @@ from typing_extensions import override
 from kdx.batch import Batch, Sight
 from kdx.capture import Captured, Taps
 from kdx.modes import hold
+from kdx.responses import Responses
 
 __all__ = ["ModelTeacher", "Teacher"]
 
@@ -46,6 +47,9 @@ class Teacher(nn.Module, ABC):
 
     def share_taps(self, taps: Taps) -> None:  # most teachers are not part of the student
         """Receives the student's taps, before :meth:`tap`; a teacher inside the student captures through them."""
+
+    def bind(self, responses: Responses) -> None:  # most teachers only hand outputs on
+        """Receives what the task of the scheme says of the outputs; an option of the teacher goes before it."""
 
     def captured_for(self, batch: Batch, student: Captured) -> Captured:
         """The captured tensors, once the student has run on the batch; a teacher inside the student reads its pass."""

@@ -43,8 +43,8 @@ class Ensemble(Teacher):
             ``"confidence"``: per row, see :func:`confidence`; needs labels, rows without one weigh equally.
         over: what is averaged.
         temperature: T for ``over="probabilities"``.
-        class_dim: axis of the classes in the logits; None: axis 1 of ``[N, C]`` and ``[N, C, d1, d2, ...]``, the last
-            of ``[N, L, C]`` (see :class:`kdx.responses.Responses`).
+        class_dim: axis of the classes in the logits; None: what the task of the scheme says, else axis 1 of ``[N, C]``
+            and ``[N, C, d1, d2, ...]`` and the last of ``[N, L, C]`` (see :class:`kdx.responses.Responses`).
 
     Raises:
         ValueError: fewer than two teachers, weights that do not fit, a name with '/' or '.' in it.
@@ -87,6 +87,7 @@ class Ensemble(Teacher):
         self.teachers = nn.ModuleDict({name: as_teacher(teacher) for name, teacher in teachers.items()})
         self.per_row = weights == "confidence"
         self.over = over
+        self.class_dim = class_dim
         self.responses = Responses(class_dim=class_dim)
         self.temperature = float(temperature)
         self.register_buffer("constant", _shares(list(teachers), weights), persistent=False)
@@ -100,6 +101,13 @@ class Ensemble(Teacher):
     @override
     def teaches(self) -> bool:
         return all(member.teaches for member in self.members.values())
+
+    @override
+    def bind(self, responses: Responses) -> None:
+        if self.class_dim is None:
+            self.responses = responses
+        for member in self.members.values():
+            member.bind(responses)
 
     @override
     def share_taps(self, taps: Taps) -> None:

@@ -10,12 +10,22 @@ from torch import nn
 import kdx
 from kdx.batch import Batch
 from kdx.capture import Captured
-from kdx.knowledge import DIST, DKD, JSD, HardTargets, Logits, LogitStandardisation, ReverseKL, SoftTargets
+from kdx.knowledge import (
+    DIST,
+    DKD,
+    JSD,
+    HardTargets,
+    Logits,
+    LogitStandardisation,
+    ReverseKL,
+    SigmoidTargets,
+    SoftTargets,
+)
 from kdx.knowledge.response import Outputs
 from kdx.losses import Over
 from kdx.responses import Form, Responses
 from kdx.schemes.task_count import responses_of
-from kdx.tasks import Classification, Embedding
+from kdx.tasks import Classification, Embedding, MultiLabel
 
 COMPONENTS = [SoftTargets, ReverseKL, JSD, HardTargets, Logits, DIST, LogitStandardisation, DKD]
 MASKING = [SoftTargets, ReverseKL, JSD, HardTargets, Logits, DIST, DKD]
@@ -106,6 +116,55 @@ def test_the_task_says_what_minus_100_is(random):
     overruled = SoftTargets(void=False)
     overruled.bind(Responses(void=True))
     torch.testing.assert_close(loss_of(overruled, student, teacher, targets), taught)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((4, 5), 1), ((2, 5, 3, 4), 1), ((2, 6, 5), 2)])
+def test_where_soft_labels_are_unknown_the_task_says_too_whether_there_is_something(random, shape, dim):
+    student, teacher = random(*shape, seed=1), random(*shape, seed=2)
+    targets = random(*shape, seed=3).softmax(dim).movedim(dim, -1).contiguous()
+    targets[0, ..., :] = torch.nan
+    targets = targets.movedim(-1, dim)
+    component = SoftTargets(void=True)
+    found = loss_of(component, student, teacher, targets)
+    torch.testing.assert_close(found, loss_of(SoftTargets(), student[1:], teacher[1:]))
+    rows = student[1:].numel() // 5
+    assert component.mean_over(Captured({"logits": student}), Batch(None, targets)) == rows
+    taught = loss_of(SoftTargets(void=False), student, teacher, targets)
+    torch.testing.assert_close(taught, loss_of(SoftTargets(), student, teacher))
+
+
+@pytest.mark.parametrize("outputs", [(4,), (4, 1)])
+@pytest.mark.parametrize("targets", [torch.tensor([1, -100, 0, 1]), torch.tensor([1.0, torch.nan, 0.0, 1.0])])
+def test_void_of_yes_and_no_is_taken_out_and_not_counted(random, outputs, targets):
+    student, teacher = random(*outputs, seed=1), random(*outputs, seed=2)
+    component, kept = SigmoidTargets(void=True), [0, 2, 3]
+    found = loss_of(component, student, teacher, targets)
+    torch.testing.assert_close(found, loss_of(SigmoidTargets(), student[kept], teacher[kept]))
+    batch = Batch(None, targets)
+    over = component.mean_over(Captured({"logits": student}), batch)
+    assert (kdx.Supervised(nn.Linear(1, 1)).count(over, batch) if isinstance(over, Over) else over) == 3
+
+
+def test_void_labels_of_their_own_are_rows_of_which_nothing_is_known(random):
+    student, teacher = random(3, 2, seed=1), random(3, 2, seed=2)
+    for unknown, kind in ((-100, torch.int64), (torch.nan, torch.float32)):
+        targets = torch.tensor([[1, 0], [unknown, unknown], [unknown, 1]], dtype=kind)
+        found = loss_of(SigmoidTargets(void=True), student, teacher, targets)
+        torch.testing.assert_close(found, loss_of(SigmoidTargets(), student[::2], teacher[::2]))
+
+
+def test_void_targets_of_numbers_that_do_not_fit_are_refused(random):
+    student, teacher = random(3, 2, seed=1), random(3, 2, seed=2)
+    with pytest.raises(ValueError, match=r"elements \[3\], and the targets have shape \[3, 1\]"):
+        loss_of(Logits(void=True), student, teacher, torch.zeros(3, 1))
+
+
+def test_what_a_wrapped_component_compares_is_checked_too():
+    models = nn.Linear(3, 2), nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="'sigmoid-targets' compares them label by label"):
+        kdx.Offline(*models, task=MultiLabel(), knowledge={"kd": LogitStandardisation()})
+    with pytest.raises(ValueError, match="SigmoidTargets compares outputs of the form 'Bernoulli'"):
+        kdx.Offline(*models, knowledge={"kd": LogitStandardisation(around=SigmoidTargets())})
 
 
 def test_an_undeclared_void_is_asked_about(random):

@@ -10,6 +10,7 @@ import kdx
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.errors import CaptureError
+from kdx.schemes import DenseGuidance
 from kdx.teachers import Ensemble
 from kdx.teachers.ensemble import confidence
 
@@ -161,6 +162,33 @@ def test_dense_logits_are_combined_element_by_element(over, weights, shape, axis
     found = combined(given, targets, class_dim=class_dim)
     rows = combined([each.movedim(axis, -1).reshape(-1, 4) for each in given], targets.flatten())
     torch.testing.assert_close(found.movedim(axis, -1).reshape(-1, 4), rows)
+
+
+@pytest.mark.parametrize("way", ["alone", "among others", "inside another"])
+def test_the_task_of_a_scheme_says_where_the_classes_of_an_ensemble_are(way) -> None:
+    def conv():
+        return torch.nn.Conv1d(1, 3, 1)
+
+    def scheme(make, teacher):
+        knowledge = {"kd": kdx.SoftTargets(4.0)}
+        return make(conv(), teacher, task=kdx.make("task", "segmentation"), knowledge=knowledge)
+
+    ensemble = Ensemble({"a": conv(), "b": conv()}, over="probabilities", temperature=4.0)
+    if way == "alone":
+        scheme(kdx.Offline, ensemble)
+    elif way == "among others":
+        scheme(DenseGuidance, {"all": ensemble})
+    else:
+        scheme(kdx.Offline, Ensemble({"own": ensemble, "other": conv()}))
+    batch = Batch(torch.randn(2, 1, 5))
+    softened = [(member(batch).logits / 4).softmax(1) for member in ensemble.members.values()]
+    torch.testing.assert_close(ensemble(batch).logits, 4 * (sum(softened) / 2).log())
+
+
+def test_the_option_of_an_ensemble_goes_before_what_the_task_says() -> None:
+    ensemble = Ensemble({"a": torch.nn.Conv1d(1, 3, 1), "b": torch.nn.Conv1d(1, 3, 1)}, class_dim=2)
+    kdx.Offline(torch.nn.Conv1d(1, 3, 1), ensemble, task=kdx.make("task", "segmentation"))
+    assert ensemble.responses.class_dim == 2
 
 
 def test_members_of_different_shapes_are_refused() -> None:
