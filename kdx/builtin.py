@@ -414,6 +414,7 @@ def kdx_tasks() -> Iterable[Spec]:
             "triplet loss on an embedding, judged by Recall@1",
             "Schroff et al. 2015, arXiv:1503.03832",
         ),
+        Spec("heads", "kdx.tasks.heads:Heads", "several outputs of one model, each with a task and a weight"),
         Spec(
             "multi-label",
             "kdx.tasks.multi_label:MultiLabel",

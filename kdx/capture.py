@@ -22,7 +22,18 @@ from kdx.inference import usable
 from kdx.items import ITEMS, item_of
 from kdx.layout import Layout, UnknownLayout
 
-__all__ = ["LOGITS", "Captured", "Provenance", "Taps", "call", "clean_name", "hooks_removed", "logits_of", "unwrap"]
+__all__ = [
+    "LOGITS",
+    "Captured",
+    "Provenance",
+    "Taps",
+    "call",
+    "clean_name",
+    "hooks_removed",
+    "logits_of",
+    "reader",
+    "unwrap",
+]
 
 LOGITS = "logits"
 """The tap that is the model's own output."""
@@ -74,6 +85,11 @@ class Captured(dict[str, Tensor]):
         self.layouts = dict(layouts or {})
 
     def __missing__(self, name: str) -> Tensor:
+        if name == LOGITS:
+            raise CaptureError(
+                "the model returned no logits; pass output=, which finds them in what it returns, or give the task "
+                "heads and read one of them, as logits[name]"
+            )
         raise CaptureError(f"tap {name!r} was not captured; {nearest(name, self)}")
 
     @property
@@ -126,15 +142,20 @@ def logits_of(result: Any) -> Tensor:
     Raises:
         CaptureError: if there is none; names ``output=`` as the way out.
     """
-    if isinstance(result, Tensor):
-        return result
-    found = result.get(LOGITS) if isinstance(result, Mapping) else getattr(result, LOGITS, None)
-    if isinstance(found, Tensor):
+    if (found := _logits_in(result)) is not None:
         return found
     raise CaptureError(
         f"the model returned {type(result).__name__} without logits; pass output=, a callable that takes what "
-        "the model returns and gives the logits tensor"
+        "the model returns and gives the logits tensor, or the path of an item, as '[1][0]'; for several heads, each "
+        "with targets of its own, give the task kdx.tasks.Heads"
     )
+
+
+def _logits_in(result: Any) -> Tensor | None:
+    if isinstance(result, Tensor):
+        return result
+    found = result.get(LOGITS) if isinstance(result, Mapping) else getattr(result, LOGITS, None)
+    return found if isinstance(found, Tensor) else None
 
 
 class Taps:
@@ -159,7 +180,7 @@ class Taps:
 
     Args:
         model: any ``nn.Module``; wrappers of DDP and torch.compile are looked through.
-        names: taps to capture.
+        names: taps to capture. A model without logits, as one with several heads, needs ``names`` without ``logits``.
         output: gets what the model returns and gives the logits, or names the item that they are, as ``"[1][0]"``; only
             for models whose output is neither a tensor nor has ``logits``.
 
@@ -176,7 +197,7 @@ class Taps:
         output: Callable[[Any], Tensor] | str | None = None,
     ) -> None:
         self.model = model
-        self.output = _reader(output) if isinstance(output, str) else output
+        self.output = reader(output) if isinstance(output, str) else output
         self._items: dict[str, str] = {}
         self.patterns: dict[str, tuple[str, ...]] = {}
         self._values: dict[str, Tensor] = {}
@@ -209,7 +230,10 @@ class Taps:
             with self._in_place(), nullcontext() if evidence is None else evidence.gathering():
                 result = self._run(inputs)
         values, self._values = self._values, {}
-        values[LOGITS] = self.output(result) if self.output is not None else logits_of(result)
+        if self.output is not None:
+            values[LOGITS] = self.output(result)
+        elif (logits := logits_of(result) if LOGITS in self.patterns else _logits_in(result)) is not None:
+            values[LOGITS] = logits
         values |= {tap: _pick(tap, item, result) for tap, item in self._items.items()}
         if missed := [name for names in self.patterns.values() for name in names if name not in values]:
             raise CaptureError(
@@ -226,7 +250,8 @@ class Taps:
             self._learn_layouts(evidence, values)
         untold = UnknownLayout("a model that only ran under torch.compile (call it once before it is compiled)")
         return Captured(
-            {name: values[name] for names in self.patterns.values() for name in names} | {LOGITS: values[LOGITS]},
+            {name: values[name] for names in self.patterns.values() for name in names}
+            | {name: value for name, value in values.items() if name == LOGITS},
             self.patterns,
             layouts=self._layouts | dict.fromkeys(self._unseen(), untold),
         )
@@ -367,8 +392,8 @@ def hooks_removed() -> Iterator[None]:
             _STAYING.discard(taps)
 
 
-def _reader(path: str) -> Callable[[Any], Tensor]:
-    """Reads the item of a model's output that a path names.
+def reader(path: str) -> Callable[[Any], Tensor]:
+    """Makes the function that reads the item of a model's output that a path names, as ``"[1][0]"``.
 
     Raises:
         ValueError: it is no path.

@@ -5,10 +5,24 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["ITEMS", "item_of"]
+__all__ = ["ITEMS", "item_of", "keys_of"]
 
 ITEMS = r"(?:\[[^\[\]]+\])+"
 """Matches a path of items."""
+
+
+def keys_of(path: str) -> tuple[str | int, ...]:
+    """The keys and numbers of a path.
+
+    Example:
+        >>> keys_of("[detect][1]['0']")
+        ('detect', 1, '0')
+    """
+    keys: list[str | int] = []
+    for text in re.findall(r"\[([^\[\]]+)\]", path):
+        quoted = text[0] == text[-1] and text[0] in "'\"" and len(text) > 2
+        keys.append(text[1:-1] if quoted else int(text) if text.isdigit() else text)
+    return tuple(keys)
 
 
 def item_of(value: Any, path: str) -> Any:
@@ -26,9 +40,7 @@ def item_of(value: Any, path: str) -> Any:
         7
     """
     found = value
-    for text in re.findall(r"\[([^\[\]]+)\]", path):
-        quoted = text[0] == text[-1] and text[0] in "'\"" and len(text) > 2
-        key: Any = text[1:-1] if quoted else int(text) if text.isdigit() else text
+    for key in keys_of(path):
         try:
             found = found[key]
         except (KeyError, IndexError, TypeError) as error:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Count", "LossTerm", "Losses", "Mean", "Over", "mean_of", "task_of"]
+__all__ = ["Count", "Counted", "LossTerm", "Losses", "Mean", "Over", "OverHead", "mean_of", "tasks_of"]
 
 Count = Tensor | float
 """How much a mean is taken over: a number or a 0-dim tensor, not negative, not necessarily whole."""
@@ -29,6 +30,28 @@ class Over(Enum):
     """The integer targets, with a label or without: samples, pixels or tokens; of other targets the samples."""
     TASK = "task"
     """The targets that the scheme's task counts: labelled samples, pixels or tokens, or their class weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverHead:
+    """The things that a mean counts among the targets of one head, see :class:`kdx.tasks.Heads`.
+
+    Args:
+        over: what is counted.
+        head: name of the head.
+    """
+
+    over: Over
+    head: str
+
+    @property
+    def value(self) -> str:
+        """The thing in words."""
+        return f"{self.over.value} of head {self.head!r}"
+
+
+Counted = Over | OverHead
+"""The things that a mean counts, where the batch alone tells how many there are."""
 
 
 class Mean(NamedTuple):
@@ -52,10 +75,10 @@ class Mean(NamedTuple):
 
     value: Tensor
     count: Count  # type: ignore[assignment]  # hides tuple.count, which nothing here needs
-    over: Over | None = None
+    over: Counted | None = None
 
     @classmethod
-    def of_sum(cls, total: Tensor, count: Count, over: Over | None = None) -> Mean:
+    def of_sum(cls, total: Tensor, count: Count, over: Counted | None = None) -> Mean:
         """The mean ``total / count``, 0 with zero gradient where ``count`` is 0."""
         if isinstance(count, Tensor):
             return cls(total / torch.where(count > 0, count, 1), count, over)
@@ -90,7 +113,7 @@ class Losses(NamedTuple):
     total: Tensor
     terms: dict[str, Tensor]
     counts: dict[str, Count] = {}  # noqa: RUF012  # a named tuple's default, never changed
-    over: dict[str, Over] = {}  # noqa: RUF012
+    over: dict[str, Counted] = {}  # noqa: RUF012
     measured: dict[str, float] = {}  # noqa: RUF012
 
     @classmethod
@@ -115,7 +138,7 @@ class Losses(NamedTuple):
             raise ValueError("a scheme needs at least one term: a task loss or one knowledge component")
         values: dict[str, Tensor] = {}
         counts: dict[str, Count] = {}
-        over: dict[str, Over] = {}
+        over: dict[str, Counted] = {}
         for name, term in terms.items():
             mean = mean_of(f"term {name!r}", term)
             if mean is None:
@@ -193,7 +216,18 @@ def scalar(what: str, value: object) -> Tensor:
     raise TypeError(f"{what}: expected one number, a 0-dim tensor of floating point as .mean() gives it, got {came}")
 
 
-def task_of(term: str, terms: Any) -> str:
-    """The task loss that a term stands beside: of several students that of its own, ``<student>/task``."""
-    own = f"{term.rpartition('/')[0]}/task"
-    return own if own in terms else "task"
+def tasks_of(term: str, terms: Iterable[str]) -> list[str]:
+    """The task losses that a term stands beside: of several students those of its own, ``<student>/task``.
+
+    A model with heads has one for each, ``task/seg``.
+
+    Example:
+        >>> tasks_of("peer0/kd", ["peer0/task", "peer0/kd", "peer1/task"]), tasks_of("kd", ["task/a", "task/b", "kd"])
+        (['peer0/task'], ['task/a', 'task/b'])
+    """
+    parts = [each.split("/") for each in terms]
+    student = term.split("/", maxsplit=1)[0] if "/" in term and not term.startswith("task/") else None
+    for start in ([[student, "task"]] if student else []) + [["task"]]:
+        if found := ["/".join(each) for each in parts if each[: len(start)] == start]:
+            return found
+    return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ class Responses:
         void: whether a target of ``-100`` says that there is nothing to learn (a border, padding), so that no teacher
             teaches there either; False: it is an element without a label, which the teacher still teaches; None: the
             task does not say.
+        tap: where in a model the outputs are.
 
     Example:
         >>> Responses().axis((8, 5, 32, 32)), Responses().axis((8, 12, 5)), Responses(class_dim=1).axis((8, 5, 12))
@@ -47,6 +48,11 @@ class Responses:
     form: Form | None = Form.CLASSES
     class_dim: int | None = None
     void: bool | None = False
+    tap: str = "logits"
+
+    def at(self, tap: str) -> Responses:
+        """The same facts of outputs at another tap, as ``logits[seg]``."""
+        return replace(self, tap=tap)
 
     def axis(self, shape: Sequence[int]) -> int:
         """The class axis of outputs of this shape, counted from 0.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdx.batch import IGNORE
+from kdx.datasets.targets import take_rows
 
 __all__ = ["check_dataset"]
 
@@ -20,7 +22,8 @@ def check_dataset(data: Any) -> None:
             rows (int64 or float, ``[N, ...]``: class numbers ``[N]``, a class for each pixel or token, 0 and 1 for each
             label, quantities; ``-100`` or NaN without a label), ``num_classes``, the number of classes, labels or
             quantities, and ``input_shape``, the shape of every input. ``model_options`` names further attributes that
-            models need, as ``("vocabulary",)``.
+            models need, as ``("vocabulary",)``. For several heads ``targets`` and ``num_classes`` are mappings, and so
+            is the target of a row.
 
     Raises:
         TypeError: an attribute is missing or of another type.
@@ -31,10 +34,30 @@ def check_dataset(data: Any) -> None:
     if not (rows := len(data)):
         raise ValueError("expected a row at least, got none")
     classes, shape, targets = (getattr(data, name, None) for name in ("num_classes", "input_shape", "targets"))
-    if not isinstance(classes, int):
-        raise TypeError(f"num_classes: expected the number of classes, labels or quantities, an int, got {classes!r}")
+    if isinstance(targets, Mapping):
+        if not isinstance(classes, Mapping) or list(classes) != list(targets) or not targets:
+            raise TypeError(
+                f"num_classes: targets are a mapping with the keys {list(targets)}, so expected one with the same keys "
+                f"in their order, got {classes!r}"
+            )
+        for name, each in targets.items():
+            try:
+                _check_targets(each, classes[name], rows)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name!r}: {error}") from error
+    else:
+        _check_targets(targets, classes, rows)
     if not isinstance(shape, tuple) or not all(isinstance(size, int) for size in shape):
         raise TypeError(f"input_shape: expected the shape of one input, a tuple of ints, got {shape!r}")
+    if missing := [name for name in getattr(data, "model_options", ()) if not hasattr(data, name)]:
+        raise TypeError(f"model_options: it names {missing[0]!r}, which the data set has not")
+    _check_row(data[0], shape, take_rows(targets, 0))
+
+
+def _check_targets(targets: Any, classes: Any, rows: int) -> None:
+    """Checks the targets of all rows, of one head if there are several."""
+    if not isinstance(classes, int):
+        raise TypeError(f"num_classes: expected the number of classes, labels or quantities, an int, got {classes!r}")
     if not isinstance(targets, Tensor) or not (targets.dtype == torch.int64 or targets.is_floating_point()):
         raise TypeError(
             f"targets: expected those of all rows, an int64 tensor [N, ...] of classes or labels or a float one, got "
@@ -51,12 +74,9 @@ def check_dataset(data: Any) -> None:
             f"targets: expected classes 0 .. {classes - 1} (or {IGNORE}, no label), got {int(labels.min())} .. "
             f"{int(labels.max())}"
         )
-    if missing := [name for name in getattr(data, "model_options", ()) if not hasattr(data, name)]:
-        raise TypeError(f"model_options: it names {missing[0]!r}, which the data set has not")
-    _check_row(data[0], shape, targets[0])
 
 
-def _check_row(row: Any, shape: tuple[int, ...], target: Tensor) -> None:
+def _check_row(row: Any, shape: tuple[int, ...], target: Any) -> None:
     if not isinstance(row, tuple | list) or len(row) != 2:
         raise TypeError(f"row 0: expected a pair (input, target), got {_shown(row)}")
     if not isinstance(row[0], Tensor):
@@ -65,7 +85,17 @@ def _check_row(row: Any, shape: tuple[int, ...], target: Tensor) -> None:
         )
     if tuple(row[0].shape) != shape:
         raise ValueError(f"row 0: expected an input of input_shape {list(shape)}, got {list(row[0].shape)}")
-    found = torch.as_tensor(row[1])
+    if isinstance(target, Mapping):
+        if not isinstance(row[1], Mapping) or list(row[1]) != list(target):
+            raise TypeError(f"row 0: expected a target for each of {list(target)}, a mapping, got {_shown(row[1])}")
+        for name, each in target.items():
+            _check_target(row[1][name], each)
+    else:
+        _check_target(row[1], target)
+
+
+def _check_target(given: Any, target: Tensor) -> None:
+    found = torch.as_tensor(given)
     if found.shape != target.shape or not torch.allclose(found.double(), target.double(), equal_nan=True):
         raise ValueError(f"row 0: its target is {found.tolist()}, in targets it is {target.tolist()}")
 

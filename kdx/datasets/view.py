@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdx.batch import Batch
+from kdx.datasets.targets import Targets, rows_of, take_rows
 
 __all__ = ["View"]
 
@@ -27,8 +28,8 @@ class View(Dataset[Batch]):
         dataset: a map-style data set whose items are ``(input, target)``, or a :class:`kdx.Batch` of one sample with
             ``views`` of its own, as another tokenisation of a text.
         indices: rows of ``dataset``, int64, ``[M]``, in the order of the view; None takes all rows.
-        targets: targets that replace those of ``dataset``, ``[M, ...]``: ``targets[k]`` is for row ``indices[k]``. None
-            keeps the data set's own.
+        targets: targets that replace those of ``dataset``, ``[M, ...]``: ``targets[k]`` is for row ``indices[k]``; for
+            several heads a mapping of such tensors. None keeps the data set's own.
         transform: called as ``transform(inputs [B, ...], index [B], epoch)`` on the samples of each fetch, stacked;
             needs inputs that are tensors of one shape.
         views: number of epochs after which the transform's draws repeat, so that a store can hold all of them; None:
@@ -57,7 +58,7 @@ class View(Dataset[Batch]):
         self,
         dataset: Dataset[tuple[Any, Any]],
         indices: Tensor | Sequence[int] | None = None,
-        targets: Tensor | None = None,
+        targets: Targets | None = None,
         *,
         transform: Transform | None = None,
         views: int | None = None,
@@ -71,10 +72,10 @@ class View(Dataset[Batch]):
             raise ValueError(f"indices must have one dimension [M]; got shape {list(rows.shape)}")
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < size:
             raise IndexError(f"indices must lie in 0 .. {size - 1}; got {int(rows.min())} .. {int(rows.max())}")
-        if targets is not None and len(targets) != len(rows):
+        if targets is not None and rows_of(targets) != len(rows):
             raise ValueError(
-                f"targets must have one entry for each of the {len(rows)} indices, in their order; got {len(targets)}: "
-                "give targets[indices] if they are for the whole data set"
+                f"targets must have one entry for each of the {len(rows)} indices, in their order; got "
+                f"{rows_of(targets)}: give targets[indices] if they are for the whole data set"
             )
         self.dataset = dataset
         self.indices = rows
@@ -111,10 +112,17 @@ class View(Dataset[Batch]):
         own = [sample[1] for sample in samples]
         targets = own
         if self.targets is not None:
-            chosen = self.targets[positions]
-            numbers = chosen.dim() == 1 and not chosen.is_floating_point()  # a float's would become float64
-            targets = chosen.tolist() if numbers else list(chosen)
+            targets = _each(take_rows(self.targets, positions))
         return [Batch(*sample) for sample in zip(inputs, targets, rows.tolist(), views, strict=True)]
 
     def _shown(self, inputs: list[Any], transform: Transform | None, rows: Tensor) -> list[Any]:
         return inputs if transform is None else list(transform(torch.stack(inputs), rows, self.epoch))
+
+
+def _each(chosen: Targets) -> list[Any]:
+    """The targets of every row by itself."""
+    if isinstance(chosen, Mapping):
+        columns = {name: _each(each) for name, each in chosen.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    numbers = chosen.dim() == 1 and not chosen.is_floating_point()  # a float's would become float64
+    return chosen.tolist() if numbers else list(chosen)

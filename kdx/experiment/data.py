@@ -16,6 +16,7 @@ from kdx.datasets.contract import check_dataset
 from kdx.datasets.resized import Resized
 from kdx.datasets.sample_stream import SampleStream
 from kdx.datasets.splits import few_labels, train_validation_split
+from kdx.datasets.targets import Targets, put_rows, same_targets, take_rows
 from kdx.datasets.view import Transform, View
 from kdx.errors import RecipeError
 from kdx.experiment.components import locating, task_of
@@ -75,16 +76,16 @@ class ExperimentData:
             )
         known = (~_is_in(whole.targets, novel)).nonzero().squeeze(1) if novel else torch.arange(len(whole))
         with locating(f"data.dataset ({data.dataset.name}): targets"):
-            strata = _strata(task, whole.targets[known])
+            strata = _strata(task, take_rows(whole.targets, known))
         train, held_out = train_validation_split(strata.clamp(min=0), data.validation, seed)
-        rows, targets = known[train], whole.targets[known[train]]
+        rows, targets = known[train], take_rows(whole.targets, known[train])
         labelled = (strata[train] != IGNORE).nonzero().squeeze(1)
         shown = targets
         if data.labelled is not None:
             with locating("data.labelled"):
                 labelled = (few_labels(strata[train], data.labelled, seed) != IGNORE).nonzero().squeeze(1)
             shown = task.hidden(targets)
-            shown[labelled] = targets[labelled]
+            put_rows(shown, labelled, targets)
         augment = _augmenting(data.augment, seed)
         # views that are augmented alike are drawn apart
         also: dict[str, Transform | None] = {
@@ -93,7 +94,7 @@ class ExperimentData:
         }
         self.all = View(whole, rows, targets, transform=augment, also=also)
         self.few = View(whole, rows, shown, transform=augment, also=also)
-        self.labelled = View(whole, rows[labelled], targets[labelled], transform=augment, also=also)
+        self.labelled = View(whole, rows[labelled], take_rows(targets, labelled), transform=augment, also=also)
         self.validation = View(whole, known[held_out])
         self.test = self._test(made, novel)
         self._seen = {name: self._as_seen(own, novel) for name, own in sights.items()}
@@ -168,7 +169,7 @@ def _others(name: str, view: ViewSection, made: Mapping[str, Any], plugins: Plug
             assert view.dataset is not None
             found[split] = other = plugins.make("dataset", view.dataset, split=split)
             check_dataset(other)
-            if len(other) != len(dataset) or not torch.equal(other.targets, dataset.targets):
+            if len(other) != len(dataset) or not same_targets(other.targets, dataset.targets):
                 raise ValueError(
                     f"{view.dataset.name} has {len(other)} rows of split {split!r}, and data.dataset {len(dataset)}, "
                     "or other targets: a view shows the same samples in the same order; give both the same options"
@@ -181,12 +182,12 @@ def _facts(dataset: Any) -> dict[str, Any]:
     return {name: getattr(dataset, name) for name in getattr(dataset, "model_options", ())}
 
 
-def _strata(task: Task, targets: Tensor) -> Tensor:
+def _strata(task: Task, targets: Targets) -> Tensor:
     """The class by which rows are balanced, ``-100`` of those without a label; 0 where the task has no classes."""
     if (classes := task.classes(targets)) is not None:
         return classes
-    known = task.labelled(targets).reshape(len(targets), -1).any(1)
-    return torch.where(known, 0, IGNORE)
+    known = task.labelled(targets)
+    return torch.where(known.reshape(len(known), -1).any(1), 0, IGNORE)
 
 
 def _check_augment(recipe: Recipe, task: Task, data: Any) -> None:
@@ -198,7 +199,7 @@ def _check_augment(recipe: Recipe, task: Task, data: Any) -> None:
             f"data.augment: it shifts and mirrors images [C, H, W], and the inputs have the shape "
             f"{list(data.input_shape)}; remove it"
         )
-    if task.responses.void or task.responses.form is Form.VALUES:
+    if any(each.responses.void or each.responses.form is Form.VALUES for each in task.parts):
         raise RecipeError(
             f"data.augment: it shifts and mirrors inputs and not the targets of the task {recipe.task.name!r}, which "
             "say where things are or how much there is; remove it"

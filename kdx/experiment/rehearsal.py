@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdx import rng
 from kdx.batch import Batch
@@ -25,6 +25,8 @@ from kdx.modes import evaluating
 from kdx.ref import Ref
 from kdx.schemes.base import Scheme
 from kdx.stage import Produced, Stage
+from kdx.tasks.base import Task
+from kdx.tasks.heads import Heads
 from kdx.teachers import Stored
 from kdx.training.batches import first_batch
 from kdx.training.checkpoint import load_weights
@@ -169,16 +171,25 @@ def _check_logits(assembly: Assembly, ref: Ref, stage: str) -> None:
     """Runs a new model on one sample."""
     model = assembly.build(ref, stage)
     with evaluating(model), torch.no_grad():
-        outputs = logits_of(call(model, assembly.example_of(stage)))
-    width, found = assembly.data.shape["num_classes"], list(outputs.shape)
-    task, row = assembly.task, assembly.task.collate([assembly.data.test[0]])
-    where = f"model ({ref.name})"
-    if assembly.task.one_class and found != [1, width]:
+        result = call(model, assembly.example_of(stage))
+    task, width = assembly.task, assembly.data.shape["num_classes"]
+    targets, where = task.collate([assembly.data.test[0]]).targets, f"model ({ref.name})"
+    if not isinstance(task, Heads):
+        _check_outputs(where, task, logits_of(result), width, targets)
+        return
+    for name, outputs in task.read(result).items():
+        own = task.heads[name].task
+        _check_outputs(f"{where}: head {name!r}", own, outputs, width[name], task.target_of(name, targets))
+
+
+def _check_outputs(where: str, task: Task, outputs: Tensor, width: int, targets: Any) -> None:
+    found = list(outputs.shape)
+    if task.one_class and found != [1, width]:
         raise RecipeError(f"{where}: expected logits {[1, width]} for one sample of the data, got {found}")
     with locating(f"{where}: task"):
         if outputs.dim() > 1 and outputs.shape[axis := task.responses.axis(outputs.shape)] != width:
             raise ValueError(f"expected {width} outputs on axis {axis} for one sample of the data, got {found}")
-        task.check(outputs, row.targets)
+        task.check(outputs, targets)
 
 
 def _known(assembly: Assembly, *stages: str) -> bool:

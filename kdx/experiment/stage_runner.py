@@ -64,14 +64,14 @@ class StageRunner:
         weights = self.folder.of(stage.name) / f"{name}.safetensors"
         result: dict[str, Any] = {"role": stage.role, "teachers": list(stage.teachers), "model": model.name}
         result |= self._train(stage, scheme, weights)
-        output = scheme.output_of(name)
+        output = scheme.reader(name)
         for split, rows in (("validation", data.validation), ("test", data.test)):
             loader = data.evaluation(rows)
             result[split] = evaluation.evaluate(student, loader, metrics=self.task.metrics, output=output)
         if len(scheme.students) > 1:
             loader = data.evaluation(data.test)
             result["students"] = {
-                peer: evaluation.evaluate(each, loader, metrics=self.task.metrics, output=scheme.output_of(peer))
+                peer: evaluation.evaluate(each, loader, metrics=self.task.metrics, output=scheme.reader(peer))
                 for peer, each in scheme.students.items()
             }
         result |= measure_cost(student, self.assembly.example_of(stage.name)).as_dict()

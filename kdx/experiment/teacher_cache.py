@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from kdx import __version__
 from kdx.datasets.view import View
@@ -52,11 +52,12 @@ class TeacherCache:
     def entry(self, stage: Stage, recipe: Recipe, data: ExperimentData, plugins: Plugins) -> Entry:
         """The place of a stage's teacher, whether it is there or not."""
         assert isinstance(stage.model, Ref)  # a structure has no key before it is produced
+        tasks = dict.fromkeys(type(task) for task in (data.task, *data.task.parts))
         key = {
             "format": FORMAT,
             "kdx": __version__,
             "model": _with_contents(stage.model.as_dict()),
-            "code": [_code(plugins.load(*one)) for one in (("model", stage.model.name), ("task", recipe.task.name))],
+            "code": [_code(each) for each in (plugins.load("model", stage.model.name), *tasks)],
             "shape": data.shape | data.facts,
             # which labels the student may see and how rows are fetched are nothing to the teacher
             "data": recipe.data.model_dump(mode="json", exclude={"labelled", "workers"}),
@@ -144,8 +145,9 @@ def _fingerprint(view: View) -> str:
     digest = hashlib.sha256(_bytes(view.indices))
     targets = view.targets
     if targets is None:
-        targets = torch.stack([torch.as_tensor(row.targets) for row in _rows(plain)])
-    digest.update(_bytes(targets))
+        targets = default_collate([row.targets for row in _rows(plain)])
+    for each in targets.values() if isinstance(targets, Mapping) else [targets]:
+        digest.update(_bytes(each))
     for row in _rows(plain, SAMPLED):
         digest.update(_bytes(row.inputs))
     return digest.hexdigest()

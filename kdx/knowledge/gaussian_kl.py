@@ -76,7 +76,7 @@ class GaussianKL(Knowledge):
     @override
     def bind(self, responses: Responses) -> None:
         super().bind(responses)
-        if responses.form not in (None, Form.VALUES) and self.student_taps == (LOGITS,):
+        if responses.form not in (None, Form.VALUES) and self.student_taps == (responses.tap,):
             raise ValueError(
                 f"GaussianKL compares values with their variances, and the outputs of the task are of the form "
                 f"{responses.form.value!r}; take the task regression"

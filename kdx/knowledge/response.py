@@ -91,8 +91,8 @@ class Response(Knowledge):
             ValueError: the loss does not suit outputs of that form.
         """
         super().bind(responses)
-        wanted, said = self.form, responses.form
-        if wanted is None or said is None or wanted is said or self.student_taps != (LOGITS,):
+        wanted, said, said_at = self.form, responses.form, responses.tap
+        if wanted is None or said is None or wanted is said or self.student_taps != (said_at,):
             return
         raise ValueError(
             f"{type(self).__name__} compares outputs of the form {wanted.value!r}, and those of the task are of the "
@@ -139,7 +139,8 @@ class Response(Knowledge):
     def _mask(self, outputs: Tensor, dim: int, targets: Any) -> Tensor | None:
         """True where the teacher teaches, None for everywhere."""
         void = self.responses.void if self.void is None else self.void
-        if not isinstance(targets, Tensor) or targets.dtype == torch.bool or self.student_taps != (LOGITS,):
+        at = self.responses.tap
+        if not isinstance(targets, Tensor) or targets.dtype == torch.bool or self.student_taps != (at,):
             return None
         elements = outputs.shape[:dim] + outputs.shape[dim + 1 :]
         known = (targets != IGNORE) & ~targets.isnan()

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from kdx.batch import Batch
 from kdx.blame import blaming
-from kdx.capture import Captured, Taps
+from kdx.capture import LOGITS, Captured, Taps, logits_of
 from kdx.errors import CaptureError, nearest
 from kdx.knowledge.base import Knowledge
-from kdx.losses import Count, Losses, LossTerm, Mean, Over, mean_of, scalar, task_of
+from kdx.losses import Count, Counted, Losses, LossTerm, Mean, Over, OverHead, mean_of, scalar, tasks_of
+from kdx.responses import Responses
 from kdx.schemes.phase import Phase
 from kdx.schemes.task_count import check_task, elements, labelled, responses_of, task_count
 from kdx.schemes.weights import Balanced, Weight, never_weighs
 from kdx.tasks.classification import cross_entropy
+from kdx.tasks.heads import Heads
 from kdx.teachers import Teacher
 
 __all__ = ["KnowledgeTerms", "Scheme", "Task", "TaskFn"]
@@ -46,11 +48,12 @@ class Scheme(nn.Module, ABC):
             understood of the tasks of kdx and of torch's losses, with their ``weight`` and ``ignore_index``
             (:func:`kdx.schemes.task_count.task_count`); any other function may return ``(value, count)``, else it
             counts as a mean over the targets that are not ``-100``. The default is cross-entropy, 0 for a batch without
-            labels. A weight of 0 leaves the task out: nothing is learned from labels.
+            labels. A weight of 0 leaves the task out: nothing is learned from labels. Models with several outputs have
+            the task :class:`kdx.tasks.Heads`.
         knowledge: name -> ``(weight, component)`` or component alone (weight 1).
 
     Raises:
-        ValueError: the weight of a knowledge term is 0 in every step.
+        ValueError: the weight of a knowledge term is 0 in every step, or it reads ``logits`` where the task has heads.
     """
 
     trains_teacher: ClassVar[bool] = False
@@ -74,8 +77,11 @@ class Scheme(nn.Module, ABC):
                     f"knowledge[{name!r}]: {type(component).__name__}.__init__ has to call "
                     "super().__init__(student=..., teacher=...), with the taps that it reads"
                 )
-            if name == "task" or "/" in name or "." in name:
-                raise ValueError(f"knowledge name {name!r} is not allowed: not 'task', and no '/' or '.' in it")
+            if name == "task" or "/" in name or "." in name or hasattr(nn.ModuleDict, name):
+                raise ValueError(
+                    f"knowledge name {name!r} is not allowed: not 'task', no '/' or '.' in it, and no name of a method "
+                    "of torch.nn.ModuleDict, as 'values'"
+                )
             self.weights[name] = weight = float(weight) if isinstance(weight, int | float) else weight
             if never_weighs(weight):
                 raise ValueError(
@@ -87,7 +93,7 @@ class Scheme(nn.Module, ABC):
                 start = weight.start if isinstance(weight, Balanced) else weight.at(0, 1)
                 self.register_buffer(f"_weight_{name}", torch.tensor(start), persistent=isinstance(weight, Balanced))
             try:
-                component.bind(self.responses)
+                component.bind(self._responses_at(component))
             except ValueError as error:
                 raise ValueError(f"knowledge {name!r}: {error}") from error
             self.knowledge[name] = component
@@ -106,6 +112,15 @@ class Scheme(nn.Module, ABC):
         """Returns the function that reads the logits in a student's output, None for the usual ways."""
         return None
 
+    def reader(self, student: str) -> Callable[[Any], Any]:
+        """Returns the function that reads in a student's output what the task takes: logits, or those of each head."""
+        return self.task.read if isinstance(self.task, Heads) else self.output_of(student) or logits_of
+
+    @property
+    def task_taps(self) -> tuple[str, ...]:
+        """The taps in a student that the task reads; a scheme captures them in every model that it trains."""
+        return tuple(self.task.taps.values()) if isinstance(self.task, Heads) else (LOGITS,)
+
     @property
     def phases(self) -> tuple[Phase, ...]:
         """The parts of a step, in turn; :func:`kdx.fit` takes every phase for each window of micro-batches."""
@@ -119,7 +134,7 @@ class Scheme(nn.Module, ABC):
             batch: a :class:`kdx.Batch`, whatever :meth:`forward` was called with.
 
         Returns:
-            Name -> term: a :class:`kdx.Mean` as :meth:`task_term` and :meth:`knowledge_terms` give it,
+            Name -> term: a :class:`kdx.Mean` as :meth:`task_terms` and :meth:`knowledge_terms` give it,
             ``(value, count)``, or a scalar, which is a mean over the samples of the batch.
         """
         phases = [phase.name for phase in self.phases]
@@ -180,11 +195,23 @@ class Scheme(nn.Module, ABC):
             for parameter in others:
                 parameter.requires_grad_(True)
 
-    def count(self, over: Over, batch: Batch) -> Count:
+    @property
+    def counted(self) -> tuple[Counted, ...]:
+        """The things that terms may be means over, as far as :meth:`count` tells how many there are."""
+        if not isinstance(self.task, Heads):
+            return tuple(Over)
+        own = (Over.TASK, Over.LABELLED, Over.ELEMENTS)
+        return (*Over, *(OverHead(over, head) for head in self.task.heads for over in own))
+
+    def count(self, over: Counted, batch: Batch) -> Count:
         """How many there are in a batch of what terms are means over; :func:`kdx.fit` asks before any model runs."""
+        task = self.task
+        if isinstance(over, OverHead):
+            assert isinstance(task, Heads)  # nothing else counts heads
+            batch, task, over = self._of_head(over.head, batch), task.heads[over.head].task, over.over
         if over is Over.TASK:
-            with blaming("the task", self.task):
-                return 0 if self.task is None else task_count(self.task, batch)
+            with blaming("the task", task):
+                return 0 if task is None else task_count(task, batch)
         if over is Over.LABELLED:
             return labelled(batch)
         return elements(batch) if over is Over.ELEMENTS else batch.rows
@@ -309,35 +336,49 @@ class Scheme(nn.Module, ABC):
         """
         for name, weight in self.weights.items():
             if isinstance(weight, Balanced):
-                terms = [term for term in norms if term.rpartition("/")[2] == name]
-                tasks = [norms[task] for term in terms if (task := task_of(term, norms)) in norms]
+                terms = [term for term in norms if term.rpartition("/")[2] == name and "task" not in term.split("/")]
+                tasks = [norms[task] for term in terms for task in tasks_of(term, norms) if self._beside(name, task)]
                 if not tasks:
-                    raise ValueError(f"the weight of {name!r} is balanced against the task loss, but there is none")
+                    which = "that of its head" if isinstance(self.task, Heads) else "the task loss"
+                    raise ValueError(f"the weight of {name!r} is balanced against {which}, but there is none")
                 now = self.get_buffer(f"_weight_{name}")
                 pull = torch.stack([norms[term] for term in terms]).mean()
                 wanted = now * weight.ratio * torch.stack(tasks).mean() / pull
                 moved = weight.momentum * now + (1 - weight.momentum) * wanted
                 now.copy_(torch.where(moved.isfinite() & (moved > 0), moved, now))
 
-    def task_loss(self, outputs: Tensor, batch: Batch) -> Mean:
-        """The task loss without its weight.
+    def task_terms(
+        self, captured: Captured, batch: Batch, *, of: str | None = None, weight: float | None = None
+    ) -> dict[str, Mean]:
+        """The weighted task loss of a model: ``task``, or ``task/<head>`` of every head; nothing without a task.
+
+        Args:
+            captured: a pass of the model that captured :attr:`task_taps`.
+            batch: of that pass.
+            of: the student whose loss it is, where there are several: the terms are ``<student>/task``.
+            weight: instead of the task's own.
 
         Raises:
-            ValueError: there is no task, or the batch has no targets.
+            ValueError: the batch has no targets, or none for a head.
         """
-        if self.task is None or batch.targets is None:
+        task, weight = self.task, self.task_weight if weight is None else weight
+        if task is None or weight == 0:
+            return {}
+        if batch.targets is None:
             raise ValueError("the scheme has a task loss but the batch has no targets; give targets, or task=None")
-        with blaming("the task", self.task):
-            loss = self.task(outputs, batch.targets)
-        if (mean := mean_of("the task loss", loss)) is not None:
-            return mean
-        return Mean(scalar("the task loss", loss), self.count(Over.TASK, batch), Over.TASK)
-
-    def task_term(self, captured: Captured, batch: Batch) -> Mean | None:
-        """The weighted task loss on the logits, or None where the scheme has none."""
-        if self.task is None or self.task_weight == 0:
-            return None
-        return self.task_loss(captured.logits, batch).scaled(self.task_weight)
+        name = "task" if of is None else f"{of}/task"
+        with blaming("the task", task):
+            if isinstance(task, Heads):
+                found = task.losses({head: captured[tap] for head, tap in task.taps.items()}, batch.targets)
+                return {
+                    f"{name}/{head}": _on_head(head, mean).scaled(weight * task.heads[head].weight)
+                    for head, mean in found.items()
+                }
+            loss = task(captured.logits, batch.targets)
+        mean = mean_of("the task loss", loss)
+        if mean is None:
+            mean = Mean(scalar("the task loss", loss), self.count(Over.TASK, batch), Over.TASK)
+        return {name: mean.scaled(weight)}
 
     def knowledge_terms(
         self, components: Mapping[str, Knowledge], student: Captured, teacher: Captured, batch: Batch
@@ -354,14 +395,65 @@ class Scheme(nn.Module, ABC):
             for tap in component.teacher_taps:
                 for provenance in teacher.provenance.get(tap, ()):
                     provenance.check(what, tap, component)
+            head = self._head_of(component)
+            given = batch if head is None else self._of_head(head, batch)
             with blaming(f"knowledge {name!r}", component):
-                loss = component(student, teacher, batch)
+                loss = component(student, teacher, given)
             if (term := mean_of(what, loss)) is None:
-                over = component.mean_over(student, batch)
-                count, known = (self.count(over, batch), over) if isinstance(over, Over) else (over, None)
-                term = Mean(scalar(what, loss), count, known)
+                over = component.mean_over(student, given)
+                if not isinstance(over, Over):
+                    term = Mean(scalar(what, loss), over)
+                else:
+                    known = over if head is None else _over_head(head, over)
+                    term = Mean(scalar(what, loss), self.count(known, batch), known)
+            elif head is not None:
+                term = _on_head(head, term)
             terms[name] = term.scaled(self.weight(name))
         return terms
+
+    def _responses_at(self, component: Knowledge) -> Responses:
+        """The facts of the outputs that a component reads."""
+        task = self.task
+        if not isinstance(task, Heads):
+            return self.responses
+        if LOGITS in component.student_taps:
+            tap = next(iter(task.taps.values()))
+            raise ValueError(
+                f"{type(component).__name__} reads {LOGITS!r}, and the task has several heads; let it read one of them "
+                f"with student={tap!r} and teacher={tap!r} ({', '.join(task.taps.values())})"
+            )
+        found = [responses for tap in component.student_taps if (responses := task.responses_at(tap)) is not None]
+        return found[0] if len(found) == 1 else task.responses
+
+    def _head_of(self, component: Knowledge) -> str | None:
+        """The one head whose outputs a component reads, None for other components."""
+        return self.task.head_at(component.responses.tap) if isinstance(self.task, Heads) else None
+
+    def _of_head(self, head: str, batch: Batch) -> Batch:
+        """A batch with the targets of one head."""
+        assert isinstance(self.task, Heads)  # nothing else has heads
+        return batch._replace(targets=self.task.target_of(head, batch.targets))
+
+    def _beside(self, name: str, task: str) -> bool:
+        """Whether a task loss is the one that a component is balanced against: of heads that of its own."""
+        if not isinstance(self.task, Heads):
+            return True
+        heads = {
+            self._head_of(part)
+            for path, part in self.knowledge.named_modules()
+            if isinstance(part, Knowledge) and path.rpartition(".")[2] == name
+        }
+        return task.rpartition("/")[2] in heads
+
+
+def _on_head(head: str, term: Mean) -> Mean:
+    """A mean over the targets of one head."""
+    return term._replace(over=None if term.over is None else _over_head(head, term.over))
+
+
+def _over_head(head: str, over: Counted) -> Counted:
+    """What counts ``over`` among the targets of a head."""
+    return OverHead(over, head) if isinstance(over, Over) and over is not Over.ROWS else over
 
 
 def components_in(parts: nn.Module) -> dict[str, Knowledge]:

@@ -164,12 +164,10 @@ class BYOT(SelfLayers):
     @override
     def terms(self, batch: Batch) -> dict[str, Mean]:
         captured = self.captured(batch)
-        terms: dict[str, Mean] = {}
-        if (task := self.task_term(captured, batch)) is not None:
-            terms["task"] = task if self.variant == "paper" else task.scaled(1 - self.alpha)
+        own = 1.0 if self.variant == "paper" else 1 - self.alpha
+        terms = self.task_terms(captured, batch, weight=own * self.task_weight)
         for k, (branch, teacher) in enumerate(self.lessons(captured)):
-            if (task := self.task_term(branch, batch)) is not None:
-                terms[f"branch{k}/task"] = task.scaled(1 - self.alpha)
+            terms |= self.task_terms(branch, batch, of=f"branch{k}", weight=(1 - self.alpha) * self.task_weight)
             found = self.knowledge_terms(self.lesson_components(k), branch, teacher, batch)
             terms |= {f"branch{k}/{name}": term for name, term in found.items()}
         return terms

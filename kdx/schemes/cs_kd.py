@@ -12,7 +12,7 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.datasets.samplers import SameClassPairs
 from kdx.knowledge.soft_targets import SoftTargets
-from kdx.losses import Count, Mean, Over
+from kdx.losses import Count, Counted, Mean
 from kdx.modes import evaluating
 from kdx.schemes.base import KnowledgeTerms, Task, setup_components
 from kdx.schemes.one_student import OneStudent
@@ -84,7 +84,7 @@ class CSKD(OneStudent):
             )
 
     @override
-    def count(self, over: Over, batch: Batch) -> Count:
+    def count(self, over: Counted, batch: Batch) -> Count:
         # a batch holds every sample with its partner, and the terms count the samples
         return super().count(over, batch.at(slice(batch.rows // 2)))
 
@@ -94,9 +94,7 @@ class CSKD(OneStudent):
         student = self.taps(first.inputs)
         with torch.no_grad():
             teacher = self.taps(second.inputs).detach()
-        task = self.task_term(student, first)
-        terms = {} if task is None else {"task": task}
-        return terms | self.knowledge_terms(self.components, student, teacher, first)
+        return self.task_terms(student, first) | self.knowledge_terms(self.components, student, teacher, first)
 
     def _halves(self, batch: Batch) -> tuple[Batch, Batch]:
         if not isinstance(batch.targets, Tensor):

@@ -148,8 +148,7 @@ class DenseGuidance(OneStudent):
         step = self._passes if self._step is None else self._step
         self._passes += 1
         student = self.taps(batch.inputs)
-        task = self.task_term(student, batch)
-        terms = {} if task is None else {"task": task}
+        terms = self.task_terms(student, batch)
         teachers = self._teachers()
         kept = [name for name in self.kept(step) if teachers[name].teaches]
         share = 1 / len(kept) if kept and self.reduction == "mean" else 1.0

@@ -93,7 +93,7 @@ class Mutual(Scheme):
         if peer_outputs is not None and len(peer_outputs) != len(peers):
             raise ValueError(f"peer_outputs must have one for each of the {len(peers)} peers, got {len(peer_outputs)}")
         outputs = peer_outputs or [None] * len(peers)
-        self.taps = [Taps(peer, output=output) for peer, output in zip(peers, outputs, strict=True)]
+        self.taps = [Taps(peer, self.task_taps, output=output) for peer, output in zip(peers, outputs, strict=True)]
         self.knowledge = nn.ModuleDict(
             {
                 f"{learner}<-{source}": own_copies(components)
@@ -166,8 +166,7 @@ class Mutual(Scheme):
         answers = self.answers(captured, batch)
         terms: dict[str, Mean] = {}
         for learner in learners:
-            if (task := self.task_term(captured[learner], batch)) is not None:
-                terms[f"peer{learner}/task"] = task
+            terms |= self.task_terms(captured[learner], batch, of=f"peer{learner}")
         for learner, source, components in self._lessons():
             if learner not in learners:
                 continue

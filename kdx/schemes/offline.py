@@ -82,8 +82,7 @@ class Offline(OneStudent):
     @override
     def terms(self, batch: Batch) -> dict[str, Mean]:
         student = self.taps(batch.inputs)
-        task = self.task_term(student, batch)
-        terms = {} if task is None else {"task": task}
+        terms = self.task_terms(student, batch)
         if self.teacher.teaches:
             teacher = self.teacher.captured_for(batch, student)
             terms |= self.knowledge_terms(self.components, student, teacher, batch)

@@ -67,6 +67,7 @@ class NativeEnsemble(nn.Module):
         student: the network, the first branch.
         split: name of the layer that all branches share.
         branches: how many, the network's own included.
+        names: taps of the outputs that every branch has.
         output: see :class:`kdx.Taps`.
         **features: of the shared layer, see :class:`kdx.tap.TapOptions`.
     """
@@ -77,6 +78,7 @@ class NativeEnsemble(nn.Module):
         split: TapName,
         branches: int,
         *,
+        names: tuple[str, ...] = (LOGITS,),
         output: Callable[[Any], Tensor] | None = None,
         **features: Unpack[TapOptions],
     ) -> None:
@@ -89,7 +91,8 @@ class NativeEnsemble(nn.Module):
         self.output = output
         self.others = nn.ModuleList()
         self.gate: Gate | None = None
-        self._taps = [Taps(student, (LOGITS, split), output=output)]
+        self._taps = [Taps(student, (*names, split), output=output)]
+        self._names = names
         self._asked: list[str] = []
 
     def tap(self, names: tuple[str, ...]) -> None:
@@ -116,7 +119,7 @@ class NativeEnsemble(nn.Module):
         for _ in range(self.number - 1):
             rest = Rest(self.student, self.split, before)
             self.others.append(rest)
-            self._taps.append(Taps(rest.model, (LOGITS, *self._asked), output=self.output))
+            self._taps.append(Taps(rest.model, (*self._names, *self._asked), output=self.output))
         self.gate = Gate(feature, self.number)
         for part in (self.others, self.gate):
             part.to(feature.tensor.device, feature.tensor.dtype).train(self.training)
@@ -201,7 +204,9 @@ class ONE(Scheme):
             raise ValueError(f"branches must be 2 or more, the student's own included; got {branches}")
         check_choice("export", export, get_args(Export))
         self.export: Export = export
-        self.ensemble = NativeEnsemble(unwrap(student), tap_of(split), branches, output=student_output, **features)
+        self.ensemble = NativeEnsemble(
+            unwrap(student), tap_of(split), branches, names=self.task_taps, output=student_output, **features
+        )
         self.knowledge = nn.ModuleDict({f"branch{b}": own_copies(self.components) for b in range(branches)})
         for name, component in self._lesson(0).items():
             with naming(name):
@@ -238,8 +243,7 @@ class ONE(Scheme):
         captured, ensemble = self.ensemble.run(batch.inputs)
         terms: dict[str, Mean] = {}
         for name, each in {**{f"branch{b}": each for b, each in enumerate(captured)}, "ensemble": ensemble}.items():
-            if (task := self.task_term(each, batch)) is not None:
-                terms[f"{name}/task"] = task
+            terms |= self.task_terms(each, batch, of=name)
         for b, student in enumerate(captured):
             components = self._lesson(b)
             found = self.knowledge_terms(components, student, ensemble.detach(), batch)

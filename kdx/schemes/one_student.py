@@ -35,7 +35,7 @@ class OneStudent(Scheme):
     ) -> None:
         super().__init__(task=task, knowledge=knowledge)
         self.student = student
-        self.taps = Taps(student, output=student_output)
+        self.taps = Taps(student, self.task_taps, output=student_output)
 
     @property
     @override

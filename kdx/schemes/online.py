@@ -84,7 +84,8 @@ class Online(Scheme):
         self.student = student
         self.teacher = live
         self.teacher_task = float(teacher_task)
-        self.taps = Taps(student, output=student_output)
+        self.taps = Taps(student, self.task_taps, output=student_output)
+        self.teacher.tap(self.task_taps)
         tap_components(self.components, self.taps, self.teacher)
 
     @property
@@ -109,8 +110,6 @@ class Online(Scheme):
     @override
     def terms(self, batch: Batch) -> dict[str, Mean]:
         teacher, student = self.teacher.captured(batch), self.taps(batch.inputs)
-        task = self.task_term(student, batch)
-        terms = {} if task is None else {"task": task}
+        terms = self.task_terms(student, batch)
         terms |= self.knowledge_terms(self.components, student, teacher.detach(), batch)
-        terms["teacher/task"] = self.task_loss(teacher.logits, batch).scaled(self.teacher_task)
-        return terms
+        return terms | self.task_terms(teacher, batch, of="teacher", weight=self.teacher_task)

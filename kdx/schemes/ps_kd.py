@@ -39,7 +39,7 @@ class SampleStore(nn.Module):
     def __init__(self, samples: int, example: Captured) -> None:
         super().__init__()
         self.taps = tuple(example)
-        device = example.logits.device
+        device = next(iter(example.values())).device
         for name in ("seen_before", "seen_now"):
             self.register_buffer(name, torch.zeros(samples, dtype=torch.bool, device=device))
         for k, value in enumerate(example.values()):
@@ -167,7 +167,7 @@ class PSKD(OneStudent):
         with evaluating(self.student), torch.no_grad():
             captured = self.taps(batch.inputs)
         setup_components(self.components.values(), lambda: captured, lambda: captured)
-        read = {tap for component in self.components.values() for tap in component.teacher_taps} | {"logits"}
+        read = dict.fromkeys(tap for component in self.components.values() for tap in component.teacher_taps)
         stored = {name: captured[name] for tap in read for name in captured.patterns[tap]}
         self.store = SampleStore(self.samples, Captured(stored))
         # every rank writes the rows of all, so data parallelism need not send the store around in each step
@@ -193,9 +193,7 @@ class PSKD(OneStudent):
         student = self.taps(batch.inputs)
         teacher = self.store.read(index, student)
         alpha = self.alpha_now.clone()  # the buffer may change before the backward pass
-        terms: dict[str, Mean] = {}
-        if (task := self.task_term(student, batch)) is not None:
-            terms["task"] = task.scaled(1 - alpha)
+        terms = {name: term.scaled(1 - alpha) for name, term in self.task_terms(student, batch).items()}
         found = self.knowledge_terms(self.components, student, teacher, batch)
         terms |= {name: term.scaled(alpha) for name, term in found.items()}
         if self.training:

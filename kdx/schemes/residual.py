@@ -110,8 +110,7 @@ class Residual(Scheme):
         hold(self._finished)
         teacher = self.teacher(batch).logits
         captured = self.taps(batch.inputs)
-        task = self.task_term(captured, batch)
-        terms: dict[str, LossTerm] = {} if task is None else {"task": task}
+        terms: dict[str, LossTerm] = {**self.task_terms(captured, batch)}
         check_same_shape(captured["student"], teacher)
         check_same_shape(captured["assistant"], teacher)
         missed = teacher - captured["student"].detach()  # [N, C]

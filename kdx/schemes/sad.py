@@ -152,8 +152,7 @@ class SAD(SelfLayers):
     @override
     def terms(self, batch: Batch) -> dict[str, Mean]:
         captured = self.captured(batch)
-        task = self.task_term(captured, batch)
-        terms = {} if task is None else {"task": task}
+        terms = self.task_terms(captured, batch)
         active = self.active.clone()  # the buffer may change before the backward pass
         for k, (shallow, deep) in enumerate(self.lessons(captured)):
             for name, term in self.knowledge_terms(self.lesson_components(k), shallow, deep, batch).items():

@@ -43,5 +43,4 @@ class Supervised(OneStudent):
 
     @override
     def terms(self, batch: Batch) -> dict[str, Mean]:
-        term = self.task_term(self.taps(batch.inputs), batch)
-        return {} if term is None else {"task": term}
+        return self.task_terms(self.taps(batch.inputs), batch)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from kdx.tasks.classification import cross_entropy as cross_entropy
     from kdx.tasks.embedding import Embedding as Embedding
     from kdx.tasks.embedding import triplet as triplet
+    from kdx.tasks.heads import Head as Head
+    from kdx.tasks.heads import Heads as Heads
     from kdx.tasks.multi_label import MultiLabel as MultiLabel
     from kdx.tasks.recall_at_one import RecallAtOne as RecallAtOne
     from kdx.tasks.regression import Regression as Regression
@@ -26,6 +28,7 @@ else:
             "kdx.tasks.binary": ["Binary"],
             "kdx.tasks.classification": ["Classification", "cross_entropy"],
             "kdx.tasks.embedding": ["Embedding", "triplet"],
+            "kdx.tasks.heads": ["Head", "Heads"],
             "kdx.tasks.multi_label": ["MultiLabel"],
             "kdx.tasks.recall_at_one": ["RecallAtOne"],
             "kdx.tasks.regression": ["Regression"],

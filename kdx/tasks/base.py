@@ -36,23 +36,28 @@ class Task(ABC):
         (0.6931, 2, 'accuracy')
     """
 
-    metric: ClassVar[str]
+    metric: str
     """Name in :meth:`metrics` of the metric that selects the epoch and is reported."""
-    label: ClassVar[str]
+    label: str
     """The name of that metric in a report."""
-    higher_is_better: ClassVar[bool] = True
+    higher_is_better: bool = True
     """Whether more of that metric is better; False of an error."""
-    share: ClassVar[bool] = True
+    share: bool = True
     """Whether that metric is a share of 1, which reports show in percent; False of an error in the targets' unit."""
     one_class: ClassVar[bool] = False
     """Whether outputs are logits ``[N, C]`` and targets class numbers, as prequential tests need them."""
-    relational: ClassVar[bool] = False
+    relational: bool = False
     """Whether the loss compares samples with each other, so that parts of a batch do not add up to the whole."""
 
     @property
     def responses(self) -> Responses:
         """The form, the class axis and the void of the outputs, for the knowledge that compares them."""
         return Responses()
+
+    @property
+    def parts(self) -> tuple[Task, ...]:
+        """The tasks of single outputs: itself, or those of all heads."""
+        return (self,)
 
     @abstractmethod
     def __call__(self, outputs: Tensor, targets: Any) -> Tensor:

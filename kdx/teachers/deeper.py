@@ -45,7 +45,7 @@ class Deeper(ModelTeacher):
 
     def __init__(self, student: nn.Module, *, output: Callable[[Any], Tensor] | None = None) -> None:
         super().__init__()
-        self.taps = Taps(student, output=output)
+        self.taps = Taps(student, (), output=output)
 
     @override
     def share_taps(self, taps: Taps) -> None:

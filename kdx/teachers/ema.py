@@ -68,7 +68,7 @@ class EMA(ModelTeacher):
         self.warm_up = warm_up
         self._student = (student,)  # in a tuple, so that it is no submodule of its own teacher
         self.average = copy.deepcopy(unwrap(student)).requires_grad_(False).eval()
-        self.taps = Taps(self.average, output=output)
+        self.taps = Taps(self.average, (), output=output)
         self.view = view
 
     @override

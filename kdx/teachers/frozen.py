@@ -77,7 +77,7 @@ class Frozen(ModelTeacher):
         if dtype is not None or device is not None:
             model = self._converted(model)
         self.train_mode = train_mode
-        self.taps = Taps(model, output=output)
+        self.taps = Taps(model, (), output=output)
         self.view = view
         self._check()
         self._resting: tuple[nn.Module, ...] = ()

@@ -40,7 +40,7 @@ class Live(ModelTeacher):
     def __init__(self, model: nn.Module, *, output: Callable[[Any], Tensor] | None = None, view: Sight = None) -> None:
         super().__init__()
         self.model = model
-        self.taps = Taps(model, output=output)
+        self.taps = Taps(model, (), output=output)
         self.view = view
 
     @property

@@ -62,7 +62,7 @@ class Snapshot(ModelTeacher):
         self.every = every
         self._student = (student,)  # in a tuple, so that it is no submodule of its own teacher
         self.picture = copy.deepcopy(unwrap(student)).requires_grad_(False).eval()
-        self.taps = Taps(self.picture, output=output)
+        self.taps = Taps(self.picture, (), output=output)
         self.view = view
         self._taken = False
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from kdx.batch import Batch
-from kdx.losses import Count, Losses, Over
+from kdx.losses import Count, Counted, Losses, Over
 from kdx.schemes.base import Scheme
 
 __all__ = ["accumulate_gradient"]
@@ -67,9 +67,9 @@ class _Step:
     def __init__(self, accelerator: Accelerator, scheme: Scheme, window: Sequence[Batch]) -> None:
         self.accelerator = accelerator
         self.scheme = scheme
-        counts = [_sum(scheme.count(over, batch) for batch in window) for over in Over]
-        self.totals: dict[Over | str, Count] = dict(zip(Over, self._of_all_ranks(counts), strict=True))
-        self.over: dict[str, Over | None] = {}
+        counts = [_sum(scheme.count(over, batch) for batch in window) for over in scheme.counted]
+        self.totals: dict[Counted | str, Count] = dict(zip(scheme.counted, self._of_all_ranks(counts), strict=True))
+        self.over: dict[str, Counted | None] = {}
         self.held: list[tuple[Batch, Losses]] = []
         self.sums: dict[str, Tensor] = {}
 
@@ -77,7 +77,7 @@ class _Step:
         """Whether the backward pass of these losses has to wait until all counts are known."""
         for name in losses.terms:
             over = losses.over.get(name, None if name in losses.counts else Over.ROWS)
-            if self.over.setdefault(name, over) is not over:
+            if self.over.setdefault(name, over) != over:
                 raise ValueError(
                     f"term {name!r} is a mean over {_shown(self.over[name])} in one micro-batch and over "
                     f"{_shown(over)} in another of the same step; give it the same kind of count in every batch"
@@ -134,5 +134,5 @@ def _ratio(count: Count, total: Count, term: Tensor) -> Count:
     return count / total if total else 0.0
 
 
-def _shown(over: Over | None) -> str:
+def _shown(over: Counted | None) -> str:
     return "what its outputs tell" if over is None else over.value

@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from kdx import rng
 from kdx.batch import Batch
 from kdx.blame import blaming
-from kdx.capture import call, logits_of
+from kdx.capture import call, logits_of, reader
 from kdx.modes import evaluating
 from kdx.tasks.classification import Classification
 from kdx.training.batches import blamed
 
 __all__ = ["Measured", "Metrics", "classification", "evaluate"]
 
-Metrics = Callable[[Tensor], Mapping[str, Any]]
-"""Gets the first logits and returns name -> ``torchmetrics.Metric``; ``update(logits, targets)`` is called on each."""
+Metrics = Callable[[Any], Mapping[str, Any]]
+"""Gets the first logits (of several heads a mapping) and returns name -> ``torchmetrics.Metric``;
+``update(logits, targets)`` is called on each.
+"""
 
 
 class Measured(dict[str, float]):
@@ -46,7 +48,7 @@ def evaluate(
     *,
     metrics: Metrics = classification,
     device: torch.device | str | None = None,
-    output: Callable[[Any], Tensor] | None = None,
+    output: Callable[[Any], Any] | str | None = None,
 ) -> Measured:
     """Runs a model over a loader in evaluation mode, without gradient, and computes metrics.
 
@@ -57,7 +59,7 @@ def evaluate(
         loader: batches as :meth:`kdx.Batch.of` reads them, with targets.
         metrics: see :data:`Metrics`.
         device: where batches go; None takes the model's.
-        output: see :class:`kdx.Taps`.
+        output: see :class:`kdx.Taps`; it may also give a mapping of tensors, as :meth:`kdx.tasks.Heads.read` does.
 
     Returns:
         Metric name -> value; its attribute ``higher_is_better`` says of every metric whether more is better.
@@ -66,13 +68,13 @@ def evaluate(
         ValueError: the loader is empty.
     """
     device = device if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
-    read = output or logits_of
+    read = reader(output) if isinstance(output, str) else output or logits_of
     computed: Mapping[str, Any] | None = None
     with rng.isolated(), evaluating(model), torch.no_grad():
         for item in blamed(loader):
             batch = Batch.of(item).to(device)
             with blaming("the model", model):
-                logits = read(call(model, batch.inputs)).float()
+                logits = _float(read(call(model, batch.inputs)))
             if computed is None:
                 with blaming("the metrics", metrics):
                     computed = {name: metric.to(device) for name, metric in metrics(logits).items()}
@@ -94,5 +96,13 @@ def _number(name: str, metric: Any) -> float:
         return float(value)
 
 
+def _float(outputs: Any) -> Any:
+    if isinstance(outputs, Mapping):
+        return {name: output.float() for name, output in outputs.items()}
+    return outputs.float()
+
+
 def _shape(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str({name: _shape(item) for name, item in value.items()})
     return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__

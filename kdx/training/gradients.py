@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from kdx.losses import Losses, task_of
+from kdx.losses import Losses, tasks_of
 
 __all__ = ["term_gradients"]
 
@@ -23,19 +23,18 @@ def term_gradients(losses: Losses, parameters: Iterable[Tensor]) -> dict[str, tu
 
     Returns:
         Term name -> (norm, cosine), 0-dim fp32 tensors on the device. The cosine is NaN without a task loss or when one
-        of the gradients is zero. See :func:`task_of` for the task loss that counts.
+        of the gradients is zero. Of several heads the task losses count together. See :func:`tasks_of`.
     """
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     found = {name: _flat(term, wanted) for name, term in losses.terms.items() if term.requires_grad}
     norms = {name: gradient.norm() for name, gradient in found.items()}
     result = {}
     for name, gradient in found.items():
-        task = task_of(name, found)
-        cosine = (
-            torch.dot(gradient, found[task]) / (norms[name] * norms[task])
-            if task in found
-            else torch.full_like(norms[name], torch.nan)
-        )
+        tasks = [found[task] for task in tasks_of(name, found)]
+        cosine = torch.full_like(norms[name], torch.nan)
+        if tasks:
+            task = torch.stack(tasks).sum(0)
+            cosine = torch.dot(gradient, task) / (norms[name] * task.norm())
         result[name] = norms[name], cosine
     return result
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdx import rng
 from kdx.batch import IGNORE, Batch
-from kdx.capture import call, logits_of
+from kdx.capture import call
 from kdx.modes import evaluating
 from kdx.schemes.base import Scheme
 
@@ -52,7 +52,7 @@ class Prequential:
                     )
                 known = targets != IGNORE
                 for name, student in students.items():
-                    logits = (self.scheme.output_of(name) or logits_of)(call(student, batch.inputs))
+                    logits = self.scheme.reader(name)(call(student, batch.inputs))
                     hits = ((logits.argmax(1) == targets) & known).sum()
                     seen = torch.stack([hits, known.sum()]).repeat(2)
                     self._counts[name] = self._counts[name].to(seen.device) + seen if name in self._counts else seen

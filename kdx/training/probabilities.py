@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdx.responses import Form, Responses
 from kdx.schemes.base import Scheme
-from kdx.schemes.task_count import logits_form
+from kdx.schemes.task_count import logits_form, responses_of
 from kdx.training.seen import Seen, forms_of
 
 __all__ = ["are_probabilities", "check_logits"]
@@ -59,9 +59,9 @@ def check_logits(scheme: Scheme, seen: Seen) -> None:
         ValueError: a student or a teacher gives probabilities where logits are taken; it is named, with what takes
             them.
     """
-    form = logits_form(scheme.task) if scheme.task_weight > 0 else None
-    for name, outputs in seen.outputs if form else ():
-        if form and (found := _probabilities(outputs, form, scheme.responses, seen)):
+    for name, task, outputs in seen.outputs if scheme.task_weight > 0 else ():
+        form = logits_form(task)
+        if form and (found := _probabilities(outputs, form, responses_of(task), seen)):
             raise ValueError(
                 f"the outputs of {name!r} are probabilities already ({found}), and the task loss takes logits and "
                 f"would take {_AGAIN[form]}: leave it out of the model (metrics do not mind)"

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from kdx.batch import Batch
 from kdx.blame import blaming
-from kdx.capture import Captured, logits_of
+from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
 from kdx.responses import Form
 from kdx.schemes.base import Scheme
 from kdx.schemes.task_count import logits_form
 from kdx.tasks.base import Task
+from kdx.tasks.heads import Heads
 from kdx.training.sigmoids import Sigmoids
 
 __all__ = ["Call", "Seen", "components_of", "forms_of"]
@@ -65,7 +66,9 @@ class Seen:
         for name, student in self.scheme.students.items():
             self._hook(student, self._note_result, name)
         forms = {form for part in components_of(self.scheme).values() for form in forms_of(part)}
-        if Form.BERNOULLI in forms | {logits_form(self.scheme.task)}:
+        task = self.scheme.task
+        tasks = task.parts if isinstance(task, Task) else (task,)
+        if Form.BERNOULLI in forms | {logits_form(each) for each in tasks}:
             self._open.enter_context(self.sigmoids)
         return self
 
@@ -73,9 +76,16 @@ class Seen:
         self._open.close()
 
     @property
-    def outputs(self) -> list[tuple[str, Tensor]]:
-        """Student and logits of every pass of a student as a whole."""
-        return [(name, self._read(name, result)) for name, result in self._results]
+    def outputs(self) -> list[tuple[str, Any, Tensor]]:
+        """Student, task and logits of every pass of a student as a whole; of several heads each by itself."""
+        found: list[tuple[str, Any, Tensor]] = []
+        for name, result in self._results:
+            outputs, task = self.scheme.reader(name)(result), self.scheme.task
+            if isinstance(task, Heads):
+                found += [(f"{name}: {head}", task.heads[head].task, each) for head, each in outputs.items()]
+            else:
+                found.append((name, task, outputs))
+        return found
 
     def _hook(self, module: nn.Module, note: Any, name: str) -> None:
         def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
@@ -91,13 +101,11 @@ class Seen:
         self._results.append((name, result))
         task, targets = self.scheme.task, self.batch.targets
         if isinstance(task, Task) and self.scheme.task_weight > 0 and targets is not None:
-            outputs = self._read(name, result)
-            if outputs.dim() and len(outputs) == self.batch.rows:
+            outputs = self.scheme.reader(name)(result)
+            first = next(iter(outputs.values())) if isinstance(outputs, dict) else outputs
+            if first.dim() and len(first) == self.batch.rows:
                 with blaming("the task", task):
                     task.check(outputs, targets)
-
-    def _read(self, name: str, result: Any) -> Tensor:
-        return (self.scheme.output_of(name) or logits_of)(result)
 
 
 def components_of(scheme: Scheme) -> dict[str, Knowledge]:

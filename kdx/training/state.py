@@ -122,7 +122,7 @@ class State:
         run = self.run
         row: dict[str, Any] = {}
         for name, student in run.scheme.students.items():
-            output = run.scheme.output_of(name)
+            output = run.scheme.reader(name)
             found = evaluation.evaluate(student, loader, metrics=metrics, device=self.accelerator.device, output=output)
             row |= {f"{name}/{metric}": value for metric, value in found.items()}
             run.higher_is_better |= {f"{name}/{metric}": better for metric, better in found.higher_is_better.items()}

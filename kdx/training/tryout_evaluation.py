@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kdx.blame import blaming
 from kdx.errors import ComponentError
@@ -44,13 +43,13 @@ def try_evaluation(
     if isinstance(loader, Iterator):  # iter() would draw the seeds of a loader
         return {}
 
-    def copies(logits: Tensor) -> dict[str, Any]:
+    def copies(logits: Any) -> dict[str, Any]:
         with blaming("the metrics", metrics):
             return {name: copy.deepcopy(metric) for name, metric in metrics(logits).items()}
 
     directions: dict[str, bool | None] = {}
     for name, student in scheme.students.items():
-        options: dict[str, Any] = {"metrics": copies, "device": device, "output": scheme.output_of(name)}
+        options: dict[str, Any] = {"metrics": copies, "device": device, "output": scheme.reader(name)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metrics that want more rows
             try:

@@ -51,11 +51,17 @@ class Toy:
             self.input_shape, self.targets = (5,), (self.inputs % 3).masked_fill(self.inputs == 0, -100)
         else:
             self.targets = mean.argmax(1) % 3
+        if kind == "two":
+            pixels, values = Toy("pixels", split), Toy("values", split)
+            self.targets = {"seg": pixels.targets, "depth": values.targets}
+            self.num_classes = {"seg": 3, "depth": 2}
 
     def __len__(self) -> int:
         return ROWS
 
     def __getitem__(self, row: int) -> tuple[Any, Any]:
+        if isinstance(self.targets, dict):
+            return self.inputs[row], {name: each[row] for name, each in self.targets.items()}
         return self.inputs[row], self.targets[row]
 
 
@@ -68,6 +74,19 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.net(x)
+
+
+class Pair(nn.Module):
+    """Two heads: outputs for every pixel, and for each image."""
+
+    def __init__(
+        self, num_classes: dict[str, int], input_shape: tuple[int, ...] = (1, 4, 4), *, wrong: int = 0
+    ) -> None:
+        super().__init__()
+        self.seg, self.depth = Net(num_classes["seg"] + wrong, each=True), Net(num_classes["depth"])
+
+    def forward(self, x):
+        return {"seg": self.seg(x), "depth": self.depth(x)}
 
 
 class Tagger(nn.Module):
@@ -92,7 +111,7 @@ def toys(plugged):
 
         @hookimpl
         def kdx_models(self):
-            return [Spec(name, f"{__name__}:{name.title()}", "for a test") for name in ("net", "tagger")]
+            return [Spec(name, f"{__name__}:{name.title()}", "for a test") for name in ("net", "pair", "tagger")]
 
     plugged(Plugin(), "toys")
 
@@ -235,3 +254,38 @@ def test_a_model_takes_what_the_data_set_says_and_no_recipe_gives_it() -> None:
     with pytest.raises(RecipeError, match="unknown option 'vocabulary'"):
         check_recipe(given | {"student": {"model": {"name": "tagger", "vocabulary": 9}}})
     assert ExperimentData(check_recipe(given)).facts == {"vocabulary": 7}
+
+
+def two_heads(**model: Any):
+    given = recipe("segmentation").dump()
+    net = {"name": "pair", **model}
+    heads = {"seg": {"task": "segmentation", "weight": 1.0}, "depth": {"task": {"name": "regression", "loss": "l1"}}}
+    at = {name: {"student": f"logits[{name}]", "teacher": f"logits[{name}]"} for name in heads}
+    knowledge = {"kd": {"name": "soft-targets", **at["seg"]}, "sizes": {"name": "logits", "weight": 0.1, **at["depth"]}}
+    given["data"] |= {"dataset": {"name": "toy", "kind": "two"}}
+    given["teacher"] |= {"model": net, "reuse": False}
+    return given | {"student": {"model": net}, "task": {"name": "heads", "heads": heads}, "knowledge": knowledge}
+
+
+def test_a_recipe_of_several_heads_runs(tmp_path: Path) -> None:
+    summary = kdx.run(check_recipe(two_heads()), folder=tmp_path / "run")
+    assert (summary["metric"], summary["metric_label"]) == ("seg/miou", "mean IoU of seg")
+    found = summary["stages"]["distilled"]["test"]
+    assert {"seg/miou", "depth/rmse", "depth/mae"} <= found.keys()
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_labels_are_hidden_in_every_head() -> None:
+    data = ExperimentData(check_recipe(two_heads()))
+    made = data.task
+    shown = made.labelled(data.few.targets)
+    assert (int(shown.sum()), len(data.labelled)) == (12, 12)
+    for name, each in data.labelled.targets.items():
+        torch.testing.assert_close(each, data.all.targets[name][shown], equal_nan=True)
+    batch = next(iter(data.training(data.few, 16)))
+    assert {name: list(each.shape) for name, each in batch.targets.items()} == {"seg": [16, 4, 4], "depth": [16, 2]}
+
+
+def test_a_head_of_another_width_than_its_data_is_found_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(KdxError, match=r"head 'seg': task: expected 3 outputs on axis 1 .* got \[1, 4, 4, 4\]"):
+        Experiment(check_recipe(two_heads(wrong=1)), tmp_path / "run").run()

@@ -192,6 +192,7 @@ TASKS = {
     "binary": [{}, {"pos_weight": 3.0}],
     "classification": [{}, {"label_smoothing": 0.2, "class_weights": [1.0, 2.0, 0.5, 0.0, 3.0]}, {"class_dim": 2}],
     "embedding": [{"width": 8, "margin": 1.0}],
+    "heads": [],  # outputs and targets are mappings, see tests/tasks/test_heads.py
     "multi-label": [{}, {"pos_weight": [1.0, 2.0, 0.5, 3.0, 1.0]}],
     "regression": [{}, {"loss": "l1"}, {"loss": "huber", "delta": 0.5}, {"loss": "gaussian"}],
     "segmentation": [{}, {"label_smoothing": 0.1}],

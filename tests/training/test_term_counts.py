@@ -48,7 +48,7 @@ class Own(kdx.Supervised):
     """A scheme of a user's: its term has a name of its own."""
 
     def terms(self, batch):
-        term = self.task_term(self.taps(batch.inputs), batch)
+        term = self.task_terms(self.taps(batch.inputs), batch)["task"]
         return {"ce": term, "size": self.taps(batch.inputs).logits.square().mean()}
 
 
@@ -250,7 +250,7 @@ def test_a_sum_is_no_task_loss() -> None:
 def test_a_term_that_counts_one_thing_here_and_another_there_is_refused() -> None:
     class Fickle(kdx.Supervised):
         def terms(self, batch):
-            term = self.task_term(self.taps(batch.inputs), batch)
+            term = self.task_terms(self.taps(batch.inputs), batch)["task"]
             return {"ce": term if batch.targets[0] == 0 else term._replace(over=None)}
 
     data = [(torch.randn(2, 3), torch.tensor([k, k])) for k in range(2)]

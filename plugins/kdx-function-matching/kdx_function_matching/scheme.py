@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -86,9 +86,15 @@ class FunctionMatching(Offline):
         mixed = batch._replace(inputs=mix(batch.inputs, share))
         teacher, student = self.teacher(mixed), self.taps(mixed.inputs)
         terms = self.knowledge_terms(self.components, student, teacher, mixed)
-        own = self.task_term(student, batch)
-        if own is not None:
-            other = self.task_term(student, batch._replace(targets=batch.targets.roll(1, 0)))
-            assert other is not None  # as own is not
-            terms = {"task": own.scaled(share).plus(other.scaled(1 - share))} | terms
-        return terms
+        if self.task_weight == 0:
+            return terms
+        own = self.task_terms(student, batch)
+        other = self.task_terms(student, batch._replace(targets=_rolled(batch.targets)))
+        return {name: own[name].scaled(share).plus(other[name].scaled(1 - share)) for name in own} | terms
+
+
+def _rolled(targets: Any) -> Any:
+    """The targets of the sample before, for every sample; in a mapping or tuple those of every head."""
+    if isinstance(targets, Mapping):
+        return {name: _rolled(each) for name, each in targets.items()}
+    return tuple(map(_rolled, targets)) if isinstance(targets, tuple | list) else targets.roll(1, 0)
