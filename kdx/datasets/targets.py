@@ -41,4 +41,5 @@ def same_targets(one: Any, other: Any) -> bool:
         return named and all(same_targets(one[name], other[name]) for name in one)
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return bool(((one == other) | ((one != one) & (other != other))).all())
+    both_nan = one.isnan() & other.isnan() if one.is_floating_point() else False
+    return bool(((one == other) | both_nan).all())

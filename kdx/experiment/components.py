@@ -118,13 +118,15 @@ def check_void(recipe: Recipe, task: Task, part: nn.Module) -> None:
     Raises:
         ValueError: ``void`` of a component in it is to be given.
     """
-    from kdx.capture import LOGITS
     from kdx.knowledge.response import Response
 
-    if recipe.data.labelled is None or not task.responses.void:
+    if recipe.data.labelled is None:
         return
     for component in part.modules():
-        if isinstance(component, Response) and component.void is None and component.student_taps == (LOGITS,):
+        if not isinstance(component, Response) or component.void is not None:
+            continue
+        responses = task.responses_at(component.student_taps[0])
+        if responses is not None and responses.void:
             raise ValueError(
                 f"{type(component).__name__}: data.labelled hides labels as -100, which to the task "
                 f"{recipe.task.name!r} is void, where no teacher teaches: write void: false to be taught wherever the "

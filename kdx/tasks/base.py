@@ -54,6 +54,10 @@ class Task(ABC):
         """The form, the class axis and the void of the outputs, for the knowledge that compares them."""
         return Responses()
 
+    def responses_at(self, tap: str) -> Responses | None:
+        """The form, the class axis and the void of the outputs at a tap; None for a tap that is none of outputs."""
+        return self.responses if tap == self.responses.tap else None
+
     @property
     def parts(self) -> tuple[Task, ...]:
         """The tasks of single outputs: itself, or those of all heads."""

@@ -140,8 +140,9 @@ class Heads(Task):
     def parts(self) -> tuple[Task, ...]:
         return tuple(head.task for head in self.heads.values())
 
+    @override
     def responses_at(self, tap: str) -> Responses | None:
-        """What the head says of its outputs whose tap is ``tap``, as ``logits[seg]``; None for any other tap."""
+        """What a head says of its outputs, whose tap is as ``logits[seg]``; None for any other tap."""
         name = self.head_at(tap)
         return None if name is None else self.heads[name].task.responses.at(self.taps[name])
 

@@ -261,7 +261,10 @@ def two_heads(**model: Any):
     net = {"name": "pair", **model}
     heads = {"seg": {"task": "segmentation", "weight": 1.0}, "depth": {"task": {"name": "regression", "loss": "l1"}}}
     at = {name: {"student": f"logits[{name}]", "teacher": f"logits[{name}]"} for name in heads}
-    knowledge = {"kd": {"name": "soft-targets", **at["seg"]}, "sizes": {"name": "logits", "weight": 0.1, **at["depth"]}}
+    knowledge = {
+        "kd": {"name": "soft-targets", "void": False, **at["seg"]},
+        "sizes": {"name": "logits", "weight": 0.1, **at["depth"]},
+    }
     given["data"] |= {"dataset": {"name": "toy", "kind": "two"}}
     given["teacher"] |= {"model": net, "reuse": False}
     return given | {"student": {"model": net}, "task": {"name": "heads", "heads": heads}, "knowledge": knowledge}
@@ -289,3 +292,10 @@ def test_labels_are_hidden_in_every_head() -> None:
 def test_a_head_of_another_width_than_its_data_is_found_before_the_training(tmp_path: Path) -> None:
     with pytest.raises(KdxError, match=r"head 'seg': task: expected 3 outputs on axis 1 .* got \[1, 4, 4, 4\]"):
         Experiment(check_recipe(two_heads(wrong=1)), tmp_path / "run").run()
+
+
+def test_knowledge_of_a_head_says_what_hidden_labels_are_to_it(tmp_path: Path) -> None:
+    given = two_heads()
+    del given["knowledge"]["kd"]["void"]
+    with pytest.raises(KdxError, match=r"kd \(soft-targets\): SoftTargets: data.labelled hides labels as -100"):
+        Experiment(check_recipe(given), tmp_path / "run").run()
