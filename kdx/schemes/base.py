@@ -452,7 +452,7 @@ def _on_head(head: str, term: Mean) -> Mean:
 
 
 def _over_head(head: str, over: Counted) -> Counted:
-    """What counts ``over`` among the targets of a head."""
+    """The same things among the targets of one head."""
     return OverHead(over, head) if isinstance(over, Over) and over is not Over.ROWS else over
 
 

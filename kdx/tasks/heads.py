@@ -142,7 +142,7 @@ class Heads(Task):
 
     @override
     def responses_at(self, tap: str) -> Responses | None:
-        """What a head says of its outputs, whose tap is as ``logits[seg]``; None for any other tap."""
+        """The facts of one head's outputs, whose tap is as ``logits[seg]``; None for any other tap."""
         name = self.head_at(tap)
         return None if name is None else self.heads[name].task.responses.at(self.taps[name])
 
