@@ -101,7 +101,7 @@ class Heads(Task):
         >>> outputs = {"kind": torch.zeros(2, 3), "size": torch.ones(2, 1)}
         >>> targets = {"kind": torch.tensor([0, -100]), "size": torch.tensor([[3.0], [1.0]])}
         >>> {name: round(loss.value.item(), 3) for name, loss in task.losses(outputs, targets).items()}
-        {'kind': 1.099, 'size': 1.0}
+        {'kind': 1.099, 'size': 2.0}
         >>> task.metric, task.taps["size"]
         ('kind/accuracy', 'logits[size]')
     """
