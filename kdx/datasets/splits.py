@@ -41,32 +41,29 @@ def train_validation_split(targets: Tensor, validation: int = 500, seed: int = 0
     if not 0 < validation < len(targets):
         raise ValueError(f"validation must be between 1 and {len(targets) - 1} (rows minus one); got {validation}")
     members = _shuffled_classes(targets, seed)
-    shares = [len(rows) * validation / len(targets) for rows in members]
-    counts = [int(share) for share in shares]
-    by_remainder = sorted(range(len(members)), key=lambda k: counts[k] - shares[k])
-    for k in by_remainder[: validation - sum(counts)]:
-        counts[k] += 1
-    held_out = torch.cat([rows[:count] for rows, count in zip(members, counts, strict=True)]).sort().values
+    held_out = _in_shares(members, validation).sort().values
     is_train = torch.ones(len(targets), dtype=torch.bool)
     is_train[held_out] = False
     return is_train.nonzero().squeeze(1), held_out
 
 
-def few_labels(targets: Tensor, labelled: int = 500, seed: int = 0) -> Tensor:
-    """Keep ``labelled`` labels, the same number of every class, and hide the others.
+def few_labels(targets: Tensor, labelled: int = 500, seed: int = 0, *, balanced: bool = True) -> Tensor:
+    """Keep ``labelled`` labels, the same number of every class or in the classes' shares, and hide the others.
 
     Args:
         targets: class of every row, int64, ``[N]``; rows that are already hidden (negative) stay hidden.
-        labelled: number of rows that keep their label, a multiple of the number of classes that occur.
+        labelled: number of rows that keep their label; if ``balanced``, a multiple of the number of classes that occur.
         seed: another seed keeps other labels.
+        balanced: keeps equally many labels of every class. False keeps each class's share, rounded by largest
+            remainder, so that a rare class may keep none.
 
     Returns:
         A copy of ``targets``, int64, ``[N]``, with -100 in every row whose label is hidden.
 
     Raises:
         TypeError: ``targets`` is not an integer tensor.
-        ValueError: ``targets`` is not one-dimensional, ``labelled`` is no positive multiple of the number of classes,
-            or a class has too few rows.
+        ValueError: ``targets`` is not one-dimensional, there are fewer than ``labelled`` labels, or, if ``balanced``,
+            ``labelled`` is no positive multiple of the number of classes or a class has too few rows.
 
     Example:
         >>> import torch
@@ -76,22 +73,40 @@ def few_labels(targets: Tensor, labelled: int = 500, seed: int = 0) -> Tensor:
     """
     _check_targets(targets)
     members = _shuffled_classes(targets, seed)
-    if labelled < 1 or not members or labelled % len(members):
-        raise ValueError(
-            f"labelled must be a positive multiple of the number of classes, {len(members)}, so that every class "
-            f"keeps equally many labels; got {labelled}"
-        )
-    each = labelled // len(members)
-    smallest = min(len(rows) for rows in members)
-    if each > smallest:
-        raise ValueError(
-            f"labelled={labelled} needs {each} rows of every class, but one class has {smallest}; "
-            f"use at most {smallest * len(members)}"
-        )
-    kept = torch.cat([rows[:each] for rows in members])
+    kept = _equally_many(members, labelled) if balanced else _in_shares(members, labelled)
     result = torch.full_like(targets, IGNORE)
     result[kept] = targets[kept]
     return result
+
+
+def _equally_many(members: list[Tensor], count: int) -> Tensor:
+    """The first rows of every class, ``count`` in all."""
+    if count < 1 or not members or count % len(members):
+        raise ValueError(
+            f"labelled must be a positive multiple of the number of classes, {len(members)}, so that every class "
+            f"keeps equally many labels; got {count}. With balanced=False classes keep their shares of any number"
+        )
+    each = count // len(members)
+    smallest = min(len(rows) for rows in members)
+    if each > smallest:
+        raise ValueError(
+            f"labelled={count} needs {each} rows of every class, but one class has {smallest}; "
+            f"use at most {smallest * len(members)}, or balanced=False, with which classes keep their shares"
+        )
+    return torch.cat([rows[:each] for rows in members])
+
+
+def _in_shares(members: list[Tensor], count: int) -> Tensor:
+    """The first rows of every class in proportion to its size, ``count`` in all."""
+    total = sum(len(rows) for rows in members)
+    if not 1 <= count <= total:
+        raise ValueError(f"labelled must be between 1 and the number of labelled rows, {total}; got {count}")
+    shares = [len(rows) * count / total for rows in members]
+    counts = [int(share) for share in shares]
+    by_remainder = sorted(range(len(members)), key=lambda k: counts[k] - shares[k])
+    for k in by_remainder[: count - sum(counts)]:
+        counts[k] += 1
+    return torch.cat([rows[:count] for rows, count in zip(members, counts, strict=True)])
 
 
 def _check_targets(targets: Tensor) -> None:

@@ -83,7 +83,8 @@ class ExperimentData:
         shown = targets
         if data.labelled is not None:
             with locating("data.labelled"):
-                labelled = (few_labels(strata[train], data.labelled, seed) != IGNORE).nonzero().squeeze(1)
+                kept = few_labels(strata[train], data.labelled, seed, balanced=data.balanced)
+                labelled = (kept != IGNORE).nonzero().squeeze(1)
             shown = task.hidden(targets)
             put_rows(shown, labelled, targets)
         augment = _augmenting(data.augment, seed)

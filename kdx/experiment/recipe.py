@@ -65,6 +65,9 @@ class Data(_Section):
     dataset: Ref = Field(description="a data set; it is built with split='train' and split='test'")
     validation: int = Field(500, ge=1, description="training rows held out to select the epoch")
     labelled: int | None = Field(None, ge=1, description="rows whose label the student sees; the others are unlabelled")
+    balanced: bool = Field(
+        True, description="labelled rows are equally many of every class; false: in the classes' shares of the rows"
+    )
     novel_classes: list[int] = Field(
         [], description="classes that are never trained on; the test rows are then all rows of these classes"
     )

@@ -60,7 +60,7 @@ class TeacherCache:
             "code": [_code(each) for each in (plugins.load("model", stage.model.name), *tasks)],
             "shape": data.shape | data.facts,
             # which labels the student may see and how rows are fetched are nothing to the teacher
-            "data": recipe.data.model_dump(mode="json", exclude={"labelled", "workers"}),
+            "data": recipe.data.model_dump(mode="json", exclude={"labelled", "balanced", "workers"}),
             "rows": _fingerprint(data.all),
             "validation": _fingerprint(data.validation),
             "task": recipe.task.model_dump(mode="json", exclude={"weight"}),

@@ -56,6 +56,18 @@ def test_hidden_labels_stay_hidden():
     assert (hidden[again != -100] != -100).all()
 
 
+def test_rare_classes_keep_their_share_of_labels_if_not_balanced():
+    targets = torch.tensor([0] * 60 + [1] * 39 + [2])
+    with pytest.raises(ValueError, match="one class has 1; use at most 3, or balanced=False"):
+        few_labels(targets, labelled=30)
+    kept = few_labels(targets, labelled=20, balanced=False)
+    assert kept[kept != -100].bincount().tolist() == [12, 8]
+    hidden = targets.where(targets != 0, -100)
+    assert (few_labels(hidden, labelled=40, balanced=False) != -100).nonzero().squeeze(1).tolist() == [*range(60, 100)]
+    with pytest.raises(ValueError, match="number of labelled rows, 40; got 41"):
+        few_labels(hidden, labelled=41, balanced=False)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -28,6 +28,8 @@ SHORT = {
         "teacher.model.width": 4,
     },
     "stress-tokens": {"data.validation": 15000, "teacher.model.dim": 16},
+    "words-multi-label": {"train.batch_size": 512, "teacher.train.batch_size": 512, "teacher.model.width": 24},
+    "ecg-forecast": {"data.dataset.step": 16, "data.labelled": 100, "teacher.model.width": 4},
 }
 """Of each recipe beyond the classes of images what makes it short: fewer rows, smaller teachers."""
 

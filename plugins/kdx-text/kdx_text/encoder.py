@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self, override
+
+from kdx_text.memory import TextMemory
 
 __all__ = ["HFEncoder"]
 
@@ -28,13 +31,17 @@ class HFEncoder(nn.Module):
             through a linear layer if ``num_classes`` (the embedding's width then) is not the encoder's.
         pool: ``"mean"`` over the tokens that are not padding, or ``"first"``, the first token.
         padding: the id of the padding token; None takes the config's.
-        trained_layers: how many of the last encoder layers are trained, with the head; None trains everything.
+        trained_layers: how many of the last encoder layers are trained, with the head; None trains everything. With 0
+            the encoder stays in evaluation mode, so that the head is a probe on vectors that do not change.
+        remember: keeps the pooled vector of every text of a batch (:class:`kdx_text.memory.TextMemory`), so that
+            further epochs cost next to nothing; needs ``trained_layers=0``. The encoder's layers cannot be tapped then,
+            ``pooled`` and ``head`` can. A batch of one text always runs, so that a latency is that of the encoder.
         num_classes: number of classes, or width of the embedding.
         input_shape: ``(L,)``, tokens per text.
 
     Raises:
-        ValueError: neither ``path`` nor ``config``, a head, pool or number of layers that there is not, or texts longer
-            than the encoder's positions.
+        ValueError: neither ``path`` nor ``config``, a head, pool or number of layers that there is not, ``remember``
+            with an encoder that is trained, or texts longer than the encoder's positions.
         FileNotFoundError: ``path`` is no folder; nothing is downloaded.
     """
 
@@ -47,10 +54,17 @@ class HFEncoder(nn.Module):
         pool: Literal["mean", "first"] = "mean",
         padding: int | None = None,
         trained_layers: int | None = None,
+        remember: bool = False,
         num_classes: int = 2,
         input_shape: tuple[int, ...] = (64,),
     ) -> None:
         super().__init__()
+        if remember and trained_layers != 0:
+            raise ValueError(
+                f"remember: vectors can be kept of an encoder that is not trained; give trained_layers=0, not "
+                f"{trained_layers}"
+            )
+        self.frozen = trained_layers == 0
         if head not in ("classification", "embedding"):
             raise ValueError(f"head must be 'classification' or 'embedding', got {head!r}")
         if pool not in ("mean", "first"):
@@ -74,18 +88,30 @@ class HFEncoder(nn.Module):
             self.head = nn.Identity() if width == num_classes else nn.Linear(width, num_classes)
         if trained_layers is not None:
             self._freeze(trained_layers)
+        self.memory = TextMemory(self.encoder, self.padding, pool) if remember else None
+        self.train()
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits ``[N, num_classes]`` (or embeddings) of token ids ``[N, L]`` int64."""
-        kept = ids != self.padding  # [N, L]
-        hidden = self.encoder(input_ids=ids, attention_mask=kept.long())[0]  # [N, L, D]
-        if self.pool == "first":
-            vector = hidden[:, 0]
-        else:
-            weight = kept.unsqueeze(2).to(hidden.dtype)
-            vector = (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+        vector = self._vector(ids) if self.memory is None or len(ids) == 1 else self.memory(ids, self._vector)
         logits: Tensor = self.head(self.pooled(vector))
         return logits
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        """Sets the mode of the head, and of an encoder that is trained."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def _vector(self, ids: Tensor) -> Tensor:
+        kept = ids != self.padding  # [N, L]
+        hidden: Tensor = self.encoder(input_ids=ids, attention_mask=kept.long())[0]  # [N, L, D]
+        if self.pool == "first":
+            return hidden[:, 0]
+        weight = kept.unsqueeze(2).to(hidden.dtype)
+        return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
     def _freeze(self, trained: int) -> None:
         layers = getattr(getattr(self.encoder, "encoder", self.encoder), "layer", None)

@@ -47,6 +47,7 @@ class MiniLM(HFEncoder):
     Args:
         trained_layers: how many of the last encoder layers are trained, with the head; 0 trains a linear probe, None
             everything.
+        remember: keeps the vector of every text, as of :class:`kdx_text.encoder.HFEncoder`.
         head: ``"classification"`` or ``"embedding"``, as of :class:`kdx_text.encoder.HFEncoder`.
         num_classes: number of classes, or width of the embedding.
         input_shape: ``(L,)``, tokens per text, at most 512.
@@ -60,6 +61,7 @@ class MiniLM(HFEncoder):
         self,
         *,
         trained_layers: int | None = 0,
+        remember: bool = False,
         head: Literal["classification", "embedding"] = "classification",
         num_classes: int = 2,
         input_shape: tuple[int, ...] = (32,),
@@ -68,6 +70,7 @@ class MiniLM(HFEncoder):
             path=minilm_folder(),
             head=head,
             trained_layers=trained_layers,
+            remember=remember,
             num_classes=num_classes,
             input_shape=input_shape,
         )

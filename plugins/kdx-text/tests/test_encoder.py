@@ -68,6 +68,52 @@ def test_only_the_last_layers_and_the_head_are_trained() -> None:
     }
 
 
+def test_an_encoder_that_is_not_trained_stays_in_evaluation_mode() -> None:
+    probe = encoder(trained_layers=0).train()
+    assert probe.head.training
+    assert not any(module.training for module in probe.encoder.modules())
+    assert encoder(trained_layers=1).train().encoder.training
+
+
+@pytest.mark.parametrize("pool", ["mean", "first"])
+def test_a_remembered_text_gives_what_the_encoder_gives_and_does_not_run_again(pool, monkeypatch) -> None:
+    plain, probe = encoder(pool=pool, trained_layers=0), encoder(pool=pool, trained_layers=0, remember=True)
+    monkeypatch.setattr("kdx_text.memory._known", {})
+    ids = torch.randint(1, 30, (40, 8))
+    ids[::2, 3:] = 0
+    ids[7] = 0  # padding alone
+    torch.testing.assert_close(probe(ids), plain(ids))
+    ran: list[int] = []
+    probe.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: ran.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    torch.testing.assert_close(probe(ids.flip(0)), plain(ids.flip(0)))
+    assert ran == []
+    probe(torch.cat([ids[:3], torch.full((1, 8), 29)]))  # one that is new
+    probe(ids[:1])  # one alone, of which a latency may be wanted
+    assert ran == [1, 1]
+    again = encoder(pool=pool, trained_layers=0, remember=True)
+    again.encoder.register_forward_pre_hook(lambda module, args: pytest.fail("ran again"))
+    torch.testing.assert_close(again(ids), plain(ids))  # of all models with this encoder
+    probe(ids)[:, 0].sum().backward()
+    assert probe.head[1].weight.grad.any()
+
+
+def test_an_encoder_that_has_changed_is_not_answered_for_from_memory() -> None:
+    probe = encoder(trained_layers=0, remember=True)
+    ids = torch.randint(1, 30, (4, 8))
+    before = probe(ids)
+    with torch.no_grad():
+        probe.encoder.embeddings.word_embeddings.weight.neg_()
+    plain = encoder(trained_layers=0)
+    plain.load_state_dict(probe.state_dict())
+    torch.testing.assert_close(probe(ids), plain(ids))
+    assert not torch.allclose(probe(ids), before)
+    probe.encoder.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="remember: expected a frozen encoder"):
+        probe(ids)
+
+
 def test_an_embedding_of_the_encoders_width_has_no_layer_of_its_own() -> None:
     assert list(encoder(head="embedding", num_classes=8).head.parameters()) == []
     assert encoder(head="embedding", num_classes=5)(torch.ones(2, 8, dtype=torch.int64)).shape == (2, 5)
@@ -81,6 +127,7 @@ def test_an_embedding_of_the_encoders_width_has_no_layer_of_its_own() -> None:
         ({"head": "tagging"}, ValueError, "head must be 'classification' or 'embedding', got 'tagging'"),
         ({"pool": "max"}, ValueError, "pool must be 'mean' or 'first', got 'max'"),
         ({"input_shape": (99,)}, ValueError, "texts have 99 tokens, the encoder takes 16"),
+        ({"remember": True}, ValueError, "remember: .* give trained_layers=0, not None"),
         ({"trained_layers": 3}, ValueError, "trained_layers=3: BertModel has 2 layers"),
     ],
 )

