@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-
-from kdx.store.fingerprint import digest_of, tensor_digests
 
 __all__ = ["TextMemory"]
 
@@ -67,6 +66,9 @@ class TextMemory:
         tensors = (*self.encoder.parameters(), *self.encoder.buffers())
         versions = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         if versions != self._versions:
-            digest = digest_of(tensor_digests(self.encoder))
-            self._versions, self._hash = versions, f"{digest} {self.padding} {self.pooling}"
+            digest = hashlib.sha256(f"{self.padding} {self.pooling} {self.encoder.config}".encode())
+            for tensor in tensors:
+                digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            self._versions, self._hash = versions, digest.hexdigest()
         return self._hash
