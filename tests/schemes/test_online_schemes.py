@@ -46,22 +46,46 @@ OWN = Plugins(entries=(), blocked=(), trace=False).components("knowledge").keys(
 }  # which has its own scheme
 
 
-def model(width: int = 4) -> ConvNet:
-    return ConvNet(width=width, stages=3, num_classes=3, input_shape=(1, 8, 8))
+FORMS = {"gaussian-kl": 4, "sigmoid-targets": 3}
+"""Components that compare no logits of classes -> width of the outputs that they are tried on."""
+
+
+def of_any_form(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """A loss that does not say what the outputs are, so that they may be of any form."""
+    return torch.nn.functional.cross_entropy(outputs, targets)
+
+
+def model(width: int = 4, classes: int = 3) -> ConvNet:
+    return ConvNet(width=width, stages=3, num_classes=classes, input_shape=(1, 8, 8))
 
 
 Terms = dict[str, Any] | None
-SCHEMES: dict[str, Callable[[Terms], kdx.Scheme]] = {
-    "online": lambda terms: kdx.make("scheme", "online", model(), model(6), knowledge=terms or kd()),
-    "mutual": lambda terms: kdx.Mutual([model(), model(6)], knowledge=terms or kd()),
-    "mutual in turn": lambda terms: kdx.Mutual([model(), model(6)], knowledge=terms or kd(), updates="alternating"),
-    "one": lambda terms: kdx.make("scheme", "one", model(), split="stage1", branches=2, knowledge=terms),
-    "one, ensemble": lambda terms: kdx.make(
-        "scheme", "one", model(), split="stage1", branches=2, knowledge=terms, export="ensemble"
+SCHEMES: dict[str, Callable[..., kdx.Scheme]] = {
+    "online": lambda terms, classes=3, **task: kdx.make(
+        "scheme", "online", model(4, classes), model(6, classes), knowledge=terms or kd(), **task
     ),
-    "kdcl": lambda terms: kdx.make("scheme", "kdcl", [model(), model(6)], knowledge=terms, shift=1),
-    "multi-teacher": lambda terms: kdx.make(
-        "scheme", "multi-teacher", model(), {"a": model(6), "b": model(4)}, knowledge=terms or kd()
+    "mutual": lambda terms, classes=3, **task: kdx.Mutual(
+        [model(4, classes), model(6, classes)], knowledge=terms or kd(), **task
+    ),
+    "mutual in turn": lambda terms, classes=3, **task: kdx.Mutual(
+        [model(4, classes), model(6, classes)], knowledge=terms or kd(), **task, updates="alternating"
+    ),
+    "one": lambda terms, classes=3, **task: kdx.make(
+        "scheme", "one", model(4, classes), split="stage1", branches=2, knowledge=terms, **task
+    ),
+    "one, ensemble": lambda terms, classes=3, **task: kdx.make(
+        "scheme", "one", model(4, classes), split="stage1", branches=2, knowledge=terms, **task, export="ensemble"
+    ),
+    "kdcl": lambda terms, classes=3, **task: kdx.make(
+        "scheme", "kdcl", [model(4, classes), model(6, classes)], knowledge=terms, **task, shift=1
+    ),
+    "multi-teacher": lambda terms, classes=3, **task: kdx.make(
+        "scheme",
+        "multi-teacher",
+        model(4, classes),
+        {"a": model(6, classes), "b": model(4, classes)},
+        knowledge=terms or kd(),
+        **task,
     ),
 }
 STUDENTS = {
@@ -81,9 +105,9 @@ def kd() -> Terms:
     return {"kd": kdx.SoftTargets(2.0)}
 
 
-def make(name: str, terms: Terms = None, seed: int = 0) -> kdx.Scheme:
+def make(name: str, terms: Terms = None, seed: int = 0, **options: Any) -> kdx.Scheme:
     torch.manual_seed(seed)
-    return SCHEMES[name](terms)
+    return SCHEMES[name](terms, **options)
 
 
 def losses_of(scheme: kdx.Scheme, batch) -> kdx.Losses:
@@ -180,7 +204,8 @@ def test_every_component_composes_with_every_scheme(component, data) -> None:
         if name == "multi-teacher" and "teacher" in options:
             taps = options["teacher"]
             options["teacher"] = f"a/{taps}" if isinstance(taps, str) else tuple(f"a/{tap}" for tap in taps)
-        scheme = make(name, {"own": kdx.make("knowledge", component, **options)})
+        form = {"task": of_any_form, "classes": FORMS[component]} if component in FORMS else {}
+        scheme = make(name, {"own": kdx.make("knowledge", component, **options)}, **form)
         scheme.dataset_size(96)
         scheme.setup(batch)
         scheme.train()
