@@ -25,6 +25,7 @@ from kdx.layout import Layout, UnknownLayout
 __all__ = [
     "LOGITS",
     "Captured",
+    "Output",
     "Provenance",
     "Taps",
     "call",
@@ -37,6 +38,9 @@ __all__ = [
 
 LOGITS = "logits"
 """The tap that is the model's own output."""
+
+Output = Callable[[Any], Tensor] | str | None
+"""The way to the logits in what a model returns: a function, the path of an item as ``"[1][0]"``, None: as usual."""
 
 _TAP = re.compile(r"(?P<module>[^:\[\]]+)(?P<end>:input)?(?P<item>" + ITEMS + r")?(?P<affine>:affine)?")
 _GLOB = re.compile(r"[*?]")
@@ -194,7 +198,7 @@ class Taps:
         model: nn.Module,
         names: Iterable[str] = (LOGITS,),
         *,
-        output: Callable[[Any], Tensor] | str | None = None,
+        output: Output = None,
     ) -> None:
         self.model = model
         self.output = reader(output) if isinstance(output, str) else output

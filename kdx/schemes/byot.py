@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Unpack, get_args
+from collections.abc import Sequence
+from typing import Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Captured
+from kdx.capture import Captured, Output
 from kdx.features.operands import Variant, check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.hint import hint
@@ -114,7 +114,7 @@ class BYOT(SelfLayers):
         feature_weight: float = 1e-6,
         stages: Sequence[TapName] | None = None,
         variant: Variant = "paper",
-        student_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
         **features: Unpack[TapOptions],
     ) -> None:
         if not 0 <= alpha <= 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
+from kdx.capture import Output
 from kdx.datasets.samplers import SameClassPairs
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import Count, Counted, Mean
@@ -60,7 +60,7 @@ class CSKD(OneStudent):
         knowledge: KnowledgeTerms | None = None,
         temperature: float = 4.0,
         weight: float = 1.0,
-        student_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
     ) -> None:
         super().__init__(
             student,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Captured
+from kdx.capture import Captured, Output
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import Mean, Over
 from kdx.modes import borrowed_buffers, evaluating, unchanged_buffers
@@ -87,8 +86,8 @@ class DataFree(OneStudent):
         generator_steps: int = 1,
         student_steps: int = 10,
         generator_lr: float = 1e-3,
-        student_output: Callable[[Any], Tensor] | None = None,
-        teacher_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
+        teacher_output: Output = None,
     ) -> None:
         super().__init__(
             student,

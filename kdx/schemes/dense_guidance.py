@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Captured
+from kdx.capture import Captured, Output
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Mean
@@ -83,7 +83,7 @@ class DenseGuidance(OneStudent):
         drop: int = 1,
         reduction: Reduction = "mean",
         seed: int | None = None,
-        student_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
     ) -> None:
         super().__init__(student, task=task, knowledge=knowledge, student_output=student_output)
         if not teachers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import unwrap
+from kdx.capture import Output, unwrap
 from kdx.features.operands import Variant
 from kdx.knowledge.hint import Hint
 from kdx.losses import Mean
@@ -54,8 +53,8 @@ class HintStage(Offline):
         student_layer: TapName,
         teacher_layer: TapName,
         variant: Variant = "paper",
-        student_output: Callable[[Any], Tensor] | None = None,
-        teacher_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
+        teacher_output: Output = None,
         **features: Unpack[TapOptions],
     ) -> None:
         student_layer = tap_of(student_layer)

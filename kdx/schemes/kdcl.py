@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import IGNORE, Batch
-from kdx.capture import LOGITS, Captured
+from kdx.capture import LOGITS, Captured, Output
 from kdx.datasets.augment import ShiftFlip
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
@@ -81,7 +81,7 @@ class KDCL(Mutual):
         flip: float = 0.5,
         seed: int = 0,
         views: Callable[[Any, int], Any] | None = None,
-        peer_outputs: Sequence[Callable[[Any], Tensor] | str | None] | None = None,
+        peer_outputs: Sequence[Output] | None = None,
     ) -> None:
         check_choice("ensemble", ensemble, get_args(Rule))
         knowledge = knowledge or {"kd": SoftTargets(2.0)}

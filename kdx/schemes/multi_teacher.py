@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
+from kdx.capture import Output
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.offline import Offline
 from kdx.tasks.classification import cross_entropy
@@ -72,7 +73,7 @@ class MultiTeacher(Offline):
         over: Literal["logits", "probabilities"] = "logits",
         temperature: float = 1.0,
         qualities: Mapping[str, float] | None = None,
-        student_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
     ) -> None:
         if any(teacher is student for teacher in teachers.values()):
             raise ValueError("the student is one of the teachers, which would be trained. Pass a copy")

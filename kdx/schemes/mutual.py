@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch, Sight
-from kdx.capture import Captured, Taps
+from kdx.capture import Captured, Output, Taps
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.losses import LossTerm, Mean
@@ -79,7 +79,7 @@ class Mutual(Scheme):
         knowledge: KnowledgeTerms | None = None,
         updates: Updates = "simultaneous",
         peer_views: Sequence[Sight] | None = None,
-        peer_outputs: Sequence[Callable[[Any], Tensor] | str | None] | None = None,
+        peer_outputs: Sequence[Output] | None = None,
     ) -> None:
         super().__init__(task=task, knowledge=knowledge)
         if len(peers) < 2 or len({id(peer) for peer in peers}) < len(peers):

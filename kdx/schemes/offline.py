@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from kdx.batch import Batch, Sight
+from kdx.capture import Output
 from kdx.losses import Mean
 from kdx.modes import evaluating
 from kdx.schemes.apart import check_apart
@@ -59,8 +59,8 @@ class Offline(OneStudent):
         *,
         task: Task = cross_entropy,
         knowledge: KnowledgeTerms | None = None,
-        student_output: Callable[[Any], Tensor] | None = None,
-        teacher_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
+        teacher_output: Output = None,
         teacher_view: Sight = None,
     ) -> None:
         super().__init__(student, task=task, knowledge=knowledge, student_output=student_output)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import LOGITS, Captured, Taps, unwrap
+from kdx.capture import LOGITS, Captured, Output, Taps, reader, unwrap
 from kdx.features.adapters import BatchNorm
 from kdx.features.feature import Feature, read_features
 from kdx.features.operands import check_choice
@@ -79,7 +79,7 @@ class NativeEnsemble(nn.Module):
         branches: int,
         *,
         names: tuple[str, ...] = (LOGITS,),
-        output: Callable[[Any], Tensor] | None = None,
+        output: Output = None,
         **features: Unpack[TapOptions],
     ) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class NativeEnsemble(nn.Module):
         self.training = student.training
         self.split = split
         self.number = branches
-        self.output = output
+        self.output = reader(output) if isinstance(output, str) else output
         self.others = nn.ModuleList()
         self.gate: Gate | None = None
         self._taps = [Taps(student, (*names, split), output=output)]
@@ -196,7 +196,7 @@ class ONE(Scheme):
         task: Task = cross_entropy,
         knowledge: KnowledgeTerms | None = None,
         export: Export = "branch",
-        student_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
         **features: Unpack[TapOptions],
     ) -> None:
         super().__init__(task=task, knowledge=knowledge or {"kd": SoftTargets(3.0)})

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.capture import Taps
+from kdx.capture import Output, Taps
 from kdx.schemes.base import KnowledgeTerms, Scheme, Task, naming
 from kdx.tasks.classification import cross_entropy
 
@@ -31,7 +31,7 @@ class OneStudent(Scheme):
         *,
         task: Task = cross_entropy,
         knowledge: KnowledgeTerms | None = None,
-        student_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
     ) -> None:
         super().__init__(task=task, knowledge=knowledge)
         self.student = student

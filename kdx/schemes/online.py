@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch, Sight
-from kdx.capture import Taps
+from kdx.capture import Output, Taps
 from kdx.losses import Mean
 from kdx.modes import evaluating
 from kdx.schemes.base import KnowledgeTerms, Scheme, Task, setup_components, tap_components
@@ -67,8 +67,8 @@ class Online(Scheme):
         task: Task = cross_entropy,
         knowledge: KnowledgeTerms | None = None,
         teacher_task: float = 1.0,
-        student_output: Callable[[Any], Tensor] | None = None,
-        teacher_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
+        teacher_output: Output = None,
         teacher_view: Sight = None,
     ) -> None:
         super().__init__(task=task, knowledge=knowledge)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Captured
+from kdx.capture import Captured, Output
 from kdx.features.gathering import whole_batch
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import Mean
@@ -128,7 +127,7 @@ class PSKD(OneStudent):
         alpha: float = 0.8,
         task: Task = cross_entropy,
         knowledge: KnowledgeTerms | None = None,
-        student_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
     ) -> None:
         super().__init__(
             student, task=task, knowledge=knowledge or {"kd": SoftTargets(1.0)}, student_output=student_output

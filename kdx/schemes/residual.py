@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import LOGITS, Taps
+from kdx.capture import LOGITS, Output, Taps
 from kdx.features.operands import check_same_shape
 from kdx.losses import LossTerm
 from kdx.modes import hold
@@ -38,7 +38,8 @@ class Residual(Scheme):
         teacher: a trained model, or a :class:`kdx.teachers.Teacher`.
         task: see :class:`kdx.Scheme`; on the sum.
         weight: of the residual term; 1 is ours.
-        teacher_output: see :class:`kdx.Taps`.
+        student_output: see :class:`kdx.Taps`; of the sum.
+        teacher_output: the same for the teacher.
 
     Raises:
         TypeError: the model has no such submodules.
@@ -65,7 +66,8 @@ class Residual(Scheme):
         *,
         task: Task = cross_entropy,
         weight: float = 1.0,
-        teacher_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
+        teacher_output: Output = None,
     ) -> None:
         super().__init__(task=task)
         if not all(isinstance(getattr(student, name, None), nn.Module) for name in ("student", "assistant")):
@@ -77,7 +79,7 @@ class Residual(Scheme):
         self.teacher = as_teacher(teacher, teacher_output)
         self.teacher.bind(self.responses)
         self.residual_weight = weight
-        self.taps = Taps(student, ("student", "assistant", LOGITS))
+        self.taps = Taps(student, ("student", "assistant", LOGITS), output=student_output)
         if shared := shared_memory(
             self.pair.get_submodule("assistant").named_parameters(), self._finished.named_parameters()
         ):
@@ -98,6 +100,10 @@ class Residual(Scheme):
     @override
     def students(self) -> dict[str, nn.Module]:
         return {"student": self.pair}
+
+    @override
+    def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
+        return self.taps.output
 
     @override
     def train(self, mode: bool = True) -> Self:

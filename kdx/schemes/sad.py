@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, Unpack
+from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Captured
+from kdx.capture import Captured, Output
 from kdx.features.adapters import to_maps
 from kdx.features.operands import in_full_precision
 from kdx.knowledge.base import Knowledge
@@ -116,7 +116,7 @@ class SAD(SelfLayers):
         weight: float = 0.1,
         start: float = 2 / 3,
         stages: Sequence[TapName] | None = None,
-        student_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
         **features: Unpack[TapOptions],
     ) -> None:
         if not 0 <= start <= 1:

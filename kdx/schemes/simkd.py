@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any, Self, Unpack
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Taps, unwrap
+from kdx.capture import Output, Taps, unwrap
 from kdx.features.adapters import bottleneck, match, pool
 from kdx.features.feature import Feature, read_features
 from kdx.knowledge.simkd import SimKD as SimKDLoss
@@ -43,7 +42,7 @@ class ReusedClassifier(nn.Module):
         layer: TapName,
         classifier: nn.Module,
         *,
-        output: Callable[[Any], Tensor] | None = None,
+        output: Output = None,
         told: Told | None = None,
     ) -> None:
         super().__init__()
@@ -152,8 +151,8 @@ class SimKD(Offline):
         classifier: str,
         student_classifier: str | None = None,
         reduction: int = 2,
-        student_output: Callable[[Any], Tensor] | None = None,
-        teacher_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
+        teacher_output: Output = None,
         **features: Unpack[TapOptions],
     ) -> None:
         told = Told.of(features, type(self))

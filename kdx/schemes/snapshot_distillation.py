@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 
 from kdx.batch import Sight
+from kdx.capture import Output
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.offline import Offline
@@ -65,7 +63,7 @@ class SnapshotDistillation(Offline):
         knowledge: KnowledgeTerms | None = None,
         temperature: float = 2.0,
         weight: float = 1.0,
-        student_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
         teacher_view: Sight = None,
     ) -> None:
         if cycle < 1:

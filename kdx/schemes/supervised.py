@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from kdx.batch import Batch
+from kdx.capture import Output
 from kdx.losses import Mean
 from kdx.schemes.base import Task
 from kdx.schemes.one_student import OneStudent
@@ -37,7 +35,7 @@ class Supervised(OneStudent):
         student: nn.Module,
         *,
         task: Task = cross_entropy,
-        student_output: Callable[[Any], Tensor] | None = None,
+        student_output: Output = None,
     ) -> None:
         super().__init__(student, task=task, student_output=student_output)
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from kdx import __version__, rng
 from kdx.batch import Batch
-from kdx.capture import Captured, Taps
+from kdx.capture import Captured, Output, Taps
 from kdx.errors import StoreError
 from kdx.files import atomic_write
 from kdx.layout import Layout, UnknownLayout, layout_to_json
@@ -47,7 +47,7 @@ def write_store(
     workers: int = 0,
     seed: int = 0,
     shard_rows: int | None = None,
-    output: Callable[[Any], Tensor] | None = None,
+    output: Output = None,
     class_dim: int | None = None,
     origin: Mapping[str, str] | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
@@ -146,7 +146,7 @@ class _Source:
         batch_size: int,
         workers: int,
         seed: int,
-        output: Callable[[Any], Tensor] | None,
+        output: Output,
     ) -> None:
         self.teacher, self.data, self.contents, self.dtype = teacher, data, contents, dtype
         self.batch_size, self.workers, self.seed = batch_size, workers, seed

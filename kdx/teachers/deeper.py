@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Captured, Taps
+from kdx.capture import Captured, Output, Taps
 from kdx.teachers.base import ModelTeacher
 
 __all__ = ["Deeper"]
@@ -43,7 +40,7 @@ class Deeper(ModelTeacher):
 
     holds_mode = False  # the mode is the student's
 
-    def __init__(self, student: nn.Module, *, output: Callable[[Any], Tensor] | None = None) -> None:
+    def __init__(self, student: nn.Module, *, output: Output = None) -> None:
         super().__init__()
         self.taps = Taps(student, (), output=output)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from itertools import chain
-from typing import Any, Self
+from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from kdx.batch import Sight
-from kdx.capture import Taps, unwrap
+from kdx.capture import Output, Taps, unwrap
 from kdx.teachers.base import ModelTeacher
 
 __all__ = ["EMA"]
@@ -58,7 +57,7 @@ class EMA(ModelTeacher):
         *,
         decay: float = 0.999,
         warm_up: bool = True,
-        output: Callable[[Any], Tensor] | None = None,
+        output: Output = None,
         view: Sight = None,
     ) -> None:
         super().__init__()

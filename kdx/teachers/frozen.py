@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from kdx.baked_modes import bakes_mode
 from kdx.batch import Batch, Sight
-from kdx.capture import Captured, Taps
+from kdx.capture import Captured, Output, Taps
 from kdx.inference import inference_tensors
 from kdx.modes import check_can_evaluate, hold, unchanged_buffers
 from kdx.teachers.base import ModelTeacher, Teacher
@@ -63,7 +63,7 @@ class Frozen(ModelTeacher):
         self,
         model: nn.Module,
         *,
-        output: Callable[[Any], Tensor] | None = None,
+        output: Output = None,
         train_mode: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -203,9 +203,7 @@ class Frozen(ModelTeacher):
         return self
 
 
-def as_teacher(
-    value: nn.Module | Teacher, output: Callable[[Any], Tensor] | None = None, view: Sight = None
-) -> Teacher:
+def as_teacher(value: nn.Module | Teacher, output: Output = None, view: Sight = None) -> Teacher:
     """A teacher as it is; a plain model as a :class:`Frozen` teacher.
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch, Sight
-from kdx.capture import Captured, Taps
+from kdx.capture import Captured, Output, Taps
 from kdx.teachers.base import ModelTeacher
 
 __all__ = ["Live"]
@@ -37,7 +37,7 @@ class Live(ModelTeacher):
 
     holds_mode = False  # it is trained
 
-    def __init__(self, model: nn.Module, *, output: Callable[[Any], Tensor] | None = None, view: Sight = None) -> None:
+    def __init__(self, model: nn.Module, *, output: Output = None, view: Sight = None) -> None:
         super().__init__()
         self.model = model
         self.taps = Taps(model, (), output=output)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any, Self
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from kdx.batch import Sight
-from kdx.capture import Taps, unwrap
+from kdx.capture import Output, Taps, unwrap
 from kdx.teachers.base import ModelTeacher
 
 __all__ = ["Snapshot"]
@@ -53,7 +52,7 @@ class Snapshot(ModelTeacher):
         student: nn.Module,
         *,
         every: int = 1,
-        output: Callable[[Any], Tensor] | None = None,
+        output: Output = None,
         view: Sight = None,
     ) -> None:
         super().__init__()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import Captured
+from kdx.capture import Captured, Output
 from kdx.features.feature import Feature, read_features
 from kdx.knowledge.base import Knowledge
 from kdx.modes import evaluating
@@ -46,7 +46,7 @@ class SelfLayers(OneStudent):
         knowledge: KnowledgeTerms,
         names: tuple[str, ...],
         stages: Sequence[TapName] | None,
-        student_output: Callable[[Any], Tensor] | None,
+        student_output: Output,
         **features: Unpack[TapOptions],
     ) -> None:
         super().__init__(student, task=task, knowledge=knowledge, student_output=student_output)
