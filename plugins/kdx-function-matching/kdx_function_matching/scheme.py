@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx import Batch, Mean, Offline, SoftTargets
-from kdx.capture import Output
 from kdx.schemes import KnowledgeTerms, Task
 
 __all__ = ["FunctionMatching", "mix"]
@@ -65,8 +64,8 @@ class FunctionMatching(Offline):
         *,
         task: Task = None,
         knowledge: KnowledgeTerms | None = None,
-        student_output: Output = None,
-        teacher_output: Output = None,
+        student_output: Callable[[Any], Tensor] | str | None = None,
+        teacher_output: Callable[[Any], Tensor] | str | None = None,
     ) -> None:
         super().__init__(
             student,
