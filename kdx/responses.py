@@ -39,6 +39,8 @@ class Responses:
             teaches there either; False: it is an element without a label, which the teacher still teaches; None: the
             task does not say.
         tap: where in a model the outputs are.
+        ignored: the target that stands for ``-100`` in the loss; where it is another number, what it is to knowledge
+            is not known.
 
     Example:
         >>> Responses().axis((8, 5, 32, 32)), Responses().axis((8, 12, 5)), Responses(class_dim=1).axis((8, 5, 12))
@@ -49,6 +51,7 @@ class Responses:
     class_dim: int | None = None
     void: bool | None = False
     tap: str = "logits"
+    ignored: int = -100
 
     def at(self, tap: str) -> Responses:
         """The same facts of outputs at another tap, as ``logits[seg]``."""

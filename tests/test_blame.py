@@ -69,6 +69,16 @@ def fit(scheme, batches=BATCHES, **options):
     return kdx.fit(scheme, batches, device="cpu", **options)
 
 
+class Unbuilt(kdx.Hint):
+    """A component that fails as it is built."""
+
+    def __init__(self) -> None:
+        super().__init__(student="logits", teacher="logits")
+
+    def setup(self, student, teacher):
+        raise ValueError("nothing to build")
+
+
 class Broken(nn.Linear):
     """A model that fails."""
 
@@ -100,6 +110,10 @@ def linear() -> nn.Module:
             r"^knowledge 'mine' \(Failing of .*test_blame.py\) raised KeyError: 'no such key'$",
         ),
         (
+            lambda: fit(kdx.Offline(linear(), linear(), knowledge={"mine": Unbuilt()})),
+            r"^knowledge 'mine' \(Unbuilt of .*test_blame.py\) raised ValueError: nothing to build$",
+        ),
+        (
             lambda: fit(kdx.Supervised(linear(), task=lambda z, y: z.nonsense)),
             r"^the task \(.*<lambda> of .*AttributeError",
         ),
@@ -124,7 +138,7 @@ def linear() -> nn.Module:
             r"^the data \(Rows of .* raised IndexError: a hole$",
         ),
     ],
-    ids=["knowledge", "task", "student", "teacher", "data", "evaluation", "worker"],
+    ids=["knowledge", "setup", "task", "student", "teacher", "data", "evaluation", "worker"],
 )
 def test_whatever_fails_in_a_run_is_named(run, message) -> None:
     with pytest.raises(ComponentError, match=message):

@@ -88,11 +88,20 @@ class Response(Knowledge):
         """Receives what the task of the scheme says of the outputs.
 
         Raises:
-            ValueError: the loss does not suit outputs of that form.
+            ValueError: the loss does not suit outputs of that form, or the task passes over another target than -100.
         """
         super().bind(responses)
-        wanted, said, said_at = self.form, responses.form, responses.tap
-        if wanted is None or said is None or wanted is said or self.student_taps != (said_at,):
+        if self.student_taps != (responses.tap,):
+            return
+        if responses.ignored != IGNORE and self.void is not False:
+            raise ValueError(
+                f"{type(self).__name__}: the task loss has ignore_index={responses.ignored}, and a target that "
+                f"knowledge passes over is {IGNORE}: give {IGNORE} in its place "
+                f"(targets[targets == {responses.ignored}] = {IGNORE}) and "
+                "leave ignore_index out, or write void=False if the teacher teaches there"
+            )
+        wanted, said = self.form, responses.form
+        if wanted is None or said is None or wanted is said:
             return
         raise ValueError(
             f"{type(self).__name__} compares outputs of the form {wanted.value!r}, and those of the task are of the "

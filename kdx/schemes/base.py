@@ -468,15 +468,15 @@ def own_copies(components: Mapping[str, Knowledge]) -> nn.ModuleDict:
 
 
 def setup_components(
-    components: Iterable[Knowledge], student: Callable[[], Captured], teacher: Callable[[], Captured]
+    components: Mapping[str, Knowledge], student: Callable[[], Captured], teacher: Callable[[], Captured]
 ) -> None:
-    """Runs ``setup`` of the components that want it, on one captured pass of each model."""
-    waiting = [component for component in components if not component.ready]
+    """Runs ``setup`` of the components, by name, that want it, on one captured pass of each model."""
+    waiting = {name: component for name, component in components.items() if not component.ready}
     if waiting:
         with torch.no_grad():
             captured = student().detach(), teacher().detach()
-        for component in waiting:
-            with blaming("knowledge", component):
+        for name, component in waiting.items():
+            with blaming(f"knowledge {name!r}", component):
                 component.setup(*captured)
 
 

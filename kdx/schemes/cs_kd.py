@@ -79,9 +79,7 @@ class CSKD(OneStudent):
     def setup(self, batch: Batch | Any) -> None:
         first, second = self._halves(Batch.of(batch))
         with evaluating(self.student):
-            setup_components(
-                self.components.values(), lambda: self.taps(first.inputs), lambda: self.taps(second.inputs)
-            )
+            setup_components(self.components, lambda: self.taps(first.inputs), lambda: self.taps(second.inputs))
 
     @override
     def count(self, over: Counted, batch: Batch) -> Count:
@@ -97,8 +95,13 @@ class CSKD(OneStudent):
         return self.task_terms(student, first) | self.knowledge_terms(self.components, student, teacher, first)
 
     def _halves(self, batch: Batch) -> tuple[Batch, Batch]:
-        if not isinstance(batch.targets, Tensor):
-            raise ValueError("cs-kd pairs samples of one class and needs their labels as batch.targets")
+        targets = batch.targets
+        if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+            came = f"{targets.dtype} of shape {list(targets.shape)}" if isinstance(targets, Tensor) else targets
+            raise ValueError(
+                "cs-kd pairs samples of one class and needs their labels as batch.targets, one integer for each "
+                f"sample, got {came}; soft labels, pixels and tokens have no class of their sample"
+            )
         rows = batch.rows
         if rows % 2:
             raise ValueError(f"a batch of cs-kd holds samples and then their partners; got {rows} rows. {HOW}")

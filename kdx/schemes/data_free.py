@@ -156,7 +156,7 @@ class DataFree(OneStudent):
         with evaluating(self.student), torch.no_grad(), unchanged_buffers(self.generator):
             images = self.generator(self._noise(batch))
             made = batch._replace(inputs=images, views={})
-            setup_components(self.components.values(), lambda: self.taps(images), lambda: self.teacher(made))
+            setup_components(self.components, lambda: self.taps(images), lambda: self.teacher(made))
 
     def _search(self, batch: Batch) -> dict[str, Mean]:
         assert self.generator is not None  # the phases are known

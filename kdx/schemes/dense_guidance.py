@@ -141,7 +141,7 @@ class DenseGuidance(OneStudent):
             captured = functools.cache(lambda: self.taps(batch.inputs))
             for name, teacher in self._teachers().items():
                 answer = functools.partial(_answer, teacher, batch, captured)
-                setup_components(self._components_of(name).values(), captured, answer)
+                setup_components(self._components_of(name), captured, answer)
 
     @override
     def terms(self, batch: Batch) -> dict[str, Mean]:

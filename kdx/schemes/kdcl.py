@@ -57,7 +57,8 @@ class KDCL(Mutual):
         peer_outputs: see :class:`kdx.Mutual`.
 
     Raises:
-        ValueError: fewer than two peers; views without ``batch.index`` or of inputs that are no images.
+        ValueError: fewer than two peers; views without ``batch.index``, of inputs that are no images, or that move
+            images whose pixels have labels of their own.
 
     Paper: Guo et al., Online Knowledge Distillation via Collaborative Learning, CVPR 2020,
     https://openaccess.thecvf.com/content_CVPR_2020/html/Guo_Online_Knowledge_Distillation_via_Collaborative_Learning_CVPR_2020_paper.html.
@@ -108,14 +109,24 @@ class KDCL(Mutual):
                 f"kdcl compares every peer with the labels and needs batch.targets of classes, {list(elements)} for "
                 f"logits of shape {list(shape)}, got {came}"
             )
+        if len(elements) > 1 and self._moves:
+            raise ValueError(
+                "the views of kdcl shift and mirror images, and the labels of their pixels stay where they are: write "
+                "shift=0, flip=0, or give views= that move no pixel (colour, noise)"
+            )
         logits = torch.stack([class_rows(each.logits.detach(), dim) for each in captured])  # [K, R, C]
         combined = of_class_rows(ENSEMBLES[self.rule](logits, targets.flatten()), shape, dim)
         return {"ensemble": Captured({LOGITS: combined}, {LOGITS: (LOGITS,)}), **super().answers(captured, batch)}
 
+    @property
+    def _moves(self) -> bool:
+        """Whether pixels are shifted or mirrored, for each peer otherwise."""
+        return self.views is None and any(augment.shift or augment.flip for augment in self._augment)
+
     @override
     def view(self, peer: int, batch: Batch) -> Any:
         augment = self._augment[peer]
-        if not self.training or (self.views is None and not augment.shift and not augment.flip):
+        if not self.training or (self.views is None and not self._moves):
             return batch.inputs
         if self.views is not None:
             return self.views(batch.inputs, peer)

@@ -140,7 +140,7 @@ class Mutual(Scheme):
         answers = self.answers(captured, batch)
         for learner, source, components in self._lessons():
             student, teacher = captured[learner], answers[source]
-            setup_components(components.values(), lambda s=student: s, lambda t=teacher: t)  # type: ignore[misc]
+            setup_components(components, lambda s=student: s, lambda t=teacher: t)  # type: ignore[misc]
 
     @property
     @override

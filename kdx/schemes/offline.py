@@ -77,7 +77,7 @@ class Offline(OneStudent):
         batch = Batch.of(batch)
         with evaluating(self.student):
             captured = functools.cache(lambda: self.taps(batch.inputs))
-            setup_components(self.components.values(), captured, lambda: self.teacher.captured_for(batch, captured()))
+            setup_components(self.components, captured, lambda: self.teacher.captured_for(batch, captured()))
 
     @override
     def terms(self, batch: Batch) -> dict[str, Mean]:

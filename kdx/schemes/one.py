@@ -236,7 +236,7 @@ class ONE(Scheme):
         with evaluating(self.ensemble), torch.no_grad():
             captured, teacher = self.ensemble.run(batch.inputs)
         for b, student in enumerate(captured):
-            setup_components(self._lesson(b).values(), lambda s=student: s, lambda: teacher)  # type: ignore[misc]
+            setup_components(self._lesson(b), lambda s=student: s, lambda: teacher)  # type: ignore[misc]
 
     @override
     def terms(self, batch: Batch) -> dict[str, Mean]:

@@ -102,7 +102,7 @@ class Online(Scheme):
         batch = Batch.of(batch)
         with evaluating(self.student, self.teacher):
             setup_components(
-                self.components.values(),
+                self.components,
                 functools.partial(self.taps, batch.inputs),
                 functools.partial(self.teacher, batch),
             )

@@ -165,7 +165,7 @@ class PSKD(OneStudent):
             )
         with evaluating(self.student), torch.no_grad():
             captured = self.taps(batch.inputs)
-        setup_components(self.components.values(), lambda: captured, lambda: captured)
+        setup_components(self.components, lambda: captured, lambda: captured)
         read = dict.fromkeys(tap for component in self.components.values() for tap in component.teacher_taps)
         stored = {name: captured[name] for tap in read for name in captured.patterns[tap]}
         self.store = SampleStore(self.samples, Captured(stored))

@@ -13,7 +13,7 @@ from kdx.batch import IGNORE, Batch
 from kdx.losses import Count
 from kdx.responses import Form, Responses
 
-__all__ = ["check_task", "elements", "labelled", "logits_form", "responses_of", "task_count"]
+__all__ = ["check_task", "elements", "is_by_element", "labelled", "logits_form", "responses_of", "task_count"]
 
 _BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
 _BY_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss)
@@ -77,9 +77,14 @@ def task_count(task: Callable[[Tensor, Any], Any], batch: Batch) -> Count:
     if isinstance(targets, Tensor):
         if isinstance(task, _BY_CLASS) or _function(task) in _BY_CLASS_FUNCTIONS:
             return _class_count(task, targets)
-        if isinstance(task, _BY_ELEMENT) or _function(task) in _BY_ELEMENT_FUNCTIONS:
+        if is_by_element(task):
             return targets.numel()
     return labelled(batch)
+
+
+def is_by_element(task: Any) -> bool:
+    """Whether a task is a loss of torch whose mean is over the single elements of the targets."""
+    return isinstance(task, _BY_ELEMENT) or _function(task) in _BY_ELEMENT_FUNCTIONS
 
 
 def labelled(batch: Batch) -> Count:
@@ -101,7 +106,7 @@ def responses_of(task: Any) -> Responses:
     if isinstance(found := getattr(task, "responses", None), Responses):
         return found
     if isinstance(task, _BY_CLASS) or _function(task) in _BY_CLASS_FUNCTIONS:
-        return Responses(Form.CLASSES, class_dim=1, void=None)
+        return Responses(Form.CLASSES, class_dim=1, void=None, ignored=_option(task, "ignore_index", IGNORE))
     of_labels = isinstance(task, nn.BCEWithLogitsLoss) or _function(task) is F.binary_cross_entropy_with_logits
     return Responses(Form.BERNOULLI if of_labels else None, void=None)
 

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from kdx import rng
-from kdx.batch import Batch
+from kdx.batch import IGNORE, Batch
 from kdx.blame import blaming
 from kdx.capture import call, logits_of, reader
 from kdx.modes import evaluating
+from kdx.schemes.task_count import is_by_element, responses_of
 from kdx.tasks.classification import Classification
 from kdx.training.batches import blamed
 
-__all__ = ["Measured", "Metrics", "classification", "evaluate"]
+__all__ = ["Measured", "Metrics", "classification", "evaluate", "metrics_of"]
 
 Metrics = Callable[[Any], Mapping[str, Any]]
 """Gets the first logits (of several heads a mapping) and returns name -> ``torchmetrics.Metric``;
@@ -35,6 +36,33 @@ class Measured(dict[str, float]):
     def __init__(self, values: Mapping[str, float], higher_is_better: Mapping[str, bool | None]) -> None:
         super().__init__(values)
         self.higher_is_better = dict(higher_is_better)
+
+
+def metrics_of(task: Any) -> Metrics:
+    """The metrics that judge a task: its own; of a loss that is no task of kdx, accuracy over classes.
+
+    Args:
+        task: as a scheme holds it.
+
+    Raises:
+        ValueError: a loss of torch that accuracy does not suit.
+
+    Example:
+        >>> import kdx
+        >>> sorted(metrics_of(kdx.make("task", "regression"))(torch.zeros(2, 1)))
+        ['mae', 'r2', 'rmse']
+    """
+    if callable(own := getattr(task, "metrics", None)):
+        metrics: Metrics = own
+        return metrics
+    responses = responses_of(task)
+    if responses.ignored != IGNORE or is_by_element(task):
+        what = f"ignore_index={responses.ignored}" if responses.ignored != IGNORE else "a loss of single elements"
+        raise ValueError(
+            f"evaluate: the task is {what}, and the metrics that judge it are not known; give metrics=, such as "
+            "kdx.make('task', 'regression').metrics, or evaluate=None"
+        )
+    return Classification(class_dim=responses.class_dim).metrics
 
 
 def classification(logits: Tensor) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from kdx.schemes.weights import Balanced
 from kdx.training.accumulation import accumulate_gradient
 from kdx.training.batches import ResumableLoader, count_batches, first_batch, pass_size, windows
 from kdx.training.dataset_facts import dataset_labels, dataset_size
-from kdx.training.evaluation import Metrics, classification
+from kdx.training.evaluation import Metrics
 from kdx.training.finite import Finite
 from kdx.training.gradients import term_gradients
 from kdx.training.modes import put_into_training, resting_modules
@@ -54,7 +54,7 @@ def fit(
     epochs: int | None = None,
     steps: int | None = None,
     evaluate: Iterable[Any] | None = None,
-    metrics: Metrics = classification,
+    metrics: Metrics | None = None,
     select: str | None = None,
     optimizer: OptimizerSpec = "AdamW",
     schedule: ScheduleSpec = "CosineAnnealingLR",
@@ -93,7 +93,8 @@ def fit(
             stream has none, or one that changes from epoch to epoch, as that of data that still grow.
         evaluate: a loader to evaluate every student on after each epoch. For a result to be reported use a
             validation split here and the test set once, at the end, with :func:`kdx.training.evaluate`.
-        metrics: see :data:`kdx.training.Metrics`.
+        metrics: see :data:`kdx.training.Metrics`. None: those of the scheme's task, as ``task.metrics`` makes them;
+            accuracy over classes where the scheme has no task, or a loss of one's own.
         select: a metric of the first student, as ``"accuracy"``; at the end the weights of the epoch where it was
             best are put back into every student: highest or lowest, as its ``higher_is_better`` says.
             ``kdx.Lowest("mse")`` and ``kdx.Highest("psnr")`` say it of a metric that does not. Needs ``evaluate``.

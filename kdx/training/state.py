@@ -16,7 +16,7 @@ from kdx.errors import CheckpointError, RunExistsError, nearest
 from kdx.training import evaluation
 from kdx.training.batches import ResumableLoader
 from kdx.training.checkpoint import export_weights, latest_checkpoint, load_checkpoint, save_checkpoint
-from kdx.training.evaluation import Metrics
+from kdx.training.evaluation import Metrics, metrics_of
 from kdx.training.phases import Phases
 from kdx.training.prequential import Prequential
 from kdx.training.run import Run
@@ -117,9 +117,9 @@ class State:
         run.learning_rate = self.phases.learning_rate
         rng.restore(state["rng"])
 
-    def evaluate(self, loader: Iterable[Any], metrics: Metrics, select: str | None) -> dict[str, Any]:
+    def evaluate(self, loader: Iterable[Any], metrics: Metrics | None, select: str | None) -> dict[str, Any]:
         """Evaluates every student, adds the row to the history and remembers the weights if they are selected."""
-        run = self.run
+        run, metrics = self.run, metrics or metrics_of(self.run.scheme.task)
         row: dict[str, Any] = {}
         for name, student in run.scheme.students.items():
             output = run.scheme.reader(name)
@@ -138,13 +138,14 @@ class State:
                 }
         return row
 
-    def try_evaluation(self, loader: Iterable[Any], metrics: Metrics, select: str | None) -> None:
+    def try_evaluation(self, loader: Iterable[Any], metrics: Metrics | None, select: str | None) -> None:
         """Evaluates every student on one batch, before training; see :func:`try_evaluation`.
 
         Raises:
             ComponentError: a student, a metric or the data fail.
             ValueError: there is no metric ``select``, nobody says whether more of it is better, or there is no batch.
         """
+        metrics = metrics or metrics_of(self.run.scheme.task)
         directions = try_evaluation(self.run.scheme, loader, metrics, self.accelerator.device)
         if directions and select is not None:
             more_is_better(select, directions[self._selected(select, directions)])

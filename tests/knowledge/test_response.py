@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -272,3 +274,12 @@ def test_a_component_of_ones_own_writes_compare(random):
     student, teacher = random(2, 5, 3, 4, seed=1), random(2, 5, 3, 4, seed=2)
     expected = (student.softmax(1) - teacher.softmax(1)).square().sum(1).mean()
     torch.testing.assert_close(loss_of(Brier(), student, teacher), expected)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(ignore_index=255), partial(F.nll_loss, ignore_index=255)])
+def test_another_ignored_target_than_minus_100_is_asked_about(loss):
+    models = nn.Conv2d(1, 3, 1), nn.Conv2d(1, 3, 1)
+    for component in (SoftTargets(), SoftTargets(void=True), DKD(), LogitStandardisation()):
+        with pytest.raises(ValueError, match=r"knowledge 'kd': .* ignore_index=255, .*targets == 255\] = -100"):
+            kdx.Offline(*models, task=loss, knowledge={"kd": component})
+    kdx.Offline(*models, task=loss, knowledge={"kd": SoftTargets(void=False)})

@@ -63,6 +63,13 @@ def test_pairs_of_two_classes_odd_batches_and_missing_labels_are_refused(net, pa
         scheme(kdx.Batch(pairs.inputs))
 
 
+@pytest.mark.parametrize("targets", [torch.zeros(2, 4, 4, dtype=torch.int64), torch.ones(2, 1)])
+def test_targets_that_are_no_class_of_a_sample_are_refused(targets) -> None:
+    scheme = CSKD(nn.Conv2d(1, 3, 1), task=None)
+    with pytest.raises(ValueError, match=r"one integer for each sample, got torch.*; soft labels, pixels and tokens"):
+        scheme(kdx.Batch(torch.randn(2, 1, 4, 4), targets))
+
+
 def test_it_trains_on_the_sampler_with_any_knowledge_and_inputs_by_name(net, images) -> None:
     inputs, targets = images
     hidden = targets.clone()

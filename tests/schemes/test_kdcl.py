@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import kdx
 from kdx.batch import Batch
@@ -97,10 +98,21 @@ def test_what_it_needs_is_said(net, batch) -> None:
 
 @pytest.mark.parametrize("rule", ["naive", "linear", "min-logit"])
 def test_pixels_are_combined_as_rows_are(rule, logits, targets) -> None:
-    scheme = KDCL([torch.nn.Conv2d(2, 5, 1), torch.nn.Conv2d(2, 5, 1)], ensemble=rule)
+    scheme = KDCL([torch.nn.Conv2d(2, 5, 1), torch.nn.Conv2d(2, 5, 1)], ensemble=rule, shift=0, flip=0)
     dense = [Captured({"logits": each.view(4, 2, 2, 5).permute(0, 3, 1, 2)}) for each in logits]
     found = scheme.answers(dense, Batch(None, targets.view(4, 2, 2)))["ensemble"].logits
     rows = {"naive": naive_ensemble, "linear": linear_ensemble, "min-logit": min_logit_ensemble}[rule](logits, targets)
     torch.testing.assert_close(found, rows.view(4, 2, 2, 5).permute(0, 3, 1, 2))
     with pytest.raises(ValueError, match=r"\[4, 2, 2\] for logits of shape \[4, 5, 2, 2\], got shape \[16\]"):
         scheme.answers(dense, Batch(None, targets))
+
+
+def test_views_that_move_pixels_with_labels_of_their_own_are_refused() -> None:
+    batch = Batch(torch.randn(2, 1, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64), torch.arange(2))
+    task = kdx.make("task", "segmentation")
+    peers = [nn.Conv2d(1, 3, 1), nn.Conv2d(1, 3, 1)]
+    for views in ({}, {"shift": 0}, {"flip": 0.0}):
+        with pytest.raises(ValueError, match="labels of their pixels stay where they are: write shift=0, flip=0"):
+            KDCL(peers, task=task, **views)(batch)
+    KDCL(peers, task=task, shift=0, flip=0.0)(batch)
+    KDCL(peers, task=task, views=lambda inputs, peer: inputs + peer)(batch)

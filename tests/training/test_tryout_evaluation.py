@@ -88,3 +88,37 @@ def test_the_try_leaves_loaders_metrics_and_iterators_as_they_are() -> None:
     assert len(seen) == 1
     assert seen[0].equal(used.get_state())
     assert len(fit(iter(BATCHES)).history) == 1  # runs once, and is left for the evaluation
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "inputs", "targets", "names"),
+    [
+        ("segmentation", nn.Conv2d(1, 3, 1), (1, 4, 4), torch.zeros(2, 4, 4).long(), {"miou", "pixel_accuracy"}),
+        ("token-classification", nn.Linear(4, 3), (5, 4), torch.zeros(2, 5).long(), {"accuracy", "f1"}),
+        ("regression", nn.Linear(4, 1), (4,), torch.rand(2, 1), {"rmse", "mae", "r2"}),
+        ("multi-label", nn.Linear(4, 2), (4,), torch.ones(2, 2), {"map", "f1", "exact_match"}),
+    ],
+)
+def test_a_run_is_judged_by_the_metrics_of_its_task_unless_told_otherwise(task, model, inputs, targets, names) -> None:
+    data = [(torch.randn(2, *inputs), targets)]
+    run = kdx.fit(kdx.Supervised(model, task=kdx.make("task", task)), data, evaluate=data, device="cpu")
+    assert {name.removeprefix("student/") for name in run.history[0]} - {"epoch", "step"} == names
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [(nn.functional.mse_loss, torch.rand(2, 3)), (nn.CrossEntropyLoss(ignore_index=2), torch.tensor([0, 2]))],
+)
+def test_metrics_are_asked_for_where_the_loss_does_not_say_them(loss, targets) -> None:
+    data = [(torch.randn(2, 4), targets)]
+    scheme = kdx.Supervised(nn.Linear(4, 3), task=loss)
+    with pytest.raises(ValueError, match="the metrics that judge it are not known; give metrics="):
+        kdx.fit(scheme, data, evaluate=data, device="cpu")
+    kdx.fit(scheme, data, device="cpu")
+
+
+def test_cross_entropy_of_torch_is_judged_on_its_own_class_axis() -> None:
+    data = [(torch.randn(2, 4, 5), torch.zeros(2, 5, dtype=torch.int64))]
+    scheme = kdx.Supervised(nn.Conv1d(4, 3, 1), task=nn.functional.cross_entropy)
+    run = kdx.fit(scheme, data, evaluate=data, device="cpu")
+    assert 0 <= run.history[0]["student/accuracy"] <= 1

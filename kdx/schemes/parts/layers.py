@@ -84,7 +84,7 @@ class SelfLayers(OneStudent):
         self.knowledge = nn.ModuleDict({f"lesson{k}": own_copies(self.components) for k in lessons})
         with evaluating(self), torch.no_grad():
             for k, (student, teacher) in zip(lessons, self.lessons(captured), strict=True):
-                components = self.lesson_components(k).values()
+                components = self.lesson_components(k)
                 setup_components(components, lambda s=student: s, lambda t=teacher: t)  # type: ignore[misc]
         self.knowledge.train(self.training)
         self._set_up = True
