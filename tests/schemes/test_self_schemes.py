@@ -164,6 +164,8 @@ def every_component(layer: str) -> dict[str, kdx.Knowledge]:
     """One of each kind of knowledge, on logits where it can be, else on ``layer``."""
     plugins, made = kdx.plugins(), {}
     for name in plugins.components("knowledge"):
+        if name in ("sigmoid-targets", "gaussian-kl"):
+            continue  # the outputs here are classes
         options: dict[str, Any] = {}
         for option in options_of(plugins.load("knowledge", name)):
             if option.required and option.name in ("student", "teacher"):
