@@ -34,13 +34,13 @@ def kdx_knowledge() -> Iterable[Spec]:
         Spec(
             "gaussian-kl",
             "kdx.knowledge.gaussian_kl:GaussianKL",
-            "KL between the normal distributions that teacher and student predict (regression)",
+            "KL between the normal distributions that both predict (regression)",
             "Kendall, Gal 2017, arXiv:1703.04977",
         ),
         Spec(
             "margin-mse",
             "kdx.knowledge.margin_mse:MarginMSE",
-            "mean squared error between the margins of a ranker's scores, positive over negatives",
+            "squared error between margins of rankers' scores, positive over negatives",
             "Hofstätter et al. 2020, arXiv:2010.02666",
         ),
         Spec(

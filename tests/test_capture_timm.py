@@ -140,7 +140,7 @@ def test_a_part_of_a_dict_is_tapped_and_a_dict_alone_is_no_tensor() -> None:
     with pytest.raises(CaptureError, match=r"with keys \['down', 'out'\], not a tensor; .* 'stages.0\[key\]'"):
         Taps(model, ["stages.0"], output=lambda result: result["prediction"])(X)
     with pytest.raises(CaptureError, match="pass output="):
-        Taps(model, ["stages.0[out]"])(X)
+        Taps(model, ["stages.0[out]", "logits"])(X)
 
 
 def test_forward_features_alone_leaves_the_head_untapped_which_is_an_error() -> None:

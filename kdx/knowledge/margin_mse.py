@@ -30,7 +30,7 @@ class MarginMSE(Response):
 
     Loss: ``mean(((s(q, p) - s(q, n)) - (t(q, p) - t(q, n)))^2)`` over queries q and their negatives n; for rankers
     whose scores have no common scale (a student that scores by dot product, a teacher with a cross-encoder). No
-    temperature. Gradients reach both sides. An empty batch gives 0.
+    temperature, no ``T^2``. Gradients reach both sides. An empty batch gives 0.
 
     Args:
         student: tap of the student's scores, ``[N, 1 + K]``: of the positive passage and then of K negatives.

@@ -152,9 +152,8 @@ class Response(Knowledge):
         if not isinstance(targets, Tensor) or targets.dtype == torch.bool or self.student_taps != (at,):
             return None
         elements = outputs.shape[:dim] + outputs.shape[dim + 1 :]
-        known = (targets != IGNORE) & ~targets.isnan()
         if targets.shape == outputs.shape:  # soft labels, or labels of their own
-            return known.any(dim) if void else None
+            return _known(targets).any(dim) if void else None
         if targets.shape != elements:
             if void or (outputs.dim() > 2 and targets.dim() > 1 and _class_numbers(targets)):
                 raise ValueError(_misfit(outputs, dim, targets))
@@ -165,7 +164,7 @@ class Response(Knowledge):
                 "say whether the teacher teaches there: write void=True (nothing is there: a border, padding) or "
                 "void=False (there is no label), or take a task that says it, such as segmentation"
             )
-        return known if void else None
+        return _known(targets) if void else None
 
 
 def class_axis(student: Tensor, teacher: Tensor, class_dim: int | None = None, *, softmax: bool = True) -> int:
@@ -189,6 +188,10 @@ def class_axis(student: Tensor, teacher: Tensor, class_dim: int | None = None, *
             "knowledge 'sigmoid-targets'; or write class_dim= if the classes are on another axis"
         )
     return dim
+
+
+def _known(targets: Tensor) -> Tensor:
+    return (targets != IGNORE) & ~targets.isnan()
 
 
 def _class_numbers(targets: Any) -> bool:

@@ -32,7 +32,10 @@ OPTIONS = {
     "cc": {"student": ("logits", "vector"), "teacher": ("logits", "vector")},
 }
 """Component -> taps and options; the others read the logits alone."""
-NAMES = sorted(Plugins(entries=(), blocked=(), trace=False).components("knowledge"))
+NAMES = sorted(
+    # that of means with log-variances takes no logits of classes; its own tests have its awkward inputs
+    Plugins(entries=(), blocked=(), trace=False).components("knowledge").keys() - {"gaussian-kl"}
+)
 ROWS, CLASSES = 4, 5
 
 

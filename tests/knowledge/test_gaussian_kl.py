@@ -49,3 +49,20 @@ def test_it_teaches_a_regression(random):
 def test_other_shapes_are_refused(student, teacher):
     with pytest.raises(ValueError, match=r"expected a (teacher|student)"):
         gaussian_kl(torch.zeros(student), torch.zeros(teacher))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_it_is_finite_for_awkward_inputs(random, rows, dtype):
+    for same in (False, True):
+        student, teacher = random(rows, 6, seed=1).to(dtype), random(rows, 6, seed=2).to(dtype)
+        if same:
+            student, teacher = torch.zeros_like(student), torch.zeros_like(teacher)
+        leaf = student.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = gaussian_kl(leaf, teacher)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        assert loss.dtype == torch.float32
+        assert loss.isfinite()
+        assert gradient.isfinite().all()
+        assert (loss == 0) == (same or rows == 0)

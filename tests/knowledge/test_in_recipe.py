@@ -132,6 +132,7 @@ def test_a_recipe_chooses_how_layers_are_paired(
 
 
 def test_no_component_is_left_out() -> None:
-    alone = {"simkd"}  # needs a scheme of its own, see tests/schemes
+    # simkd needs a scheme of its own, see tests/schemes; the others compare outputs of other tasks than classes
+    alone = {"simkd", "sigmoid-targets", "gaussian-kl", "margin-mse"}
     own = Plugins(entries=(), blocked=(), trace=False)
     assert OPTIONS.keys() | alone == own.components("knowledge").keys()
