@@ -40,7 +40,7 @@ class GaussianKL(Knowledge):
     """KL divergence between the normal distributions that a regression teacher and its student predict.
 
     The teacher gives means and log-variances, ``[N, 2 K]`` with the means first, as the task ``regression`` with
-    ``loss: gaussian`` trains it. Loss: averaged over samples and values, without temperature and ``T^2``,
+    ``loss: gaussian`` trains it. Loss: averaged over samples and values (no temperature, no ``T^2``),
 
     - of a student ``[N, 2 K]``: ``KL(N(m_t, v_t) || N(m_s, v_s)) =
       (log v_s - log v_t + (v_t + (m_s - m_t)^2) / v_s - 1) / 2``;
