@@ -130,8 +130,11 @@ class Response(Knowledge):
 
     def axis(self, shape: torch.Size) -> int:
         """The class axis of outputs of this shape."""
-        class_dim = self.responses.class_dim if self.class_dim is None else self.class_dim
-        return Responses(class_dim=class_dim).axis(shape)
+        return Responses(class_dim=self._said_axis).axis(shape)
+
+    @property
+    def _said_axis(self) -> int | None:
+        return self.responses.class_dim if self.class_dim is None else self.class_dim
 
     def outputs(self, student: Captured, teacher: Captured, batch: Batch | None) -> Outputs:
         """The outputs of both sides with their class axis and what counts.
@@ -140,8 +143,7 @@ class Response(Knowledge):
             ValueError: shapes that differ, a softmax over a single class, or targets that do not fit the elements.
         """
         s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
-        check_same_shape(s, t)
-        dim = class_axis(s, t, self.axis(s.shape), softmax=self.form is Form.CLASSES)
+        dim = class_axis(s, t, self._said_axis, softmax=self.form is Form.CLASSES)
         targets = None if batch is None else batch.targets
         return Outputs(s, t, dim, self._mask(s, dim, targets), targets)
 
