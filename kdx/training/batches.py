@@ -113,12 +113,14 @@ class ResumableLoader:
             rng.restore(outside)
 
     def epoch_end(self) -> None:
-        """Marks everything that was handed out as trained on.
+        """Marks the epoch as trained on, whether all of its batches were handed out or the run ended before.
 
-        A short last window is handed out when the loader is already empty, so until this is called a checkpoint counts
-        as one in the middle of the epoch, after all of its batches.
+        Until this is called a checkpoint counts as one in the middle of the epoch, also after all of its batches.
         """
-        self._consumed = 0
+        if self._source is not None and self._place is not None:  # a resumed epoch of which nothing was left to train
+            self._source.load_state_dict(self._place)
+        self._consumed = self._replay = 0
+        self._loaded = self._place = None
 
     def state_dict(self) -> dict[str, Any]:
         """The state from which :meth:`load_state_dict` goes on after the batches that were consumed."""

@@ -187,7 +187,7 @@ def fit(
     try:
         with Signals() as signals:
             watchers.configure(run)
-            while run.goes_on:
+            while run.goes_on or loader.resumes:
                 for window in _epoch(run, loader, accumulate):
                     tryout.first(window[0])
                     measured = _tested(run, tests, window)
@@ -207,6 +207,7 @@ def fit(
                         raise Interrupted(_stopped_by(signals.received, run), signals.received)
                     if run.step >= run.total_steps or run.stopped:
                         break
+                loader.epoch_end()
                 finite.check(run.step)
                 phases.advance("epoch")
                 run.epoch += 1
@@ -216,7 +217,10 @@ def fit(
                 if not run.goes_on:
                     frozen.check()  # first, so that the run is not resumed as one that has ended well
                 state.save()
+                if signals.received:
+                    raise Interrupted(_stopped_by(signals.received, run), signals.received)
     except PluginError:
+        finite.check(run.step)
         state.save()  # an observer failed, the run did not
         raise
     else:
@@ -320,8 +324,11 @@ def _tested(run: Run, tests: Prequential | None, window: list[Batch]) -> dict[st
 def _epoch(run: Run, loader: ResumableLoader, accumulate: int) -> Iterator[list[Batch]]:
     """The windows of one epoch, or of what is left of it; of a stream without end all, and every pass is an epoch.
 
-    The scheme is told of the epoch and of every step first.
+    Nothing is left where a run is resumed that stopped after its last step, before that epoch was evaluated. The scheme
+    is told of the epoch and of every step first.
     """
+    if not run.goes_on:
+        return
     empty = not loader.resumes  # a resumed epoch may have been over
     if empty:
         run.scheme.epoch_start(run.epoch, _epochs(run))
@@ -333,7 +340,6 @@ def _epoch(run: Run, loader: ResumableLoader, accumulate: int) -> Iterator[list[
             run.scheme.epoch_start(run.epoch + loader.passes(before=len(window)), run.epochs)
         run.scheme.advance(run.step, run.total_steps)
         yield window
-    loader.epoch_end()
     if empty:
         raise ValueError(
             f"train gave no batch in epoch {run.epoch}, after {run.step} of {run.total_steps} steps; an iterator runs "

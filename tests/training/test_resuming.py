@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchmetrics
 from torch.utils.data import DataLoader, TensorDataset
 
 import kdx
@@ -26,11 +27,13 @@ def distil(net, seed: int = 0) -> kdx.Offline:
     return kdx.Offline(net(4), net(6), knowledge={"hint": (1.0, kdx.Hint(student="conv", teacher="conv"))})
 
 
-@pytest.mark.parametrize("stop", [1, 7, 12], ids=["first step", "inside an epoch", "last step of an epoch"])
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize(
+    ("accumulate", "stop"),
+    [(1, 1), (1, 7), (1, 12), (1, 24), (4, 1), (4, 5), (4, 8)],
+    ids=lambda value: f"{value}",
+)
 def test_a_resumed_run_ends_bitwise_where_the_unbroken_one_ends(net, images, tmp_path, stop, accumulate) -> None:
-    if accumulate == 4 and stop > 6:
-        stop = 5
+    """After the first step, inside an epoch, after an epoch's last step and after the run's."""
 
     def run(folder: Path, **options) -> tuple[kdx.Scheme, object]:
         scheme = distil(net)
@@ -76,6 +79,108 @@ def test_a_short_last_window_belongs_to_its_epoch_when_a_run_stops_after_it(net,
         run(tmp_path / "broken", observers=[Stop(2)])
     rest = run(tmp_path / "broken", resume=True)
     assert (rest.step, rest.epoch, rest.history) == (whole.step, whole.epoch, whole.history)
+
+
+class Killed(BaseException):
+    """Ends a run as a kill does: nothing of kdx handles it."""
+
+
+class CrossEntropy(torchmetrics.MeanMetric):
+    """The mean loss over labels, which falls from epoch to epoch, so that the last one is selected."""
+
+    def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        super().update(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+
+
+class DiesInEvaluation(list):
+    """Batches; iterating over them ends the run the n-th time."""
+
+    def __init__(self, batches, passes: int) -> None:
+        super().__init__(batches)
+        self.left = passes
+
+    def __iter__(self):
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+        return super().__iter__()
+
+
+class StopsAndIsStopped(Stop):
+    """Asks the run to end, in the step in which the signal comes."""
+
+    @hookimpl
+    def kdx_step_end(self, run, step) -> None:
+        super().kdx_step_end(step)
+        if step == self.step:
+            run.stop("enough")
+
+
+@pytest.mark.parametrize("length", [{"epochs": 3}, {"steps": 15}, {"epochs": 3, "steps": 15}], ids=str)
+def test_a_run_killed_between_its_last_step_and_its_last_evaluation_evaluates_and_selects(
+    net, images, tmp_path, length
+) -> None:
+    def run(folder: Path, evaluation, **options):
+        torch.manual_seed(0)
+        student, loader = net(), DataLoader(TensorDataset(*images), 16, shuffle=True)
+        steps = len(loader) * 3 if "steps" not in length else 15
+        options |= length | {"checkpoint_every": steps, "folder": folder, "optimizer": "SGD", "seed": 1}
+        options |= {"evaluate": evaluation, "metrics": lambda _: {"loss": CrossEntropy()}, "select": kdx.Lowest("loss")}
+        return student, kdx.fit(kdx.Supervised(student), loader, **options)
+
+    batches = list(DataLoader(TensorDataset(*images), 16))
+    unbroken, whole = run(tmp_path / "unbroken", batches)
+    with pytest.raises(Killed):
+        run(tmp_path / "broken", DiesInEvaluation(batches, passes=1 + len(whole.history)))  # the first is the tryout's
+    assert load_checkpoint(latest_checkpoint(tmp_path / "broken/checkpoints"))["step"] == whole.step
+    resumed, rest = run(tmp_path / "broken", batches, resume=True)
+    assert whole.best == whole.history[-1]
+    assert (rest.history, rest.best, rest.epoch) == (whole.history, whole.best, whole.epoch)
+    for name, value in unbroken.state_dict().items():
+        assert resumed.state_dict()[name].equal(value), name
+    again, last = run(tmp_path / "broken", batches, resume=True)  # of the finished run: nothing happens
+    assert last.history == whole.history
+    assert all(again.state_dict()[name].equal(value) for name, value in unbroken.state_dict().items())
+
+
+def test_a_run_that_is_stopped_from_both_sides_at_once_is_evaluated_when_it_is_resumed(net, loader, tmp_path) -> None:
+    def run(folder: Path, observer, **options):
+        torch.manual_seed(0)
+        options |= {"evaluate": list(loader), "observers": [observer], "folder": folder, "seed": 1, "epochs": 3}
+        return kdx.fit(kdx.Supervised(net()), loader, **options)
+
+    class Stops:
+        @hookimpl
+        def kdx_step_end(self, run, step) -> None:
+            if step == 2:
+                run.stop("enough")
+
+    whole = run(tmp_path / "unbroken", Stops())
+    with pytest.raises(Interrupted):
+        run(tmp_path / "broken", StopsAndIsStopped(2))
+    rest = run(tmp_path / "broken", Stops(), resume=True)
+    assert (rest.step, rest.history, rest.stopped) == (whole.step, whole.history, "enough")
+    assert len(rest.history) == 1
+
+
+def test_a_signal_during_an_evaluation_stops_the_run_at_once_and_loses_nothing(net, loader, tmp_path) -> None:
+    class StopsIn:
+        @hookimpl
+        def kdx_evaluated(self, run) -> None:
+            if run.epoch == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    def run(folder: Path, *observers, **options):
+        torch.manual_seed(0)
+        options |= {"evaluate": list(loader), "observers": observers, "folder": folder, "seed": 1, "epochs": 2}
+        return kdx.fit(kdx.Supervised(net()), loader, **options)
+
+    whole = run(tmp_path / "unbroken")
+    with pytest.raises(Interrupted, match=f"after step {whole.step} of {whole.step}"):
+        run(tmp_path / "broken", StopsIn())
+    rest = run(tmp_path / "broken", resume=True)
+    assert (rest.step, rest.history) == (whole.step, whole.history)
+    assert read_metrics(tmp_path / "broken/metrics.jsonl") == read_metrics(tmp_path / "unbroken/metrics.jsonl")
 
 
 def test_an_observer_that_cannot_start_leaves_the_place_in_the_data_as_it_was(net, images, tmp_path) -> None:
