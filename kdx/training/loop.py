@@ -173,7 +173,8 @@ def fit(
     engine = phases.prepare(accelerator, scheme)
     runs = torch.compile(engine) if compile else engine
     loader = ResumableLoader(train, accelerator.device, processes)
-    state = State(run, accelerator, phases, loader, tests)
+    finite = Finite()
+    state = State(run, accelerator, phases, loader, finite, tests)
     state.claim(resume=resume)
     watchers = Observers([*([MetricsLog(), TensorBoardLog()] if folder else []), *observers])
 
@@ -181,7 +182,6 @@ def fit(
         state.try_evaluation(evaluate, metrics, select)
     put_into_training(scheme, resting)
     start = time.perf_counter() - run.seconds
-    finite = Finite()
     step = functools.partial(_step, run, accelerator, phases, engine, runs, log_gradients, clip_grad_norm)
     tryout = _tryout(scheme, phases, alone=processes == 1, unused_parameters=unused_parameters)
     try:
@@ -201,10 +201,8 @@ def fit(
                     finite.add(losses, run.step, check=run.logs(run.step))
                     watchers.step_end(run, run.step, losses)
                     if signals.received or (checkpoint_every and run.step % checkpoint_every == 0):
-                        finite.check(run.step)
                         state.save()
-                    if signals.received:
-                        raise Interrupted(_stopped_by(signals.received, run), signals.received)
+                    _obey(signals, run)
                     if run.step >= run.total_steps or run.stopped:
                         break
                 loader.epoch_end()
@@ -217,10 +215,8 @@ def fit(
                 if not run.goes_on:
                     frozen.check()  # first, so that the run is not resumed as one that has ended well
                 state.save()
-                if signals.received:
-                    raise Interrupted(_stopped_by(signals.received, run), signals.received)
+                _obey(signals, run)
     except PluginError:
-        finite.check(run.step)
         state.save()  # an observer failed, the run did not
         raise
     else:
@@ -433,9 +429,13 @@ def _end_step(run: Run, phases: Phases, *, pass_ended: bool) -> None:
         phases.advance("epoch")
 
 
-def _stopped_by(signum: int, run: Run) -> str:
-    name = signal.Signals(signum).name
+def _obey(signals: Signals, run: Run) -> None:
+    """Ends the run if a signal asked for it."""
+    if not signals.received:
+        return
+    name = signal.Signals(signals.received).name
     where = f"stopped by {name} after step {run.step} of {run.total_steps}"
     if run.folder is None:
-        return f"{where}; there is no folder, so nothing was saved"
-    return f"{where}; the checkpoint is in {run.folder / 'checkpoints'}, resume=True goes on from there"
+        raise Interrupted(f"{where}; there is no folder, so nothing was saved", signals.received)
+    checkpoints = run.folder / "checkpoints"
+    raise Interrupted(f"{where}; the checkpoint is in {checkpoints}, resume=True goes on from there", signals.received)

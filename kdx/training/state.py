@@ -17,6 +17,7 @@ from kdx.training import evaluation
 from kdx.training.batches import ResumableLoader
 from kdx.training.checkpoint import export_weights, latest_checkpoint, load_checkpoint, save_checkpoint
 from kdx.training.evaluation import Metrics, metrics_of
+from kdx.training.finite import Finite
 from kdx.training.phases import Phases
 from kdx.training.prequential import Prequential
 from kdx.training.run import Run
@@ -34,17 +35,24 @@ class State:
         accelerator: Accelerator,
         phases: Phases,
         loader: ResumableLoader,
+        finite: Finite,
         prequential: Prequential | None = None,
     ) -> None:
         self.run = run
         self.accelerator = accelerator
         self.phases = phases
         self.loader = loader
+        self.finite = finite
         self.prequential = prequential
         self.best: dict[str, dict[str, Tensor]] = {}
 
     def save(self) -> None:
-        """Writes a checkpoint, if the run has a folder."""
+        """Writes a checkpoint, if the run has a folder.
+
+        Raises:
+            KdxError: a loss since the last check was not finite; nothing is written.
+        """
+        self.finite.check(self.run.step)
         if self.run.folder is None or not self.accelerator.is_main_process:
             return
         run, scaler = self.run, self.accelerator.scaler
