@@ -26,9 +26,8 @@ _EVENTS = ("kdx_configure", "kdx_step_end", "kdx_evaluated", "kdx_run_end")
 class Observers:
     """Notifies the observers of one run: plugins first, in the order of their names, then the given ones in theirs.
 
-    An observer that raises ends the run with a `PluginError` that names it; :func:`kdx.fit` writes a checkpoint first.
-    Every observer is notified of the run's end, even if another one raises; an error there never hides the one that
-    ended the run.
+    An observer that raises ends the run with a `PluginError` that names it, once the others have been notified of the
+    same event; :func:`kdx.fit` writes a checkpoint first. An error at the run's end never hides the one that ended it.
 
     Args:
         extra: objects (or modules) with methods marked by ``kdx.hookimpl``.
@@ -39,6 +38,7 @@ class Observers:
     """
 
     def __init__(self, extra: Iterable[object]) -> None:
+        self._handled = sys.exception()  # of the caller, if it makes its run within an except clause
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
         installed = default_plugins().manager
@@ -80,25 +80,26 @@ class Observers:
 
     def run_end(self, run: Run) -> None:
         """Called when the run has ended, for whatever reason."""
-        failed: list[PluginError] = []
         ended_by = sys.exception()
-        for implementation in self._in_order("kdx_run_end"):
-            try:
-                self._call(implementation, "kdx_run_end", {"run": run})
-            except PluginError as error:
-                failed.append(error)
-        if failed and ended_by is None:
-            raise failed[0]
-        for each in failed:
-            assert ended_by is not None
-            ended_by.add_note(str(each))
+        try:
+            self._tell("kdx_run_end", run=run)
+        except PluginError as error:
+            if ended_by is None or ended_by is self._handled:
+                raise
+            for note in (str(error), *getattr(error, "__notes__", ())):
+                ended_by.add_note(note)
 
     def _tell(self, event: str, **arguments: Any) -> None:
-        for implementation in self._in_order(event):
-            self._call(implementation, event, arguments)
-
-    def _in_order(self, event: str) -> list[Any]:
-        return list(reversed(getattr(self._manager.hook, event).get_hookimpls()))
+        failed: list[PluginError] = []
+        for implementation in reversed(getattr(self._manager.hook, event).get_hookimpls()):
+            try:
+                self._call(implementation, event, arguments)
+            except PluginError as error:
+                failed.append(error)
+        if failed:
+            for each in failed[1:]:
+                failed[0].add_note(str(each))
+            raise failed[0]
 
     def _call(self, implementation: Any, event: str, arguments: Mapping[str, Any]) -> None:
         try:

@@ -86,3 +86,47 @@ def test_an_observer_that_raises_is_named_and_loses_nothing(net, loader, tmp_pat
 
     with pytest.raises(PluginError, match=r"(?s)'Wrong \(number 1\)' cannot be used.*colour"):
         kdx.fit(scheme, loader, observers=[Wrong()])
+
+
+def test_an_observer_that_raises_keeps_nothing_from_the_others(net, loader, tmp_path) -> None:
+    told: list[str] = []
+
+    class Clumsy:
+        @hookimpl
+        def kdx_evaluated(self):
+            raise RuntimeError("no printer")
+
+    class Other:
+        @hookimpl
+        def kdx_evaluated(self, run):
+            told.append(f"epoch {run.epoch}")
+
+    class Breaks:
+        @hookimpl
+        def kdx_evaluated(self):
+            raise RuntimeError("no paper")
+
+    def run(folder, *observers, **options):
+        torch.manual_seed(0)
+        return kdx.fit(kdx.Supervised(net()), loader, evaluate=loader, folder=folder, observers=observers, **options)
+
+    with pytest.raises(PluginError, match="no printer") as caught:
+        run(tmp_path / "broken", Clumsy(), Other(), Breaks())
+    assert told == ["epoch 1"]
+    assert any("no paper" in note for note in caught.value.__notes__)
+    run(tmp_path / "broken", resume=True)
+    run(tmp_path / "unbroken")
+    assert read_metrics(tmp_path / "broken/metrics.jsonl") == read_metrics(tmp_path / "unbroken/metrics.jsonl")
+
+
+def test_an_error_at_the_end_of_a_run_is_raised_within_an_except_clause_too(net, loader) -> None:
+    class Clumsy:
+        @hookimpl
+        def kdx_run_end(self):
+            raise RuntimeError("no printer")
+
+    try:
+        raise KeyError("something else, handled here")
+    except KeyError:
+        with pytest.raises(PluginError, match="no printer"):
+            kdx.fit(kdx.Supervised(net()), loader, observers=[Clumsy()])
