@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "read_json", "write_json"]
+from kdx.errors import RunExistsError
+
+__all__ = ["atomic_write", "read_json", "refuse_links", "remove_leftovers", "write_json"]
+
+_LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
@@ -43,3 +48,27 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes plain values, all or nothing."""
     atomic_write(path, lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
+
+
+def refuse_links(paths: Iterable[Path]) -> None:
+    """Checks that none of the paths that a run writes to is a link, nor anything below one.
+
+    Raises:
+        RunExistsError: one is; it is named, and where it leads.
+    """
+    for path in paths:
+        if path.is_symlink():
+            raise RunExistsError(
+                f"{path} is a link to {os.readlink(path)}; kdx follows none inside the folder of a run, so that it "
+                "writes nowhere else: put the file itself there or remove the link, or take another folder"
+            )
+        if path.is_dir():
+            refuse_links(path.iterdir())
+
+
+def remove_leftovers(folders: Iterable[Path]) -> None:
+    """Removes the temporary files that killed processes left in these folders; nobody else may write there now."""
+    for folder in folders:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if _LEFTOVER.fullmatch(path.name):
+                path.unlink()

@@ -27,7 +27,7 @@ from kdx.experiment.rehearsal import rehearse
 from kdx.experiment.run_folder import RunFolder
 from kdx.experiment.stage_runner import StageRunner
 from kdx.experiment.teacher_cache import TeacherCache
-from kdx.files import atomic_write, read_json, write_json
+from kdx.files import atomic_write, read_json, refuse_links, remove_leftovers, write_json
 from kdx.registry import Plugins, default_plugins
 from kdx.stage import Stage
 
@@ -158,6 +158,7 @@ class Experiment:
         """
         folder, begun = self.folder, (self.folder / RECIPE).exists()
         if begun and not force:
+            refuse_links(folder.iterdir())
             if not resume:
                 raise RunExistsError(
                     f"{folder} holds a run already; --resume goes on with it (a finished one is only read), --force "
@@ -168,6 +169,7 @@ class Experiment:
                     f"the run in {folder} was started with another recipe ({'; '.join(changed)}); resume it with the "
                     "same one, or take another folder"
                 )
+            remove_leftovers([folder, *filter(Path.is_dir, folder.rglob("*"))])
             return
         if not begun and folder.exists() and not all(_left_by_a_start(path) for path in folder.iterdir()):
             raise RunExistsError(f"{folder} is not empty and holds no run of kdx; take another folder")

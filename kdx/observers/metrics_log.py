@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from kdx.files import atomic_write
 from kdx.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ class MetricsLog:
             return
         path = run.folder / self.name
         kept = [row for row in read_metrics(path) if row["step"] <= run.step] if run.step else []
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        if not path.exists() or path.read_bytes() != text.encode():
+            atomic_write(path, lambda temporary: temporary.write_text(text))  # a kill now leaves all that was there
         self._file = path.open("a", buffering=1)
 
     @hookimpl

@@ -20,7 +20,7 @@ from kdx import __version__, rng
 from kdx.batch import Batch
 from kdx.capture import Captured, Output, Taps
 from kdx.errors import StoreError
-from kdx.files import atomic_write
+from kdx.files import atomic_write, remove_leftovers
 from kdx.layout import Layout, UnknownLayout, layout_to_json
 from kdx.modes import evaluating
 from kdx.store.content import DTYPES, Content
@@ -268,8 +268,7 @@ def _compare_inputs(folder: Path, manifest: Manifest, digests: Tensor, rows: Ten
 
 def _write(folder: Path, manifest: Manifest, source: _Source, progress: Callable[[int, int], object]) -> None:
     """Writes what is missing: the manifest, which makes the folder this store's, then file by file."""
-    for stale in (*folder.glob(f".{MANIFEST}.*.tmp"), *folder.glob(".*.safetensors.*.tmp")):
-        stale.unlink()
+    remove_leftovers([folder])
     if not (folder / MANIFEST).exists():
         with _space(folder, manifest):
             manifest.write(folder)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kdx import rng
 from kdx.directions import more_is_better
 from kdx.errors import CheckpointError, RunExistsError, nearest
+from kdx.files import refuse_links, remove_leftovers
 from kdx.training import evaluation
 from kdx.training.batches import ResumableLoader
 from kdx.training.checkpoint import export_weights, latest_checkpoint, load_checkpoint, save_checkpoint
@@ -85,10 +86,15 @@ class State:
             if resume:
                 raise ValueError("resume needs the folder of the run")
             return
-        self.run.folder.mkdir(parents=True, exist_ok=True)
-        path = latest_checkpoint(self.run.folder / "checkpoints")
+        folder, checkpoints = self.run.folder, self.run.folder / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        exports = (folder / f"{name}.safetensors" for name in self.run.scheme.students)
+        refuse_links([checkpoints, folder / "metrics.jsonl", folder / "tensorboard", *exports])
+        path = latest_checkpoint(checkpoints)
         if path is not None and not resume:
             raise RunExistsError(f"{self.run.folder} holds a run already; resume=True goes on with it")
+        if self.accelerator.is_main_process:
+            remove_leftovers([folder, checkpoints])
         if path is not None:
             self._load(path)
 

@@ -21,6 +21,7 @@ from kdx.experiment.recipe_files import load_recipe
 from kdx.hookspecs import hookimpl
 from kdx.store.fingerprint import digest_of, tensor_digests
 from kdx.training.evaluation import evaluate
+from tests.experiment.tiny import recipe
 
 ROOT = Path(__file__).parents[2]
 SHORT = {
@@ -266,3 +267,25 @@ def test_metric_learning_on_novel_classes(tmp_path: Path) -> None:
         _ = Experiment(load_recipe("digits-rkd", {"data.novel_classes": [12]}), tmp_path / "other").data
     with pytest.raises(RecipeError, match=r"task \(classification\): unknown option 'width'"):
         load_recipe("digits-rkd", {"task.name": "classification"})
+
+
+def test_a_run_folder_with_a_link_is_refused_before_anything_is_read_or_written(tmp_path) -> None:
+    kdx.run(recipe(), folder=tmp_path / "run", report=False)
+    for name in ("summary.json", "recipe.yaml", "alone"):
+        path = tmp_path / "run" / name
+        moved = path.rename(tmp_path / path.name)
+        path.symlink_to(moved)
+        with pytest.raises(RunExistsError, match=f"{name} is a link to"):
+            kdx.run(recipe(), folder=tmp_path / "run", resume=True)
+        path.unlink()
+        moved.rename(path)
+    assert kdx.run(recipe(), folder=tmp_path / "run", resume=True)["stages"]
+
+
+def test_leftovers_of_killed_runs_are_gone_when_the_run_is_resumed(tmp_path) -> None:
+    kdx.run(recipe(), folder=tmp_path / "run", report=False)
+    left = [tmp_path / "run" / name for name in (".summary.json.1.tmp", "alone/.result.json.22.tmp")]
+    for path in left:
+        path.write_text("{")
+    kdx.run(recipe(), folder=tmp_path / "run", resume=True)
+    assert not any(path.exists() for path in left)

@@ -10,6 +10,7 @@ import torch
 import kdx
 from kdx.errors import PluginError
 from kdx.hookspecs import hookimpl
+from kdx.observers.metrics_log import read_metrics
 from kdx.training.checkpoint import latest_checkpoint
 
 

@@ -183,6 +183,63 @@ def test_a_signal_during_an_evaluation_stops_the_run_at_once_and_loses_nothing(n
     assert read_metrics(tmp_path / "broken/metrics.jsonl") == read_metrics(tmp_path / "unbroken/metrics.jsonl")
 
 
+def test_a_kill_while_the_metrics_are_cut_leaves_them_whole(net, loader, tmp_path, monkeypatch) -> None:
+    def run(**options):
+        return kdx.fit(kdx.Supervised(net()), loader, epochs=3, folder=tmp_path, log_every=1, **options)
+
+    with pytest.raises(Interrupted):
+        run(observers=[Stop(8)])
+    file = tmp_path / "metrics.jsonl"
+    with file.open("a") as opened:
+        opened.write('{"step": 9, "loss": 1.0}\n{"st')  # rows of steps after the checkpoint, the last cut off
+    rows = file.read_text()
+
+    def killed(*_) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(Killed):
+            run(resume=True)
+    assert file.read_text() == rows
+    run(resume=True)
+    assert [row["step"] for row in read_metrics(file)] == list(range(1, 19))
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "student.safetensors", "tensorboard", "checkpoints", "checkpoints/step-00000008.pt"]
+)
+def test_a_link_in_the_folder_of_a_run_is_not_followed(net, loader, tmp_path, name) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+
+    def run(**options):
+        return kdx.fit(kdx.Supervised(net()), loader, epochs=3, folder=tmp_path / "run", **options)
+
+    with pytest.raises(Interrupted):
+        run(observers=[Stop(8)])
+    (tmp_path / "run" / name).rename(tmp_path / "moved") if (tmp_path / "run" / name).exists() else None
+    (tmp_path / "run" / name).symlink_to(precious)
+    with pytest.raises(RunExistsError, match=rf"{name} is a link to .*precious; kdx follows none"):
+        run(resume=True)
+    assert precious.read_text() == "precious"
+
+
+def test_what_killed_runs_left_is_removed_when_the_run_is_resumed(net, loader, tmp_path) -> None:
+    def run(**options):
+        return kdx.fit(kdx.Supervised(net()), loader, epochs=2, folder=tmp_path, **options)
+
+    with pytest.raises(Interrupted):
+        run(observers=[Stop(2)])
+    left = [tmp_path / "checkpoints/.step-00000006.pt.4711.tmp", tmp_path / ".student.safetensors.12.tmp"]
+    others = [tmp_path / ".mine.tmp", tmp_path / "notes.4711.tmp"]
+    for path in (*left, *others):
+        path.write_bytes(b"half")
+    run(resume=True)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+
+
 def test_an_observer_that_cannot_start_leaves_the_place_in_the_data_as_it_was(net, images, tmp_path) -> None:
     def run(folder: Path, **options) -> kdx.Scheme:
         torch.manual_seed(0)
