@@ -11,7 +11,7 @@ from typing import Any
 
 from kdx.errors import ComponentError
 
-__all__ = ["blaming", "origin_of"]
+__all__ = ["blaming", "explaining_lost_workers", "origin_of"]
 
 
 @contextmanager
@@ -29,9 +29,38 @@ def blaming(what: str, thing: object) -> Iterator[None]:
     except ComponentError:
         raise
     except Exception as error:
+        if _lost_worker(error):  # noticed in a signal handler, whatever was running
+            raise ComponentError.of(_lost(error), error) from error
         raise ComponentError.of(
             f"{what}{_shown(thing)} raised {type(error).__name__}: {_last(error)}", error
         ) from error
+
+
+@contextmanager
+def explaining_lost_workers() -> Iterator[None]:
+    """Says of a data loader's worker process that was killed what that means, as torch raises it anywhere.
+
+    Raises:
+        ComponentError: a worker was killed; it is a RuntimeError too.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, ComponentError) or not _lost_worker(error):
+            raise
+        raise ComponentError.of(_lost(error), error) from error
+
+
+def _lost_worker(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
+def _lost(error: Exception) -> str:
+    return (
+        f"a worker process of a data loader was lost ({str(error).strip().rstrip('.')}): most often the system had no "
+        "memory left for it; take fewer workers (num_workers, data.workers in a recipe) or smaller samples. The last "
+        "checkpoint of a run with a folder stays, resume goes on from there"
+    )
 
 
 def origin_of(thing: object) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdx import rng
 from kdx.batch import IGNORE, Batch
-from kdx.blame import blaming
+from kdx.blame import blaming, explaining_lost_workers
 from kdx.capture import call, logits_of, reader
 from kdx.modes import evaluating
 from kdx.schemes.task_count import is_by_element, responses_of
@@ -70,6 +70,7 @@ def classification(logits: Tensor) -> dict[str, Any]:
     return Classification().metrics(logits)
 
 
+@explaining_lost_workers()
 def evaluate(
     model: nn.Module,
     loader: Iterable[Any],

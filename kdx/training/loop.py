@@ -18,6 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
 from kdx import rng
 from kdx.batch import Batch
+from kdx.blame import explaining_lost_workers
 from kdx.errors import Interrupted, PluginError
 from kdx.losses import Losses
 from kdx.observers.dispatch import Observers
@@ -47,6 +48,7 @@ __all__ = ["fit", "run_length", "set_up"]
 
 
 @restoring
+@explaining_lost_workers()
 def fit(
     scheme: Scheme,
     train: Iterable[Any],
