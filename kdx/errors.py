@@ -21,6 +21,7 @@ __all__ = [
     "StoreError",
     "StoreWarning",
     "StudentError",
+    "TrustError",
     "UnknownNameError",
     "nearest",
 ]
@@ -106,6 +107,10 @@ class StoreWarning(UserWarning):
 
 class StudentError(KdxError, ValueError):
     """A student cannot be derived from its teacher as asked, or does not keep its contract."""
+
+
+class TrustError(KdxError, ValueError):
+    """A text names code that it may not run, or would read the environment; the message says how to allow it."""
 
 
 class TeacherChangedError(KdxError, RuntimeError):

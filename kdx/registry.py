@@ -27,7 +27,7 @@ from kdx.hookspecs import PROJECT
 from kdx.ref import Ref
 from kdx.spec import Spec
 
-__all__ = ["KINDS", "Component", "Kind", "Plugins", "default_plugins"]
+__all__ = ["KINDS", "Component", "Kind", "Plugins", "default_plugins", "imported"]
 
 Kind = Literal["knowledge", "scheme", "assistant", "model", "dataset", "task", "student", "op"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -194,7 +194,7 @@ class Plugins:
             f"{component.spec.target!r}, which"
         )
         try:
-            target = _imported(component.spec.target)
+            target = imported(component.spec.target)
         except Exception as error:
             raise PluginError(f"{where} does not import: {type(error).__name__}: {error}") from error
         if not callable(target) and "/" not in name:  # a backend of an op is a module
@@ -202,10 +202,15 @@ class Plugins:
                 f"{where} is {target!r}, not a class or function; write it as 'package.module:Class' in kdx.Spec"
             )
         if kind in _BASE:
-            base = _imported(_BASE[kind])
+            base = imported(_BASE[kind])
             if not (inspect.isclass(target) and issubclass(target, base)):
                 raise PluginError(f"{where} is {target!r}, not a subclass of kdx.{base.__name__}")
         return target
+
+    def packages(self) -> frozenset[str]:
+        """The top-level packages that hold the components: ``kdx`` and those of the plugins."""
+        found = (item for kind in KINDS for items in self.components(kind).values() for item in items)
+        return frozenset({"kdx", *(item.spec.target.partition(":")[0].partition(".")[0] for item in found)})
 
     def make(self, kind: Kind, name: str | Ref, /, *args: Any, **options: Any) -> Any:
         """Builds a component by name, or by a reference, whose options are added to those given.
@@ -321,7 +326,7 @@ def default_plugins() -> Plugins:
     return Plugins()
 
 
-def _imported(target: str) -> Any:
+def imported(target: str) -> Any:
     """The object that an import string, ``"package.module:Class"``, names."""
     module, _, attribute = target.partition(":")
     return functools.reduce(getattr, filter(None, attribute.split(".")), importlib.import_module(module))

@@ -33,7 +33,7 @@ FLOORS = [
     {"layout"},
     {"tap", "evidence", "blame"},
     {"deprecation", "options", "registry", "capture", "losses"},
-    {"ops", "features", "datasets", "store", "models", "tasks"},
+    {"ops", "features", "datasets", "store", "models", "tasks", "trust"},
     {"knowledge", "teachers", "builtin"},
     {"schemes"},
     {"observers"},

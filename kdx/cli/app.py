@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from kdx import __version__
-from kdx.cli.output import Json, print_json
+from kdx.cli.output import Json, Trust, print_json
 from kdx.cli.show import show_app
 from kdx.cli.student import student_app
 from kdx.errors import ComponentError, Interrupted, KdxError, PluginWarning
@@ -106,6 +106,7 @@ def run_recipe(
     ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print a line after every epoch.")] = False,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes and stop.")] = False,
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Run a recipe: train the teacher, the student alone and the distilled student, and compare them."""
@@ -118,7 +119,7 @@ def run_recipe(
         for name, summary in summaries.items() if not as_json else ():
             typer.echo(f"{name:20} {summary}")
         return
-    checked = load_recipe(recipe, overrides or [])
+    checked = load_recipe(recipe, overrides or [], trust=trust or ())
     if dry_run:
         from kdx.experiment.plan import plan
 
@@ -128,7 +129,7 @@ def run_recipe(
             typer.echo(f"#   {stage.name}" + (f", taught by {', '.join(stage.teachers)}" if stage.teachers else ""))
         return
     name = Path(recipe).stem
-    _run(checked, name, folder or Path("runs") / name, _seeds(seeds), resume, force, verbose, as_json)
+    _run(checked, name, folder or Path("runs") / name, _seeds(seeds), resume, force, verbose, trust or [], as_json)
 
 
 def _seeds(text: str | None) -> list[int]:
@@ -139,7 +140,15 @@ def _seeds(text: str | None) -> list[int]:
 
 
 def _run(
-    recipe: Any, name: str, folder: Path, seeds: list[int], resume: bool, force: bool, verbose: bool, as_json: bool
+    recipe: Any,
+    name: str,
+    folder: Path,
+    seeds: list[int],
+    resume: bool,
+    force: bool,
+    verbose: bool,
+    trust: list[str],
+    as_json: bool,
 ) -> None:
     from rich.console import Console
 
@@ -154,7 +163,7 @@ def _run(
     summaries = []
     for seed in seeds or [recipe.seed]:
         target = folder / f"seed-{seed}" if seeds else folder
-        one = check_recipe({**recipe.dump(), "seed": seed})
+        one = check_recipe({**recipe.dump(), "seed": seed}, trust=trust)
         told: list[str] = []
 
         def notify(message: str, told: list[str] = told) -> None:
@@ -172,6 +181,7 @@ def _run(
                     name=name,
                     teachers=folder.parent / ".teachers",
                     notify=notify,
+                    trust=trust,
                 )
                 summary = experiment.run(resume=resume, force=force)
         except Interrupted as stop:
@@ -209,6 +219,7 @@ def cache_outputs(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp16 (default), bf16 or fp32.")] = None,
     verify: Annotated[Path | None, typer.Option(help="Check every byte of a store instead.")] = None,
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Store the outputs of a recipe's teacher for its training rows; the teacher is trained first if it is not yet."""
@@ -232,7 +243,7 @@ def cache_outputs(
         from kdx.experiment.store_command import cache_teacher
         from kdx.observers.progress import ProgressBar
 
-    checked = load_recipe(recipe, overrides or [])
+    checked = load_recipe(recipe, overrides or [], trust=trust or ())
     if views is None and checked.data.augment is None:
         views = 1
     columns = (TextColumn("[bold]shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -254,6 +265,7 @@ def cache_outputs(
             observers=[ProgressBar(console)],
             notify=notify,
             progress=progress,
+            trust=trust or (),
             what=what,
             views=views,
             dtype=dtype,

@@ -11,14 +11,21 @@ from kdx.errors import RecipeError
 from kdx.options import check_options
 from kdx.ref import Ref
 from kdx.registry import Kind, default_plugins
+from kdx.trust import Rule
 
 __all__ = ["parse_component"]
 
 
-def parse_component(kind: Kind, text: str) -> Ref:
+def parse_component(kind: Kind, text: str, rule: Rule | None = None) -> Ref:
     """A component with its checked options.
 
+    Args:
+        kind: of the component.
+        text: as it was written.
+        rule: what it may name beside components; None allows nothing more.
+
     Raises:
+        TrustError: it names code that is not trusted.
         UnknownNameError: no such component.
         RecipeError: a part is not ``key=value``, or an unknown option, or a value of the wrong type.
 
@@ -33,4 +40,7 @@ def parse_component(kind: Kind, text: str) -> Ref:
         options: Any = OmegaConf.to_container(OmegaConf.from_dotlist(rest.split(","))) if rest else {}
     except (OmegaConfBaseException, ValueError) as error:
         raise RecipeError(f"a {kind} must be written NAME:key=value,key=value; got {text!r} ({error})") from error
+    from kdx.students.config import check_targets  # imports torch
+
+    check_targets({"name": name, **options}, f"{kind} {name}", rule or Rule.of())
     return Ref(name, **check_options(f"{kind} {name}", default_plugins().load(kind, name), options))

@@ -1,4 +1,4 @@
-"""The JSON output of the commands."""
+"""Options that several commands have, ``--json`` and ``--trust``, and their JSON output."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Json", "print_json"]
+__all__ = ["Json", "Trust", "print_json"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="MODULE",
+        help="A module beside kdx and its plugins that may be named and is then run; repeat it for several. oc.env "
+        "allows environment variables in a recipe.",
+    ),
+]
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kdx import __version__
-from kdx.cli.output import Json, print_json
+from kdx.cli.output import Json, Trust, print_json
 
 show_app = typer.Typer()
 _KINDS = "knowledge, scheme, assistant, model, dataset, task, student or op."
@@ -140,6 +140,7 @@ def inspect_models(
     max_layers: Annotated[
         int, typer.Option(min=1, help="Most layers of a model; if it has more, only its outer modules.")
     ] = 24,
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """List the layers of two models, how alike they are, and which to pair."""
@@ -149,12 +150,16 @@ def inspect_models(
     from kdx.analysis.layers import compare_layers
     from kdx.cli.component_text import parse_component
     from kdx.training.checkpoint import load_weights
+    from kdx.trust import Rule, trusting
 
+    rule = Rule.of(trust or ())
+    refs = [parse_component("model", text, rule) for text in (teacher, student)]
     rows = kdx.make("dataset", data, split="train")
     shape = {"num_classes": rows.num_classes, "input_shape": rows.input_shape}
     models = []
-    for text, weights in ((teacher, teacher_weights), (student, student_weights)):
-        models.append(kdx.make("model", parse_component("model", text), **shape))
+    for ref, weights in zip(refs, (teacher_weights, student_weights), strict=True):
+        with trusting(rule):
+            models.append(kdx.make("model", ref, **shape))
         if weights is not None:
             load_weights(models[-1], weights)
     loader = DataLoader(Subset(rows, range(min(samples, len(rows)))), batch_size=128, drop_last=samples >= 128)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kdx.cli.output import Json, print_json
+from kdx.cli.output import Json, Trust, print_json
 
 student_app = typer.Typer(
     name="student",
@@ -41,6 +41,7 @@ def make_student(
         Path, typer.Option(dir_okay=False, help="Where to write the config; weights are written beside it.")
     ] = Path("student.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Derive the largest student within a budget, compare its costs, write what rebuilds it without the teacher."""
@@ -50,18 +51,21 @@ def make_student(
     from kdx.cli.component_text import parse_component
     from kdx.students.deriving import derive
     from kdx.training.checkpoint import load_weights
+    from kdx.trust import Rule, trusting
 
+    rule = Rule.of(trust or ())
+    base, way = parse_component("model", teacher, rule), parse_component("student", how, rule)
     rows = kdx.make("dataset", data, split="test")
     shape = {"num_classes": rows.num_classes, "input_shape": list(rows.input_shape)}
-    base = parse_component("model", teacher)
-    model = kdx.make("model", base, **shape)
+    with trusting(rule):
+        model = kdx.make("model", base, **shape)
     if weights is not None:
         load_weights(model, weights)
     try:
         student = derive(
             model,
             torch.zeros(2, *rows.input_shape),
-            how=parse_component("student", how),
+            how=way,
             params=params,
             flops=flops,
             latency=latency,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from kdx.errors import KdxError, RecipeError, UnknownNameError
+from kdx.errors import KdxError, RecipeError, TrustError, UnknownNameError
 from kdx.options import check_options, check_takes
 from kdx.ref import Ref
 from kdx.registry import Kind, Plugins
@@ -68,9 +68,12 @@ def locating(path: str) -> Iterator[None]:
 
     Raises:
         RecipeError: the component raised an error that is not one of kdx's own.
+        TrustError: its options name code that is not trusted.
     """
     try:
         yield
+    except TrustError as error:
+        raise TrustError(f"{path}: {error}") from error
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"{path}: {error}") from error
     except KdxError:

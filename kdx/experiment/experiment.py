@@ -28,8 +28,9 @@ from kdx.experiment.run_folder import RunFolder
 from kdx.experiment.stage_runner import StageRunner
 from kdx.experiment.teacher_cache import TeacherCache
 from kdx.files import atomic_write, read_json, refuse_links, remove_leftovers, write_json
-from kdx.registry import Plugins, default_plugins
+from kdx.registry import Plugins
 from kdx.stage import Stage
+from kdx.trust import Rule, Trusted, trusting
 
 __all__ = ["Experiment", "WeakTeacherWarning", "run"]
 
@@ -45,6 +46,7 @@ def run(
     observers: Sequence[object] = (),
     report: bool = True,
     plugins: Plugins | None = None,
+    trust: Trusted = (),
     **overrides: Any,
 ) -> dict[str, Any]:
     """Runs a recipe: trains or loads the teacher, trains the student alone and distilled, evaluates, reports.
@@ -57,6 +59,9 @@ def run(
         observers: see :func:`kdx.fit`; they watch every stage.
         report: whether the pictures and the page of the report are drawn at the end.
         plugins: where components come from; None takes those installed.
+        trust: modules that the recipe may name beside kdx and the plugins, as ``"my_models"``, and ``"oc.env"`` if it
+            may read environment variables; see :mod:`kdx.trust`. It is not kept in the folder: a run that is resumed
+            needs it again.
         **overrides: recipe keys, as ``seed=1``, ``train={"epochs": 2}`` or ``**{"train.epochs": 2}``.
 
     Returns:
@@ -64,17 +69,24 @@ def run(
 
     Raises:
         RecipeError: something in the recipe is wrong; the path to the key is named.
+        TrustError: the recipe, or a file of the run that is resumed, names code that is not trusted.
         RunExistsError: the folder holds a run, and neither ``resume`` nor ``force`` was given.
         Interrupted: the run was stopped by a signal; ``resume`` continues it.
     """
     if isinstance(recipe, Recipe):
         name = "recipe"
-        checked = check_recipe({**recipe.dump(), **overrides}, plugins=plugins)
+        checked = check_recipe({**recipe.dump(), **overrides}, plugins=plugins, trust=trust)
     else:
         name = Path(recipe).stem
-        checked = load_recipe(recipe, overrides, plugins=plugins)
+        checked = load_recipe(recipe, overrides, plugins=plugins, trust=trust)
     experiment = Experiment(
-        checked, Path(folder or Path("runs") / name), observers, name=name, report=report, plugins=plugins
+        checked,
+        Path(folder or Path("runs") / name),
+        observers,
+        name=name,
+        report=report,
+        plugins=plugins,
+        trust=trust,
     )
     return experiment.run(resume=resume, force=force)
 
@@ -92,6 +104,7 @@ class Experiment:
         report: whether the pictures and the page of the report are drawn at the end.
         plugins: where the components of the recipe come from; None takes those installed. A component that names
             others itself, as ``residual-sum`` does, takes those installed.
+        trust: see :func:`run`.
 
     Raises:
         PlanError: the stages do not fit together.
@@ -108,6 +121,7 @@ class Experiment:
         notify: Callable[[str], object] = lambda _: None,
         report: bool = True,
         plugins: Plugins | None = None,
+        trust: Trusted = (),
     ) -> None:
         self.recipe = recipe
         self.name = name or folder.name
@@ -115,9 +129,11 @@ class Experiment:
         self.notify = notify
         self.warnings: list[str] = []
         self.report = report
-        self.plugins = plugins or default_plugins()
-        self.plan = plan(recipe, self.plugins)
-        self.task = task_of(recipe, self.plugins)
+        self.trust, self.rule = trust, Rule.of(trust, plugins)
+        self.plugins = self.rule.plugins
+        with trusting(self.rule):
+            self.plan = plan(recipe, self.plugins)
+            self.task = task_of(recipe, self.plugins)
         stages = RunFolder(recipe, folder, self.task.metric, notify)
         self.assembly = Assembly(recipe, self.plan, stages, plugins=self.plugins)
         cache = TeacherCache(teachers or folder.parent / ".teachers")
@@ -134,6 +150,10 @@ class Experiment:
 
     def run(self, *, resume: bool = False, force: bool = False) -> dict[str, Any]:
         """Runs what is left to run and returns the summary."""
+        with trusting(self.rule):
+            return self._run(resume=resume, force=force)
+
+    def _run(self, *, resume: bool, force: bool) -> dict[str, Any]:
         self._claim(resume=resume, force=force)
         if (done := self.folder / SUMMARY).exists():
             return read_json(done)
@@ -164,7 +184,8 @@ class Experiment:
                     f"{folder} holds a run already; --resume goes on with it (a finished one is only read), --force "
                     "moves it aside, --folder takes another place"
                 )
-            if changed := _differences(load_recipe(folder / RECIPE, plugins=self.plugins).dump(), self.recipe.dump()):
+            written = load_recipe(folder / RECIPE, plugins=self.plugins, trust=self.trust)
+            if changed := _differences(written.dump(), self.recipe.dump()):
                 raise RecipeError(
                     f"the run in {folder} was started with another recipe ({'; '.join(changed)}); resume it with the "
                     "same one, or take another folder"

@@ -12,11 +12,13 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from kdx.errors import RecipeError, UnknownNameError, nearest
+from kdx.errors import RecipeError, StudentError, TrustError, UnknownNameError, nearest
+from kdx.experiment.interpolation import check_interpolation
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe_checks import check_components
 from kdx.options import problems
-from kdx.registry import Plugins, default_plugins
+from kdx.registry import Plugins
+from kdx.trust import Rule, Trusted, trusting
 
 __all__ = ["check_recipe", "find_recipe", "load_recipe", "recipe_names"]
 
@@ -45,7 +47,11 @@ def find_recipe(recipe: str | Path) -> Path:
 
 
 def load_recipe(
-    recipe: str | Path, overrides: Sequence[str] | Mapping[str, Any] = (), *, plugins: Plugins | None = None
+    recipe: str | Path,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    plugins: Plugins | None = None,
+    trust: Trusted = (),
 ) -> Recipe:
     """Reads, overrides and checks a recipe.
 
@@ -53,19 +59,25 @@ def load_recipe(
         recipe: name or path.
         overrides: ``["train.epochs=2"]``, or a mapping with dotted or nested keys.
         plugins: where components come from; None takes those installed.
+        trust: modules that the recipe may name beside kdx and the plugins, see :mod:`kdx.trust`; ``"oc.env"`` lets it
+            read environment variables.
 
     Raises:
         RecipeError: names the path to the wrong key, what was expected, what came, and the nearest name.
+        TrustError: the recipe names code that it may not run, or reads the environment.
     """
-    path = find_recipe(recipe)
+    path, rule = find_recipe(recipe), Rule.of(trust, plugins)
     try:
-        config = OmegaConf.merge(OmegaConf.load(path), _overriding(overrides))
+        loaded = OmegaConf.load(path)
+        for text in (OmegaConf.to_container(loaded), overrides):
+            check_interpolation(text, f"recipe {path.name}", rule)  # before they meet: merging reads references
+        config = OmegaConf.merge(loaded, _overriding(overrides))
         values = OmegaConf.to_container(config, resolve=True)
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        if isinstance(error, RecipeError):
+        if isinstance(error, RecipeError | TrustError):
             raise
         raise RecipeError(f"recipe {path.name}: {error}") from error
-    return check_recipe(values, path.name, plugins=plugins)
+    return check_recipe(values, path.name, plugins=plugins, trust=trust)
 
 
 def _overriding(overrides: Sequence[str] | Mapping[str, Any]) -> DictConfig:
@@ -79,17 +91,22 @@ def _overriding(overrides: Sequence[str] | Mapping[str, Any]) -> DictConfig:
     return OmegaConf.from_dotlist(list(overrides))
 
 
-def check_recipe(values: Any, where: str = "recipe", *, plugins: Plugins | None = None) -> Recipe:
+def check_recipe(values: Any, where: str = "recipe", *, plugins: Plugins | None = None, trust: Trusted = ()) -> Recipe:
     """Checks plain values, every component's options included.
 
     Args:
         values: the sections of a recipe.
         where: how messages name it.
         plugins: where components come from; None takes those installed.
+        trust: see :func:`load_recipe`.
 
     Raises:
         RecipeError: see :func:`load_recipe`.
+        TrustError: see :func:`load_recipe`.
     """
+    from kdx.students.config import check_targets  # imports torch
+
+    rule = Rule.of(trust, plugins)
     if not isinstance(values, Mapping):
         raise RecipeError(f"{where}: a recipe must be a mapping of sections, got {type(values).__name__}")
     try:
@@ -101,8 +118,12 @@ def check_recipe(values: Any, where: str = "recipe", *, plugins: Plugins | None 
         ]
         raise RecipeError(f"{where}: " + "\n".join(lines)) from error
     try:
-        check_components(recipe, plugins or default_plugins())
-    except (UnknownNameError, RecipeError) as error:
+        with trusting(rule):
+            check_targets(recipe.dump(), "", rule)
+            check_components(recipe, rule.plugins)
+    except TrustError as error:
+        raise TrustError(f"{where}: {error}") from error
+    except (UnknownNameError, RecipeError, StudentError) as error:
         raise RecipeError(f"{where}: {error}") from error
     return recipe
 

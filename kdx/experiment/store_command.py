@@ -15,6 +15,7 @@ from kdx.experiment.rehearsal import rehearse_store
 from kdx.experiment.stage_store import write_stage_store
 from kdx.registry import Plugins
 from kdx.store import Store
+from kdx.trust import Trusted, trusting
 
 __all__ = ["cache_teacher"]
 
@@ -28,6 +29,7 @@ def cache_teacher(
     notify: Callable[[str], object] = lambda _: None,
     progress: Callable[[int, int], object] = lambda done, total: None,
     plugins: Plugins | None = None,
+    trust: Trusted = (),
     **options: Any,
 ) -> Store:
     """Writes the store of a recipe's teacher, or goes on with one that was interrupted.
@@ -43,25 +45,27 @@ def cache_teacher(
         notify: called with a sentence for the user.
         progress: told shards done and all shards.
         plugins: where components come from; None takes those installed.
+        trust: see :func:`kdx.run`.
         **options: keys of the recipe's section ``teacher.store`` that differ.
 
     Raises:
         RecipeError: the recipe has no teacher that is trained before the student, or an option is wrong.
         StoreError: see :func:`kdx.store.write_store`.
+        TrustError: see :func:`kdx.run`.
     """
     if recipe.teacher is None or not any(stage.name == "teacher" for stage in plan(recipe, plugins)):
         raise RecipeError("a store needs a teacher that is trained before the student, and the recipe has none")
     values = recipe.dump()
     given = {key: value for key, value in options.items() if value is not None}
     section = (values["teacher"]["store"] or {}) | given | {"folder": str(out)}
-    recipe = check_recipe(values | {"teacher": values["teacher"] | {"store": section}}, plugins=plugins)
+    recipe = check_recipe(values | {"teacher": values["teacher"] | {"store": section}}, plugins=plugins, trust=trust)
     assert recipe.teacher is not None
     store: StoreSection | None = recipe.teacher.store
     assert store is not None
-    experiment = Experiment(recipe, out, observers, teachers=teachers, notify=notify, plugins=plugins)
+    experiment = Experiment(recipe, out, observers, teachers=teachers, notify=notify, plugins=plugins, trust=trust)
     assembly = experiment.assembly
-    rehearse_store(assembly, "teacher")
-    with threads(recipe):
+    with trusting(experiment.rule), threads(recipe):
+        rehearse_store(assembly, "teacher")
         experiment.runner.run(assembly.stages["teacher"])
         class_dim = assembly.task.responses.class_dim
         return write_stage_store(recipe, assembly.data.few, assembly.model("teacher"), store, out, class_dim, progress)

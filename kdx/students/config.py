@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,19 @@ import yaml
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
 from torch import nn
 
-from kdx.errors import StudentError, UnknownNameError
+from kdx.errors import StudentError, TrustError, UnknownNameError
 from kdx.files import atomic_write
 from kdx.options import problems
 from kdx.ref import Ref
-from kdx.registry import default_plugins
+from kdx.registry import default_plugins, imported
 from kdx.students.edit import Edit
+from kdx.trust import Rule, Trusted, current, trusting
 
-__all__ = ["StudentConfig", "build", "read_config", "write_config"]
+__all__ = ["StudentConfig", "build", "check_targets", "read_config", "write_config"]
+
+
+LARGEST = 1_000_000
+"""Values that a file may have: several for each channel of a wide network."""
 
 
 class StudentConfig(BaseModel):
@@ -41,21 +46,26 @@ class StudentConfig(BaseModel):
     edits: list[SerializeAsAny[Edit]]
 
 
-def read_config(config: str | Path | Mapping[str, Any] | StudentConfig) -> StudentConfig:
+def read_config(
+    config: str | Path | Mapping[str, Any] | StudentConfig, *, trust: Trusted | None = None
+) -> StudentConfig:
     """A checked config, from a YAML or JSON file or plain values.
+
+    Args:
+        config: a path is a text, which names models of kdx and the plugins alone; values are the caller's own word.
+        trust: modules that a text may name beside those, as ``"my_models"``; see :mod:`kdx.trust`.
 
     Raises:
         StudentError: no such file, or a wrong key or value; its place is named.
+        TrustError: the file names a module that is not trusted.
     """
     if isinstance(config, StudentConfig):
         return config
     where, values = "student config", config
     if not isinstance(config, Mapping):
-        where = f"student config {config}"
-        try:
-            values = yaml.safe_load(Path(config).read_text())  # JSON is YAML
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise StudentError(f"{where} cannot be read: {error}") from error
+        where, values = f"student config {config}", _read(Path(config))
+    if (rule := _rule_for(config, trust)) is not None:
+        check_targets(values, where, rule)
     try:
         if isinstance(values, Mapping) and isinstance(values.get("edits"), Sequence):
             values = {**values, "edits": [_edit(where, place, edit) for place, edit in enumerate(values["edits"])]}
@@ -65,6 +75,72 @@ def read_config(config: str | Path | Mapping[str, Any] | StudentConfig) -> Stude
     if len({"name", "target"} & found.base.keys()) != 1:
         raise StudentError(f"{where}: base must have a name (of a model) or a target (package.module:callable)")
     return found
+
+
+def _rule_for(config: str | Path | Mapping[str, Any] | StudentConfig, trust: Trusted | None) -> Rule | None:
+    """The rule for what a config names; None where Python code wrote it."""
+    if trust is not None:
+        return Rule.of(trust)
+    if (rule := current()) is not None:
+        return rule
+    return Rule.of() if isinstance(config, str | Path) else None
+
+
+def _read(path: Path) -> Any:
+    """The values in a YAML or JSON file."""
+    try:
+        tree = yaml.compose(path.read_text(), yaml.SafeLoader)  # JSON is YAML
+        if tree is not None and (size := _size(tree, {})) > LARGEST:
+            long = "no end" if size == math.inf else f"{size:.0e} values"
+            raise StudentError(
+                f"student config {path} cannot be read: with what it repeats by reference (& and *) it has {long}, and "
+                f"{LARGEST:,} are allowed; write out what is meant"
+            )
+        return yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StudentError(f"student config {path} cannot be read: {error}") from error
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """The number of values in a YAML tree, what is referred to counted wherever it is; infinite within itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        parts = [] if isinstance(node, yaml.ScalarNode) else below
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
+def check_targets(values: Any, where: str, rule: Rule) -> None:
+    """Checks the ``base.target`` of every config in plain values, also of those in files that they name.
+
+    Args:
+        values: those of a config, or a recipe's, in which configs are options of models ``derived`` at any depth.
+        where: how messages name the place of the values.
+        rule: what may be named.
+
+    Raises:
+        TrustError: a target is not trusted; its place is named.
+        StudentError: a target is not there, or a file of a config cannot be read.
+    """
+
+    def check(value: Any, path: str, within: tuple[Path, ...]) -> None:
+        if isinstance(value, Mapping):
+            base, config = value.get("base"), value.get("config")
+            if isinstance(base, Mapping) and "target" in base:
+                _find(base["target"], f"{path}.base.target", rule)
+            if value.get("name") == "derived" and isinstance(config, str | Path):
+                file = Path(config).absolute()
+                if file in within:
+                    raise StudentError(f"{path}.config: {config} names itself; name what it is built from")
+                check(_read(file), f"{path}.config ({config})", (*within, file))
+            for key, item in value.items():
+                check(item, f"{path}.{key}" if path else str(key), within)
+        elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            for place, item in enumerate(value):
+                check(item, f"{path}.{place}", within)
+
+    check(values, where, ())
 
 
 def _edit(where: str, place: int, value: Any) -> Any:
@@ -94,25 +170,24 @@ def write_config(config: StudentConfig, path: Path) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text if text.endswith("\n") else text + "\n"))
 
 
-def build(config: str | Path | Mapping[str, Any] | StudentConfig, **shape: Any) -> nn.Module:
+def build(
+    config: str | Path | Mapping[str, Any] | StudentConfig, *, trust: Trusted | None = None, **shape: Any
+) -> nn.Module:
     """Builds a derived student; its weights are drawn anew.
 
     Args:
         config: see :func:`read_config`.
+        trust: see :func:`read_config`.
         **shape: ``num_classes``, ``input_shape``, in the place of those in the config.
 
     Raises:
         StudentError: the config is wrong, or its base is not what it was.
+        TrustError: the config comes from a file and names a module that is not trusted.
     """
-    found = read_config(config)
-    options = dict(found.base)
-    shape = {**found.shape, **shape}
-    if "name" in options:
-        model: nn.Module = default_plugins().make("model", Ref.of(options), **shape)
-    else:
-        target = _load(options.pop("target"))
-        takes = inspect.signature(target).parameters
-        model = target(**options, **{name: value for name, value in shape.items() if name in takes})
+    rule = _rule_for(config, trust)
+    found = read_config(config, trust=trust)
+    with nullcontext() if rule is None else trusting(rule):  # the base may be built of other configs
+        model = _base(found, {**found.shape, **shape}, rule)
     if not isinstance(model, nn.Module):
         raise StudentError(f"the base of a student must give a torch.nn.Module, got {type(model).__name__}")
     for edit in found.edits:
@@ -120,11 +195,21 @@ def build(config: str | Path | Mapping[str, Any] | StudentConfig, **shape: Any) 
     return model
 
 
-def _load(target: str) -> Any:
-    module, _, attribute = str(target).partition(":")
+def _base(config: StudentConfig, shape: Mapping[str, Any], rule: Rule | None) -> Any:
+    options = dict(config.base)
+    if "name" in options:
+        return default_plugins().make("model", Ref.of(options), **shape)
+    target = _find(options.pop("target"), "base.target", rule)
+    takes = inspect.signature(target).parameters
+    return target(**options, **{name: value for name, value in shape.items() if name in takes})
+
+
+def _find(target: Any, where: str, rule: Rule | None) -> Any:
     try:
-        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        return imported(str(target)) if rule is None else rule.find(str(target), where)
+    except TrustError:
+        raise
     except (ImportError, AttributeError, ValueError) as error:
         raise StudentError(
-            f"base.target must be package.module:callable that can be imported; got {target!r} ({error})"
+            f"{where} must be package.module:callable that can be imported; got {target!r} ({error})"
         ) from error

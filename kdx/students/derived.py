@@ -58,7 +58,7 @@ def derived(
             "the model 'derived' is built from config=, what `kdx student make` wrote; how= derives it from the "
             "trained teacher, which only the stages of a recipe with a teacher can do, and leaves no place for config="
         )
-    shape = {"num_classes": num_classes, "input_shape": input_shape}
+    shape: dict[str, Any] = {"num_classes": num_classes, "input_shape": input_shape}
     model = build(config, **{name: value for name, value in shape.items() if value is not None})
     if input_shape is not None and num_classes is not None:
         example = torch.zeros(2, *input_shape)

@@ -20,7 +20,7 @@ import kdx
 from kdx.analysis.cost import Cost
 from kdx.analysis.flops import count_flops
 from kdx.cli.app import app
-from kdx.errors import RecipeError, RunExistsError, StudentError, UnknownNameError
+from kdx.errors import RecipeError, RunExistsError, StudentError, TrustError, UnknownNameError
 from kdx.experiment.recipe_files import check_recipe
 from kdx.students import Contract, Derivation, Edit, Plan, build, derive, inherit, read_config
 from kdx.students.target import parse_target
@@ -237,8 +237,13 @@ def test_a_base_may_be_any_callable_that_can_be_imported(tmp_path):
     base = {"target": "tests.students.test_derive:make_net", "width": 12}
     derived = derive(make_net(12), GREY, how="width", params="50%", base=base)
     derived.save(tmp_path / "student.json")
-    again = kdx.make("model", "derived", config=tmp_path / "student.json", num_classes=10, input_shape=(1, 28, 28))
+    with pytest.raises(
+        TrustError, match=r"test_derive:make_net' is not run: the module 'tests\.students\.test_derive' is"
+    ):
+        kdx.make("model", "derived", config=tmp_path / "student.json", num_classes=10, input_shape=(1, 28, 28))
+    again = build(tmp_path / "student.json", trust="tests", num_classes=10, input_shape=(1, 28, 28))
     assert [tuple(p.shape) for p in again.parameters()] == [tuple(p.shape) for p in derived.model.parameters()]
+    assert isinstance(build(derived.config), nn.Module)  # what Python code wrote is its own word
     with pytest.raises(StudentError, match=r"base.target must be package.module:callable .*'no.such:thing'"):
         build({"base": {"target": "no.such:thing"}, "edits": []})
 
