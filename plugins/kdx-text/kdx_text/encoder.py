@@ -26,7 +26,7 @@ class HFEncoder(nn.Module):
         path: a local folder with config and weights (``save_pretrained``); None makes a new encoder from ``config``.
         config: ``model_type`` and options of its config class, as ``{"model_type": "bert", "hidden_size": 64,
             "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 30522}``; with
-            ``path`` they replace values of its config.
+            ``path`` they replace values of its config. Ways of loading, as ``trust_remote_code``, are none of them.
         head: ``"classification"``: dropout and a linear layer on the pooled vector; ``"embedding"``: the pooled vector,
             through a linear layer if ``num_classes`` (the embedding's width then) is not the encoder's.
         pool: ``"mean"`` over the tokens that are not padding, or ``"first"``, the first token.
@@ -41,7 +41,8 @@ class HFEncoder(nn.Module):
 
     Raises:
         ValueError: neither ``path`` nor ``config``, a head, pool or number of layers that there is not, ``remember``
-            with an encoder that is trained, or texts longer than the encoder's positions.
+            with an encoder that is trained, texts longer than the encoder's positions, an option in ``config`` that its
+            class does not have, or a folder whose model is code of its own, which is never run.
         FileNotFoundError: ``path`` is no folder; nothing is downloaded.
     """
 
@@ -129,14 +130,25 @@ def _encoder(path: Path | None, config: dict[str, Any]) -> Any:
     if path is not None:
         if not Path(path).is_dir():
             raise FileNotFoundError(f"path: there is no folder {str(path)!r}; give a local one, nothing is downloaded")
+        settings = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        for key, value in config.items():  # beside the path, transformers would take ways of loading among them
+            if key not in settings.to_dict():
+                raise ValueError(f"config: {type(settings).__name__} has no option {key!r}")
+            setattr(settings, key, value)
         model: Any = AutoModel.from_pretrained(
-            path, local_files_only=True, attn_implementation="eager", dtype=torch.float32, **config
+            path,
+            config=settings,
+            local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,
+            attn_implementation="eager",
+            dtype=torch.float32,
         )
     else:
         if "model_type" not in config:
             raise ValueError("give path=, a local folder, or config= with a model_type, as {'model_type': 'bert'}")
         options = {key: value for key, value in config.items() if key != "model_type"}
         model = AutoModel.from_config(
-            AutoConfig.for_model(config["model_type"], **options), attn_implementation="eager"
+            AutoConfig.for_model(config["model_type"], **options), attn_implementation="eager", trust_remote_code=False
         )
     return model.train()

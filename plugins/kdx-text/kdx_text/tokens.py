@@ -23,7 +23,7 @@ def load_tokenizer(path: Path | str) -> Any:
     Raises:
         FileNotFoundError: there is neither.
         ModuleNotFoundError: the package of all-MiniLM-L6-v2 is not installed.
-        ValueError: it has no padding token.
+        ValueError: it has no padding token, or is code of its own, which is never run.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -36,7 +36,7 @@ def load_tokenizer(path: Path | str) -> Any:
             if tokenizer.pad_token is None and name in tokenizer.get_vocab():
                 tokenizer.pad_token = name
     else:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token_id is None:
         raise ValueError(f"tokenizer {str(path)!r} has no padding token; set tokenizer.pad_token and save it again")
     return tokenizer

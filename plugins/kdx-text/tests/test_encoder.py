@@ -1,10 +1,12 @@
 """Encoders with heads: padding, pooling, taps, freezing, and a recipe from text files to a student."""
 
 import json
+import os
 
 import pytest
 import torch
 from kdx_text.encoder import HFEncoder
+from kdx_text.tokens import load_tokenizer
 
 import kdx
 from kdx import Taps
@@ -56,6 +58,64 @@ def test_a_saved_encoder_comes_back_with_its_weights(tmp_path) -> None:
     again.head.load_state_dict(first.head.state_dict())
     ids = torch.randint(1, 30, (2, 8))
     torch.testing.assert_close(again(ids), first(ids))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The folder of a saved encoder, with a module that leaves a trace when it is imported."""
+    encoder().encoder.save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert" / "own.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+        "from transformers import BertConfig as Config, BertModel as Model, BertTokenizer as Tokens\n"
+    )
+    yield tmp_path / "bert"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_options_of_the_config_are_replaced_and_others_refused(saved) -> None:
+    assert (
+        HFEncoder(path=saved, config={"layer_norm_eps": 0.5}, input_shape=(8,))
+        .encoder.encoder.layer[0]
+        .output.LayerNorm.eps
+        == 0.5
+    )
+    for name in ("trust_remote_code", "weights_only", "quantization_config", "code_revision", "save_pretrained"):
+        with pytest.raises(ValueError, match=f"config: BertConfig has no option '{name}'"):
+            HFEncoder(path=saved, config={name: True})
+
+
+@pytest.mark.parametrize("kind", ["bert", "of-its-own"])
+def test_code_in_the_folder_of_an_encoder_is_not_run(saved, kind: str, monkeypatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    mapping = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoTokenizer": ["own.Tokens", None]}
+    settings = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(settings | {"model_type": kind, "auto_map": mapping}))
+    (saved / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Tokens", "auto_map": mapping}))
+    if kind == "bert":
+        HFEncoder(path=saved, input_shape=(8,))
+        HFEncoder(config=BERT | {"auto_map": mapping}, input_shape=(8,))
+    else:
+        with pytest.raises(ValueError, match="custom code"):
+            HFEncoder(path=saved)
+    with pytest.raises(ValueError):  # noqa: PT011  # custom code, or no vocabulary
+        load_tokenizer(saved)
+
+
+def test_weights_of_an_encoder_are_read_without_running_them(saved, tmp_path) -> None:
+    (saved / "model.safetensors").unlink()
+    torch.save({"pooler.dense.bias": Attack(tmp_path / "ran")}, saved / "pytorch_model.bin")
+    with pytest.raises(Exception, match=r"(?i)weights.only|safetensors|WeightsUnpickler"):
+        HFEncoder(path=saved, input_shape=(8,))
+
+
+class Attack:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
 
 
 def test_only_the_last_layers_and_the_head_are_trained() -> None:

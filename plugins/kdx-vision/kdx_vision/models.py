@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
+from typing import Any
 
-from torch import nn
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 __all__ = ["collection", "timm_model", "torchvision_model"]
 
@@ -44,27 +50,44 @@ def timm_model(
 
     Args:
         model: its name in timm, as ``"resnet18"``; ``timm.list_models()`` has about a thousand.
-        weights: a local checkpoint file; None draws the weights. Nothing is downloaded.
+        weights: a local file, safetensors or what ``torch.save`` wrote of a state dict; None draws the weights. Nothing
+            is downloaded, and no code in the file is run.
         drop_rate: dropout before the classifier.
         num_classes: number of logits.
         input_shape: channels, height and width; models of a fixed image size are built for it.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
-        ValueError: timm has no such model.
+        ValueError: timm has no such model, or the file is no state dict of it.
     """
     timm = collection("timm")
     if model not in timm.list_models():
         near = timm.list_models(f"*{model}*")[:5]
         raise ValueError(f"model: timm has none named {model!r}" + (f"; it has {', '.join(near)}" if near else ""))
     options = {"num_classes": num_classes, "in_chans": input_shape[0], "drop_rate": drop_rate}
-    if weights is not None:
-        options["checkpoint_path"] = str(weights)
     try:
         made: nn.Module = timm.create_model(model, img_size=input_shape[1:], **options)
     except TypeError:  # a convolutional net takes any size and has no such option
         made = timm.create_model(model, **options)
+    if weights is not None:  # timm's own way of loading unpickles, which runs what a file says
+        try:
+            made.load_state_dict(_state(Path(weights)))
+        except (RuntimeError, TypeError, EOFError, SafetensorError, UnpicklingError) as error:
+            raise ValueError(f"weights: {weights} holds no state dict of {model}: {error}") from error
     return made
+
+
+def _state(path: Path) -> Mapping[str, Tensor]:
+    """The state dict in a file, taken out of a checkpoint of timm's or torchvision's training scripts."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, Mapping):
+        raise TypeError(f"it holds one {type(state).__name__}")
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(found := state.get(key), Mapping):
+            return {name.removeprefix("module."): value for name, value in found.items()}
+    return state
 
 
 def torchvision_model(

@@ -41,7 +41,7 @@ class TorchvisionSet(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"split must be 'train' or 'test', got {split!r}")
         vision = collection("torchvision")
         made: Any = getattr(vision.datasets, dataset, None)
-        if made is None:
+        if not (isinstance(made, type) and issubclass(made, Dataset)):
             raise ValueError(f"dataset: torchvision.datasets has none named {dataset!r}")
         try:
             self._rows = made(root=str(root), train=split == "train", download=False)

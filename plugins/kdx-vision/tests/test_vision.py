@@ -1,7 +1,9 @@
 """Image folders; timm and torchvision where they are installed, and their stand-ins where they are not."""
 
+import os
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from kdx_vision.folder import ImageFolder
 from kdx_vision.models import collection, timm_model, torchvision_model
 from kdx_vision.torchvision_set import TorchvisionSet
 from PIL import Image
+from safetensors.torch import save_file
 
 
 @pytest.fixture
@@ -96,12 +99,53 @@ def test_timm_models_are_fitted_to_the_data(monkeypatch) -> None:
     fake = FakeTimm()
     monkeypatch.setitem(sys.modules, "timm", fake)
     timm_model("net18", num_classes=7, input_shape=(1, 28, 28))
-    timm_model("vit_small", num_classes=7, input_shape=(1, 28, 28), weights="w.safetensors")
+    timm_model("vit_small", num_classes=7, input_shape=(1, 28, 28))
     (_, plain), (_, sized) = fake.calls
     assert plain == {"num_classes": 7, "in_chans": 1, "drop_rate": 0.0}
-    assert sized == plain | {"img_size": (28, 28), "checkpoint_path": "w.safetensors"}
+    assert sized == plain | {"img_size": (28, 28)}
     with pytest.raises(ValueError, match=r"timm has none named 'net'; it has net18"):
         timm_model("net")
+
+
+class Attack:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_weights_of_timm_models_are_read_and_nothing_in_them_is_run(monkeypatch, tmp_path) -> None:
+    fake = FakeTimm()
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    state = {"weight": torch.tensor([[2.0]]), "bias": torch.tensor([3.0])}
+    save_file(state, tmp_path / "plain.safetensors")
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"epoch": 3, "state_dict": {f"module.{key}": state[key] for key in state}}, tmp_path / "run.pth.tar")
+    for name in ("plain.safetensors", "plain.pth", "run.pth.tar"):
+        loaded = timm_model("net18", weights=tmp_path / name).state_dict()
+        assert all(torch.equal(loaded[key], state[key]) for key in state)
+    assert all("checkpoint_path" not in options for _, options in fake.calls)
+    torch.save({"weight": Attack(tmp_path / "ran")}, tmp_path / "bad.pth")
+    torch.save([1], tmp_path / "list.pth")
+    torch.save({"weight": state["weight"]}, tmp_path / "part.pth")
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    for name in ("bad.pth", "list.pth", "part.pth", "empty.pth", "text.safetensors"):
+        with pytest.raises(ValueError, match=f"weights: .*{name} holds no state dict of net18"):
+            timm_model("net18", weights=tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["sys", "make_dataset", "__name__", "utils", "Other"])
+def test_the_data_sets_of_torchvision_are_data_sets(name: str, monkeypatch) -> None:
+    fake = types.ModuleType("torchvision")
+    fake.datasets = types.SimpleNamespace(sys=sys, make_dataset=print, __name__="x", utils=os, Other=FakeTimm)
+    monkeypatch.setitem(sys.modules, "torchvision", fake)
+    with pytest.raises(ValueError, match=rf"torchvision\.datasets has none named '{name}'"):
+        TorchvisionSet("train", dataset=name, root="data")
 
 
 def installed(name: str) -> bool:
