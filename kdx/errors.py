@@ -10,6 +10,7 @@ __all__ = [
     "CaptureError",
     "CheckpointError",
     "ComponentError",
+    "InUseError",
     "Interrupted",
     "KdxDeprecationWarning",
     "KdxError",
@@ -75,6 +76,10 @@ class ComponentError(KdxError):
         except TypeError:  # a type that cannot be built on
             error = cls(message)
         return error
+
+
+class InUseError(KdxError, RuntimeError):
+    """Another process writes into the folder; the message names it, its host and since when."""
 
 
 class PlanError(KdxError, ValueError):

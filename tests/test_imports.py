@@ -30,7 +30,7 @@ FLOORS = [
         "directions",
         "items",
     },
-    {"layout"},
+    {"layout", "lock"},
     {"tap", "evidence", "blame"},
     {"deprecation", "options", "registry", "capture", "losses"},
     {"ops", "features", "datasets", "store", "models", "tasks", "trust"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -28,8 +28,10 @@ from kdx.experiment.run_folder import RunFolder
 from kdx.experiment.stage_runner import StageRunner
 from kdx.experiment.teacher_cache import TeacherCache
 from kdx.files import atomic_write, read_json, refuse_links, remove_leftovers, write_json
+from kdx.lock import LOCK, sole_writer
 from kdx.registry import Plugins
 from kdx.stage import Stage
+from kdx.training.ranks import agreed, is_first
 from kdx.trust import Rule, Trusted, trusting
 
 __all__ = ["Experiment", "WeakTeacherWarning", "run"]
@@ -71,6 +73,7 @@ def run(
         RecipeError: something in the recipe is wrong; the path to the key is named.
         TrustError: the recipe, or a file of the run that is resumed, names code that is not trusted.
         RunExistsError: the folder holds a run, and neither ``resume`` nor ``force`` was given.
+        InUseError: another process runs in the folder.
         Interrupted: the run was stopped by a signal; ``resume`` continues it.
     """
     if isinstance(recipe, Recipe):
@@ -149,14 +152,23 @@ class Experiment:
         return list(self.plan)
 
     def run(self, *, resume: bool = False, force: bool = False) -> dict[str, Any]:
-        """Runs what is left to run and returns the summary."""
-        with trusting(self.rule):
-            return self._run(resume=resume, force=force)
+        """Runs what is left to run and returns the summary; a finished run is only read.
 
-    def _run(self, *, resume: bool, force: bool) -> dict[str, Any]:
-        self._claim(resume=resume, force=force)
-        if (done := self.folder / SUMMARY).exists():
-            return read_json(done)
+        Raises:
+            RunExistsError: the folder holds a run, and neither ``resume`` nor ``force`` was given.
+            InUseError: another process runs in the folder.
+            RecipeError: the run in the folder was started with another recipe.
+        """
+        cpu = self.recipe.device == "cpu"
+        with trusting(self.rule), ExitStack() as alone:
+            if is_first(cpu=cpu):
+                self._claim(alone, resume=resume, force=force)
+            finished = agreed((self.folder / SUMMARY).exists(), cpu=cpu)
+            summary = read_json(self.folder / SUMMARY) if finished else self._run()
+            return agreed(summary, cpu=cpu)  # when all processes have written what they write
+
+    def _run(self) -> dict[str, Any]:
+        """Runs the stages that are not finished; the first process writes the report and the summary."""
         results: dict[str, dict[str, Any]] = {}
         with threads(self.recipe):
             for stage in self.plan:
@@ -165,6 +177,8 @@ class Experiment:
                 results[stage.name] = self.runner.run(stage)
             self._guard(results)
             summary = self._summary(results)
+        if not is_first(cpu=self.recipe.device == "cpu"):
+            return summary
         if self.report:
             from kdx.experiment.report import write_report  # imports matplotlib
 
@@ -172,11 +186,14 @@ class Experiment:
         write_json(self.folder / SUMMARY, summary)  # last, as it says that the run is finished
         return summary
 
-    def _claim(self, *, resume: bool, force: bool) -> None:
-        """Claims the folder for this run; one that holds something else is refused, and a recipe that cannot run
-        changes nothing.
+    def _claim(self, alone: ExitStack, *, resume: bool, force: bool) -> None:
+        """Claims the folder for this run; one that holds something else, or that another run is in, is refused, and a
+        recipe that cannot run changes nothing.
         """
-        folder, begun = self.folder, (self.folder / RECIPE).exists()
+        folder = self.folder
+        if force or not (folder / SUMMARY).exists():  # else nothing is written
+            alone.enter_context(sole_writer(folder))
+        begun = (folder / RECIPE).exists()
         if begun and not force:
             refuse_links(folder.iterdir())
             if not resume:
@@ -200,6 +217,8 @@ class Experiment:
                 path for n in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}.old-{n}")).exists()
             )
             shutil.move(folder, aside)
+            (aside / LOCK).unlink()  # it was this run's, which goes on in the new folder
+            alone.enter_context(sole_writer(folder))
         write_json(folder / ENVIRONMENT, environment(self.recipe.seed))
         atomic_write(folder / RECIPE, lambda path: path.write_text(self.recipe.yaml()))
 
@@ -258,7 +277,7 @@ def threads(recipe: Recipe) -> Iterator[None]:
 
 def _left_by_a_start(path: Path) -> bool:
     """True for a file that a run may have left that was killed before its recipe was written; none depends on it."""
-    return any(fnmatch(path.name, name) for name in (ENVIRONMENT, f".{ENVIRONMENT}.*.tmp", f".{RECIPE}.*.tmp"))
+    return any(fnmatch(path.name, name) for name in (LOCK, ENVIRONMENT, f".{ENVIRONMENT}.*.tmp", f".{RECIPE}.*.tmp"))
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

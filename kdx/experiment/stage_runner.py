@@ -22,6 +22,7 @@ from kdx.stage import Stage
 from kdx.training import evaluation
 from kdx.training.checkpoint import export_weights, load_weights
 from kdx.training.loop import fit
+from kdx.training.ranks import agreed, is_first
 from kdx.training.run import Run
 
 __all__ = ["StageRunner"]
@@ -76,8 +77,10 @@ class StageRunner:
             }
         result |= measure_cost(student, self.assembly.example_of(stage.name)).as_dict()
         result |= {"weights": f"{stage.name}/{name}.safetensors"}
-        self.folder.finish(stage.name, result)
-        return result
+        cpu = self.recipe.device == "cpu"
+        if is_first(cpu=cpu):
+            self.folder.finish(stage.name, result)
+        return agreed(result, cpu=cpu)
 
     def _train(self, stage: Stage, scheme: Scheme, weights: Path) -> dict[str, Any]:
         """Trains or loads the stage's model and leaves its weights in the folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kdx.experiment.recipe import Recipe, StoreSection
 from kdx.experiment.recipe_files import check_recipe
 from kdx.experiment.rehearsal import rehearse_store
 from kdx.experiment.stage_store import write_stage_store
+from kdx.lock import sole_writer
 from kdx.registry import Plugins
 from kdx.store import Store
 from kdx.trust import Trusted, trusting
@@ -51,6 +53,7 @@ def cache_teacher(
     Raises:
         RecipeError: the recipe has no teacher that is trained before the student, or an option is wrong.
         StoreError: see :func:`kdx.store.write_store`.
+        InUseError: another process writes into the folder.
         TrustError: see :func:`kdx.run`.
     """
     if recipe.teacher is None or not any(stage.name == "teacher" for stage in plan(recipe, plugins)):
@@ -64,8 +67,9 @@ def cache_teacher(
     assert store is not None
     experiment = Experiment(recipe, out, observers, teachers=teachers, notify=notify, plugins=plugins, trust=trust)
     assembly = experiment.assembly
-    with trusting(experiment.rule), threads(recipe):
+    with trusting(experiment.rule), threads(recipe), ExitStack() as alone:
         rehearse_store(assembly, "teacher")
+        alone.enter_context(sole_writer(out, name=".cache.lock"))  # .lock is that of the store, which is written here
         experiment.runner.run(assembly.stages["teacher"])
         class_dim = assembly.task.responses.class_dim
         return write_stage_store(recipe, assembly.data.few, assembly.model("teacher"), store, out, class_dim, progress)

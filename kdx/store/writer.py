@@ -6,12 +6,11 @@ import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -22,6 +21,7 @@ from kdx.capture import Captured, Output, Taps
 from kdx.errors import StoreError
 from kdx.files import atomic_write, remove_leftovers
 from kdx.layout import Layout, UnknownLayout, layout_to_json
+from kdx.lock import sole_writer
 from kdx.modes import evaluating
 from kdx.store.content import DTYPES, Content
 from kdx.store.contents import parse
@@ -32,7 +32,6 @@ from kdx.store.reader import DIGESTS, Store, mapped
 __all__ = ["write_store"]
 
 SHARD_BYTES = 32 << 20
-LOCK = ".lock"
 
 
 def write_store(
@@ -81,8 +80,9 @@ def write_store(
         The complete store.
 
     Raises:
-        StoreError: the folder holds another store (the message says what differs), another writer is in it, the disk is
-            full, or the outputs cannot be stored.
+        StoreError: the folder holds another store (the message says what differs), the disk is full, or the outputs
+            cannot be stored.
+        InUseError: another writer is in the folder.
         ValueError: an argument is wrong.
 
     Example:
@@ -128,7 +128,9 @@ def write_store(
         manifest = _continued(folder, wanted, source.rows, first[DIGESTS])
         progress(manifest.done, manifest.shards)
         if not manifest.complete:
-            with _alone(folder, manifest):
+            with ExitStack() as alone:
+                with _space(folder, manifest):
+                    alone.enter_context(sole_writer(folder))
                 # once more, for another writer may have gone on until now
                 _write(folder, _continued(folder, wanted, source.rows, first[DIGESTS]), source, progress)
     return Store(folder)
@@ -295,25 +297,6 @@ def _write_file(folder: Path, manifest: Manifest, name: str, data: bytes) -> Non
         atomic_write(folder / name, lambda path: path.write_bytes(data))
         manifest.files[name] = file_entry(data)
         manifest.write(folder)
-
-
-@contextmanager
-def _alone(folder: Path, manifest: Manifest) -> Iterator[None]:
-    """Keeps other writers out of a folder. The lock is the system's and ends with the process, however that ends."""
-    lock = FileLock(folder / LOCK)
-    try:
-        with _space(folder, manifest):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except Timeout:
-        raise StoreError(
-            f"another writer is in the store {folder}; wait until it has finished, the same call then opens what it "
-            "wrote, or take another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from kdx.training.modes import put_into_training, resting_modules
 from kdx.training.optim import OptimizerSpec, ScheduleSpec, check_complete
 from kdx.training.phases import Phases
 from kdx.training.prequential import Prequential
+from kdx.training.ranks import writing_alone
 from kdx.training.restoring import restoring
 from kdx.training.run import Run
 from kdx.training.signals import Signals
@@ -47,6 +48,7 @@ from kdx.training.unchanged import UnchangedTeachers
 __all__ = ["fit", "run_length", "set_up"]
 
 
+@writing_alone
 @restoring
 @explaining_lost_workers()
 def fit(
@@ -142,6 +144,7 @@ def fit(
             version. It is of the type of its cause too.
         KdxError: a loss is not finite; the last good checkpoint stays.
         RunExistsError: the folder holds checkpoints and ``resume`` was not given.
+        InUseError: another process writes into the folder at this moment.
         CheckpointError: the checkpoint to resume from is damaged or belongs to another scheme, optimizer or teacher.
         TeacherChangedError: a frozen teacher is not what it was at the start; its tensors are named.
         ValueError: it cannot be known whether a part of a student is to stay in evaluation mode (``keep_eval``); a
@@ -178,7 +181,9 @@ def fit(
     finite = Finite()
     state = State(run, accelerator, phases, loader, finite, tests)
     state.claim(resume=resume)
-    watchers = Observers([*([MetricsLog(), TensorBoardLog()] if folder else []), *observers])
+    watchers = Observers(
+        [*([MetricsLog(), TensorBoardLog()] if folder and accelerator.is_main_process else []), *observers]
+    )
 
     if evaluate is not None:
         state.try_evaluation(evaluate, metrics, select)

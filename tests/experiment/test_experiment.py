@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,7 @@ def test_a_run_that_was_killed_before_its_recipe_was_written_is_begun_anew(left,
     for name in left:
         (tmp_path / name).write_text("{}")
     experiment = Experiment(load_recipe("fashion-offline", SHORT), tmp_path)
-    experiment._claim(resume=resume, force=False)
+    experiment._claim(ExitStack(), resume=resume, force=False)
     assert load_recipe(tmp_path / "recipe.yaml") == experiment.recipe
     assert json.loads((tmp_path / "environment.json").read_text())["seed"] == 0
 
@@ -148,7 +149,7 @@ def test_what_no_start_of_a_run_leaves_behind_is_not_taken_for_one(other: str, t
         (tmp_path / name).write_text("mine")
     for resume in (False, True):
         with pytest.raises(RunExistsError, match="is not empty and holds no run"):
-            Experiment(load_recipe("fashion-offline", SHORT), tmp_path)._claim(resume=resume, force=False)
+            Experiment(load_recipe("fashion-offline", SHORT), tmp_path)._claim(ExitStack(), resume=resume, force=False)
     assert (tmp_path / "environment.json").read_text() == "mine"
 
 
@@ -157,7 +158,7 @@ def test_force_moves_the_old_run_aside(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "recipe.yaml").write_text("old")
     experiment = Experiment(load_recipe("fashion-offline", SHORT), folder)
-    experiment._claim(resume=False, force=True)
+    experiment._claim(ExitStack(), resume=False, force=True)
     assert (tmp_path / "run.old-1" / "recipe.yaml").read_text() == "old"
     assert load_recipe(folder / "recipe.yaml") == experiment.recipe
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -166,7 +167,7 @@ def test_kdx_cache_finds_what_cannot_be_stored_before_the_teacher_is_trained(tmp
 
 def test_trying_draws_no_random_number(tmp_path: Path) -> None:
     state = torch.get_rng_state()
-    Experiment(recipe(teacher=stored("sample:3")), tmp_path / "run")._claim(resume=False, force=False)
+    Experiment(recipe(teacher=stored("sample:3")), tmp_path / "run")._claim(ExitStack(), resume=False, force=False)
     assert torch.get_rng_state().equal(state)
 
 

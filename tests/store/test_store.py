@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 from torch import nn
 from torch.utils.data import default_collate
 
 from kdx.batch import Batch
 from kdx.datasets import View
-from kdx.errors import StoreError
+from kdx.errors import InUseError, StoreError
 from kdx.layout import Layout, UnknownLayout
+from kdx.lock import sole_writer
 from kdx.store import Store, write_store
 from kdx.store.fingerprint import teacher_hash
 from kdx.teachers import Ensemble, Stored
@@ -178,7 +178,7 @@ def test_a_second_writer_of_a_folder_is_refused_and_the_first_ends_undisturbed(
 
     def second(done: int, total: int) -> None:
         if 0 < done < total:
-            with pytest.raises(StoreError, match=r"another writer is in the store .*both.*wait until it has finished"):
+            with pytest.raises(InUseError, match=rf"both is being written by process {os.getpid()} on .* since 2"):
                 write_store(folder, make_net(), make_view(), **options)
             refused.append(done)
 
@@ -186,7 +186,7 @@ def test_a_second_writer_of_a_folder_is_refused_and_the_first_ends_undisturbed(
     assert refused == [1, 2, 3, 4, 5]
     write_store(tmp_path / "alone", teacher, view, **options)
     assert contents_of(folder) == contents_of(tmp_path / "alone")
-    with FileLock(folder / ".lock"):  # a store that is complete is only opened
+    with sole_writer(folder):  # a store that is complete is only opened
         assert write_store(folder, teacher, view, **options).verify() == 7
 
 
@@ -209,7 +209,6 @@ def test_a_full_disk_is_a_clear_error_that_loses_nothing(tmp_path, teacher, view
         with pytest.raises(StoreError, match=r"no space left .* after 1 of 6 shards, which are kept; free some space"):
             write_store(tmp_path / "s", teacher, view, **options)
     assert {path.name for path in (tmp_path / "s").iterdir()} == {
-        ".lock",
         "manifest.json",
         "index.safetensors",
         "shard-00000.safetensors",
