@@ -14,6 +14,7 @@ from kdx.features.feature import Feature
 from kdx.features.matching import Strategy
 from kdx.features.operands import Variant, check_choice, check_same_rows, check_same_shape, in_full_precision
 from kdx.knowledge.relation import Relation, unit_rows
+from kdx.ranges import check_number, check_whole
 from kdx.tap import TapNames, TapOptions
 
 __all__ = ["CC", "cc"]
@@ -93,12 +94,10 @@ class CC(Relation):
         **features: Unpack[TapOptions],
     ) -> None:
         super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed, **features)
-        if not gamma > 0:
-            raise ValueError(f"gamma must be > 0, got {gamma}")
-        if order < 1:
-            raise ValueError(f"order must be 1 or more, got {order}; at order 0 every kernel is the same constant")
+        self.gamma = check_number("gamma", gamma, above=0)
+        self.order = check_whole("order", order, least=1, instead="at order 0 every kernel is the same constant")
         check_choice("variant", variant, ("paper", "code"))
-        self.gamma, self.order, self.variant = float(gamma), int(order), variant
+        self.variant = variant
 
     @override
     def rows(self, feature: Feature) -> Tensor:  # the authors' form compares numbers at the same place

@@ -18,6 +18,8 @@ from kdx.features.adapters import trained
 from kdx.features.gathering import whole_batch
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.relation import unit_rows
+from kdx.ranges import check_number, check_whole
+from kdx.sample_index import check_index
 from kdx.tap import TapName, TapOptions
 
 __all__ = ["CRD", "crd"]
@@ -118,16 +120,15 @@ class CRD(Knowledge):
     ) -> None:
         super().__init__(student=student, teacher=teacher, **features)
         for name, value in (("samples", samples), ("dim", dim), ("negatives", negatives)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
-        if not temperature > 0 or not 0 <= momentum <= 1:
-            raise ValueError(f"temperature must be > 0 and momentum in [0, 1], got {temperature} and {momentum}")
+            if value is not None:
+                check_whole(name, value, least=1)
         if isinstance(labels, str) and labels != "data":
             raise ValueError(f"labels must be one class per sample, 'data' or None; got {labels!r}")
         self.labels_of_data = isinstance(labels, str)
         self.samples = samples
         self.dim, self.negatives = dim, negatives
-        self.temperature, self.momentum = float(temperature), float(momentum)
+        self.temperature = check_number("temperature", temperature, above=0)
+        self.momentum = check_number("momentum", momentum, least=0, most=1)
         self.register_buffer("log_z", torch.zeros(2))  # student as the anchor, teacher as the anchor
         self.register_buffer("started", torch.tensor(False))
         self.others: _OtherClasses | None = None
@@ -193,9 +194,9 @@ class CRD(Knowledge):
             raise ValueError(
                 "CRD keeps a bank per sample and needs batch.index; yield kdx.Batch(inputs, targets, index)"
             )
-        self._check(index)
         samples = len(self.bank_teacher)
         of_student, of_teacher = self.student_features(student)[0].full(), self.teacher_features(teacher)[0].full()
+        check_index("CRD", index, len(of_student.tensor), samples=samples, targets=batch.targets)
         with torch.autocast(index.device.type, enabled=False):
             s = unit_rows(self.embed_student(of_student.vector()))
             t = unit_rows(self.embed_teacher(of_teacher.vector()))
@@ -210,15 +211,6 @@ class CRD(Knowledge):
         if self.training:
             self._remember(index, s.detach(), t.detach())
         return loss
-
-    def _check(self, index: Tensor) -> None:
-        # on a GPU reading the largest index would stop the stream; there the gather itself fails
-        if index.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        if (largest := int(index.max())) >= len(self.bank_teacher):
-            raise ValueError(
-                f"samples is {len(self.bank_teacher)}, but batch.index holds {largest}; give the training set's length"
-            )
 
     def _log_z(self, scores: Tensor) -> Tensor:
         """Both constants ``[2]``: those of the first training batch, the mean over its ranks."""

@@ -11,6 +11,7 @@ from kdx.features.centring import centred
 from kdx.features.gathering import whole_batch
 from kdx.features.operands import Variant, check_choice, in_full_precision
 from kdx.knowledge.response import Outputs, Response, class_axis
+from kdx.ranges import check_number
 from kdx.responses import class_rows
 
 __all__ = ["DIST", "dist"]
@@ -109,11 +110,10 @@ class DIST(Response):
         teacher: str = LOGITS,
     ) -> None:
         super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {temperature}")
+        self.temperature = check_number("temperature", temperature, above=0)
         check_choice("variant", variant, ("paper", "code"))
-        self.temperature = float(temperature)
-        self.inter_weight, self.intra_weight = float(inter_weight), float(intra_weight)
+        self.inter_weight = check_number("inter_weight", inter_weight, least=0)
+        self.intra_weight = check_number("intra_weight", intra_weight, least=0)
         self.variant = variant
 
     @override

@@ -8,10 +8,12 @@ from typing_extensions import override
 
 from kdx.batch import IGNORE
 from kdx.capture import LOGITS
+from kdx.class_numbers import check_class_numbers
 from kdx.features.operands import in_full_precision
 from kdx.knowledge.response import Outputs, Response, class_axis
 from kdx.losses import Over
 from kdx.ops import softmax_kl
+from kdx.ranges import check_number
 from kdx.responses import class_rows
 
 __all__ = ["DKD", "dkd"]
@@ -55,6 +57,7 @@ def dkd(
             f"{list(targets.shape)}; DKD needs integer labels, not probabilities, and class_dim= says where the "
             "classes are"
         )
+    check_class_numbers("DKD", targets, classes, waits=False)
     targets = targets.reshape(-1)
     labelled = targets != IGNORE
     is_target = torch.zeros(targets.shape[0], classes, dtype=torch.bool, device=student.device)  # [N, C]
@@ -125,9 +128,8 @@ class DKD(Response):
         backend: str = "auto",
     ) -> None:
         super().__init__(class_dim=class_dim, void=True, student=student, teacher=teacher)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {temperature}")
-        self.temperature, self.alpha, self.beta = float(temperature), float(alpha), float(beta)
+        self.temperature = check_number("temperature", temperature, above=0)
+        self.alpha, self.beta = check_number("alpha", alpha, least=0), check_number("beta", beta, least=0)
         self.backend = backend
 
     @override

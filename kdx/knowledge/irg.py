@@ -16,6 +16,7 @@ from kdx.features.gathering import whole_batch
 from kdx.features.operands import Variant, check_choice, check_same_rows, check_same_shape, in_full_precision
 from kdx.knowledge.base import Knowledge
 from kdx.ops import pairwise_sq_dist
+from kdx.ranges import check_number
 from kdx.tap import TapNames, TapOptions
 
 __all__ = ["IRG", "Transform", "edges", "irg", "transformation"]
@@ -192,8 +193,9 @@ class IRG(Knowledge):
         super().__init__(student=student, teacher=teacher, **features)
         check_choice("transform", transform, ("vertex", "edge", "both"))
         check_choice("variant", variant, ("paper", "code"))
-        self.vertex_weight, self.edge_weight = float(vertex_weight), float(edge_weight)
-        self.transform_weight = float(transform_weight)
+        self.vertex_weight = check_number("vertex_weight", vertex_weight, least=0)
+        self.edge_weight = check_number("edge_weight", edge_weight, least=0)
+        self.transform_weight = check_number("transform_weight", transform_weight, least=0)
         self.transform, self.variant = transform, variant
 
     @override

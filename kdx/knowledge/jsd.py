@@ -8,6 +8,7 @@ from typing_extensions import override
 from kdx.capture import LOGITS
 from kdx.knowledge.response import Outputs, Response, class_axis
 from kdx.ops import softmax_kl
+from kdx.ranges import check_number
 
 __all__ = ["JSD", "jsd"]
 
@@ -73,11 +74,8 @@ class JSD(Response):
         backend: str = "auto",
     ) -> None:
         super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {temperature}")
-        if not 0 < beta < 1:
-            raise ValueError(f"beta must lie between 0 and 1, got {beta}; the ends are soft-targets and reverse-kl")
-        self.temperature, self.beta = float(temperature), float(beta)
+        self.temperature = check_number("temperature", temperature, above=0)
+        self.beta = check_number("beta", beta, above=0, below=1, instead="the ends are soft-targets and reverse-kl")
         self.backend = backend
 
     @override

@@ -12,6 +12,7 @@ from kdx.capture import LOGITS
 from kdx.features.matching import Strategy
 from kdx.features.operands import check_same_rows, in_full_precision
 from kdx.knowledge.relation import Relation, unit_rows
+from kdx.ranges import check_number
 from kdx.tap import TapNames, TapOptions
 
 __all__ = ["RKD", "rkd"]
@@ -98,10 +99,9 @@ class RKD(Relation):
         **features: Unpack[TapOptions],
     ) -> None:
         super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed, **features)
-        if not delta > 0:
-            raise ValueError(f"delta must be > 0, got {delta}")
-        self.distance_weight, self.angle_weight = float(distance_weight), float(angle_weight)
-        self.delta = float(delta)
+        self.distance_weight = check_number("distance_weight", distance_weight, least=0)
+        self.angle_weight = check_number("angle_weight", angle_weight, least=0)
+        self.delta = check_number("delta", delta, above=0)
         self.student_l2, self.teacher_l2 = bool(student_l2), bool(teacher_l2)
         self.backend = backend
 

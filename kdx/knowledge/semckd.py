@@ -18,6 +18,7 @@ from kdx.features.feature import Feature
 from kdx.features.matching import pair_by_depth
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.relation import unit_rows
+from kdx.ranges import check_number, check_whole
 from kdx.tap import TapNames, TapOptions
 
 __all__ = ["SemCKD", "semckd"]
@@ -90,9 +91,8 @@ class SemCKD(Knowledge):
         **features: Unpack[TapOptions],
     ) -> None:
         super().__init__(student=student, teacher=teacher, **features)
-        if width < 1 or not temperature > 0:
-            raise ValueError(f"width must be >= 1 and temperature > 0, got {width} and {temperature}")
-        self.width, self.temperature = width, float(temperature)
+        self.width = check_whole("width", width, least=1)
+        self.temperature = check_number("temperature", temperature, above=0)
         self.queries, self.keys, self.adapters = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
 
     @property

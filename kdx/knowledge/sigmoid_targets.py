@@ -13,6 +13,7 @@ from kdx.capture import LOGITS, Captured
 from kdx.features.operands import in_full_precision
 from kdx.knowledge.response import Outputs, Response, class_axis
 from kdx.losses import Count, Over
+from kdx.ranges import check_number
 from kdx.responses import Form
 
 __all__ = ["SigmoidTargets", "sigmoid_kl"]
@@ -85,9 +86,7 @@ class SigmoidTargets(Response):
         teacher: str = LOGITS,
     ) -> None:
         super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        self.temperature = temperature
+        self.temperature = check_number("temperature", temperature, above=0)
 
     @override
     def outputs(self, student: Captured, teacher: Captured, batch: Batch | None) -> Outputs:

@@ -8,6 +8,7 @@ from typing_extensions import override
 from kdx.capture import LOGITS
 from kdx.knowledge.response import Outputs, Response
 from kdx.ops import softmax_kl
+from kdx.ranges import check_number
 
 __all__ = ["SoftTargets"]
 
@@ -50,9 +51,7 @@ class SoftTargets(Response):
         backend: str = "auto",
     ) -> None:
         super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {temperature}")
-        self.temperature = float(temperature)
+        self.temperature = check_number("temperature", temperature, above=0)
         self.backend = backend
 
     @override

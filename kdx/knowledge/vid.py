@@ -14,6 +14,7 @@ from kdx.features.feature import Feature
 from kdx.features.matching import Strategy
 from kdx.features.operands import Variant, check_choice, check_same_shape, in_full_precision
 from kdx.knowledge.paired import PairedLayers
+from kdx.ranges import check_number
 from kdx.tap import TapNames, TapOptions
 
 __all__ = ["VID", "vid"]
@@ -104,9 +105,7 @@ class VID(PairedLayers):
     ) -> None:
         super().__init__(student=student, teacher=teacher, pairing=pairing, seed=seed, **features)
         check_choice("variant", variant, get_args(Variant))
-        if not variance > EPS:
-            raise ValueError(f"variance must be > {EPS}, got {variance}")
-        self.variance = float(variance)
+        self.variance = check_number("variance", variance, above=EPS)
         self.hidden = hidden
         self.variant: Variant = variant
         self.means = nn.ModuleList()

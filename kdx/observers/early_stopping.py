@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kdx.directions import more_is_better
 from kdx.errors import nearest
 from kdx.hookspecs import hookimpl
+from kdx.ranges import check_number, check_whole
 
 if TYPE_CHECKING:
     from kdx.training.run import Run
@@ -35,7 +36,7 @@ class EarlyStopping:
     Example:
         >>> import kdx, torch
         >>> data = [(torch.randn(8, 3), torch.randint(2, (8,)))]
-        >>> scheme, still = kdx.Supervised(torch.nn.Linear(3, 2)), kdx.Ref("SGD", lr=0.0)
+        >>> scheme, still = kdx.Supervised(torch.nn.Linear(3, 2)), kdx.Ref("SGD", lr=1e-30)
         >>> stop = [EarlyStopping("accuracy", patience=2)]
         >>> run = kdx.fit(scheme, data, epochs=9, evaluate=data, optimizer=still, observers=stop, device="cpu")
         >>> run.epoch, run.stopped
@@ -43,11 +44,8 @@ class EarlyStopping:
     """
 
     def __init__(self, metric: str = "accuracy", *, patience: int = 5, min_delta: float = 0.0) -> None:
-        if patience < 1:
-            raise ValueError(f"patience must be >= 1, got {patience}")
-        if not min_delta >= 0:
-            raise ValueError(f"min_delta must be >= 0, got {min_delta}")
-        self.metric, self.patience, self.min_delta = metric, patience, float(min_delta)
+        self.metric, self.patience = metric, check_whole("patience", patience, least=1)
+        self.min_delta = check_number("min_delta", min_delta, least=0)
 
     @hookimpl
     def kdx_configure(self, run: Run) -> None:

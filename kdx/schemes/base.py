@@ -17,6 +17,7 @@ from kdx.capture import LOGITS, Captured, Taps, logits_of
 from kdx.errors import CaptureError, nearest
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Count, Counted, Losses, LossTerm, Mean, Over, OverHead, mean_of, scalar, tasks_of
+from kdx.ranges import check_number
 from kdx.responses import Responses
 from kdx.schemes.phase import Phase
 from kdx.schemes.task_count import check_task, elements, labelled, responses_of, task_count
@@ -53,7 +54,8 @@ class Scheme(nn.Module, ABC):
         knowledge: name -> ``(weight, component)`` or component alone (weight 1).
 
     Raises:
-        ValueError: the weight of a knowledge term is 0 in every step, or it reads ``logits`` where the task has heads.
+        ValueError: a weight is negative, NaN or infinite, that of a knowledge term is 0 in every step, or it reads
+            ``logits`` where the task has heads.
     """
 
     trains_teacher: ClassVar[bool] = False
@@ -82,7 +84,7 @@ class Scheme(nn.Module, ABC):
                     f"knowledge name {name!r} is not allowed: not 'task', no '/' or '.' in it, and no name of a method "
                     "of torch.nn.ModuleDict, as 'values'"
                 )
-            self.weights[name] = weight = float(weight) if isinstance(weight, int | float) else weight
+            self.weights[name] = weight = _checked(f"the weight of knowledge {name!r}", weight)
             if never_weighs(weight):
                 raise ValueError(
                     f"knowledge {name!r} ({type(component).__name__}) has the weight {weight} and would teach "
@@ -310,7 +312,13 @@ class Scheme(nn.Module, ABC):
         """
         for name, weight in self.weights.items():
             if not isinstance(weight, float | Balanced):
-                self.get_buffer(f"_weight_{name}").fill_(weight.at(step, total))
+                now = check_number(
+                    f"the weight of knowledge {name!r} in step {step + 1} of {total}",
+                    weight.at(step, total),
+                    least=0,
+                    instead=f"its schedule is {weight}",
+                )
+                self.get_buffer(f"_weight_{name}").fill_(now)
 
     def epoch_start(self, epoch: int, epochs: int) -> None:
         """An epoch (from 0, of ``epochs``) begins; :func:`kdx.fit` calls it, though not when it resumes amid one.
@@ -506,4 +514,12 @@ def _task(task: Task) -> tuple[float, TaskFn | None]:
         return 0.0, None
     weight, fn = task if isinstance(task, tuple) else (1.0, task)
     check_task(fn)
-    return float(weight), fn
+    return check_number("the weight of the task", weight, least=0), fn
+
+
+def _checked(what: str, weight: Any) -> Weight:
+    """The weight of a term: a number as a float, a schedule as it is."""
+    if callable(getattr(weight, "at", None)) or isinstance(weight, Balanced):
+        schedule: Weight = weight
+        return schedule
+    return check_number(what, weight, least=0, instead="give such a number, or a schedule of kdx.schemes as Warmup")

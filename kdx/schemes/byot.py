@@ -16,6 +16,7 @@ from kdx.knowledge.base import Knowledge
 from kdx.knowledge.hint import hint
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import Mean
+from kdx.ranges import check_number
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.parts.branches import Branch
 from kdx.schemes.parts.layers import SelfLayers
@@ -117,8 +118,7 @@ class BYOT(SelfLayers):
         student_output: Output = None,
         **features: Unpack[TapOptions],
     ) -> None:
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        alpha = check_number("alpha", alpha, least=0, most=1)
         check_choice("variant", variant, get_args(Variant))
         compared = "feature" if variant == "paper" else "embedding"
         weighted: dict[str, tuple[float, Knowledge]] = {

@@ -14,6 +14,7 @@ from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import Mean, Over
 from kdx.modes import borrowed_buffers, evaluating, unchanged_buffers
 from kdx.ops import softmax_kl
+from kdx.ranges import check_number, check_whole
 from kdx.schemes.apart import check_apart
 from kdx.schemes.base import KnowledgeTerms, setup_components, tap_components
 from kdx.schemes.one_student import OneStudent
@@ -101,10 +102,11 @@ class DataFree(OneStudent):
         held.check_passes_gradient()
         self.teacher = held
         self.generator = generator
-        self.noise, self.width = noise, width
-        self.temperature = float(temperature)
-        self.generator_steps, self.student_steps = generator_steps, student_steps
-        self.generator_lr = generator_lr
+        self.noise, self.width = check_whole("noise", noise, least=1), check_whole("width", width, least=1)
+        self.temperature = check_number("temperature", temperature, above=0)
+        self.generator_steps = check_whole("generator_steps", generator_steps, least=1)
+        self.student_steps = check_whole("student_steps", student_steps, least=1)
+        self.generator_lr = check_number("generator_lr", generator_lr, above=0)
         self._draws: dict[int, _Draw] = {}
         check_apart(self)
         tap_components(self.components, self.taps, self.teacher)

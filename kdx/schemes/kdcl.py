@@ -11,11 +11,13 @@ from typing_extensions import override
 
 from kdx.batch import IGNORE, Batch
 from kdx.capture import LOGITS, Captured, Output
+from kdx.class_numbers import check_class_numbers
 from kdx.datasets.augment import ShiftFlip
 from kdx.features.operands import check_choice
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.responses import class_rows, of_class_rows
+from kdx.sample_index import check_index
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.mutual import Mutual
 from kdx.tasks.classification import cross_entropy
@@ -114,9 +116,15 @@ class KDCL(Mutual):
                 "the views of kdcl shift and mirror images, and the labels of their pixels stay where they are: write "
                 "shift=0, flip=0, or give views= that move no pixel (colour, noise)"
             )
+        check_class_numbers("kdcl", targets, shape[dim], waits=False)
         logits = torch.stack([class_rows(each.logits.detach(), dim) for each in captured])  # [K, R, C]
         combined = of_class_rows(ENSEMBLES[self.rule](logits, targets.flatten()), shape, dim)
         return {"ensemble": Captured({LOGITS: combined}, {LOGITS: (LOGITS,)}), **super().answers(captured, batch)}
+
+    @property
+    def needs_index(self) -> bool:
+        """Whether views are drawn by ``batch.index``."""
+        return self._moves
 
     @property
     def _moves(self) -> bool:
@@ -135,6 +143,7 @@ class KDCL(Mutual):
                 "a peer's view is drawn by sample and needs batch.index; let the data set yield "
                 "kdx.Batch(inputs, targets, index), give views=, or shift=0 and flip=0"
             )
+        check_index("kdcl", batch.index, batch.rows, targets=batch.targets)
         if not isinstance(batch.inputs, Tensor) or batch.inputs.dim() != 4:
             raise ValueError(
                 "views shift and mirror images [N, C, H, W]; give views= for other inputs, or shift=0, flip=0"

@@ -13,6 +13,7 @@ from kdx.batch import Batch, Sight
 from kdx.capture import Output, Taps
 from kdx.losses import Mean
 from kdx.modes import evaluating
+from kdx.ranges import check_number
 from kdx.schemes.base import KnowledgeTerms, Scheme, Task, setup_components, tap_components
 from kdx.tasks.classification import cross_entropy
 from kdx.teachers import Live, Teacher
@@ -79,11 +80,11 @@ class Online(Scheme):
         live = teacher if isinstance(teacher, Live) else Live(teacher, output=teacher_output, view=teacher_view)
         if live.model is student:
             raise ValueError("student and teacher are one module; pass two")
-        if self.task is None or not teacher_task > 0:
-            raise ValueError(f"the teacher learns from its task: give task, and teacher_task > 0, got {teacher_task}")
+        if self.task is None:
+            raise ValueError("the teacher learns from its task: give task, got None")
         self.student = student
         self.teacher = live
-        self.teacher_task = float(teacher_task)
+        self.teacher_task = check_number("teacher_task", teacher_task, above=0)
         self.taps = Taps(student, self.task_taps, output=student_output)
         self.teacher.tap(self.task_taps)
         tap_components(self.components, self.taps, self.teacher)

@@ -10,11 +10,12 @@ from torch import nn
 
 from kdx.batch import Batch
 from kdx.losses import LossTerm
+from kdx.ranges import check_whole
 
 if TYPE_CHECKING:
     from kdx.training.optim import OptimizerSpec, ScheduleSpec
 
-__all__ = ["Phase"]
+__all__ = ["Phase", "shown"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,12 @@ class Phase:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"phase {self.name!r}: steps must be 1 or more, got {self.steps}")
+        check_whole(f"phase {self.name!r}: steps", self.steps, least=1)
         if self.schedule is not None and self.optimizer is None:
             raise ValueError(f"phase {self.name!r}: schedule needs an optimizer of the phase's own; give both, or none")
+
+
+def shown(scheme: nn.Module, phase: Phase) -> str:
+    """A scheme, or one of its several phases, as messages name it."""
+    name = type(scheme).__name__
+    return name if phase.name == "train" else f"phase {phase.name!r} of {name}"

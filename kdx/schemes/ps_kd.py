@@ -14,6 +14,8 @@ from kdx.features.gathering import whole_batch
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import Mean
 from kdx.modes import evaluating
+from kdx.ranges import check_number, check_whole
+from kdx.sample_index import check_index
 from kdx.schemes.base import KnowledgeTerms, Task, setup_components
 from kdx.schemes.one_student import OneStudent
 from kdx.tasks.classification import cross_entropy
@@ -101,7 +103,8 @@ class PSKD(OneStudent):
         student_output: see :class:`kdx.Taps`.
 
     Raises:
-        ValueError: a batch without index or with an index beyond ``samples``, or nobody said how many samples.
+        ValueError: a batch without index, with one that is negative or beyond ``samples`` or one for samples with
+            different targets, or nobody said how many samples.
 
     Paper: Kim et al., Self-Knowledge Distillation with Progressive Refinement of Targets, ICCV 2021,
     https://arxiv.org/abs/2006.12000.
@@ -117,6 +120,7 @@ class PSKD(OneStudent):
         ['kd', 'task'] 0.8
     """
 
+    needs_index = True
     alpha_now: Tensor
 
     def __init__(
@@ -132,12 +136,8 @@ class PSKD(OneStudent):
         super().__init__(
             student, task=task, knowledge=knowledge or {"kd": SoftTargets(1.0)}, student_output=student_output
         )
-        if samples is not None and samples < 1:
-            raise ValueError(f"samples must be >= 1, got {samples}")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        self.samples = samples
-        self.alpha = float(alpha)
+        self.samples = None if samples is None else check_whole("samples", samples, least=1)
+        self.alpha = check_number("alpha", alpha, least=0, most=1)
         self.store: SampleStore | None = None
         self.register_buffer("alpha_now", torch.tensor(0.0))
         self._tap_both_sides()
@@ -205,11 +205,5 @@ class PSKD(OneStudent):
                 "ps-kd keeps the last epoch's prediction of every sample and needs batch.index; let the data set yield "
                 "kdx.Batch(inputs, targets, index), as kdx.datasets.View does"
             )
-        # on a GPU reading the largest index would stop the stream; there the gather itself fails
-        if batch.index.device.type == "cpu" and not torch.compiler.is_compiling():
-            largest = int(batch.index.max())
-            if largest >= (self.samples or 0):
-                raise ValueError(
-                    f"samples is {self.samples}, but batch.index holds {largest}; give the training set's length"
-                )
+        check_index("ps-kd", batch.index, batch.rows, samples=self.samples, targets=batch.targets)
         return batch.index

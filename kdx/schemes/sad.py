@@ -17,6 +17,7 @@ from kdx.features.adapters import to_maps
 from kdx.features.operands import in_full_precision
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Mean
+from kdx.ranges import check_number
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.parts.layers import SelfLayers
 from kdx.tap import TapName, TapOptions
@@ -119,8 +120,7 @@ class SAD(SelfLayers):
         student_output: Output = None,
         **features: Unpack[TapOptions],
     ) -> None:
-        if not 0 <= start <= 1:
-            raise ValueError(f"start must be a share of the steps in [0, 1], got {start}")
+        start = check_number("start", start, least=0, most=1, instead="it is a share of the steps")
         super().__init__(
             student,
             task=task,
@@ -130,7 +130,7 @@ class SAD(SelfLayers):
             student_output=student_output,
             **features,
         )
-        self.start = float(start)
+        self.start = start
         self.register_buffer("active", torch.tensor(float(start == 0)))
 
     @override

@@ -7,6 +7,7 @@ from torch import nn
 from kdx.batch import Sight
 from kdx.capture import Output
 from kdx.knowledge.soft_targets import SoftTargets
+from kdx.ranges import check_whole
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.offline import Offline
 from kdx.tasks.classification import cross_entropy
@@ -66,8 +67,7 @@ class SnapshotDistillation(Offline):
         student_output: Output = None,
         teacher_view: Sight = None,
     ) -> None:
-        if cycle < 1:
-            raise ValueError(f"cycle must be a number of epochs >= 1, got {cycle}")
+        check_whole("cycle", cycle, least=1, instead="it is a number of epochs")
         super().__init__(
             student,
             Snapshot(student, every=cycle, output=student_output, view=teacher_view),

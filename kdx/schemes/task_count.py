@@ -13,7 +13,18 @@ from kdx.batch import IGNORE, Batch
 from kdx.losses import Count
 from kdx.responses import Form, Responses
 
-__all__ = ["check_task", "elements", "is_by_element", "labelled", "logits_form", "responses_of", "task_count"]
+__all__ = [
+    "check_task",
+    "elements",
+    "is_by_class",
+    "is_by_element",
+    "labelled",
+    "logits_form",
+    "loss_name",
+    "option_of",
+    "responses_of",
+    "task_count",
+]
 
 _BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
 _BY_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss)
@@ -50,12 +61,11 @@ def check_task(task: Any) -> None:
     """
     if not callable(task):
         raise TypeError(f"task must be fn, (weight, fn) or None, with fn(logits, targets); got {task!r}")
-    reduction = _option(task, "reduction", "mean")
+    reduction = option_of(task, "reduction", "mean")
     if reduction in ("sum", "none"):
-        name = type(task).__name__ if isinstance(task, nn.Module) else getattr(_function(task), "__name__", "task")
         raise ValueError(
-            f"task: {name} has reduction={reduction!r}, and the task loss is a mean, so that it weighs the same "
-            "whatever the batch size; leave reduction out, or give a function that returns (value, count)"
+            f"task: {loss_name(task)} has reduction={reduction!r}, and the task loss is a mean, so that it weighs the "
+            "same whatever the batch size; leave reduction out, or give a function that returns (value, count)"
         )
 
 
@@ -75,11 +85,21 @@ def task_count(task: Callable[[Tensor, Any], Any], batch: Batch) -> Count:
         found: Count = count(targets)
         return found
     if isinstance(targets, Tensor):
-        if isinstance(task, _BY_CLASS) or _function(task) in _BY_CLASS_FUNCTIONS:
+        if is_by_class(task):
             return _class_count(task, targets)
         if is_by_element(task):
             return targets.numel()
     return labelled(batch)
+
+
+def is_by_class(task: Any) -> bool:
+    """Whether a task is a loss of torch that takes class numbers."""
+    return isinstance(task, _BY_CLASS) or _function(task) in _BY_CLASS_FUNCTIONS
+
+
+def loss_name(task: Any) -> str:
+    """The name of a loss of torch, as messages show it."""
+    return type(task).__name__ if isinstance(task, nn.Module) else getattr(_function(task), "__name__", "task")
 
 
 def is_by_element(task: Any) -> bool:
@@ -105,8 +125,8 @@ def responses_of(task: Any) -> Responses:
     """Reads what a task loss says of the outputs: a task of kdx in full, a loss by class of torch its class axis."""
     if isinstance(found := getattr(task, "responses", None), Responses):
         return found
-    if isinstance(task, _BY_CLASS) or _function(task) in _BY_CLASS_FUNCTIONS:
-        return Responses(Form.CLASSES, class_dim=1, void=None, ignored=_option(task, "ignore_index", IGNORE))
+    if is_by_class(task):
+        return Responses(Form.CLASSES, class_dim=1, void=None, ignored=option_of(task, "ignore_index", IGNORE))
     of_labels = isinstance(task, nn.BCEWithLogitsLoss) or _function(task) is F.binary_cross_entropy_with_logits
     return Responses(Form.BERNOULLI if of_labels else None, void=None)
 
@@ -125,8 +145,8 @@ def logits_form(task: Any) -> Form | None:
 def _class_count(task: Any, targets: Tensor) -> Count:
     if targets.is_floating_point():  # probabilities [N, C, ...]: torch divides by everything but the classes
         return targets.numel() // (targets.shape[1] if targets.dim() > 1 else targets.shape[0])
-    counted = targets != _option(task, "ignore_index", IGNORE)
-    weight: Tensor | None = _option(task, "weight", None)
+    counted = targets != option_of(task, "ignore_index", IGNORE)
+    weight: Tensor | None = option_of(task, "weight", None)
     if weight is None:
         rows: Tensor = counted.sum()
         return rows
@@ -138,7 +158,7 @@ def _function(task: Any) -> Any:
     return task.func if isinstance(task, functools.partial) else task
 
 
-def _option(task: Any, name: str, default: Any) -> Any:
+def option_of(task: Any, name: str, default: Any) -> Any:
     """An option of a loss: an attribute of a module of torch, a keyword of a partial function."""
     if isinstance(task, functools.partial):
         return task.keywords.get(name, default)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from kdx.ranges import check_number, check_whole
+
 __all__ = ["Balanced", "Cosine", "Warmup", "Weight", "never_weighs"]
 
 
@@ -14,9 +16,9 @@ class Warmup:
     """Linear from ``start`` to ``to`` over the first ``steps`` optimizer steps, constant afterwards.
 
     Args:
-        to: the weight that is reached.
+        to: the weight that is reached, >= 0.
         steps: optimizer steps until then, >= 1.
-        start: the weight at step 0.
+        start: the weight at step 0, >= 0.
         kind: how a recipe tells the schedules apart.
     """
 
@@ -26,8 +28,9 @@ class Warmup:
     kind: Literal["warmup"] = "warmup"
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be >= 1, got {self.steps}")
+        check_number("to", self.to, least=0)
+        check_number("start", self.start, least=0)
+        check_whole("steps", self.steps, least=1)
 
     def at(self, step: int, total: int) -> float:  # schedules share one signature
         """The weight of optimizer step ``step`` (from 0)."""
@@ -39,14 +42,18 @@ class Cosine:
     """Half a cosine from ``start`` at step 0 to ``to`` at the end of the run.
 
     Args:
-        start: the weight at step 0.
-        to: the weight at the last step.
+        start: the weight at step 0, >= 0.
+        to: the weight at the last step, >= 0.
         kind: how a recipe tells the schedules apart.
     """
 
     start: float
     to: float = 0.0
     kind: Literal["cosine"] = "cosine"
+
+    def __post_init__(self) -> None:
+        check_number("start", self.start, least=0)
+        check_number("to", self.to, least=0)
 
     def at(self, step: int, total: int) -> float:
         """The weight of optimizer step ``step`` (from 0) of ``total``."""
@@ -75,12 +82,14 @@ class Balanced:
     kind: Literal["balanced"] = "balanced"
 
     def __post_init__(self) -> None:
-        if not (self.ratio > 0 and self.every >= 1 and 0 <= self.momentum < 1 and self.start > 0):
-            raise ValueError(f"expected ratio > 0, every >= 1, momentum in [0, 1) and start > 0, got {self}")
+        check_number("ratio", self.ratio, above=0)
+        check_whole("every", self.every, least=1)
+        check_number("momentum", self.momentum, least=0, below=1)
+        check_number("start", self.start, above=0)
 
 
 Weight = float | Warmup | Cosine | Balanced
-"""The weight of a term: a number, or one of the schedules of this module."""
+"""The weight of a term: a number of at least 0, or one of the schedules of this module."""
 
 
 def never_weighs(weight: Weight) -> bool:
@@ -92,4 +101,4 @@ def never_weighs(weight: Weight) -> bool:
     """
     if isinstance(weight, float):
         return weight == 0
-    return not isinstance(weight, Balanced) and weight.start == weight.to == 0
+    return isinstance(weight, Warmup | Cosine) and weight.start == weight.to == 0

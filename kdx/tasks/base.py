@@ -109,6 +109,20 @@ class Task(ABC):
                 f"{len(targets)}"
             )
 
+    def check_values(self, targets: Any, width: Any) -> None:  # noqa: B027  # for most tasks all values are right
+        """Checks the values of targets alone, in every batch that a loader gives on the CPU; the base takes them all.
+
+        :func:`kdx.fit` calls it before a batch goes to its device, and the labels of a data set that says them (its
+        ``targets``) go through it before the first step. :meth:`check` calls it too.
+
+        Args:
+            targets: as the data set gives them.
+            width: of the outputs, on the axis of the classes; of several heads a mapping by name.
+
+        Raises:
+            ValueError: a value that the task cannot mean.
+        """
+
     def labelled(self, targets: Any) -> Tensor:
         """Which elements of the targets have a label: bool, of their shape.
 

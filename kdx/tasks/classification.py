@@ -11,6 +11,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.batch import IGNORE
+from kdx.class_numbers import check_class_numbers
+from kdx.ranges import check_number
 from kdx.responses import Responses
 from kdx.tasks.base import Task
 from kdx.tasks.weighing import Weights
@@ -61,13 +63,13 @@ class Classification(Task):
         class_weights: Sequence[float] | None = None,
         class_dim: int | None = None,
     ) -> None:
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
-        if class_weights is not None and (min(class_weights, default=0) < 0 or sum(class_weights) <= 0):
-            raise ValueError(f"class_weights must be at least 0, and not all 0, got {list(class_weights)}")
+        self.label_smoothing = check_number("label_smoothing", label_smoothing, least=0, below=1)
+        if class_weights is not None:
+            class_weights = [check_number("class_weights", weight, least=0) for weight in class_weights]
+            if not any(class_weights):
+                raise ValueError(f"class_weights must not be all 0, got {class_weights}")
         if class_dim == 0:
             raise ValueError("class_dim: axis 0 is that of the samples; give that of the classes, got 0")
-        self.label_smoothing = label_smoothing
         self.class_dim = class_dim
         self._weights = None if class_weights is None else Weights(class_weights)
 
@@ -114,22 +116,17 @@ class Classification(Task):
 
     @override
     def check(self, outputs: Tensor, targets: Any) -> None:
-        axis = self._fit(outputs, targets)
-        classes, labelled = outputs.shape[axis], targets[self.labelled(targets)]
-        if not len(labelled):
-            return
+        self.check_values(targets, outputs.shape[self._fit(outputs, targets)])
+
+    @override
+    def check_values(self, targets: Any, width: Any) -> None:
         if not targets.is_floating_point():
-            if (low := int(labelled.min())) < 0 or (high := int(labelled.max())) >= classes:
-                came = low if low < 0 else high
-                raise ValueError(
-                    f"{self._name}: expected classes 0 .. {classes - 1}, as the outputs of shape {list(outputs.shape)} "
-                    f"have {classes} (or {IGNORE} for no label), got {came}; give the model as many outputs as the "
-                    "data have classes, or number the classes from 0"
-                )
+            check_class_numbers(self._name, targets, width)
             return
-        sums = targets.double().sum(axis)
+        axis = self._axis(targets, soft=True)
+        labelled, sums = targets[self.labelled(targets)], targets.double().sum(axis)
         sums = sums[~sums.isnan()]
-        off = (sums - 1).abs() > 4 * torch.finfo(targets.dtype).eps * classes + 1e-5
+        off = (sums - 1).abs() > 4 * torch.finfo(targets.dtype).eps * width + 1e-5
         if bool((labelled < 0).any()) or bool(off.any()):
             found = f"a sum of {sums[off][0].item():.4g}" if bool(off.any()) else f"{labelled.min().item():.4g}"
             raise ValueError(
@@ -189,11 +186,19 @@ class Classification(Task):
 
     def _mismatch(self, outputs: list[int], targets: list[int], wanted: list[int], *, soft: bool) -> str:
         kind = "soft labels" if soft else "class numbers"
-        return f"{self._name}: for outputs {outputs} expected {kind} of shape {wanted} as targets, got {targets}"
+        message = f"{self._name}: for outputs {outputs} expected {kind} of shape {wanted} as targets, got {targets}"
+        if not soft and targets == outputs:
+            message += "; of one-hot targets give targets.argmax(axis of the classes), or targets.float()"
+        elif not soft and targets == [*wanted, 1]:
+            message += "; give targets.squeeze(-1)"
+        elif soft and targets == outputs[:1] + outputs[2:]:
+            message += "; floats are read as soft labels, so give class numbers as targets.long()"
+        return message
 
     def _flat(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The class that is most likely and the right one, ``[M]`` each, of what has a label."""
         axis = self._fit(outputs, targets)
+        self.check_values(targets, outputs.shape[axis])
         if targets.is_floating_point():
             known = self.labelled(targets).select(axis, 0)
             targets = torch.where(known, targets.nan_to_num(nan=-1.0).argmax(axis), IGNORE)

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.batch import IGNORE
+from kdx.ranges import check_number, check_whole
 from kdx.responses import Form, Responses
 from kdx.tasks.base import Task
 
@@ -45,12 +46,8 @@ class Embedding(Task):
     relational = True
 
     def __init__(self, *, width: int = 128, margin: float = 0.2) -> None:
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
-        if not 0 < margin <= 4:
-            raise ValueError(f"margin must be above 0 and at most 4, got {margin}")
-        self.width = width
-        self.margin = margin
+        self.width = check_whole("width", width, least=1)
+        self.margin = check_number("margin", margin, above=0, most=4)
 
     @property
     @override
@@ -79,12 +76,28 @@ class Embedding(Task):
                 f"Embedding: expected the class of each sample as targets, int64 [{len(outputs)}] with {IGNORE} for "
                 f"none, got {came}"
             )
+        self.check_values(targets, None)
+
+    @override
+    def check_values(self, targets: Any, width: Any) -> None:
+        if bool(((targets < 0) & (targets != IGNORE)).any()):
+            raise ValueError(
+                f"Embedding: expected classes from 0, or {IGNORE} for no label, got {int(targets.min())}; number the "
+                "classes from 0"
+            )
 
     @override
     def metrics(self, outputs: Tensor) -> dict[str, Metric]:
+        from kdx.tasks.prepared import Prepared
         from kdx.tasks.recall_at_one import RecallAtOne
 
-        return {"recall_at_1": RecallAtOne()}
+        return {"recall_at_1": Prepared(RecallAtOne(), self._known)}
+
+    def _known(self, outputs: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
+        """Embeddings and classes of the samples with a label."""
+        self.check(outputs, targets)
+        known = targets != IGNORE
+        return outputs[known], targets[known]
 
     @override
     def outputs(self, num_classes: int) -> int:

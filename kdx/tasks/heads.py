@@ -15,6 +15,7 @@ from kdx.errors import nearest
 from kdx.items import keys_of
 from kdx.losses import Count, Mean, Over, mean_of, scalar
 from kdx.options import check_options
+from kdx.ranges import check_number
 from kdx.ref import Ref
 from kdx.registry import default_plugins
 from kdx.responses import Responses
@@ -50,10 +51,8 @@ class Head:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", _task(self.task))
-        if not self.weight > 0:
-            raise ValueError(
-                f"the weight of a head must be above 0, got {self.weight}; leave out a head that is not to be trained"
-            )
+        instead = "leave out a head that is not to be trained"
+        object.__setattr__(self, "weight", check_number("the weight of a head", self.weight, above=0, instead=instead))
 
     @classmethod
     def of(cls, value: Any) -> Head:
@@ -218,6 +217,14 @@ class Heads(Task):
                 head.task.check(outputs[name], self.target_of(name, targets))
             except (ValueError, TypeError) as error:
                 raise type(error)(f"head {name!r}: {error}") from error
+
+    @override
+    def check_values(self, targets: Any, width: Any) -> None:
+        for name, head in self.heads.items():
+            try:
+                head.task.check_values(self.target_of(name, targets), width[name])
+            except ValueError as error:
+                raise ValueError(f"head {name!r}: {error}") from error
 
     @override
     def labelled(self, targets: Any) -> Tensor:

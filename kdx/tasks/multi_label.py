@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.batch import IGNORE
+from kdx.ranges import check_number
 from kdx.responses import Form, Responses
 from kdx.tasks.base import Task
 from kdx.tasks.weighing import Weights
@@ -50,11 +51,10 @@ class MultiLabel(Task):
 
     def __init__(self, *, pos_weight: float | Sequence[float] | None = None, threshold: float = 0.5) -> None:
         numbers = [pos_weight] if isinstance(pos_weight, int | float) else list(pos_weight or [])
-        if pos_weight is not None and not (numbers and min(numbers) > 0):
-            raise ValueError(f"pos_weight must be above 0, got {pos_weight}")
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold must be above 0 and below 1, got {threshold}")
-        self.threshold = threshold
+        if pos_weight is not None and not numbers:
+            raise ValueError(f"pos_weight must be > 0: one number, or one for each label; got {pos_weight}")
+        numbers = [check_number("pos_weight", number, above=0) for number in numbers]
+        self.threshold = check_number("threshold", threshold, above=0, below=1)
         self._weights = Weights(numbers) if numbers else None
 
     @property
@@ -93,6 +93,10 @@ class MultiLabel(Task):
                 f"{self._name}: pos_weight has {len(self._weights.values)} numbers, the outputs have "
                 f"{outputs.shape[1]} labels; give one number, or one for each label"
             )
+        self.check_values(targets, outputs.shape[1])
+
+    @override
+    def check_values(self, targets: Any, width: Any) -> None:
         known = targets[self.labelled(targets)]
         low, high = (known.min().item(), known.max().item()) if len(known) else (0, 1)
         if low < 0 or high > 1:
@@ -136,5 +140,6 @@ class MultiLabel(Task):
     def _judged(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities and int64 labels, ``-100`` where nobody knows."""
         outputs, targets = self._fit(outputs, targets)
+        self.check_values(targets, outputs.shape[1])
         labelled = self.labelled(targets)
         return outputs.sigmoid(), torch.where(labelled, targets, 0).round().long().where(labelled, IGNORE)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from kdx.ranges import check_number
 from kdx.responses import Form, Responses
 from kdx.tasks.base import Task
 
@@ -59,10 +60,8 @@ class Regression(Task):
     def __init__(self, *, loss: Loss = "mse", delta: float = 1.0) -> None:
         if loss not in get_args(Loss):
             raise ValueError(f"loss must be one of {list(get_args(Loss))}, got {loss!r}")
-        if not delta > 0:
-            raise ValueError(f"delta must be above 0, got {delta}")
         self.loss: Loss = loss
-        self.delta = delta
+        self.delta = check_number("delta", delta, above=0)
 
     @property
     @override
@@ -91,8 +90,12 @@ class Regression(Task):
 
     @override
     def check(self, outputs: Tensor, targets: Any) -> None:
-        _, wanted, _ = self._fit(outputs, targets)
-        if bool(wanted.isinf().any()):
+        self._fit(outputs, targets)
+        self.check_values(targets, None)
+
+    @override
+    def check_values(self, targets: Any, width: Any) -> None:
+        if bool(targets.isinf().any()):
             raise ValueError("Regression: expected finite targets (or NaN, no label), got an infinite one")
 
     @override
@@ -103,7 +106,7 @@ class Regression(Task):
         from kdx.tasks.r_squared import RSquared
 
         rmse, mae = Prepared(MeanSquaredError(squared=False), self._known), Prepared(MeanAbsoluteError(), self._known)
-        return {"rmse": rmse, "mae": mae, "r2": Prepared(RSquared(), lambda z, y: self._fit(z, y)[:2])}
+        return {"rmse": rmse, "mae": mae, "r2": Prepared(RSquared(), self._values)}
 
     @override
     def outputs(self, num_classes: int) -> int:
@@ -135,8 +138,14 @@ class Regression(Task):
             targets = targets.reshape(values.shape)
         return values, targets, log_variance
 
+    def _values(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and targets of their shape, of which none is infinite."""
+        values, targets, _ = self._fit(outputs, targets)
+        self.check_values(targets, None)
+        return values, targets
+
     def _known(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Values and targets of the labelled elements, ``[M]`` each."""
-        values, targets, _ = self._fit(outputs, targets)
+        values, targets = self._values(outputs, targets)
         labelled = self.labelled(targets)
         return values[labelled], targets[labelled].to(values.dtype)

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from kdx.batch import Sight
 from kdx.capture import Output, Taps, unwrap
+from kdx.ranges import check_number
 from kdx.teachers.base import ModelTeacher
 
 __all__ = ["EMA"]
@@ -61,9 +62,7 @@ class EMA(ModelTeacher):
         view: Sight = None,
     ) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
-        self.decay = float(decay)
+        self.decay = check_number("decay", decay, least=0, below=1)
         self.warm_up = warm_up
         self._student = (student,)  # in a tuple, so that it is no submodule of its own teacher
         self.average = copy.deepcopy(unwrap(student)).requires_grad_(False).eval()

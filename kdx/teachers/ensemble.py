@@ -12,8 +12,10 @@ from typing_extensions import override
 
 from kdx.batch import IGNORE, Batch
 from kdx.capture import LOGITS, Captured, Provenance, Taps
+from kdx.class_numbers import check_class_numbers
 from kdx.errors import CaptureError, nearest
 from kdx.layout import Layout, UnknownLayout
+from kdx.ranges import check_number
 from kdx.responses import Responses, class_rows
 from kdx.store.provenance import SampledClasses, TopClasses
 from kdx.teachers.base import Teacher
@@ -82,14 +84,13 @@ class Ensemble(Teacher):
             raise ValueError(f"teachers: the name {wrong[0]!r} is not allowed; give one without '.' and '/'")
         if over not in ("logits", "probabilities"):
             raise ValueError(f"over must be 'logits' or 'probabilities', got {over!r}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {temperature}")
+        temperature = check_number("temperature", temperature, above=0)
         self.teachers = nn.ModuleDict({name: as_teacher(teacher) for name, teacher in teachers.items()})
         self.per_row = weights == "confidence"
         self.over = over
         self.class_dim = class_dim
         self.responses = Responses(class_dim=class_dim)
-        self.temperature = float(temperature)
+        self.temperature = temperature
         self.register_buffer("constant", _shares(list(teachers), weights), persistent=False)
 
     @property
@@ -176,7 +177,7 @@ class Ensemble(Teacher):
         if self.per_row:
             rows = torch.stack([class_rows(each, dim - 1) for each in logits])  # [K, R, C]
             elements = logits.shape[1:dim] + logits.shape[dim + 1 :]
-            weights = confidence(rows, _labels(batch, elements)).view(-1, *elements).unsqueeze(dim)
+            weights = confidence(rows, _labels(batch, elements, logits.shape[dim])).view(-1, *elements).unsqueeze(dim)
         else:
             weights = self.constant.to(logits.dtype).view(shape)
         if self.over == "logits":
@@ -213,7 +214,7 @@ def confidence(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(targets != IGNORE, weights, 1 / teachers).to(logits.dtype)
 
 
-def _labels(batch: Batch, elements: torch.Size) -> Tensor:
+def _labels(batch: Batch, elements: torch.Size, classes: int) -> Tensor:
     targets = batch.targets
     if not isinstance(targets, Tensor) or targets.shape != elements or targets.is_floating_point():
         came = f"shape {list(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
@@ -222,6 +223,7 @@ def _labels(batch: Batch, elements: torch.Size) -> Tensor:
             f"{list(elements)} for these logits, got {came}; give targets (-100 where there is no label), or constant "
             "weights"
         )
+    check_class_numbers("weights='confidence'", targets, classes, waits=False)
     return targets.flatten()
 
 
@@ -234,7 +236,7 @@ def _shares(names: list[str], weights: str | Mapping[str, float]) -> Tensor:
         raise ValueError(
             f"weights must have one number for each of the teachers {sorted(names)}, got {sorted(weights)}"
         )
-    shares = torch.tensor([float(weights[name]) for name in names])
-    if not (shares >= 0).all() or not 0 < shares.sum() < float("inf"):
-        raise ValueError(f"weights must be >= 0 and not all 0, got {dict(weights)}")
+    shares = torch.tensor([check_number(f"weights: {name!r}", weights[name], least=0) for name in names])
+    if not shares.any():
+        raise ValueError(f"weights must not be all 0, got {dict(weights)}")
     return shares / shares.sum()

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from kdx.batch import Sight
 from kdx.capture import Output, Taps, unwrap
+from kdx.ranges import check_whole
 from kdx.teachers.base import ModelTeacher
 
 __all__ = ["Snapshot"]
@@ -56,9 +57,7 @@ class Snapshot(ModelTeacher):
         view: Sight = None,
     ) -> None:
         super().__init__()
-        if every < 1:
-            raise ValueError(f"every must be a number of epochs, 1 or more; got {every}")
-        self.every = every
+        self.every = check_whole("every", every, least=1, instead="it is a number of epochs")
         self._student = (student,)  # in a tuple, so that it is no submodule of its own teacher
         self.picture = copy.deepcopy(unwrap(student)).requires_grad_(False).eval()
         self.taps = Taps(self.picture, (), output=output)

@@ -13,6 +13,7 @@ from typing_extensions import override
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.errors import CaptureError, StoreError
+from kdx.sample_index import check_index
 from kdx.store.fingerprint import describe, input_digests, teacher_hash
 from kdx.store.manifest import differences
 from kdx.store.reader import Store
@@ -53,6 +54,7 @@ class Stored(Teacher):
         12
     """
 
+    needs_index = True
     view: torch.Tensor
 
     def __init__(
@@ -105,6 +107,7 @@ class Stored(Teacher):
             raise ValueError(
                 "a stored teacher needs batch.index; let the data set yield kdx.Batch(inputs, targets, index)"
             )
+        check_index("a stored teacher", batch.index, batch.rows, targets=batch.targets)
         view = int(self.view)
         if self._unchecked:
             self._check(batch, batch.index, view)

@@ -24,6 +24,7 @@ from kdx.losses import Losses
 from kdx.observers.dispatch import Observers
 from kdx.observers.metrics_log import MetricsLog
 from kdx.observers.tensorboard import TensorBoardLog
+from kdx.ranges import check_number, check_whole
 from kdx.schemes.apart import check_apart
 from kdx.schemes.base import Scheme
 from kdx.schemes.weights import Balanced
@@ -158,10 +159,10 @@ def fit(
         >>> run.step
         8
     """
-    if seed is not None:
-        set_seed(seed)
+    _check_numbers(clip_grad_norm, log_every, log_gradients, checkpoint_every)
+    _seed(seed)
     accelerator = _accelerator(mixed_precision, device, skips=unused_parameters or scheme.skips)
-    _check(scheme, accelerator, compile=compile, log_gradients=log_gradients)
+    _check(scheme, compile=compile, log_gradients=log_gradients)
     resting = resting_modules(scheme, keep_eval)
     tests = _tests(scheme, accelerator) if prequential else None
     if (processes := accelerator.num_processes) > 1:
@@ -234,16 +235,45 @@ def fit(
     return run
 
 
+def _seed(seed: int | None) -> None:
+    if seed is not None:
+        set_seed(check_whole("seed", seed, least=0))
+
+
 def _accelerator(mixed_precision: str, device: str, *, skips: bool) -> Accelerator:
+    if mixed_precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16', got {mixed_precision!r}")
     if device not in ("auto", "cpu"):
         raise ValueError(f"device must be 'auto' or 'cpu', got {device!r}; choose a GPU with CUDA_VISIBLE_DEVICES")
     # Accelerate keeps one state per process and refuses another precision or device; runs here follow one another
     AcceleratorState._reset_state(reset_partial_state=True)
     parallel = DistributedDataParallelKwargs(find_unused_parameters=skips)
-    return Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu", kwargs_handlers=[parallel])
+    try:
+        made = Accelerator(mixed_precision=mixed_precision, cpu=device == "cpu", kwargs_handlers=[parallel])
+    except ValueError as error:
+        if mixed_precision == "no":
+            raise
+        other = "'no'" if mixed_precision == "fp16" else "'fp16', or 'no'"
+        raise ValueError(f"mixed_precision={mixed_precision!r} does not run here ({error}); take {other}") from error
+    if mixed_precision == "fp16" and made.device.type == "cpu":
+        raise ValueError(
+            "mixed_precision='fp16' needs a GPU: on a CPU nothing would be computed in fp16; take 'bf16', which a CPU "
+            "computes in, or 'no'"
+        )
+    return made
 
 
-def _check(scheme: Scheme, accelerator: Accelerator, *, compile: bool, log_gradients: int | None) -> None:
+def _check_numbers(clip_grad_norm: float | None, log_every: int, log_gradients: int | None, every: int | None) -> None:
+    check_whole("log_every", log_every, least=1)
+    if clip_grad_norm is not None:
+        check_number("clip_grad_norm", clip_grad_norm, above=0, instead="None clips nothing")
+    if log_gradients is not None:
+        check_whole("log_gradients", log_gradients, least=1, instead="None measures nothing")
+    if every is not None:
+        check_whole("checkpoint_every", every, least=1, instead="None saves after each epoch alone")
+
+
+def _check(scheme: Scheme, *, compile: bool, log_gradients: int | None) -> None:
     check_apart(scheme)
     if compile and (log_gradients or any(isinstance(weight, Balanced) for weight in scheme.weights.values())):
         raise ValueError(
@@ -278,11 +308,13 @@ def run_length(
     """The epochs and the optimizer steps that :func:`fit` will take on ``train``, the loader of one of the processes.
 
     Raises:
+        TypeError: a number that is no integer.
         ValueError: a number below 1, data without a batch, or data without a length and no ``steps``.
     """
-    for name, value in (("epochs", epochs), ("steps", steps), ("accumulate", accumulate)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+    check_whole("accumulate", accumulate, least=1)
+    for name, value in (("epochs", epochs), ("steps", steps)):
+        if value is not None:
+            check_whole(name, value, least=1)
     batches = count_batches(train)
     per_epoch = None if batches is None else math.ceil(batches / accumulate)
     if per_epoch == 0:

@@ -10,9 +10,18 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from kdx.errors import UnknownNameError, nearest
+from kdx.ranges import check_number
 from kdx.ref import Ref, RefLike
 
-__all__ = ["OptimizerSpec", "ScheduleSpec", "Scheduler", "check_complete", "make_optimizer", "make_schedule"]
+__all__ = [
+    "OptimizerSpec",
+    "ScheduleSpec",
+    "Scheduler",
+    "check_complete",
+    "check_trains",
+    "make_optimizer",
+    "make_schedule",
+]
 
 OptimizerSpec = RefLike | torch.optim.Optimizer | Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
 """``"SGD"``, ``Ref("SGD", lr=0.1)`` or its mapping, a callable that takes parameters, or an optimizer."""
@@ -88,6 +97,33 @@ def check_complete(before: Iterable[torch.nn.Parameter], named: Iterable[tuple[s
                 f"the parameter {name!r} appeared in the first step, so no optimizer trains it; build it in setup, and "
                 "let ready say that it is there"
             )
+
+
+def check_trains(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor], who: str) -> None:
+    """Checks that an optimizer moves something of what it is there for.
+
+    Args:
+        optimizer: as it was made, before its schedule.
+        parameters: what it is there for.
+        who: how messages name the owner of the parameters.
+
+    Raises:
+        ValueError: it has none of the parameters, or a learning rate is negative, NaN, infinite, or 0 in every group.
+        TypeError: a learning rate is no number.
+    """
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    name = type(optimizer).__name__
+    if not any(id(parameter) in own for parameter in parameters):
+        raise ValueError(
+            f"optimizer {name} has no parameter that {who} trains, so nothing would be learned; build it from those of "
+            "the student that is given to the scheme, or give its name or a function of parameters"
+        )
+    rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups if "lr" in group]
+    rates = [rate.item() if isinstance(rate, torch.Tensor) else rate for rate in rates]
+    for rate in rates:
+        check_number(f"optimizer {name}: lr", rate, least=0)
+    if rates and not any(rates):
+        raise ValueError(f"optimizer {name}: lr must be > 0, got 0, with which nothing would be learned")
 
 
 def make_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, steps: int, epochs: int) -> Scheduler | None:

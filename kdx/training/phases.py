@@ -10,8 +10,15 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 
 from kdx.schemes.base import Scheme
-from kdx.schemes.phase import Phase
-from kdx.training.optim import OptimizerSpec, Scheduler, ScheduleSpec, make_optimizer, make_schedule
+from kdx.schemes.phase import Phase, shown
+from kdx.training.optim import (
+    OptimizerSpec,
+    Scheduler,
+    ScheduleSpec,
+    check_trains,
+    make_optimizer,
+    make_schedule,
+)
 
 __all__ = ["Phases"]
 
@@ -47,6 +54,7 @@ class Phases:
         self._trained = []
         for phase in phases:
             made = make_optimizer(optimizer if phase.optimizer is None else phase.optimizer, phase.parameters)
+            check_trains(made, phase.parameters, shown(scheme, phase))
             wanted = schedule if phase.optimizer is None else phase.schedule
             scheduler = make_schedule(wanted, made, steps=steps, epochs=epochs)
             self._trained.append(_Trained(phase, made, scheduler))
@@ -118,6 +126,19 @@ class Phases:
                 each.scheduler.schedule.load_state_dict(saved["schedule"])
 
 
+def _trains_nothing(scheme: Scheme, phase: Phase, *, of_several: bool) -> str:
+    name = type(scheme).__name__
+    if of_several:
+        return f"phase {phase.name!r} of {name} trains nothing; give it the parameters that it moves"
+    frozen = [key for key, student in scheme.students.items() if any(True for _ in student.parameters())]
+    if not frozen:
+        return f"{name} trains nothing: {' and '.join(scheme.students)} has no parameters; give a model that has some"
+    return (
+        f"{name} trains nothing: every parameter of {' and '.join(frozen)} is frozen (requires_grad=False); unfreeze "
+        "what is to be trained, as with student.requires_grad_(True)"
+    )
+
+
 def _check(scheme: Scheme, phases: tuple[Phase, ...], optimizer: OptimizerSpec) -> None:
     name = type(scheme).__name__
     if len({phase.name for phase in phases}) < len(phases) or not phases:
@@ -125,7 +146,7 @@ def _check(scheme: Scheme, phases: tuple[Phase, ...], optimizer: OptimizerSpec) 
     named = {id(parameter): key for key, parameter in scheme.named_parameters() if parameter.requires_grad}
     for phase in phases:
         if not phase.parameters:
-            raise ValueError(f"phase {phase.name!r} of {name} trains nothing; give it the parameters that it moves")
+            raise ValueError(_trains_nothing(scheme, phase, of_several=len(phases) > 1))
         if any(id(parameter) not in named for parameter in phase.parameters):
             raise ValueError(
                 f"phase {phase.name!r} of {name} trains a parameter that is frozen or no part of the scheme; hold what "

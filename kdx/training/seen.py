@@ -16,6 +16,7 @@ from kdx.knowledge.base import Knowledge
 from kdx.responses import Form
 from kdx.schemes.base import Scheme
 from kdx.schemes.task_count import logits_form
+from kdx.schemes.torch_losses import checks_of
 from kdx.tasks.base import Task
 from kdx.tasks.heads import Heads
 from kdx.training.sigmoids import Sigmoids
@@ -100,12 +101,13 @@ class Seen:
     def _note_result(self, name: str, _student: nn.Module, _args: Any, _kwargs: Any, result: Any) -> None:
         self._results.append((name, result))
         task, targets = self.scheme.task, self.batch.targets
-        if isinstance(task, Task) and self.scheme.task_weight > 0 and targets is not None:
+        checks = checks_of(task)
+        if checks is not None and self.scheme.task_weight > 0 and targets is not None:
             outputs = self.scheme.reader(name)(result)
             first = next(iter(outputs.values())) if isinstance(outputs, dict) else outputs
             if first.dim() and len(first) == self.batch.rows:
                 with blaming("the task", task):
-                    task.check(outputs, targets)
+                    checks.check(outputs, targets)
 
 
 def components_of(scheme: Scheme) -> dict[str, Knowledge]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdx.batch import Batch
 from kdx.losses import Losses
 from kdx.schemes.base import Scheme
-from kdx.schemes.phase import Phase
+from kdx.schemes.phase import Phase, shown
 from kdx.training.no_trace import leaving_no_trace
 from kdx.training.probabilities import check_logits
 from kdx.training.reach import reaches, unreached
@@ -118,7 +118,7 @@ class Tryout:
 def _of_component(scheme: Scheme, phase: Phase, call: Call, loss: Tensor) -> str:
     name = call.name.rpartition(".")[2]
     what = f"knowledge {name!r} ({type(call.component).__name__}) teaches nothing: its loss does not depend on any "
-    what += f"parameter that {_shown(scheme, phase)} trains. "
+    what += f"parameter that {shown(scheme, phase)} trains. "
     taps = [tap for written in call.component.student_taps for tap in call.student.patterns.get(written, (written,))]
     cut = [tap for tap in taps if tap in call.student and not call.student[tap].requires_grad]
     if cut and len(cut) == len(taps):
@@ -148,11 +148,6 @@ def _of_term(scheme: Scheme, phase: Phase, name: str, term: Tensor) -> str:
             "or runs inside a reentrant checkpoint (write use_reentrant=False), or no layer before it is trained"
         )
     return (
-        f"term {name!r} teaches nothing: it does not depend on any parameter that {_shown(scheme, phase)} trains. "
+        f"term {name!r} teaches nothing: it does not depend on any parameter that {shown(scheme, phase)} trains. "
         f"Likely {cause}; or leave the term out"
     )
-
-
-def _shown(scheme: Scheme, phase: Phase) -> str:
-    scheme_name = type(scheme).__name__
-    return scheme_name if phase.name == "train" else f"phase {phase.name!r} of {scheme_name}"

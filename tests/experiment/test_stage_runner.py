@@ -43,7 +43,7 @@ def test_a_stage_overrides_scheme_knowledge_training_rows_and_start(run, planned
             "probe",
             student,
             start="first",
-            train={"epochs": 2, "schedule": None, "optimizer": Ref("SGD", lr=0.0)},
+            train={"epochs": 2, "schedule": None, "optimizer": Ref("SGD", lr=1e-30)},
         ),
         Stage(
             "distilled",

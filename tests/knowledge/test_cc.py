@@ -80,9 +80,9 @@ def test_the_component_stands_what_all_do(random, check_component, variant):
 
 
 def test_errors_say_what_to_do(random):
-    with pytest.raises(ValueError, match="order must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="order must be an integer >= 1, got 0"):
         CC(order=0)
-    with pytest.raises(ValueError, match="gamma must be > 0, got 0"):
+    with pytest.raises(ValueError, match="gamma must be > 0 and finite, got 0"):
         CC(gamma=0)
     with pytest.raises(ValueError, match="expected the student's shape"):
         cc(random(4, 3), random(4, 5), variant="code")

@@ -300,11 +300,13 @@ def test_crd_names_what_is_wrong_with_its_index_and_options(features):
     component = build(features)
     with pytest.raises(ValueError, match=r"samples is 50, but batch\.index holds 50"):
         component(*features, Batch(None, index=torch.tensor([0, 1, 2, 50])))
+    with pytest.raises(ValueError, match=r"CRD: batch\.index numbers the samples from 0, and holds -1 \(row 3\)"):
+        component(*features, Batch(None, index=torch.tensor([0, 1, 2, -1])))
     with pytest.raises(ValueError, match=r"needs batch\.index"):
         component(*features, Batch(None))
-    with pytest.raises(ValueError, match="negatives must be >= 1"):
+    with pytest.raises(ValueError, match="negatives must be an integer >= 1"):
         CRD(student="s", teacher="t", samples=5, negatives=0)
-    with pytest.raises(ValueError, match="momentum in"):
+    with pytest.raises(ValueError, match="momentum must be >= 0 and <= 1"):
         CRD(student="s", teacher="t", samples=5, momentum=1.5)
 
 

@@ -86,8 +86,8 @@ def test_the_students_mode_is_sought_by_reverse_kl_and_all_modes_by_forward_kl()
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(ValueError, match="beta must lie between 0 and 1, got 1; the ends are soft-targets"):
+    with pytest.raises(ValueError, match="beta must be > 0 and < 1, got 1; the ends are soft-targets"):
         JSD(beta=1)
     for component in (ReverseKL, JSD):
-        with pytest.raises(ValueError, match="temperature must be > 0, got -1"):
+        with pytest.raises(ValueError, match="temperature must be > 0 and finite, got -1"):
             component(-1)

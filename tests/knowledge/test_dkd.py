@@ -148,5 +148,5 @@ def test_errors_say_what_to_do(random, loss_and_gradients):
         dkd(s[:, :1], t[:, :1], torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"needs integer labels .* use soft-targets"):
         loss_and_gradients(DKD(), {"logits": s}, {"logits": t}, Batch(None))
-    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
+    with pytest.raises(ValueError, match="temperature must be > 0 and finite, got 0"):
         DKD(temperature=0)

@@ -79,5 +79,5 @@ def test_without_a_task_it_teaches():
 
 
 def test_a_temperature_of_0_is_refused():
-    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+    with pytest.raises(ValueError, match="temperature must be > 0 and finite, got 0"):
         SigmoidTargets(0)

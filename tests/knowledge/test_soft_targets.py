@@ -116,7 +116,7 @@ def test_the_component_stands_what_all_do(random, check_component):
 
 
 def test_errors_say_what_to_do(random):
-    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
+    with pytest.raises(ValueError, match="temperature must be > 0 and finite, got 0"):
         SoftTargets(0)
     with pytest.raises(ValueError, match="expected the student's shape"):
         loss_of(random(4, 3), random(4, 5))

@@ -186,7 +186,7 @@ def test_knowledge_replaces_the_default_and_every_branch_has_its_own(batch) -> N
     ("options", "message"),
     [
         ({"knowledge": {"h": kdx.Hint(student="stage1", teacher="feature")}}, "knowledge 'h' taps 'stage1'"),
-        ({"alpha": 1.5}, r"alpha must be in \[0, 1\]"),
+        ({"alpha": 1.5}, r"alpha must be >= 0 and <= 1"),
         ({"variant": "codes"}, "variant: there is no 'codes'"),
         ({"stages": ("stage1",)}, "stages must name at least two modules"),
     ],

@@ -45,7 +45,7 @@ def test_teacher_and_student_learn_at_once_and_gradients_go_one_way(net, batch) 
     [
         (lambda net: Online(m := net(), m), ValueError, "one module; pass two"),
         (lambda net: Online(net(), net(), task=None), ValueError, "the teacher learns from its task"),
-        (lambda net: Online(net(), net(), teacher_task=0), ValueError, "teacher_task > 0, got 0"),
+        (lambda net: Online(net(), net(), teacher_task=0), ValueError, "teacher_task must be > 0 and finite, got 0"),
         (lambda net: Online(net(), Frozen(net())), TypeError, "a model or a Live teacher"),
         (lambda net: MultiTeacher(m := net(), {"a": m, "b": net()}), ValueError, "the student is one of the teachers"),
         (

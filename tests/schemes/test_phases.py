@@ -174,7 +174,7 @@ def test_one_optimizer_object_cannot_serve_two_phases() -> None:
 
 
 def test_a_phase_checks_its_own_options() -> None:
-    with pytest.raises(ValueError, match="phase 'a': steps must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="phase 'a': steps must be an integer >= 1, got 0"):
         Phase("a", lambda batch: {}, (), steps=0)
     with pytest.raises(ValueError, match="phase 'a': schedule needs an optimizer of the phase's own"):
         Phase("a", lambda batch: {}, (), schedule="LinearLR")

@@ -146,7 +146,12 @@ def test_a_batch_without_an_index_or_with_one_too_large_is_refused() -> None:
     small = make(samples=4)
     with pytest.raises(ValueError, match=r"samples is 4, but batch\.index holds 5"):
         small(data([0, 5]))
-    for options, message in (({"samples": 0}, "samples must be >= 1"), ({"alpha": 1.2}, r"alpha must be in \[0, 1\]")):
+    with pytest.raises(ValueError, match=r"ps-kd: batch.index numbers the samples from 0, and holds -1 \(row 1\)"):
+        small(data([0, -1]))
+    for options, message in (
+        ({"samples": 0}, "samples must be an integer >= 1"),
+        ({"alpha": 1.2}, r"alpha must be >= 0 and <= 1"),
+    ):
         with pytest.raises(ValueError, match=message):
             PSKD(nn.Linear(3, 4), **options)
     with pytest.raises(RuntimeError, match=r"call scheme.setup\(batch\) once"):

@@ -97,5 +97,5 @@ def test_tokens_are_laid_on_their_grid_and_other_knowledge_can_take_the_place() 
         assert terms[list(terms)[1]].item() > 0
     with pytest.raises(ValueError, match="knowledge 'kd' taps 'logits'"):
         SAD(ConvNet(), knowledge={"kd": kdx.SoftTargets()})
-    with pytest.raises(ValueError, match=r"start must be a share of the steps in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match="start must be >= 0 and <= 1, got 2; it is a share"):
         SAD(ConvNet(), start=2)

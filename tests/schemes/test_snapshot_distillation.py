@@ -57,5 +57,5 @@ def test_value_and_defaults(net, batch) -> None:
     torch.testing.assert_close(losses.terms["task"], F.cross_entropy(z, batch.targets))
     losses.total.backward()
     assert all(parameter.grad is None for parameter in scheme.teacher.parameters())
-    with pytest.raises(ValueError, match="cycle must be a number of epochs >= 1, got 0"):
+    with pytest.raises(ValueError, match="cycle must be an integer >= 1, got 0; it is a number of epochs"):
         SnapshotDistillation(net(), cycle=0)

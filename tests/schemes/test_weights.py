@@ -38,10 +38,53 @@ def test_schedules_are_what_their_formula_says() -> None:
     assert cosine.at(0, 11) == 1.0
     assert cosine.at(5, 11) == pytest.approx(0.6)
     assert cosine.at(10, 11) == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="steps must be >= 1"):
+    with pytest.raises(ValueError, match="steps must be an integer >= 1"):
         Warmup(1.0, 0)
-    with pytest.raises(ValueError, match="expected ratio > 0"):
+    with pytest.raises(ValueError, match="ratio must be > 0 and finite, got 0"):
         Balanced(ratio=0)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: Warmup(to=value, steps=3),
+        lambda value: Warmup(to=1.0, steps=3, start=value),
+        lambda value: Cosine(start=value),
+        lambda value: Cosine(start=1.0, to=value),
+        lambda value: Balanced(ratio=value),
+        lambda value: Balanced(every=value),
+        lambda value: Balanced(momentum=value),
+        lambda value: Balanced(start=value),
+    ],
+)
+def test_a_schedule_of_weights_that_are_none_is_refused(make, value) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"(to|start|ratio|every|momentum) must be .* got {value}"):
+        make(value)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), True, "1"])
+def test_a_weight_that_is_none_is_refused_by_the_name_of_its_term(net, value) -> None:
+    with pytest.raises(
+        (ValueError, TypeError), match=f"weight of knowledge 'kd' must be >= 0 and finite, got .?{value}"
+    ):
+        distil(net, value)
+
+
+class Falling:
+    """A schedule of one's own that falls below 0."""
+
+    def at(self, step: int, total: int) -> float:
+        return 1.0 - step / 2
+
+    def __repr__(self) -> str:
+        return "Falling()"
+
+
+def test_a_schedule_of_ones_own_that_leaves_the_range_is_named_with_its_step(net, loader) -> None:
+    message = r"the weight of knowledge 'kd' in step 4 of 12 must be >= 0 and finite, got -0.5; its schedule is Falling"
+    with pytest.raises(ValueError, match=message):
+        kdx.fit(distil(net, Falling()), loader, epochs=2)
 
 
 def test_fit_advances_a_schedule_step_by_step_and_resuming_goes_on_with_it(net, loader, tmp_path) -> None:
@@ -112,7 +155,7 @@ def test_a_balanced_weight_reaches_its_ratio_and_survives_resuming(net, images, 
         found = term_gradients(scheme(batch), scheme.student.parameters())
         return (found["kd"][0] / found["task"][0]).item()
 
-    still = {"name": "SGD", "lr": 0.0}
+    still = {"name": "SGD", "lr": 1e-30}
     scheme = distil(net, Balanced(ratio=0.3, every=1, momentum=0.5))
     scheme.student.drop.p = 0.0
     kdx.fit(scheme, loader(), epochs=20, optimizer=still, folder=tmp_path)

@@ -82,5 +82,5 @@ def test_what_does_not_belong_together_is_one_sentence(task, outputs, targets, e
 
 @pytest.mark.parametrize("weight", [0, -1.0, [], [1.0, 0.0]])
 def test_a_weight_that_is_not_above_0_is_refused(weight) -> None:
-    with pytest.raises(ValueError, match="pos_weight must be above 0"):
+    with pytest.raises(ValueError, match="pos_weight must be > 0"):
         MultiLabel(pos_weight=weight)

@@ -88,7 +88,7 @@ def test_what_does_not_belong_together_is_one_sentence(task, outputs, targets, e
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"loss": "rmse"}, "loss must be one of"), ({"delta": 0}, "delta must be above 0")]
+    ("options", "message"), [({"loss": "rmse"}, "loss must be one of"), ({"delta": 0}, "delta must be > 0")]
 )
 def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

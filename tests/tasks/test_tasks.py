@@ -100,11 +100,11 @@ def test_a_scheme_takes_a_task() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("classification", {"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
-        ("classification", {"class_weights": [1.0, -1.0]}, "class_weights must be at least 0"),
-        ("classification", {"class_weights": [0.0, 0.0]}, "class_weights must be at least 0, and not all 0"),
-        ("embedding", {"width": 0}, "width must be at least 1, got 0"),
-        ("embedding", {"margin": 0.0}, "margin must be above 0 and at most 4, got 0.0"),
+        ("classification", {"label_smoothing": 1.0}, "label_smoothing must be >= 0 and < 1, got 1.0"),
+        ("classification", {"class_weights": [1.0, -1.0]}, "class_weights must be >= 0"),
+        ("classification", {"class_weights": [0.0, 0.0]}, "class_weights must not be all 0"),
+        ("embedding", {"width": 0}, "width must be an integer >= 1, got 0"),
+        ("embedding", {"margin": 0.0}, "margin must be > 0 and <= 4, got 0.0"),
     ],
 )
 def test_options_out_of_range_are_refused(name: str, options: dict, message: str) -> None:

@@ -126,7 +126,7 @@ def test_layers_and_logits_of_one_member_are_read_by_its_name(net, batch) -> Non
             ValueError,
             "one number for each",
         ),
-        (lambda net: Ensemble(members(net), weights={"a": 0, "b": 0, "c": 0}), ValueError, "not all 0"),
+        (lambda net: Ensemble(members(net), weights={"a": 0, "b": 0, "c": 0}), ValueError, "weights must not be all 0"),
         (lambda net: Ensemble(members(net), over="odds"), ValueError, "over must be 'logits' or 'probabilities'"),
         (lambda net: Ensemble(members(net), temperature=0), ValueError, "temperature must be > 0"),
         (lambda net: Ensemble(members(net)).tap(["conv"]), CaptureError, r"must be 'logits' or '<teacher>/<tap>'"),

@@ -186,8 +186,8 @@ def test_checkpoints_hold_teachers_that_move_and_optimizers_those_that_learn(net
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda model: EMA(model, decay=1.0), r"decay must be in \[0, 1\), got 1.0"),
-        (lambda model: Snapshot(model, every=0), "every must be a number of epochs"),
+        (lambda model: EMA(model, decay=1.0), "decay must be >= 0 and < 1, got 1.0"),
+        (lambda model: Snapshot(model, every=0), "every must be an integer >= 1, got 0; it is a number of epochs"),
     ],
 )
 def test_bad_arguments_say_what_was_expected(net, build, message) -> None:

@@ -150,7 +150,40 @@ def test_schedules_of_torch_by_name(net, loader, schedule, first, last) -> None:
         ({"schedule": "CosineLR"}, UnknownNameError, "no schedule named 'CosineLR'"),
         ({"schedule": {"name": "StepLR", "step_size": 1, "every": "day"}}, ValueError, "every must be 'step' or"),
         ({"epochs": 0}, ValueError, "epochs must be an integer >= 1, got 0"),
-        ({"accumulate": 1.5}, ValueError, "accumulate must be an integer"),
+        ({"epochs": True}, TypeError, "epochs must be an integer >= 1, got True"),
+        ({"steps": -1}, ValueError, "steps must be an integer >= 1, got -1"),
+        ({"accumulate": 1.5}, TypeError, "accumulate must be an integer"),
+        ({"accumulate": True}, TypeError, "accumulate must be an integer"),
+        ({"clip_grad_norm": 0.0}, ValueError, "clip_grad_norm must be > 0 and finite, got 0.0; None clips nothing"),
+        ({"clip_grad_norm": float("nan")}, ValueError, "clip_grad_norm must be > 0 and finite, got nan"),
+        ({"clip_grad_norm": True}, TypeError, "clip_grad_norm must be > 0 and finite, got True"),
+        ({"log_every": 0}, ValueError, "log_every must be an integer >= 1, got 0"),
+        ({"log_every": 1.5}, TypeError, "log_every must be an integer >= 1, got 1.5"),
+        ({"log_gradients": 0}, ValueError, "log_gradients must be an integer >= 1, got 0; None measures nothing"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be an integer >= 1, got 0"),
+        ({"checkpoint_every": -2}, ValueError, "checkpoint_every must be an integer >= 1, got -2"),
+        ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
+        ({"seed": 1.5}, TypeError, "seed must be an integer >= 0, got 1.5"),
+        ({"mixed_precision": "half"}, ValueError, "mixed_precision must be 'no', 'bf16' or 'fp16', got 'half'"),
+        (
+            {"mixed_precision": "fp16", "device": "cpu"},
+            ValueError,
+            "mixed_precision='fp16' needs a GPU: .* take 'bf16', which a CPU computes in, or 'no'",
+        ),
+        *(
+            ({"optimizer": {"name": "SGD", "lr": rate}}, error, f"optimizer SGD: lr must be .* got {rate}")
+            for rate, error in (
+                (0, ValueError),
+                (float("nan"), ValueError),
+                (float("inf"), ValueError),
+                (True, TypeError),
+            )
+        ),
+        (
+            {"optimizer": torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1)},
+            ValueError,
+            "optimizer SGD has no parameter that Supervised trains, so nothing would be learned; build it from those",
+        ),
         ({"device": "gpu"}, ValueError, "device must be 'auto' or 'cpu'"),
         ({"resume": True}, ValueError, "resume needs the folder"),
         ({"evaluate": [], "epochs": 1}, ValueError, "empty loader"),
@@ -159,6 +192,29 @@ def test_schedules_of_torch_by_name(net, loader, schedule, first, last) -> None:
 def test_bad_arguments_name_what_was_expected(net, loader, options, error, message) -> None:
     with pytest.raises(error, match=message):
         kdx.fit(kdx.Supervised(net()), loader, **options)
+
+
+def test_a_frozen_student_is_refused_by_name(net, loader) -> None:
+    message = r"Supervised trains nothing: every parameter of student is frozen \(requires_grad=False\); unfreeze what"
+    with pytest.raises(ValueError, match=message):
+        kdx.fit(kdx.Supervised(net().requires_grad_(False)), loader, device="cpu")
+    offline = kdx.Offline(net().requires_grad_(False), net(), knowledge={"kd": kdx.SoftTargets(4.0)})
+    with pytest.raises(ValueError, match="Offline trains nothing: every parameter of student is frozen"):
+        kdx.fit(offline, loader, device="cpu")
+
+
+def test_a_student_without_parameters_is_refused_by_name(loader) -> None:
+    with pytest.raises(ValueError, match="Supervised trains nothing: student has no parameters; give a model that has"):
+        kdx.fit(kdx.Supervised(torch.nn.Flatten()), loader, device="cpu")
+
+
+@pytest.mark.parametrize("schedule", [None, {"name": "LinearLR", "start_factor": 0.1}])
+def test_an_optimizer_whose_rate_a_schedule_has_lowered_to_zero_is_taken(net, loader, schedule) -> None:
+    student = net()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step > 0))
+    assert optimizer.param_groups[0]["lr"] == 0
+    kdx.fit(kdx.Supervised(student), loader, steps=1, optimizer=optimizer, schedule=schedule, device="cpu")
 
 
 class Late(kdx.Knowledge):
