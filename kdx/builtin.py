@@ -92,6 +92,12 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Zagoruyko, Komodakis 2017, arXiv:1612.03928",
         ),
         Spec(
+            "cwd",
+            "kdx.knowledge.cwd:CWD",
+            "where each channel responds: KL between softmaxes over the pixels",
+            "Shu et al. 2021, arXiv:2011.13256",
+        ),
+        Spec(
             "nst",
             "kdx.knowledge.nst:NST",
             "match the distribution of the channels' responses (polynomial kernel MMD)",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Self
 
 import torch
@@ -209,7 +209,12 @@ class Feature:
 
 
 def read_features(
-    captured: Captured, taps: Iterable[str], *, told: Told | None = None, who: str = "the feature"
+    captured: Captured,
+    taps: Iterable[str],
+    *,
+    told: Told | None = None,
+    who: str = "the feature",
+    outputs: Mapping[str, int] | None = None,
 ) -> list[Feature]:
     """The features at some taps, each with its layout.
 
@@ -221,6 +226,7 @@ def read_features(
         taps: names, or :class:`kdx.Tap` with options; globs are expanded.
         told: options of the component that reads them.
         who: how messages name the component and the side, as ``"Hint: the teacher's feature"``.
+        outputs: tap of outputs -> their class axis, where a task says it.
 
     Raises:
         ValueError: a tap's option that does not fit its tensor.
@@ -231,9 +237,20 @@ def read_features(
         for name in captured.names((tap,)):
             where = f"{who} at {str(name)!r}"
             tensor = captured[name]
-            layout = resolve(tensor, captured.layouts.get(name), own, told or Told(), where)
+            known = captured.layouts.get(name) or _layout_of_outputs(tensor, (outputs or {}).get(str(name)))
+            layout = resolve(tensor, known, own, told or Told(), where)
             features.append(Feature(tensor, layout, where))
     return features
+
+
+def _layout_of_outputs(outputs: Tensor, class_dim: int | None) -> Layout | None:
+    """The layout of outputs whose class axis a task says, where classes come first or last."""
+    dims = outputs.dim()
+    if class_dim is None or dims not in CHOICES:
+        return None
+    axis = class_dim % dims
+    found = {1: CHOICES[dims][0], dims - 1: CHOICES[dims][1]}.get(axis)
+    return None if found is None else Layout(found)
 
 
 def resolve(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.base import Knowledge as Knowledge
     from kdx.knowledge.cc import CC as CC
     from kdx.knowledge.crd import CRD as CRD
+    from kdx.knowledge.cwd import CWD as CWD
     from kdx.knowledge.dist import DIST as DIST
     from kdx.knowledge.dkd import DKD as DKD
     from kdx.knowledge.fsp import FSP as FSP
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.response import Outputs as Outputs
     from kdx.knowledge.response import Response as Response
     from kdx.knowledge.response import class_axis as class_axis
+    from kdx.knowledge.response import void_mask as void_mask
     from kdx.knowledge.reverse_kl import ReverseKL as ReverseKL
     from kdx.knowledge.review_kd import ReviewKD as ReviewKD
     from kdx.knowledge.rkd import RKD as RKD
@@ -48,6 +50,7 @@ else:
             "kdx.knowledge.base": ["Knowledge"],
             "kdx.knowledge.cc": ["CC"],
             "kdx.knowledge.crd": ["CRD"],
+            "kdx.knowledge.cwd": ["CWD"],
             "kdx.knowledge.dist": ["DIST"],
             "kdx.knowledge.dkd": ["DKD"],
             "kdx.knowledge.fsp": ["FSP"],
@@ -64,7 +67,7 @@ else:
             "kdx.knowledge.paired": ["PairedLayers"],
             "kdx.knowledge.pkt": ["PKT"],
             "kdx.knowledge.relation": ["Relation"],
-            "kdx.knowledge.response": ["Outputs", "Response", "class_axis"],
+            "kdx.knowledge.response": ["Outputs", "Response", "class_axis", "void_mask"],
             "kdx.knowledge.reverse_kl": ["ReverseKL"],
             "kdx.knowledge.review_kd": ["ReviewKD"],
             "kdx.knowledge.rkd": ["RKD"],

@@ -64,12 +64,17 @@ class Knowledge(nn.Module, ABC):
     def student_features(self, captured: Captured, taps: Iterable[str] | None = None) -> list[Feature]:
         """The student's features at its taps, or at those given, each with its layout as far as it is known."""
         who = f"{type(self).__name__}: the student's feature"
-        return read_features(captured, self.student_taps if taps is None else taps, told=self.told, who=who)
+        return self._read(captured, self.student_taps if taps is None else taps, who)
 
     def teacher_features(self, captured: Captured, taps: Iterable[str] | None = None) -> list[Feature]:
         """The same of the teacher."""
         who = f"{type(self).__name__}: the teacher's feature"
-        return read_features(captured, self.teacher_taps if taps is None else taps, told=self.told, who=who)
+        return self._read(captured, self.teacher_taps if taps is None else taps, who)
+
+    def _read(self, captured: Captured, taps: Iterable[str], who: str) -> list[Feature]:
+        said = self.responses.class_dim
+        outputs = {} if said is None else {self.responses.tap: said}
+        return read_features(captured, taps, told=self.told, who=who, outputs=outputs)
 
     @property
     def ready(self) -> bool:

@@ -94,14 +94,27 @@ class PairedLayers(Knowledge):
 
     @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
+        pairs = self.pairs_of(student, teacher)
+        with self.in_full_precision(student):
+            return torch.stack([self.compare(n, s, t) for n, (_, s, t) in enumerate(pairs)]).sum()
+
+    def pairs_of(self, student: Captured, teacher: Captured) -> list[tuple[int, Feature, Feature]]:
+        """Every pair: the number of the student's layer, its feature and the teacher's, in float32 (float64 stays).
+
+        Raises:
+            RuntimeError: the learnable parts are not there yet.
+        """
         s, t = self.student_features(student), self.teacher_features(teacher, self.teacher_layers)
         if not self.ready:
             raise RuntimeError(
                 f"{type(self).__name__} has no pairs yet; call scheme.setup(batch) before the optimizer is built"
             )
         pairs = self.pairs or pair_by_depth(self.pairing, len(s), len(t), seed=self.seed)
-        with torch.autocast(s[0].tensor.device.type, enabled=False):
-            return torch.stack([self.compare(n, s[i].full(), t[j].full()) for n, (i, j) in enumerate(pairs)]).sum()
+        return [(i, s[i].full(), t[j].full()) for i, j in pairs]
+
+    def in_full_precision(self, student: Captured) -> torch.autocast:
+        """The context without autocast in which layers are compared."""
+        return torch.autocast(student[student.names(self.student_taps)[0]].device.type, enabled=False)
 
     @override
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:

@@ -17,7 +17,7 @@ from kdx.knowledge.base import Knowledge
 from kdx.losses import Count, Over
 from kdx.responses import Form, Responses, class_rows
 
-__all__ = ["Outputs", "Response", "class_axis"]
+__all__ = ["Outputs", "Response", "class_axis", "void_mask"]
 
 INSTEAD = {
     Form.BERNOULLI: "'sigmoid-targets' compares them label by label",
@@ -149,24 +149,41 @@ class Response(Knowledge):
 
     def _mask(self, outputs: Tensor, dim: int, targets: Any) -> Tensor | None:
         """True where the teacher teaches, None for everywhere."""
+        if self.student_taps != (self.responses.tap,):
+            return None
         void = self.responses.void if self.void is None else self.void
-        at = self.responses.tap
-        if not isinstance(targets, Tensor) or targets.dtype == torch.bool or self.student_taps != (at,):
-            return None
-        elements = outputs.shape[:dim] + outputs.shape[dim + 1 :]
-        if targets.shape == outputs.shape:  # soft labels, or labels of their own
-            return _known(targets).any(dim) if void else None
-        if targets.shape != elements:
-            if void or (outputs.dim() > 2 and targets.dim() > 1 and _class_numbers(targets)):
-                raise ValueError(_misfit(outputs, dim, targets))
-            return None
-        if void is None and outputs.dim() > 2 and not torch.compiler.is_compiling() and bool((targets == IGNORE).any()):
-            raise ValueError(
-                f"{type(self).__name__}: targets of shape {list(targets.shape)} hold {IGNORE}, and the task does not "
-                "say whether the teacher teaches there: write void=True (nothing is there: a border, padding) or "
-                "void=False (there is no label), or take a task that says it, such as segmentation"
-            )
-        return _known(targets) if void else None
+        return void_mask(outputs, dim, targets, void=void, who=type(self).__name__)
+
+
+def void_mask(outputs: Tensor, dim: int, targets: Any, *, void: bool | None, who: str) -> Tensor | None:
+    """True where there is something to be taught, of the outputs' shape without the classes; None for everywhere.
+
+    Args:
+        outputs: those of a task, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
+        dim: their class axis, from 0.
+        targets: those of the batch.
+        void: whether elements with target -100 teach nothing; None: nobody says.
+        who: how messages name the component.
+
+    Raises:
+        ValueError: targets of another resolution than the outputs, or -100 among them, and nobody says what it means.
+    """
+    if not isinstance(targets, Tensor) or targets.dtype == torch.bool:
+        return None
+    elements = outputs.shape[:dim] + outputs.shape[dim + 1 :]
+    if targets.shape == outputs.shape:  # soft labels, or labels of their own
+        return _known(targets).any(dim) if void else None
+    if targets.shape != elements:
+        if void or (outputs.dim() > 2 and targets.dim() > 1 and _class_numbers(targets)):
+            raise ValueError(_misfit(outputs, dim, targets))
+        return None
+    if void is None and outputs.dim() > 2 and not torch.compiler.is_compiling() and bool((targets == IGNORE).any()):
+        raise ValueError(
+            f"{who}: targets of shape {list(targets.shape)} hold {IGNORE}, and the task does not "
+            "say whether the teacher teaches there: write void=True (nothing is there: a border, padding) or "
+            "void=False (there is no label), or take a task that says it, such as segmentation"
+        )
+    return _known(targets) if void else None
 
 
 def class_axis(student: Tensor, teacher: Tensor, class_dim: int | None = None, *, softmax: bool = True) -> int:

@@ -15,6 +15,7 @@ from kdx.capture import Captured, Taps
 from kdx.knowledge import (
     CC,
     CRD,
+    CWD,
     FSP,
     IRG,
     NST,
@@ -37,6 +38,7 @@ TAPS = {"student": ("a", "b"), "teacher": ("a", "b")}
 COMPONENTS = {
     "hint": lambda **options: Hint(**TAPS, **options),
     "attention-transfer": lambda **options: AttentionTransfer(**TAPS, **options),
+    "cwd": lambda **options: CWD(**TAPS, **options),
     "nst": lambda **options: NST(**TAPS, **options),
     "vid": lambda **options: VID(**TAPS, **options),
     "ofd": lambda **options: OFD(**TAPS, **options),
@@ -122,7 +124,7 @@ def test_a_layout_changes_no_value(name, kind):
     assert expected != 0
 
 
-@pytest.mark.parametrize("name", COMPONENTS)
+@pytest.mark.parametrize("name", sorted(COMPONENTS.keys() - {"cwd"}))  # which refuses what has no places
 def test_vectors_need_no_layout_and_by_hand_features_are_laid_out_as_documented(name):
     student, teacher = sides([(), ()])
     found = value(COMPONENTS[name](), Captured(student), Captured(teacher))

@@ -21,6 +21,7 @@ VECTORS = {"student": "pool", "teacher": "pool"}
 ZERO = KnowledgeTags(zero_when_equal=True)
 UNEQUAL = {"student_shapes": {"pool": (8,)}, "teacher_shapes": {"pool": (6,)}}
 RELATION = KnowledgeTags(zero_when_equal=True, **UNEQUAL)
+PIXELS = {"student_shapes": {"logits": (5, 3, 4)}, "teacher_shapes": {"logits": (5, 3, 4)}}
 IMAGES = KnowledgeTags(student_shapes={"a": (3, 8, 8), "b": (4, 4, 4)}, teacher_shapes={"c": (5, 8, 8), "d": (6, 2, 2)})
 SEQUENCES = KnowledgeTags(student_shapes={"a": (7, 3), "b": (7, 3)}, teacher_shapes={"c": (7, 5), "d": (7, 5)})
 
@@ -45,6 +46,7 @@ KNOWLEDGE = {
     "jsd": [({}, ZERO)],
     "hint": [(MAPS, IMAGES), (MAPS | {"variant": "paper"}, SEQUENCES)],
     "attention-transfer": [(MAPS, ZERO)],
+    "cwd": [(MAPS, ZERO), (MAPS, IMAGES), ({}, KnowledgeTags(zero_when_equal=True, **PIXELS))],
     "nst": [(MAPS, ZERO)],
     "vid": [(MAPS, IMAGES)],
     "rkd": [(VECTORS, RELATION)],

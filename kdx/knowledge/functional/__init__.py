@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.attention_transfer import attention_transfer as attention_transfer
     from kdx.knowledge.cc import cc as cc
     from kdx.knowledge.crd import crd as crd
+    from kdx.knowledge.cwd import cwd as cwd
     from kdx.knowledge.dist import dist as dist
     from kdx.knowledge.dkd import dkd as dkd
     from kdx.knowledge.fsp import flow as flow
@@ -38,6 +39,7 @@ else:
             "kdx.knowledge.attention_transfer": ["attention_transfer"],
             "kdx.knowledge.cc": ["cc"],
             "kdx.knowledge.crd": ["crd"],
+            "kdx.knowledge.cwd": ["cwd"],
             "kdx.knowledge.dist": ["dist"],
             "kdx.knowledge.dkd": ["dkd"],
             "kdx.knowledge.fsp": ["flow", "fsp"],
