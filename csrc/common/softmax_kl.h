@@ -45,6 +45,14 @@ KDX_HD T log_ratio(T s, T t, T inv_t) {
   return t == s ? T(0) : (t - s) * inv_t;
 }
 
+// Whether the (finite) maxima of student and teacher are so far apart that t - s loses digits which the losses need:
+// beyond this many units of T, more than four bits.
+template <class T>
+KDX_HD bool maxima_apart(T m_s, T m_t, T inv_t) {
+  const bool finite = abs_(m_s) < T(INFINITY) && abs_(m_t) < T(INFINITY);  // false for NaN
+  return finite && abs_(m_t - m_s) * inv_t > T(16);
+}
+
 // The common offset of a pair of rows, read off column 0, so that a teacher shifted by a constant costs no digits.
 template <class T>
 KDX_HD T centre_of(T s0, T t0, T inv_t) {

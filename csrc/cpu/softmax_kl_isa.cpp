@@ -42,6 +42,7 @@ struct Row {
   T inv_t, beta;
   double kl, ce;  // coefficients; 0: the term is not computed
   int64_t label;
+  T *moved_s[2], *moved_t[2];  // where each piece of student and teacher may be written anew
 };
 
 template <class T>
@@ -117,6 +118,23 @@ RowStats<double> statistics(Row<T>& r, T centre) {
   return total;
 }
 
+template <class T>
+void move(Piece<T>& piece, T m_s, T m_t, T* to_s, T* to_t) {
+  const T *s = piece.s, *t = piece.t;  // which may be to_s and to_t
+#pragma omp simd
+  for (int64_t j = 0; j < piece.n; ++j) to_s[j] = s[j] - m_s, to_t[j] = t[j] - m_t;
+  piece.s = to_s, piece.t = to_t;
+}
+
+// Logits of student and teacher that lie far apart are measured from their own maxima: as t - s they would share the
+// digits that their distance leaves. What that rounds is a part of each class's distance from the maximum.
+template <class T>
+void bring_together(Row<T>& r) {
+  if (!maxima_apart(r.m_s, r.m_t, r.inv_t)) return;
+  for (int k = 0; k < 2; ++k) move(r.pieces[k], r.m_s, r.m_t, r.moved_s[k], r.moved_t[k]);
+  r.m_s = r.m_t = T(0);
+}
+
 // Terms of the loss; writes the forward gradient, or h for the sweep that follows. *slope grows by the sum of q h.
 template <class T, int kDivergence, bool kGrad>
 double terms(const Piece<T>& piece, T inv_t, T beta, T inv_ls, T inv_lt, T log_ratio_of_sums, T scale, double* slope) {
@@ -150,7 +168,7 @@ double terms(const Piece<T>& piece, T inv_t, T beta, T inv_ls, T inv_lt, T log_r
   return total;
 }
 
-// g = scale * q (h - slope), and 0 for a class the student does not have (h is infinite there).
+// g = scale * q (h - slope), and 0 for a class the student does not have (h is infinite there); NaN where the slope is.
 template <class T>
 void centred_gradient(const Piece<T>& piece, T inv_ls, T slope, T scale) {
   const T* __restrict e_s = piece.q, * __restrict h = piece.h;
@@ -158,8 +176,8 @@ void centred_gradient(const Piece<T>& piece, T inv_ls, T slope, T scale) {
   const int64_t n = piece.n;
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    const T q = e_s[j] * inv_ls, centred = q * (h[j] - slope) * scale;
-    g[j] = q == T(0) ? T(0) : centred;
+    const T q = e_s[j] * inv_ls;
+    g[j] = q * ((q == T(0) ? T(0) : h[j]) - slope) * scale;
   }
 }
 
@@ -220,6 +238,7 @@ double row_loss(Row<T>& r, int divergence, bool* ahead) {
   r.m_s = larger(r.m_s, max_of(rest.s, rest.n)), r.m_t = larger(r.m_t, max_of(rest.t, rest.n));
   double loss = 0;
   if (r.kl != 0) {
+    bring_together(r);
     loss += r.kl * (divergence == kForward   ? kl_of_row<T, kForward>(r)
                     : divergence == kReverse ? kl_of_row<T, kReverse>(r)
                                              : kl_of_row<T, kJsd>(r));
@@ -320,6 +339,9 @@ void rows(const SoftmaxKl& call, int64_t begin, int64_t end, Acc<In>* scratch, d
                          room_q + stride + first,
                          room_q + 2 * stride + first};
       }
+      row.moved_s[0] = room_s + k * stride, row.moved_t[0] = room_t + k * stride;
+      row.moved_s[1] = s_copied ? row.moved_s[0] + first : rest_s;
+      row.moved_t[1] = t_copied ? row.moved_t[0] + first : rest_t;
       row.next = row.pieces[0];
       row.next.n = 0;
       if (!s_copied && !t_copied && r + 1 < end) {

@@ -263,8 +263,9 @@ __device__ typename Element<T>::Acc solve_row(const Row<T>& row, RowTerms<typena
   };
   const auto count = [&](const A(&s)[kPack], const A(&t)[kPack]) {
     const A m_s = finite_maximum(mine.m_s), m_t = finite_maximum(mine.m_t), offset = m_t - m_s;
+    const bool apart = maxima_apart(m_s, m_t, k.inverse);
 #pragma unroll
-    for (int v = 0; v < kPack; ++v) add<A, kNarrow>(mine, s[v], t[v], m_s, m_t, offset, k);
+    for (int v = 0; v < kPack; ++v) add<A, kNarrow>(mine, s[v], t[v], m_s, m_t, offset, apart, k);
     if (ce) {
 #pragma unroll
       for (int v = 0; v < kPack; ++v) mine.l_1 += Math<A>::exponential((s[v] - m_s) * k.natural);
@@ -291,7 +292,7 @@ __device__ typename Element<T>::Acc solve_row(const Row<T>& row, RowTerms<typena
       count(s, t);
     });
   }
-  const Solved<A> solved = solve<A, kNarrow>(team.merge(mine, k, ce), ce);
+  const Solved<A> solved = solve<A, kNarrow>(team.merge(mine, k, ce), k, ce);
 
   A share = A(0), part = A(0);
   const bool wanted = row.grad.first != nullptr;
@@ -344,7 +345,7 @@ __device__ typename Element<T>::Acc solve_row(const Row<T>& row, RowTerms<typena
   if (ce) {
     const std::int64_t y = labelled ? terms.label : 0;
     const A s_y = A(Element<T>::load(row.student.first[y * row.student.step]));
-    loss += terms.ce * (solved.log_sum_1 - s_y);
+    loss += terms.ce * (solved.log_1 + (solved.m_s - s_y));
   }
   return loss;
 }

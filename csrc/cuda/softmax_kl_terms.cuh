@@ -82,25 +82,27 @@ template <typename A>
 __device__ __forceinline__ Stats<A> rebase(const Stats<A>& x, A m_s, A m_t, const Temperature<A>& k) {
   const A to_s = finite_maximum(m_s), to_t = finite_maximum(m_t);
   const A a = Math<A>::exponential((x.m_s - to_s) * k.exponent), b = Math<A>::exponential((x.m_t - to_t) * k.exponent);
-  const A shift = ((x.m_t - x.m_s) - (to_t - to_s)) * k.inverse;
+  const bool apart = maxima_apart(to_s, to_t, k.inverse);
+  const A shift = (apart ? (x.m_t - to_t) - (x.m_s - to_s) : (x.m_t - x.m_s) - (to_t - to_s)) * k.inverse;
   const A small = a * (x.gap + x.l_t * (shift * (A(1) + shift * Math<A>::series(shift))));
   const A gap = Math<A>::small(shift) ? small : b * x.l_t - a * x.l_s;
   return {m_s, m_t, a * x.l_s, b * x.l_t, gap, x.l_1 * Math<A>::exponential((x.m_s - to_s) * k.natural)};
 }
 
-// (t - s) - (m_t - m_s), from the logits where they are wide and from their exact distances to the maxima where they
-// are not.
+// (t - s) - (m_t - m_s), from the logits where they are wide and from their distances to the maxima where they are not
+// (and those are exact) or where the maxima lie apart (and the logits have too few digits for t - s).
 template <typename A, bool kNarrow>
-__device__ __forceinline__ A log_ratio_of(A s, A t, A x, A y, A offset) {
-  return kNarrow ? y - x : (t - s) - offset;
+__device__ __forceinline__ A log_ratio_of(A s, A t, A x, A y, A offset, bool apart) {
+  return kNarrow || apart ? y - x : (t - s) - offset;
 }
 
-// Adds one class to sums that stand under the (finite) maxima m_s, m_t; offset = m_t - m_s.
+// Adds one class to sums that stand under the (finite) maxima m_s, m_t; offset = m_t - m_s, and whether that is far.
 template <typename A, bool kNarrow>
-__device__ __forceinline__ void add(Stats<A>& sums, A s, A t, A m_s, A m_t, A offset, const Temperature<A>& k) {
+__device__ __forceinline__ void add(Stats<A>& sums, A s, A t, A m_s, A m_t, A offset, bool apart,
+                                    const Temperature<A>& k) {
   const A x = s - m_s, y = t - m_t;
   const A e_s = Math<A>::exponential(x * k.exponent), e_t = Math<A>::exponential(y * k.exponent);
-  const A d = log_ratio_of<A, kNarrow>(s, t, x, y, offset) * k.inverse;
+  const A d = log_ratio_of<A, kNarrow>(s, t, x, y, offset, apart) * k.inverse;
   const A close = (e_s * d) * (A(1) + d * Math<A>::series(d));
   sums.l_s += e_s;
   sums.l_t += e_t;
@@ -111,22 +113,24 @@ __device__ __forceinline__ void add(Stats<A>& sums, A s, A t, A m_s, A m_t, A of
 template <typename A>
 struct Solved {
   A m_s, m_t, offset;
+  bool apart;      // see log_ratio_of
   A log_ratio;     // log of l_t / l_s: d = ((t - s) - offset) / T - log_ratio
   A inv_s, inv_t;  // 1 / l_s, 1 / l_t; kNarrow: their logarithms, in the units of Math::exponential
   A inv_1;         // 1 / l_1
-  A log_sum_1;     // log sum exp s, at temperature 1
+  A log_1;         // log l_1
 };
 
 template <typename A, bool kNarrow>
-__device__ __forceinline__ Solved<A> solve(const Stats<A>& x, bool cross_entropy) {
+__device__ __forceinline__ Solved<A> solve(const Stats<A>& x, const Temperature<A>& k, bool cross_entropy) {
   Solved<A> y;
   y.m_s = finite_maximum(x.m_s), y.m_t = finite_maximum(x.m_t), y.offset = y.m_t - y.m_s;
+  y.apart = maxima_apart(y.m_s, y.m_t, k.inverse);
   const A ratio = x.gap / x.l_s;
   y.log_ratio = abs_(ratio) < A(0.5) ? log1p_(ratio) : log_(x.l_t / x.l_s);
   y.inv_s = kNarrow ? -log_(x.l_s) * Math<A>::exponent(1.0) : A(1) / x.l_s;
   y.inv_t = kNarrow ? -log_(x.l_t) * Math<A>::exponent(1.0) : A(1) / x.l_t;
   y.inv_1 = cross_entropy ? A(1) / x.l_1 : A(0);
-  y.log_sum_1 = cross_entropy ? log_(x.l_1) + y.m_s : A(0);
+  y.log_1 = cross_entropy ? log_(x.l_1) : A(0);
   return y;
 }
 
@@ -150,7 +154,7 @@ __device__ __forceinline__ Term<A> term(A s, A t, const Solved<A>& row, const Te
     x.q = Math<A>::exponential(a * k.exponent) * row.inv_s;
     x.p = Math<A>::exponential(b * k.exponent) * row.inv_t;
   }
-  x.d = log_ratio_of<A, kNarrow>(s, t, a, b, row.offset) * k.inverse - row.log_ratio;
+  x.d = log_ratio_of<A, kNarrow>(s, t, a, b, row.offset, row.apart) * k.inverse - row.log_ratio;
   if constexpr (kDivergence == kJsd) {
     const A d = x.p == A(0) && x.q == A(0) ? A(0) : x.d;
     const Class<A> both = class_of(x.q, x.p, d);

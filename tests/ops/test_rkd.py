@@ -172,6 +172,16 @@ def test_duplicates_collinear_points_and_collapsed_inputs_follow_the_conventions
         assert torch.autograd.grad(value, student)[0].abs().max() == 0
 
 
+def test_a_single_point_has_no_pair_whatever_it_holds(backend):
+    for value in (1.0, torch.nan, torch.inf):
+        student, teacher = (torch.full((1, 3), value).requires_grad_() for _ in range(2))
+        for create_graph in (False, True):
+            loss = rkd(student, teacher, backend=backend)
+            grads = torch.autograd.grad(loss, (student, teacher), create_graph=create_graph)
+            assert loss.item() == 0
+            assert not any(grad.count_nonzero() for grad in grads)
+
+
 def test_two_points_have_no_distance_loss(backend):
     assert rkd_distance(points(2, 4), points(2, 3, seed=1), backend=backend).item() <= 1e-12
 

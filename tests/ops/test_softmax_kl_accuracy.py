@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 
 from kdx.ops import kd_loss, softmax_kl
 from kdx.ops._softmax_kl import reference
+from tests.ops.truth import softmax_kl_row
 
 N, C = 64, 1000
 LOSS = {0.1: 1e-5, 3.0: 1e-5, 30.0: 1e-5}
@@ -127,3 +129,38 @@ def test_cross_entropy_in_kd_loss_keeps_its_digits(backend):
     want = reference.losses(s[..., None], *call, reference.FORWARD, 0.5, 8.0 / N, 0.5).sum()
     assert abs(loss.item() - want.item()) <= 1e-6 * want.item()
     assert (grad - torch.autograd.grad(want, s)[0]).norm() <= 2e-6 * grad.norm()
+
+
+# Student and teacher in units of the scale; what is compared is a few units, which rounding t - s would swallow.
+EXTREME = {
+    "all equal beside one that leads": ([1.0] * 7, [1.0, 0, 0, 0, 0, 0, 0], 1e10),
+    "huge beside small": ([1.0, 0.5, -1.0, 0.25], [3e-10, 1e-10, 2e-10, -1e-10], 1e10),
+    "of opposite sign": ([1.0, 1.0, 1.0], [-1.0, -1.0, -1.0], 1e10),
+    "a million": ([1.0] * 5, [1e-6, 2e-6, 3e-6, 2.5e-6, 0.0], 1e6),
+    "almost too large": ([1.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0], 1e38),
+}
+
+
+@pytest.mark.parametrize("case", EXTREME)
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
+def test_huge_logits_lose_nothing_to_the_distance_of_teacher_and_student(backend, divergence, case):
+    """At 1e10 float32 has steps of 1024: what remains of t - s beside them is not what log p - log q needs."""
+    s, t, scale = EXTREME[case]
+    student, teacher = (scale * torch.tensor([x], dtype=torch.float32) for x in (s, t))
+    want = softmax_kl_row(*(x[0].double().numpy() for x in (student, teacher)), 1.0, divergence, 0.5, 2.0**-24)
+    student.requires_grad_()
+    loss = softmax_kl(student, teacher, divergence=divergence, backend=backend)
+    (grad,) = torch.autograd.grad(loss, student)
+    if want.loss > torch.finfo(torch.float32).max:
+        assert loss.item() == torch.inf
+        return
+    assert abs(loss.item() - want.loss) <= want.loss_error
+    assert (abs(grad[0].numpy() - want.grad) <= want.grad_error + 1e-37).all()
+
+
+def test_cross_entropy_of_huge_logits_keeps_the_logarithm_of_the_sum(backend):
+    student = torch.full((1, 7), 1e10).requires_grad_()
+    loss = kd_loss(student, student.detach(), torch.tensor([3]), alpha=0.0, backend=backend)
+    assert loss.item() == pytest.approx(math.log(7), rel=1e-6)
+    grad = torch.autograd.grad(loss, student)[0]
+    assert grad[0].numpy() == pytest.approx([1 / 7] * 3 + [-6 / 7] + [1 / 7] * 3, rel=1e-6)

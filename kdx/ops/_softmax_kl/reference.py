@@ -16,6 +16,7 @@ from torch import Tensor
 from kdx.ops._dtypes import accumulator
 
 FORWARD, REVERSE, JSD = 0, 1, 2
+_APART = 16.0  # units of T between the maxima of student and teacher from which t - s is not taken
 
 
 class Classes(NamedTuple):
@@ -37,6 +38,10 @@ def _classes(student: Tensor, teacher: Tensor, temperature: float) -> Classes:
     s, t = student.to(acc), teacher.to(acc)
     absent = torch.isneginf(s) & torch.isneginf(t)  # a class that neither side has
     m_s, m_t = s.detach().amax(1, keepdim=True), t.detach().amax(1, keepdim=True)
+    # Rows that lie far apart are measured from their own maxima: t - s would share the digits their distance leaves.
+    apart = m_s.isfinite() & m_t.isfinite() & ((m_t - m_s).abs() / temperature > _APART)
+    s, t = torch.where(apart, s - m_s, s), torch.where(apart, t - m_t, t)
+    m_s, m_t = (torch.where(apart, 0.0, m) for m in (m_s, m_t))
     e_s, e_t = torch.exp((s - m_s) / temperature), torch.exp((t - m_t) / temperature)
     l_s, l_t = e_s.sum(1, keepdim=True), e_t.sum(1, keepdim=True)
     q, p = e_s / l_s, e_t / l_t

@@ -50,16 +50,34 @@ def _log1p(x):
 
 
 @triton.jit
-def _tile_statistics(s, t, inverse, exponent, LABELS: tl.constexpr):
+def _apart(z_s, z_t, inverse):
+    """Whether maxima are so far apart (16 T) that t - s loses digits which the losses need; false for inf and NaN."""
+    return (tl.abs(z_s) < INF) & (tl.abs(z_t) < INF) & (tl.abs(z_t - z_s) * inverse > 16.0)
+
+
+@triton.jit
+def _log_ratio(s, t, a, b, z_s, z_t, inverse, NARROW: tl.constexpr):
+    """``((t - s) - (z_t - z_s)) / T``, given the distances a = s - z_s and b = t - z_t to the maxima.
+
+    From the distances for logits of 16 bits, for which they are exact, and where the maxima lie apart.
+    """
+    if NARROW:
+        return (b - a) * inverse
+    apart = _apart(z_s, z_t, inverse)
+    return tl.where(apart[:, None], b - a, (t - s) - (z_t - z_s)[:, None]) * inverse
+
+
+@triton.jit
+def _tile_statistics(s, t, inverse, exponent, LABELS: tl.constexpr, NARROW: tl.constexpr):
     m_s, m_t = tl.max(s, 1), tl.max(t, 1)
     z_s, z_t = _finite(m_s), _finite(m_t)
-    e_s = tl.exp2((s - z_s[:, None]) * exponent)
-    e_t = tl.exp2((t - z_t[:, None]) * exponent)
-    d = ((t - s) - (z_t - z_s)[:, None]) * inverse
+    a, b = s - z_s[:, None], t - z_t[:, None]
+    e_s, e_t = tl.exp2(a * exponent), tl.exp2(b * exponent)
+    d = _log_ratio(s, t, a, b, z_s, z_t, inverse, NARROW)
     gap = tl.where(tl.abs(d) < SMALL, (e_s * d) * (1.0 + d * _series(d)), e_t - e_s)  # d is NaN where both are -inf
     l_1 = tl.zeros_like(m_s)
     if LABELS:
-        l_1 = tl.sum(tl.exp2((s - z_s[:, None]) * LOG2E), 1)
+        l_1 = tl.sum(tl.exp2(a * LOG2E), 1)
     return m_s, m_t, tl.sum(e_s, 1), tl.sum(e_t, 1), tl.sum(gap, 1), l_1
 
 
@@ -67,7 +85,8 @@ def _tile_statistics(s, t, inverse, exponent, LABELS: tl.constexpr):
 def _rebase(m_s, m_t, l_s, l_t, gap, l_1, to_s, to_t, inverse, exponent):
     z_s, z_t = _finite(to_s), _finite(to_t)
     a, b = tl.exp2((m_s - z_s) * exponent), tl.exp2((m_t - z_t) * exponent)
-    d = ((m_t - m_s) - (z_t - z_s)) * inverse
+    apart = _apart(z_s, z_t, inverse)
+    d = tl.where(apart, (m_t - z_t) - (m_s - z_s), (m_t - m_s) - (z_t - z_s)) * inverse
     gap = tl.where(tl.abs(d) < SMALL, a * (gap + l_t * (d * (1.0 + d * _series(d)))), b * l_t - a * l_s)
     return a * l_s, b * l_t, gap, l_1 * tl.exp2((m_s - z_s) * LOG2E)
 
@@ -77,18 +96,21 @@ def _solve(m_s, m_t, l_s, l_t, gap, l_1, LABELS: tl.constexpr):
     ratio = gap / l_s
     log_ratio = tl.where(tl.abs(ratio) < 0.5, _log1p(ratio), tl.log(l_t / l_s))
     z_s, z_t = _finite(m_s), _finite(m_t)
-    log_sum = z_s
+    log_1 = z_s
     if LABELS:
-        log_sum = tl.log(l_1) + z_s
-    return z_s, z_t, log_ratio, 1.0 / l_s, 1.0 / l_t, 1.0 / l_1, log_sum
+        log_1 = tl.log(l_1)
+    return z_s, z_t, log_ratio, 1.0 / l_s, 1.0 / l_t, 1.0 / l_1, log_1
 
 
 @triton.jit
-def _terms(s, t, z_s, z_t, log_ratio, inv_s, inv_t, inverse, exponent, beta, DIVERGENCE: tl.constexpr):
+def _terms(
+    s, t, z_s, z_t, log_ratio, inv_s, inv_t, inverse, exponent, beta, DIVERGENCE: tl.constexpr, NARROW: tl.constexpr
+):
     """Of each class: share of the loss, p - q, q, slope and part; gradient = q (slope - sum of part), not FORWARD's."""
-    q = tl.exp2((s - z_s[:, None]) * exponent) * inv_s[:, None]
-    p = tl.exp2((t - z_t[:, None]) * exponent) * inv_t[:, None]
-    d = ((t - s) - (z_t - z_s)[:, None]) * inverse - log_ratio[:, None]
+    a, b = s - z_s[:, None], t - z_t[:, None]
+    q = tl.exp2(a * exponent) * inv_s[:, None]
+    p = tl.exp2(b * exponent) * inv_t[:, None]
+    d = _log_ratio(s, t, a, b, z_s, z_t, inverse, NARROW) - log_ratio[:, None]
     if DIVERGENCE == FORWARD or DIVERGENCE == REVERSE:
         r = _series(d)
         one_r = 1.0 + d * r
@@ -190,12 +212,12 @@ def _deliver(value, rows, inside, loss, partial, ticket, part, parts, REDUCE: tl
 
 
 @triton.jit
-def _row_loss(share, kl, ce, live, student, s_at, label, s_step, C, log_sum, LABELS: tl.constexpr):
+def _row_loss(share, kl, ce, live, student, s_at, label, s_step, C, log_1, z_s, LABELS: tl.constexpr):
     value = kl * tl.where(share < 0.0, 0.0, share)  # a probability flushed to zero beside one that is not: -1e-38
     if LABELS:
         valid = live & (ce == ce) & (ce != 0.0)
         s_y = tl.load(student + s_at + label * s_step, mask=valid, other=0.0).to(tl.float32)
-        value = tl.where(ce != 0.0, value + ce * (log_sum - s_y), value)
+        value = tl.where(ce != 0.0, value + ce * (log_1 + (z_s - s_y)), value)
     return tl.where(live, value, 0.0)
 
 
@@ -212,6 +234,7 @@ def resident_kernel(
     STAND_IN: tl.constexpr, S1: tl.constexpr, T1: tl.constexpr, G1: tl.constexpr,
 ):  # fmt: skip
     """ROWS whole rows a program, read once and kept in registers."""
+    NARROW: tl.constexpr = student.dtype.element_ty.primitive_bitwidth == 16
     program = tl.program_id(0)
     outer = (program // tiles).to(tl.int64)
     inner = (program % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -224,10 +247,10 @@ def resident_kernel(
     kl, ce, label = _coefficients(rows, inside, kl_rows, labels, ce_rows, kl_scale, ce_scale, C, KL_ROWS, LABELS)
     live = inside & ((kl != 0.0) | (ce != 0.0))
     s, t = _load_pair(student, teacher, s_at, t_at, columns, s_step, t_step, C, live, kl, STAND_IN, S1, T1)
-    m_s, m_t, l_s, l_t, gap, l_1 = _tile_statistics(s, t, inverse, exponent, LABELS)
-    z_s, z_t, log_ratio, inv_s, inv_t, inv_1, log_sum = _solve(m_s, m_t, l_s, l_t, gap, l_1, LABELS)
+    m_s, m_t, l_s, l_t, gap, l_1 = _tile_statistics(s, t, inverse, exponent, LABELS, NARROW)
+    z_s, z_t, log_ratio, inv_s, inv_t, inv_1, log_1 = _solve(m_s, m_t, l_s, l_t, gap, l_1, LABELS)
     share, difference, q, slope, part = _terms(
-        s, t, z_s, z_t, log_ratio, inv_s, inv_t, inverse, exponent, beta, DIVERGENCE
+        s, t, z_s, z_t, log_ratio, inv_s, inv_t, inverse, exponent, beta, DIVERGENCE, NARROW
     )
     if GRAD:
         scale = kl * inverse
@@ -240,7 +263,7 @@ def resident_kernel(
             g = scale[:, None] * q * (tl.where(q == 0.0, 0.0, slope) - total[:, None])
         g_at = (outer * g_o + inner * g_i) * PACK
         _store_gradient(grad, g_at, columns, g_step, C, inside, live, s, g, z_s, inv_1, ce, label, LABELS, G1)
-    value = _row_loss(tl.sum(share, 1), kl, ce, live, student, s_at, label, s_step, C, log_sum, LABELS)
+    value = _row_loss(tl.sum(share, 1), kl, ce, live, student, s_at, label, s_step, C, log_1, z_s, LABELS)
     _deliver(value, rows, inside, loss, partial, ticket, program, programs, REDUCE)
 
 
@@ -257,6 +280,7 @@ def loop_kernel(
 
     statistics: [rows, SPLITS, 6]; totals: [rows, SPLITS], the splits' sums of part.
     """
+    NARROW: tl.constexpr = student.dtype.element_ty.primitive_bitwidth == 16
     program = tl.program_id(0)
     row = (program // SPLITS).to(tl.int64)
     split = program % SPLITS
@@ -280,7 +304,7 @@ def loop_kernel(
         for tile in range(0, tiles):
             columns = begin + tile * BLOCK + tl.arange(0, BLOCK)
             s, t = _load_pair(student, teacher, s_at, t_at, columns, s_step, t_step, C, live, kl, STAND_IN, S1, T1)
-            n_s, n_t, k_s, k_t, k_gap, k_1 = _tile_statistics(s, t, inverse, exponent, LABELS)
+            n_s, n_t, k_s, k_t, k_gap, k_1 = _tile_statistics(s, t, inverse, exponent, LABELS, NARROW)
             to_s, to_t = tl.maximum(m_s, n_s), tl.maximum(m_t, n_t)
             l_s, l_t, gap, l_1 = _rebase(m_s, m_t, l_s, l_t, gap, l_1, to_s, to_t, inverse, exponent)
             k_s, k_t, k_gap, k_1 = _rebase(n_s, n_t, k_s, k_t, k_gap, k_1, to_s, to_t, inverse, exponent)
@@ -315,7 +339,7 @@ def loop_kernel(
         )
 
     if PHASE != STATISTICS:
-        z_s, z_t, log_ratio, inv_s, inv_t, inv_1, log_sum = _solve(m_s, m_t, l_s, l_t, gap, l_1, LABELS)
+        z_s, z_t, log_ratio, inv_s, inv_t, inv_1, log_1 = _solve(m_s, m_t, l_s, l_t, gap, l_1, LABELS)
         share_sum = tl.zeros([1], tl.float32)
         part_sum = tl.zeros([1], tl.float32)
         if PHASE != GRADIENT:
@@ -323,7 +347,7 @@ def loop_kernel(
                 columns = begin + (tiles - 1 - tile) * BLOCK + tl.arange(0, BLOCK)
                 s, t = _load_pair(student, teacher, s_at, t_at, columns, s_step, t_step, C, live, kl, STAND_IN, S1, T1)
                 share, difference, q, slope, part = _terms(
-                    s, t, z_s, z_t, log_ratio, inv_s, inv_t, inverse, exponent, beta, DIVERGENCE
+                    s, t, z_s, z_t, log_ratio, inv_s, inv_t, inverse, exponent, beta, DIVERGENCE, NARROW
                 )
                 share_sum += tl.sum(share, 1)
                 part_sum += tl.sum(part, 1)
@@ -345,16 +369,16 @@ def loop_kernel(
                 columns = begin + tile * BLOCK + tl.arange(0, BLOCK)
                 s, t = _load_pair(student, teacher, s_at, t_at, columns, s_step, t_step, C, live, kl, STAND_IN, S1, T1)
                 share, difference, q, slope, part = _terms(
-                    s, t, z_s, z_t, log_ratio, inv_s, inv_t, inverse, exponent, beta, DIVERGENCE
+                    s, t, z_s, z_t, log_ratio, inv_s, inv_t, inverse, exponent, beta, DIVERGENCE, NARROW
                 )
                 g = scale[:, None] * q * (tl.where(q == 0.0, 0.0, slope) - part_sum[:, None])
                 _store_gradient(grad, g_at, columns, g_step, C, inside, live, s, g, z_s, inv_1, ce, label, LABELS, G1)
         if PHASE == ALL:
-            value = _row_loss(share_sum, kl, ce, live, student, s_at, label, s_step, C, log_sum, LABELS)
+            value = _row_loss(share_sum, kl, ce, live, student, s_at, label, s_step, C, log_1, z_s, LABELS)
             _deliver(value, rows, inside, loss, partial, ticket, program, programs, REDUCE)
         if PHASE == LOSS:  # the cross-entropy of the row is the first split's
             first_ce = tl.where(split == 0, ce, 0.0)
-            value = _row_loss(share_sum, kl, first_ce, live, student, s_at, label, s_step, C, log_sum, LABELS)
+            value = _row_loss(share_sum, kl, first_ce, live, student, s_at, label, s_step, C, log_1, z_s, LABELS)
             _deliver(value, program + one, inside, loss, partial, ticket, program, programs, REDUCE)
 
 
