@@ -363,13 +363,14 @@ def kdx_models() -> Iterable[Spec]:
 
 @hookimpl
 def kdx_datasets() -> Iterable[Spec]:
-    """Data sets of kdx; none needs a download."""
+    """Data sets: files of one's own, and those of kdx, of which none needs a download."""
     return [
         Spec(
             "composed-scenes",
             "kdx.datasets.scenes:ComposedScenes",
             "2,000 + 500 scenes composed of embedded Fashion-MNIST images, with the class of every pixel",
         ),
+        Spec("csv", "kdx.datasets.csv_table:CsvTable", "rows of a CSV file, to predict one of its columns"),
         Spec("digits", "kdx.datasets.digits:Digits", "1,797 handwritten digits of 8x8, from scikit-learn"),
         Spec(
             "electrocardiogram",
@@ -383,6 +384,8 @@ def kdx_datasets() -> Iterable[Spec]:
             "5,000 + 2,000 images of clothing (embedded), or all 70,000 from a folder",
             "Xiao et al. 2017, arXiv:1708.07747",
         ),
+        Spec("image-folder", "kdx.datasets.image_folder:ImageFolder", "images in folders named for their classes"),
+        Spec("npz", "kdx.datasets.npz:NpzArrays", "arrays of inputs and targets in .npz files"),
         Spec(
             "word-stress",
             "kdx.datasets.stress:WordStress",

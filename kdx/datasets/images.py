@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from kdx.datasets.image_preprocessing import ImagePreprocessing
+
 __all__ = ["ImageSet"]
 
 
@@ -27,6 +29,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         input_shape: ``(1, H, W)``.
         mean: as given.
         std: as given.
+        preprocessing: what makes an image in a file one of these, a :class:`kdx.datasets.ImagePreprocessing`.
 
     """
 
@@ -44,6 +47,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         self.input_shape: tuple[int, int, int] = (1, pixels.shape[1], pixels.shape[2])
         self.mean = mean
         self.std = std
+        self.preprocessing = ImagePreprocessing(
+            size=self.input_shape[1:], fit="stretch", grey=True, mean=(mean,), std=(std,)
+        )
 
     def __len__(self) -> int:
         return len(self.targets)

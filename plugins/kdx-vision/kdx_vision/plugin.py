@@ -18,8 +18,7 @@ def kdx_models() -> Iterable[Spec]:
 
 @hookimpl
 def kdx_datasets() -> Iterable[Spec]:
-    """Images in files."""
+    """The data sets of torchvision."""
     return [
-        Spec("image-folder", "kdx_vision.folder:ImageFolder", "images in FOLDER/SPLIT/CLASS/, read with Pillow"),
         Spec("torchvision", "kdx_vision.torchvision_set:TorchvisionSet", "a data set of torchvision from a local root"),
     ]

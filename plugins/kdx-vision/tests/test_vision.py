@@ -1,4 +1,4 @@
-"""Image folders; timm and torchvision where they are installed, and their stand-ins where they are not."""
+"""Models and data sets of timm and torchvision where they are installed, and their stand-ins where they are not."""
 
 import os
 import sys
@@ -7,71 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from kdx_vision.folder import ImageFolder
 from kdx_vision.models import collection, timm_model, torchvision_model
 from kdx_vision.torchvision_set import TorchvisionSet
-from PIL import Image
 from safetensors.torch import save_file
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Red and blue images of 40x20 pixels, and a file that is no image beside them."""
-    for split in ("train", "test"):
-        for name, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
-            place = tmp_path / split / name
-            place.mkdir(parents=True)
-            for i in range(3):
-                Image.new("RGB", (40, 20), colour).save(place / f"{i}.png")
-            (place / "notes.txt").write_text("no image")
-    return tmp_path
-
-
-def test_images_are_scaled_cut_and_normalised(folder) -> None:
-    train = ImageFolder("train", folder=folder, size=16)
-    image, label = train[3]
-    assert (len(train), train.classes, label, train.input_shape) == (6, ("blue", "red"), 1, (3, 16, 16))
-    expected = (torch.tensor([1.0, 0.0, 0.0]) - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
-        [0.229, 0.224, 0.225]
-    )
-    torch.testing.assert_close(image, expected[:, None, None].expand(3, 16, 16))
-    assert train.targets.tolist() == [0, 0, 0, 1, 1, 1]
-
-
-def test_the_middle_of_the_longer_side_is_kept(tmp_path) -> None:
-    place = tmp_path / "train" / "one"
-    place.mkdir(parents=True)
-    image = Image.new("L", (30, 10), 0)
-    image.paste(255, (10, 0, 20, 10))
-    image.save(place / "a.png")
-    pixels, _ = ImageFolder("train", folder=tmp_path, size=10, grey=True)[0]
-    assert pixels.shape == (1, 10, 10)
-    assert torch.equal(pixels, torch.ones(1, 10, 10))
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"split": "val"}, ValueError, "split must be 'train' or 'test', got 'val'"),
-        ({"size": 0}, ValueError, "size must be at least 1 pixel, got 0"),
-        ({"folder": "nowhere"}, FileNotFoundError, "expected FOLDER/train/CLASS/"),
-    ],
-)
-def test_bad_input_is_named(folder, change, error, message) -> None:
-    with pytest.raises(error, match=message):
-        ImageFolder(**({"split": "train", "folder": folder} | change))
-
-
-def test_a_damaged_image_is_named_when_it_is_read(folder) -> None:
-    (folder / "train" / "blue" / "0.png").write_bytes(b"not a png")
-    with pytest.raises(ValueError, match=r"0\.png cannot be read as an image"):
-        ImageFolder("train", folder=folder)[0]
-
-
-def test_a_class_that_only_the_test_split_has_is_an_error(folder) -> None:
-    (folder / "test" / "green").mkdir()
-    with pytest.raises(ValueError, match="the test split has a class 'green'"):
-        ImageFolder("test", folder=folder)
 
 
 class FakeTimm(types.ModuleType):
