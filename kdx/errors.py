@@ -10,6 +10,9 @@ __all__ = [
     "CaptureError",
     "CheckpointError",
     "ComponentError",
+    "DamageWarning",
+    "DamagedError",
+    "FileError",
     "InUseError",
     "Interrupted",
     "KdxDeprecationWarning",
@@ -45,7 +48,7 @@ class CaptureError(KdxError, ValueError):
 
 
 class CheckpointError(KdxError, RuntimeError):
-    """A checkpoint cannot be read, or belongs to something else."""
+    """A checkpoint or weights are of another format, or belong to something else."""
 
 
 class ComponentError(KdxError):
@@ -76,6 +79,21 @@ class ComponentError(KdxError):
         except TypeError:  # a type that cannot be built on
             error = cls(message)
         return error
+
+
+class DamagedError(KdxError, RuntimeError):
+    """A file is not as kdx wrote it: a bit changed, it was cut short or edited by hand; the message says what to do."""
+
+
+class DamageWarning(UserWarning):
+    """A file is damaged and an older one takes its place, which changes no result."""
+
+
+class FileError(KdxError, OSError):
+    """A file cannot be read or written: the disk is full, it may not be opened, or its folder is gone.
+
+    The message names the file and says what is kept; ``errno`` is that of the system, if it gave one.
+    """
 
 
 class InUseError(KdxError, RuntimeError):

@@ -32,7 +32,7 @@ FLOORS = [
         "ranges",
         "items",
     },
-    {"layout", "lock", "class_numbers"},
+    {"layout", "lock", "class_numbers", "seal"},
     {"tap", "evidence", "blame"},
     {"deprecation", "options", "registry", "capture", "losses"},
     {"ops", "features", "datasets", "store", "models", "tasks", "trust"},

@@ -136,7 +136,7 @@ class Assembly:
         """The model of a stage with its trained weights, if it has any."""
         model = self.build(self.ref(stage), stage)
         if weights := self.source.weights(stage):
-            load_weights(model, weights)
+            load_weights(model, weights, sealed=True)
         return model
 
     def result(self, stage: str) -> Mapping[str, Any]:
@@ -156,7 +156,7 @@ class Assembly:
         elif weights and stage.role != "teacher" and stage.model == self.recipe.student.model:
             load_weights(student, weights)
         if stage.start is not None and (trained := self.source.weights(stage.start)):
-            load_weights(student, trained)
+            load_weights(student, trained, sealed=True)
         return student
 
     def scheme(self, stage: Stage) -> Scheme:

@@ -24,19 +24,29 @@ from kdx.experiment.quality import Quality
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe_files import check_recipe, load_recipe
 from kdx.experiment.rehearsal import rehearse
+from kdx.experiment.run_files import (
+    ENVIRONMENT,
+    PAGE,
+    PICTURE,
+    RECIPE,
+    SUMMARY,
+    checksums,
+    read_environment,
+    read_recipe,
+    read_summary,
+)
 from kdx.experiment.run_folder import RunFolder
 from kdx.experiment.stage_runner import StageRunner
 from kdx.experiment.teacher_cache import TeacherCache
-from kdx.files import atomic_write, read_json, refuse_links, remove_leftovers, write_json
+from kdx.files import atomic_write, refuse_links, remove_leftovers, write_json
 from kdx.lock import LOCK, sole_writer
 from kdx.registry import Plugins
+from kdx.seal import seal_text
 from kdx.stage import Stage
 from kdx.training.ranks import agreed, is_first
 from kdx.trust import Rule, Trusted, trusting
 
 __all__ = ["Experiment", "WeakTeacherWarning", "run"]
-
-RECIPE, SUMMARY, ENVIRONMENT = "recipe.yaml", "summary.json", "environment.json"
 
 
 def run(
@@ -164,7 +174,7 @@ class Experiment:
             if is_first(cpu=cpu):
                 self._claim(alone, resume=resume, force=force)
             finished = agreed((self.folder / SUMMARY).exists(), cpu=cpu)
-            summary = read_json(self.folder / SUMMARY) if finished else self._run()
+            summary = read_summary(self.folder) if finished else self._run()
             return agreed(summary, cpu=cpu)  # when all processes have written what they write
 
     def _run(self) -> dict[str, Any]:
@@ -183,6 +193,7 @@ class Experiment:
             from kdx.experiment.report import write_report  # imports matplotlib
 
             write_report(self.folder, summary)
+            summary["files"] = checksums(self.folder, self.folder / PAGE, self.folder / PICTURE)
         write_json(self.folder / SUMMARY, summary)  # last, as it says that the run is finished
         return summary
 
@@ -201,6 +212,8 @@ class Experiment:
                     f"{folder} holds a run already; --resume goes on with it (a finished one is only read), --force "
                     "moves it aside, --folder takes another place"
                 )
+            read_recipe(folder)
+            self._keep_environment()
             written = load_recipe(folder / RECIPE, plugins=self.plugins, trust=self.trust)
             if changed := _differences(written.dump(), self.recipe.dump()):
                 raise RecipeError(
@@ -220,7 +233,18 @@ class Experiment:
             (aside / LOCK).unlink()  # it was this run's, which goes on in the new folder
             alone.enter_context(sole_writer(folder))
         write_json(folder / ENVIRONMENT, environment(self.recipe.seed))
-        atomic_write(folder / RECIPE, lambda path: path.write_text(self.recipe.yaml()))
+        text = seal_text(self.recipe.yaml())
+        atomic_write(folder / RECIPE, lambda path: path.write_text(text))
+
+    def _keep_environment(self) -> None:
+        """Checks the environment that the run in the folder was started in; one that was removed is written anew."""
+        if (self.folder / ENVIRONMENT).exists():
+            read_environment(self.folder)
+            return
+        if (self.folder / SUMMARY).exists():
+            return  # a finished run is only read
+        self.notify(f"warning: {self.folder / ENVIRONMENT} is missing; it is written anew, with the environment of now")
+        write_json(self.folder / ENVIRONMENT, environment(self.recipe.seed))
 
     def _guard(self, results: Mapping[str, dict[str, Any]]) -> None:
         """Warns, before the student is taught, of a teacher that is too weak or a gap that is too wide."""
@@ -261,6 +285,7 @@ class Experiment:
             "stages": dict(results),
             "gain": quality.gain(test["distilled"], test["alone"]) if "alone" in test else None,
             "warnings": self.warnings,
+            "files": {},
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rich.console import JustifyMethod
 from rich.table import Table
 
 from kdx.experiment.quality import Quality
+from kdx.experiment.run_files import PAGE, PICTURE, read_environment, read_recipe
 from kdx.files import atomic_write
 from kdx.observers.metrics_log import MetricsLog, read_metrics
 
@@ -170,7 +172,7 @@ def _draw_prequential(axes: Any, rows: Sequence[Mapping[str, Any]], label: str) 
 
 def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
     """Writes ``report.png`` and a self-contained ``report.html`` into a run's folder."""
-    picture = folder / "report.png"
+    picture = folder / PICTURE
     figure = draw_curves(folder, summary)
     atomic_write(picture, lambda path: figure.savefig(path, format="png", dpi=120))
     template = (resources.files("kdx") / "templates" / "report.html.j2").read_text()
@@ -182,13 +184,13 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
             columns=columns(Quality.read(summary)),
             latency=LATENCY,
             rows=stage_rows(summary),
-            recipe=(folder / "recipe.yaml").read_text(),
-            environment=(folder / "environment.json").read_text(),
+            recipe=read_recipe(folder),
+            environment=json.dumps(read_environment(folder), indent=2),
             panels="; ".join(axes.get_title() for axes in figure.axes),
             picture=base64.b64encode(picture.read_bytes()).decode(),
         )
     )
-    path = folder / "report.html"
+    path = folder / PAGE
     atomic_write(path, lambda temporary: temporary.write_text(page))
     return path
 

@@ -6,21 +6,29 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import nn
 
 from kdx.datasets.view import View
 from kdx.experiment.recipe import Recipe
+from kdx.experiment.run_files import (
+    METRICS,
+    MODEL,
+    RESULT,
+    START,
+    again,
+    check_files,
+    checksums,
+    read_model,
+    read_result,
+)
 from kdx.experiment.stage_store import stored_teacher
-from kdx.files import read_json, write_json
+from kdx.files import named, write_json
 from kdx.ref import Ref
 from kdx.stage import Produced
 from kdx.teachers import Stored
-from kdx.training.checkpoint import save_tensors
+from kdx.training.checkpoint import load_tensors, save_tensors
 
 __all__ = ["RunFolder"]
-
-RESULT, MODEL, START = "result.json", "model.json", "start.safetensors"
 
 
 class RunFolder:
@@ -45,17 +53,43 @@ class RunFolder:
         """The folder of a stage."""
         return self.folder / stage
 
+    def begin(self, stage: str) -> None:
+        """Makes the folder of a stage, if it is not there.
+
+        Raises:
+            FileError: the folder of the run is gone, or may not be written to.
+        """
+        with named(self.of(stage), "made"):
+            self.of(stage).mkdir(exist_ok=True)
+
     def finished(self, stage: str) -> bool:
         """True for a stage that has its result."""
         return (self.of(stage) / RESULT).exists()
 
-    def finish(self, stage: str, result: Mapping[str, Any]) -> None:
-        """Writes the result of a stage, which makes it finished."""
-        write_json(self.of(stage) / RESULT, result)
+    def finish(self, stage: str, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the result of a stage with the checksums of its files, which makes it finished; returns it."""
+        folder = self.of(stage)
+        files = checksums(folder, folder / METRICS, *sorted(folder.glob("*.safetensors")))
+        write_json(folder / RESULT, whole := {**result, "files": files})
+        return whole
 
     def result(self, stage: str) -> dict[str, Any]:
-        """The result of a finished stage."""
-        return read_json(self.of(stage) / RESULT)
+        """The result of a finished stage.
+
+        Raises:
+            DamagedError: it is not as it was written.
+        """
+        return read_result(self.of(stage))
+
+    def checked(self, stage: str) -> dict[str, Any]:
+        """The result of a finished stage, whose files are compared with their checksums.
+
+        Raises:
+            DamagedError: it, or one of those files, is not as it was written.
+        """
+        result = self.result(stage)
+        check_files(self.of(stage), result["files"], again(self.of(stage)))
+        return result
 
     def quality(self, stage: str) -> float:
         """The metric of the task on the validation rows."""
@@ -69,11 +103,13 @@ class RunFolder:
         """The model that a stage's structure was made into, None before that."""
         if not (self.of(stage) / MODEL).exists():
             return None
-        kept = read_json(self.of(stage) / MODEL)
-        return Produced(Ref.of(kept["model"]), load_file(self.of(stage) / START) if kept["start"] else None)
+        kept = read_model(self.of(stage))
+        start = load_tensors(self.of(stage) / START, sealed=True) if kept["start"] else None
+        return Produced(Ref.of(kept["model"]), start)
 
     def keep(self, stage: str, produced: Produced) -> None:
         """Records the model that a stage's structure was made into."""
+        self.begin(stage)
         if produced.weights is not None:
             save_tensors(produced.weights, self.of(stage) / START)
         write_json(

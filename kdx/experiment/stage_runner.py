@@ -57,7 +57,8 @@ class StageRunner:
     def run(self, stage: Stage) -> dict[str, Any]:
         """Runs one stage, or reads its result if it is finished."""
         if self.folder.finished(stage.name):
-            return self.folder.result(stage.name)
+            return self.folder.checked(stage.name)
+        self.folder.begin(stage.name)
         data, model = self.assembly.data_of(stage.name), self.assembly.ref(stage.name)
         set_seed(self.recipe.seed + stage.seed)
         scheme = self.assembly.scheme(stage)
@@ -79,7 +80,7 @@ class StageRunner:
         result |= {"weights": f"{stage.name}/{name}.safetensors"}
         cpu = self.recipe.device == "cpu"
         if is_first(cpu=cpu):
-            self.folder.finish(stage.name, result)
+            result = self.folder.finish(stage.name, result)
         return agreed(result, cpu=cpu)
 
     def _train(self, stage: Stage, scheme: Scheme, weights: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from kdx import __version__
 from kdx.datasets.view import View
-from kdx.errors import CheckpointError
+from kdx.errors import CheckpointError, DamagedError
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.plan import train_of
 from kdx.experiment.recipe import Recipe
@@ -100,7 +100,7 @@ class Entry:
             if manifest["sha256"] != _sha256(self.folder / WEIGHTS):
                 raise CheckpointError("its weights are not those that were written")
             load_weights(model, self.folder / WEIGHTS)
-        except (OSError, ValueError, KeyError, TypeError, CheckpointError) as error:
+        except (OSError, ValueError, KeyError, TypeError, CheckpointError, DamagedError) as error:
             notify(f"the kept teacher {self.folder} is damaged ({error}); it is removed and the teacher trained anew")
             shutil.rmtree(self.folder)
             return None
@@ -111,6 +111,7 @@ class Entry:
         beside = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(beside, ignore_errors=True)
         try:
+            beside.mkdir(parents=True)
             export_weights(model, beside / WEIGHTS)
             manifest = {"key": self.key, "sha256": _sha256(beside / WEIGHTS)}
             (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kdx.files import atomic_write
+from kdx.errors import DamagedError
+from kdx.files import atomic_write, named
 from kdx.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -64,11 +66,34 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``; a last line cut off by a kill is left out."""
+    """The rows of a ``metrics.jsonl``; a last line cut off by a kill is left out.
+
+    Raises:
+        DamagedError: another line is no row; the message names it.
+        FileError: the file cannot be read.
+    """
+    if not path.exists():
+        return []
+    with named(path):
+        *lines, last = path.read_bytes().split(b"\n")
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            rows.append(_row(line))
+        except (ValueError, RecursionError) as error:
+            raise DamagedError(
+                f"{path} is damaged in line {number}, which is no row of metrics; remove that line, or the file: only "
+                "the curves of the report are drawn from it"
+            ) from error
+    with contextlib.suppress(ValueError):
+        rows.append(_row(last))
     return rows
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    row = json.loads(line.decode())
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), int) for key in ("step", "epoch")):
+        raise ValueError("a row has a step and an epoch")
+    if not all(isinstance(value, int | float) for value in row.values()):
+        raise ValueError("a row holds numbers")
+    return row

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from kdx.errors import StoreError
-from kdx.files import atomic_write
+from kdx.errors import DamagedError, StoreError
+from kdx.files import read_json, write_json
 
 __all__ = ["FORMAT", "INDEX", "MANIFEST", "FileEntry", "Manifest", "differences", "file_entry", "shard_name"]
 
@@ -97,8 +96,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Puts the manifest into place, all or nothing."""
         self.files = dict(sorted(self.files.items()))
-        text = json.dumps(asdict(self), indent=1) + "\n"
-        atomic_write(folder / MANIFEST, lambda path: path.write_text(text))
+        write_json(folder / MANIFEST, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -108,15 +106,13 @@ class Manifest:
             StoreError: there is none, it is damaged, or of another format.
         """
         path = folder / MANIFEST
+        if not path.exists():
+            raise StoreError(f"{folder} holds no teacher store: there is no {MANIFEST}; write one with kdx cache")
         try:
-            values = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise StoreError(
-                f"{folder} holds no teacher store: there is no {MANIFEST}; write one with kdx cache"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path} cannot be read ({error}); remove {folder} and write the store again") from error
-        found = values.get("format") if isinstance(values, dict) else None
+            values = read_json(path, f"remove {folder} and write the store again")
+        except DamagedError as error:
+            raise StoreError(str(error)) from error
+        found = values.get("format")
         if found != FORMAT:
             raise StoreError(
                 f"{path} has format {found!r}, this kdx reads {FORMAT}; write the store again with kdx cache, or "

@@ -17,6 +17,7 @@ from kdx.analysis.flops import count_flops
 from kdx.batch import Batch
 from kdx.capture import unwrap
 from kdx.errors import RunExistsError, StudentError
+from kdx.files import named
 from kdx.ref import Ref, RefLike
 from kdx.registry import default_plugins
 from kdx.students.config import StudentConfig, read_config, write_config
@@ -101,6 +102,8 @@ class Derived:
             raise ValueError(f"path is the config's, its weights are written beside it as .safetensors; got {path}")
         if not force and (there := [file for file in files if file.exists()]):
             raise RunExistsError(f"{there[0]} exists already; --force (force=True) writes over it, --out takes another")
+        with named(path.parent, "made"):
+            path.parent.mkdir(parents=True, exist_ok=True)
         if weights:
             export_weights(self.model, files[1])
         write_config(self.config, path)

@@ -1,32 +1,65 @@
-"""Checkpoints and weights on disk, written to a temporary file and renamed: a kill leaves the last good one."""
+"""Checkpoints and weights on disk, written to a temporary file and renamed: a kill leaves the last good one.
+
+Both show damage: the name of a checkpoint ends with the first digits of its SHA-256, as torch.hub names weights
+(https://docs.pytorch.org/docs/stable/hub.html), so that file and checksum appear at once; weights carry a seal.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from kdx.capture import clean_name, unwrap
-from kdx.errors import CheckpointError
-from kdx.files import atomic_write
+from kdx.errors import CheckpointError, DamagedError, DamageWarning
+from kdx.files import atomic_write, check_name, named, named_by_checksum
+from kdx.seal import METADATA, check_tensors, seal_tensors
 
-__all__ = ["export_weights", "latest_checkpoint", "load_checkpoint", "load_weights", "save_checkpoint"]
+__all__ = [
+    "export_weights",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "load_tensors",
+    "load_weights",
+    "newest_checkpoint",
+    "save_checkpoint",
+    "save_tensors",
+]
 
 FORMAT = 1
-KEEP = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
-    """Writes ``folder/step-XXXXXXXX.pt`` and removes all but the newest two."""
+    """Writes ``folder/step-XXXXXXXX-CHECKSUM.pt`` and keeps beside it the newest one of an earlier step.
+
+    Raises:
+        FileError: the disk is full, or the folder of the run is gone; the checkpoints from before are kept.
+    """
+    with named(folder, "made"):
+        folder.mkdir(exist_ok=True)  # not its parents: the folder of a run that went missing is not made anew
+    digest = hashlib.sha256()
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            hashing: Any = _Hashing(file, digest)
+            torch.save({"format": FORMAT, "step": step, **state}, hashing)
+            if hashing.error:
+                raise hashing.error
+
     path = folder / f"step-{step:08d}.pt"
-    atomic_write(path, lambda temporary: torch.save({"format": FORMAT, "step": step, **state}, temporary))
-    for old in _checkpoints(folder)[:-KEEP]:
-        old.unlink(missing_ok=True)
+    path = atomic_write(path, write, name=lambda: named_by_checksum(path.name, digest.hexdigest()))
+    before = [each for each in _checkpoints(folder) if _step(each) < step]
+    for old in _checkpoints(folder):
+        if old not in (path, *before[-1:]):
+            old.unlink(missing_ok=True)
     return path
 
 
@@ -36,53 +69,147 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a folder that is not damaged, and what it holds; None if there is none at all.
+
+    Damaged ones that are newer are removed. Going back changes no result, for a run goes on from the older one as it
+    did before; a `DamageWarning` says so.
+
+    Raises:
+        DamagedError: all of them are damaged.
+        CheckpointError: the newest that is not is of another format.
+        FileError: one cannot be read, which is no damage.
+    """
+    damaged: dict[Path, str] = {}
+    for path in reversed(_checkpoints(folder)):
+        try:
+            state = load_checkpoint(path)
+        except DamagedError as error:
+            damaged[path] = str(error).partition(";")[0]
+            continue
+        for each, found in damaged.items():
+            message = f"{found}; it is removed and the run goes on from the older {path.name}, which changes no result"
+            warnings.warn(message, DamageWarning, stacklevel=2)
+            each.unlink(missing_ok=True)
+        return path, state
+    if damaged:
+        raise DamagedError(f"{next(iter(damaged.values()))}; no other is left, remove {folder} to train from the start")
+    return None
+
+
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Reads a checkpoint; only tensors and plain values are accepted, no pickled code.
 
     Raises:
-        CheckpointError: the file is damaged or of another format.
+        DamagedError: it is not as it was written.
+        CheckpointError: it is of another format.
+        FileError: it cannot be read.
     """
+    check_name(path, "remove it to go back to an older one")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read ({error}); remove it to go back to an older one"
-        ) from error
+        with named(path):
+            state = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"checkpoint {path} is not of this version of torch and kdx: {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"checkpoint {path} has format {found!r}, this kdx reads {FORMAT}")
     return state
 
 
-def export_weights(model: nn.Module, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def export_weights(model: nn.Module, path: Path) -> None:
     """Writes a model's parameters and buffers as safetensors, under the names of the plain model.
 
-    Tensors that share memory (tied weights) are written as separate copies.
-    """
-    save_tensors({clean_name(name): value for name, value in unwrap(model).state_dict().items()}, path, metadata)
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes tensors as safetensors, atomically; those that share memory as separate copies."""
-    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    atomic_write(path, lambda temporary: save_file(copies, temporary, dict(metadata or {})))
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Loads weights written by :func:`export_weights`.
+    Tensors that share memory (tied weights) are written as separate copies. The metadata hold the version of kdx and a
+    checksum, so that :func:`load_weights` notices damage.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or its tensors are not those of the model.
+        FileError: the disk is full, or there is no such folder.
     """
+    save_tensors({clean_name(name): value for name, value in unwrap(model).state_dict().items()}, path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes tensors as safetensors with their checksum, atomically; those that share memory as separate copies."""
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    data = seal_tensors(save(copies, METADATA))
+    atomic_write(path, lambda temporary: temporary.write_bytes(data))
+
+
+def load_tensors(path: Path, *, sealed: bool = False) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Args:
+        path: of the file.
+        sealed: whether it belongs to a run, so that one without a checksum is damaged; without it a file that another
+            program wrote is read as it is.
+
+    Raises:
+        DamagedError: it is not as it was written.
+        FileError: it cannot be read.
+    """
+    path = Path(path)
+    check_tensors(
+        path,
+        f"remove the folder {path.parent} and resume the run, which runs this stage again"
+        if sealed
+        else "get it again from its source",
+        sealed=sealed,
+    )
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except Exception as error:  # safetensors raises its own error type, which is not public in every version
-        raise CheckpointError(f"weights {path} cannot be read: {error}") from error
+        raise DamagedError(f"{path} is damaged: {error}; get it again from its source") from error
+    return tensors
+
+
+def load_weights(model: nn.Module, path: Path, *, sealed: bool = False) -> None:
+    """Loads weights written by :func:`export_weights`, or by another program under the same names.
+
+    Args:
+        model: takes them.
+        path: of the safetensors file.
+        sealed: see :func:`load_tensors`.
+
+    Raises:
+        DamagedError: the file is not as it was written.
+        FileError: it cannot be read.
+        CheckpointError: its tensors are not those of the model.
+    """
+    tensors = load_tensors(path, sealed=sealed)
     try:
         unwrap(model).load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"weights {path} do not fit {type(unwrap(model)).__name__}: {error}") from error
 
 
+class _Hashing:
+    """A file that torch writes to, hashed as it is written.
+
+    An error of the system is kept for whoever asks: torch would make an error of its own of it, without the reason.
+    """
+
+    def __init__(self, file: BinaryIO, digest: Any) -> None:
+        self.file, self.digest = file, digest
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+            self.digest.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.pt"))
+    return sorted(folder.glob("step-*.pt"), key=lambda path: (_step(path), path.name))
+
+
+def _step(path: Path) -> int:
+    found = re.match(r"step-([0-9]+)", path.name)
+    return int(found[1]) if found else -1

@@ -13,10 +13,10 @@ from torch import Tensor
 from kdx import rng
 from kdx.directions import more_is_better
 from kdx.errors import CheckpointError, RunExistsError, nearest
-from kdx.files import refuse_links, remove_leftovers
+from kdx.files import named, refuse_links, remove_leftovers
 from kdx.training import evaluation
 from kdx.training.batches import ResumableLoader
-from kdx.training.checkpoint import export_weights, latest_checkpoint, load_checkpoint, save_checkpoint
+from kdx.training.checkpoint import export_weights, latest_checkpoint, newest_checkpoint, save_checkpoint
 from kdx.training.evaluation import Metrics, metrics_of
 from kdx.training.finite import Finite
 from kdx.training.phases import Phases
@@ -87,19 +87,18 @@ class State:
                 raise ValueError("resume needs the folder of the run")
             return
         folder, checkpoints = self.run.folder, self.run.folder / "checkpoints"
-        folder.mkdir(parents=True, exist_ok=True)
+        with named(folder, "made"):
+            folder.mkdir(parents=True, exist_ok=True)
         exports = (folder / f"{name}.safetensors" for name in self.run.scheme.students)
         refuse_links([checkpoints, folder / "metrics.jsonl", folder / "tensorboard", *exports])
-        path = latest_checkpoint(checkpoints)
-        if path is not None and not resume:
-            raise RunExistsError(f"{self.run.folder} holds a run already; resume=True goes on with it")
+        if not resume and latest_checkpoint(checkpoints) is not None:
+            raise RunExistsError(f"{folder} holds a run already; resume=True goes on with it")
         if self.accelerator.is_main_process:
             remove_leftovers([folder, checkpoints])
-        if path is not None:
-            self._load(path)
+        if (found := newest_checkpoint(checkpoints)) is not None:
+            self._load(*found)
 
-    def _load(self, path: Path) -> None:
-        state = load_checkpoint(path)
+    def _load(self, path: Path, state: dict[str, Any]) -> None:
         run = self.run
         try:
             run.scheme.load_state_dict(state["scheme"])

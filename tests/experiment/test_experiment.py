@@ -19,6 +19,7 @@ import kdx
 from kdx.errors import Interrupted, RecipeError, RunExistsError
 from kdx.experiment.experiment import Experiment, WeakTeacherWarning
 from kdx.experiment.recipe_files import load_recipe
+from kdx.experiment.run_files import read_summary
 from kdx.hookspecs import hookimpl
 from kdx.store.fingerprint import digest_of, tensor_digests
 from kdx.training.evaluation import evaluate
@@ -81,7 +82,7 @@ def test_the_folder_holds_everything_a_run_is(finished: Path) -> None:
 
 
 def test_the_summary_is_what_the_exported_models_do_on_the_test_set(finished: Path) -> None:
-    summary = json.loads((finished / "summary.json").read_text())
+    summary = read_summary(finished)
     assert list(summary["stages"]) == ["teacher", "alone", "distilled"]
     recipe = load_recipe(finished / "recipe.yaml")
     experiment = Experiment(recipe, finished)
@@ -117,8 +118,8 @@ def test_no_test_image_is_seen_before_the_end_and_the_splits_are_disjoint(finish
 def test_a_run_is_never_overwritten(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(RunExistsError, match="--resume goes on with it"):
         kdx.run("fashion-offline", folder=finished, **SHORT)
-    before = (finished / "summary.json").read_bytes()
-    assert kdx.run("fashion-offline", folder=finished, resume=True, **SHORT) == json.loads(before)
+    before = read_summary(finished)
+    assert kdx.run("fashion-offline", folder=finished, resume=True, **SHORT) == before
     with pytest.raises(RecipeError, match=r"started with another recipe \(train.epochs: 2 -> 3\)"):
         kdx.run("fashion-offline", folder=finished, resume=True, **{**SHORT, "train.epochs": 3})
     other = tmp_path / "mine"
@@ -166,7 +167,7 @@ def test_force_moves_the_old_run_aside(tmp_path: Path) -> None:
 def test_a_teacher_can_be_loaded_instead_of_trained(finished: Path, tmp_path: Path) -> None:
     weights = finished / "teacher" / "student.safetensors"
     summary = kdx.run("fashion-offline", folder=tmp_path / "run", **SHORT, **{"teacher.weights": str(weights)})
-    told = json.loads((finished / "summary.json").read_text())
+    told = read_summary(finished)
     assert summary["stages"]["teacher"]["test"] == told["stages"]["teacher"]["test"]
     assert summary["stages"]["teacher"]["loaded"] == str(weights)
     assert summary["stages"]["distilled"]["test"] == told["stages"]["distilled"]["test"]

@@ -15,6 +15,8 @@ from rich.table import Table
 
 from kdx.experiment.quality import Quality
 from kdx.experiment.report import draw_curves, seeds_table, stages_table, write_report
+from kdx.files import write_json
+from kdx.seal import seal_text
 from kdx.tasks import Regression
 
 
@@ -58,8 +60,8 @@ def folder(tmp_path: Path, summary: dict[str, Any]) -> Path:
     for name in summary["stages"]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "recipe.yaml").write_text("name: made-up\n")
-    (tmp_path / "environment.json").write_text("{}\n")
+    (tmp_path / "recipe.yaml").write_text(seal_text("name: made-up\n"))
+    write_json(tmp_path / "environment.json", {})
     return tmp_path
 
 

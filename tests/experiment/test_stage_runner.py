@@ -18,6 +18,7 @@ from torch import nn
 import kdx
 from kdx.errors import KdxError, RecipeError
 from kdx.experiment.experiment import Experiment
+from kdx.experiment.run_files import read_model
 from kdx.hookspecs import hookimpl
 from kdx.models import MLP
 from kdx.ref import Ref
@@ -104,7 +105,7 @@ def test_a_stage_may_produce_its_students_structure_once(run, planned, tmp_path:
     run(assistant=planned(stages))
     assert Smaller.calls == 2
     folder = tmp_path / "run"
-    assert json.loads((folder / "kept" / "model.json").read_text()) == {
+    assert read_model(folder / "kept") == {
         "model": {"name": "mlp", "hidden": [4, 8]},
         "start": True,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import signal
@@ -20,6 +19,7 @@ from torch.utils.data import default_collate
 from kdx.batch import Batch
 from kdx.datasets import View
 from kdx.errors import InUseError, StoreError
+from kdx.files import read_json, write_json
 from kdx.layout import Layout, UnknownLayout
 from kdx.lock import sole_writer
 from kdx.store import Store, write_store
@@ -264,13 +264,13 @@ def test_a_tap_that_has_no_samples_along_its_first_dimension_is_refused(tmp_path
 
 def test_another_format_is_an_error_that_names_both(tmp_path, teacher, view) -> None:
     write_store(tmp_path, teacher, view)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = read_json(tmp_path / "manifest.json", "")
     for format, message in ((99, "has format 99, this kdx reads 1"), (None, "has format None")):
-        (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": format}))
+        write_json(tmp_path / "manifest.json", manifest | {"format": format})
         with pytest.raises(StoreError, match=message):
             Store(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(StoreError, match=r"manifest.json is damaged: it is not the JSON that kdx wrote; remove"):
         Store(tmp_path)
     with pytest.raises(StoreError, match="holds no teacher store"):
         Store(tmp_path / "nowhere")
@@ -374,9 +374,9 @@ def test_a_store_keeps_the_layouts_of_features_and_one_without_them_leaves_them_
     ensemble = Ensemble({"one": Stored(store), "two": Stored(store)})
     batch = Batch(view_inputs(view, index), index=index)
     assert ensemble(batch).layouts["two/norm"] == Layout("nchw")
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = read_json(tmp_path / "manifest.json", "")
     del manifest["layouts"]
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    write_json(tmp_path / "manifest.json", manifest)
     found = Store(tmp_path).read(index).layouts["norm"]
     assert isinstance(found, UnknownLayout)
     assert "which does not say what its axes mean" in found.giver

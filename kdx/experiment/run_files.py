@@ -1,0 +1,77 @@
+"""The files of a run that are read again: their names, how they are read, and what to do if one is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdx.errors import DamagedError
+from kdx.files import named, read_json, sha256_of
+from kdx.seal import read_sealed_text
+
+__all__ = ["check_files", "checksums", "read_environment", "read_model", "read_recipe", "read_result", "read_summary"]
+
+RECIPE, SUMMARY, ENVIRONMENT = "recipe.yaml", "summary.json", "environment.json"
+RESULT, MODEL, START = "result.json", "model.json", "start.safetensors"
+METRICS = "metrics.jsonl"
+PAGE, PICTURE = "report.html", "report.png"
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run.
+
+    Raises:
+        DamagedError: it is not as it was written.
+        FileError: it cannot be read.
+    """
+    remedy = "remove it and resume the run, which makes it anew from the results of the stages"
+    return read_json(folder / SUMMARY, remedy, stages=dict, files=dict)
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """The environment that a run was started in; raises as :func:`read_summary`."""
+    return read_json(folder / ENVIRONMENT, "remove it and resume the run, which writes that of now")
+
+
+def read_recipe(folder: Path) -> str:
+    """The text of a run's recipe; raises as :func:`read_summary`."""
+    remedy = "put back what was there; to run an edited recipe, copy it elsewhere and run it in a folder of its own"
+    return read_sealed_text(folder / RECIPE, remedy)
+
+
+def read_result(stage: Path) -> dict[str, Any]:
+    """The result of a finished stage, from its folder; raises as :func:`read_summary`."""
+    remedy = "remove it and resume the run, which ends this stage again"
+    return read_json(stage / RESULT, remedy, validation=dict, test=dict, weights=str, files=dict)
+
+
+def read_model(stage: Path) -> dict[str, Any]:
+    """The model that a stage's structure was made into; raises as :func:`read_summary`."""
+    return read_json(stage / MODEL, again(stage), model=dict, start=bool)
+
+
+def again(stage: Path) -> str:
+    """What to do if a file of a stage is damaged that only its training makes."""
+    return f"remove the folder {stage} and resume the run, which runs this stage again"
+
+
+def checksums(folder: Path, *paths: Path) -> dict[str, str]:
+    """Name -> SHA-256 of those files of a folder that are there."""
+    return {str(path.relative_to(folder)): sha256_of(path) for path in paths if path.exists()}
+
+
+def check_files(folder: Path, files: Mapping[str, str], remedy: str) -> None:
+    """Compares files with the :func:`checksums` that were taken when they were whole.
+
+    Raises:
+        DamagedError: one is missing, or not as it was.
+        FileError: one cannot be read.
+    """
+    for name, digest in files.items():
+        path = folder / name
+        with named(path):
+            there = path.exists()
+        if not there or sha256_of(path) != digest:
+            found = "is damaged: it is not as it was written" if there else "is missing"
+            raise DamagedError(f"{path} {found}; {remedy}")
