@@ -30,7 +30,7 @@ def item_of(value: Any, path: str) -> Any:
 
     Args:
         value: tuples, lists, mappings, and objects with attributes, nested.
-        path: ``[1]`` is a number, ``['1']`` and ``[name]`` are keys, or attributes of what has no keys.
+        path: ``[1]`` is a number, ``['1']`` and ``[name]`` are keys, or public attributes of what has no keys.
 
     Raises:
         KeyError: there is no such part; the message says what there is.
@@ -44,7 +44,7 @@ def item_of(value: Any, path: str) -> Any:
         try:
             found = found[key]
         except (KeyError, IndexError, TypeError) as error:
-            if isinstance(key, str) and hasattr(found, key):
+            if isinstance(key, str) and not key.startswith("_") and hasattr(found, key):
                 found = getattr(found, key)
                 continue
             keys = f" with keys {list(found)}" if hasattr(found, "keys") else ""

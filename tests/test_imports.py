@@ -31,6 +31,7 @@ FLOORS = [
         "directions",
         "ranges",
         "items",
+        "printable",
     },
     {"layout", "lock", "class_numbers", "seal"},
     {"tap", "evidence", "blame"},

@@ -84,3 +84,9 @@ def test_every_peer_may_have_an_output_of_its_own(scheme) -> None:
     assert found["accuracy"] == pytest.approx((peers[0].detect.fc(x).argmax(1) == y).double().mean().item())
     with pytest.raises(ValueError, match="peer_outputs must have one for each of the 2 peers, got 1"):
         scheme(peers, peer_outputs=[None], **options)
+
+
+def test_a_path_reads_no_private_attribute() -> None:
+    for path in ("[depth][__class__]", "[__init__][__globals__][os]", "[__dict__]", "[_private]"):
+        with pytest.raises(KeyError):
+            item_of(Found(torch.zeros(1)), path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 import kdx
 from kdx import Spec, hookimpl
 from kdx.cli.app import app
-from kdx.errors import StudentError, TrustError, UnknownNameError
+from kdx.errors import RecipeError, StudentError, TrustError, UnknownNameError
 from kdx.experiment.recipe_files import check_recipe, load_recipe
 from kdx.experiment.run_folder import MODEL
 from kdx.experiment.store_command import cache_teacher
@@ -230,7 +231,7 @@ def test_the_model_that_a_run_folder_names_is_held_to_the_rule(tmp_path: Path, m
     how = {"name": "derived", "how": "width", "params": "50%"}
     recipe.write_text(yaml.safe_dump({**TINY, "controls": [], "student": {"model": how}}))
     kdx.run(recipe, folder=folder, report=False)
-    kept = read_json(folder / "distilled" / MODEL)
+    kept = read_json(folder / "distilled" / MODEL, "")
     for path in ("summary.json", "distilled/result.json"):
         (folder / path).unlink()
     write_json(folder / "distilled" / MODEL, kept | {"model": derived("os:system", command=f"touch {marker}")})
@@ -360,6 +361,57 @@ def test_the_environment_is_read_where_it_is_trusted(monkeypatch: pytest.MonkeyP
 def test_references_to_keys_of_the_recipe_and_colons_elsewhere_go_on_working() -> None:
     recipe = load_recipe("digits-rkd", {"summary": "a: ${seed} {b: c} ${train.epochs}: http://d", "seed": 5})
     assert recipe.summary == f"a: 5 {{b: c}} {recipe.train.epochs}: http://d"
+
+
+@weak
+def test_the_weights_of_a_run_lie_in_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    kdx.run(check_recipe({**TINY, "controls": []}), folder=folder, report=False)
+    for path in ("summary.json", "distilled/result.json"):
+        (folder / path).unlink()
+    result = read_json(folder / "teacher" / "result.json", "")
+    (folder / "teacher" / "student.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    (folder / "linked").symlink_to(tmp_path)
+    for named in ("../elsewhere.safetensors", str(tmp_path / "elsewhere.safetensors"), "linked/elsewhere.safetensors"):
+        write_json(folder / "teacher" / "result.json", result | {"weights": named})
+        with pytest.raises(kdx.KdxError, match=r"which are not in the folder of the run|is a link to"):
+            kdx.run(check_recipe({**TINY, "controls": []}), folder=folder, report=False, resume=True)
+
+
+CONTROLS = ["\x1b[2J", "\x07", "\x9b31m", "\u202e", "\x00", "\r"]
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_a_recipe_has_no_control_characters(control: str) -> None:
+    for values in (
+        {**TINY, "summary": f"a{control}b"},
+        {**TINY, f"a{control}b": 1},
+        {**TINY, "knowledge": {f"a{control}b": {"name": "soft-targets"}}},
+        {**TINY, "teacher": {**TINY["teacher"], "model": {"name": "mlp", "hidden": [f"a{control}b"]}}},
+    ):
+        with pytest.raises(RecipeError, match="has the control character") as caught:
+            check_recipe(values)
+        assert control not in str(caught.value)
+    assert check_recipe({**TINY, "summary": "two\nlines\tö 名"}).summary == "two\nlines\tö 名"
+
+
+def test_no_message_of_the_command_line_moves_the_cursor(tmp_path: Path) -> None:
+    (tmp_path / "r\x1b[2J.yaml").write_text("\x1b[2J: [")
+    store = tmp_path / "s\x1b[2J"
+    store.mkdir()
+    (store / "manifest.json").write_text('{"format": "\x1b[2J"}')
+    for arguments in (
+        ["run", str(tmp_path / "r\x1b[2J.yaml")],
+        ["run", "digits-rkd", "train.\x1b[2J=1"],
+        ["run", "digits-rkd", "train.epochs=\x1b[2J", "--dry-run"],
+        ["run", "\x1b[2J"],
+        ["cache", "--verify", str(store)],
+        ["inspect", "\x1b[2J", "mlp:\x1b[2J=1"],
+    ):
+        done = subprocess.run([sys.executable, "-m", "kdx", *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "\x1b[2J" not in done.stderr + done.stdout
+        assert "Traceback" not in done.stderr
 
 
 def test_tags_of_yaml_make_no_objects(tmp_path: Path, marker: Path) -> None:

@@ -15,6 +15,7 @@ from kdx.cli.output import Json, Trust, print_json
 from kdx.cli.show import show_app
 from kdx.cli.student import student_app
 from kdx.errors import ComponentError, Interrupted, KdxError, PluginWarning
+from kdx.printable import printable
 
 _FORMAT = warnings.formatwarning
 
@@ -54,8 +55,8 @@ def main() -> None:
 def _format_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
     """A warning as text: on one line, without a place in the sources, for a plugin that is left out."""
     if issubclass(category, PluginWarning):
-        return f"kdx: warning: {message}\n"
-    return _FORMAT(message, category, *place, **line)
+        return f"kdx: warning: {printable(str(message))}\n"
+    return printable(_FORMAT(message, category, *place, **line))
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -66,9 +67,10 @@ def _fail(message: str, status: int) -> NoReturn:
 
 
 def _escape(text: str) -> str:
+    """A text from anywhere, for a console: shown as it is, with nothing in it that a console or a terminal obeys."""
     from rich.markup import escape
 
-    return escape(text)
+    return escape(printable(text))
 
 
 def _version(show: bool) -> None:
@@ -192,7 +194,7 @@ def _run(
         for message in summary["warnings"]:
             if f"warning: {message}" not in told:
                 console.print(f"[yellow]warning:[/] {_escape(message)}")
-        console.print(f"report: {target / 'report.html'}", soft_wrap=True, highlight=False)
+        console.print(_escape(f"report: {target / 'report.html'}"), soft_wrap=True, highlight=False)
     if seeds:
         console.print(seeds_table(summaries))
     if as_json:

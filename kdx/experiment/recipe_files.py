@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from kdx.errors import RecipeError, StudentError, TrustError, UnknownNameError, nearest
-from kdx.experiment.interpolation import check_interpolation
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe_checks import check_components
+from kdx.experiment.recipe_texts import check_interpolation, check_printable
 from kdx.options import problems
 from kdx.registry import Plugins
 from kdx.trust import Rule, Trusted, trusting
@@ -109,6 +109,7 @@ def check_recipe(values: Any, where: str = "recipe", *, plugins: Plugins | None 
     rule = Rule.of(trust, plugins)
     if not isinstance(values, Mapping):
         raise RecipeError(f"{where}: a recipe must be a mapping of sections, got {type(values).__name__}")
+    check_printable(values, where)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:

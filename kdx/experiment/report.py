@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 from rich.console import JustifyMethod
+from rich.markup import escape
 from rich.table import Table
 
 from kdx.experiment.quality import Quality
 from kdx.experiment.run_files import PAGE, PICTURE, read_environment, read_recipe
 from kdx.files import atomic_write
 from kdx.observers.metrics_log import MetricsLog, read_metrics
+from kdx.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,16 +95,16 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     left_out = {f"validation{quality.unit}", "size, KiB", "training", "latency, ms" if chain else "taught by"}
     headers = columns(quality)
     narrow = [i for i, column in enumerate(headers) if column not in left_out]
-    table = Table(title=title, caption=None if chain else LATENCY)
+    table = Table(title=_shown(title), caption=None if chain else LATENCY)
     for i in narrow:
         justify: JustifyMethod = "right" if i else "left"
         header = headers[i].replace(", ", ",\n")  # the unit below its quantity
-        table.add_column(header, justify=justify, no_wrap=headers[i] != "taught by", overflow="fold")
+        table.add_column(_shown(header), justify=justify, no_wrap=headers[i] != "taught by", overflow="fold")
     for row in stage_rows(summary):
         if stages[row.stage].get("role") == "probe":
             continue  # short runs that only size the assistants; the page has them
         cells = (row.name, *row.cells)
-        table.add_row(*(cells[i] for i in narrow))
+        table.add_row(*(_shown(cells[i]) for i in narrow))
     return table
 
 
@@ -111,19 +113,19 @@ def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     quality = Quality.read(summaries[0])
     table = Table(
         "",
-        *(f"seed {item['seed']}" for item in summaries),
+        *(_shown(f"seed {item['seed']}") for item in summaries),
         "mean ± std" if len(summaries) > 1 else "mean",
-        title=f"{quality.metric_label} on test{quality.unit}",
+        title=_shown(f"{quality.metric_label} on test{quality.unit}"),
     )
     table.columns[0].no_wrap = True
     for name, stage in summaries[0]["stages"].items():
         for label in _learners(name, stage):
             values = [_tested(item["stages"][name], label)[quality.metric] for item in summaries]
-            table.add_row(label, *(quality.text(value) for value in values), _spread(values, quality))
+            table.add_row(_shown(label), *(quality.text(value) for value in values), _spread(values, quality))
     gains = [item["gain"] for item in summaries if item["gain"] is not None]
     if len(gains) == len(summaries):
         unscaled = [value / quality.scaled(1) for value in gains]
-        table.add_row(quality.gain_column, *(map(quality.gain_text, gains)), _spread(unscaled, quality))
+        table.add_row(_shown(quality.gain_column), *(map(quality.gain_text, gains)), _spread(unscaled, quality))
     return table
 
 
@@ -135,14 +137,14 @@ def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(15 if stream else 10, 4), layout="constrained")
     quality, loss, *further = figure.subplots(1, 3 if stream else 2)
     judged = Quality.read(summary)
-    metric, label_of_metric = f"/{judged.metric}", judged.metric_label
+    metric, label_of_metric = f"/{judged.metric}", printable(judged.metric_label)
     for name in summary["stages"]:
         rows = read_metrics(folder / name / MetricsLog.name)
         label = LABELS.get(name, name)
         learners = {key for row in rows for key in row if key.startswith("eval/") and key.endswith(metric)}
         for learner in sorted(learners):
             points = [(row["epoch"], judged.scaled(row[learner])) for row in rows if learner in row]
-            of = "" if len(learners) == 1 else f": {learner.split('/')[1]}"
+            of = "" if len(learners) == 1 else f": {printable(learner.split('/')[1])}"
             quality.plot(*zip(*points, strict=True), marker=".", label=label + of)
         if logged := [(row["step"], row["loss"]) for row in rows if "loss" in row]:
             loss.plot(*zip(*logged, strict=True), marker=".", label=label)
@@ -157,7 +159,8 @@ def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Figure:
     for axes in (quality, loss, *further):
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend()
+            for text in axes.legend().get_texts():
+                text.set_parse_math(False)  # a dollar in a name is no formula
     return figure
 
 
@@ -193,6 +196,11 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
     path = folder / PAGE
     atomic_write(path, lambda temporary: temporary.write_text(page))
     return path
+
+
+def _shown(text: str) -> str:
+    """A text of a summary for the terminal, which neither rich nor the terminal takes for an instruction."""
+    return escape(printable(text))
 
 
 def _learners(name: str, stage: Mapping[str, Any]) -> list[str]:

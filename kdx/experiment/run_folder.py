@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from kdx.datasets.view import View
+from kdx.errors import CheckpointError
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.run_files import (
     METRICS,
@@ -96,8 +97,18 @@ class RunFolder:
         return float(self.result(stage)["validation"][self.metric])
 
     def weights(self, stage: str) -> Path:
-        """The trained weights of a finished stage."""
-        return Path(self.folder, self.result(stage)["weights"])
+        """The trained weights of a finished stage.
+
+        Raises:
+            CheckpointError: the result names a file outside of the folder of the run.
+        """
+        path = Path(self.folder, self.result(stage)["weights"])
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise CheckpointError(
+                f"{self.of(stage) / RESULT} names the weights {path}, which are not in the folder of the run, and a "
+                "run reads no others by itself; copy them there, or start from them with teacher.weights"
+            )
+        return path
 
     def produced(self, stage: str) -> Produced | None:
         """The model that a stage's structure was made into, None before that."""

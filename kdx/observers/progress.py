@@ -40,11 +40,11 @@ class ProgressBar:
         name = run.folder.name if run.folder else "training"
         self._note = ""
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[losses]}"),
-            TextColumn("[green]{task.fields[metrics]}"),
+            TextColumn("{task.fields[losses]}", markup=False),
+            TextColumn("{task.fields[metrics]}", style="green", markup=False),
             TimeRemainingColumn(),
             console=self.console,
             disable=not self.console.is_terminal,
@@ -56,7 +56,7 @@ class ProgressBar:
         if self.verbose:
             resumed = f", resumed at step {run.step}" if run.step else ""
             epochs = "" if run.open_ended else f" in {run.epochs} epochs"
-            self.console.print(f"{name}: {run.total_steps} steps{epochs}{resumed}")
+            self.console.print(f"{name}: {run.total_steps} steps{epochs}{resumed}", markup=False)
 
     @hookimpl
     def kdx_step_end(self, run: Run, step: int, losses: Losses) -> None:
@@ -75,7 +75,7 @@ class ProgressBar:
         if self._progress:
             self._progress.update(self._task, metrics=shown)
         if self.verbose:
-            self.console.print(f"  epoch {_of(run, run.epoch)}, step {run.step}: {shown}")
+            self.console.print(f"  epoch {_of(run, run.epoch)}, step {run.step}: {shown}", markup=False)
 
     @hookimpl
     def kdx_run_end(self, run: Run) -> None:  # the hook's signature

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ __all__ = ["FORMAT", "INDEX", "MANIFEST", "FileEntry", "Manifest", "differences"
 
 FORMAT = 1
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
+_FILE = re.compile(rf"{re.escape(INDEX)}|shard-\d{{5,}}\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +122,10 @@ class Manifest:
             )
         try:
             files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
+            if strange := [name for name in files if not _FILE.fullmatch(name)]:
+                raise ValueError(f"no store has a file {strange[0]!r}")
             return cls(**values, files=files)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise StoreError(f"{path} is damaged ({error}); remove {folder} and write the store again") from error
 
     def identity(self) -> dict[str, Any]:

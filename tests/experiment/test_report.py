@@ -172,3 +172,36 @@ def test_an_error_is_no_percentage_and_a_gain_is_less_of_it(folder: Path, summar
 def test_a_gain_is_above_0_where_the_student_is_better_whatever_the_direction() -> None:
     assert Quality("accuracy", "accuracy").gain(0.8, 0.75) == pytest.approx(5)
     assert Quality("error", "error", higher_is_better=False).gain(0.8, 0.75) == pytest.approx(-5)
+
+
+HOSTILE = "<script>alert(1)</script>[bold red][/x]$\\foo$\x1b]0;title\x07\x1b[2J"
+
+
+def test_a_hostile_text_is_shown_and_neither_run_nor_obeyed(folder: Path, summary: dict[str, Any]) -> None:
+    for key in ("recipe", "summary", "finished", "metric_label"):
+        summary[key] = HOSTILE if key != "metric_label" else HOSTILE.replace("$", "")
+    summary["warnings"] = [HOSTILE]
+    summary["stages"]["alone"] |= {
+        "teachers": [HOSTILE],
+        "students": {HOSTILE: {"accuracy": 0.5}, "b": {"accuracy": 1}},
+    }
+    for path in ("recipe.yaml", "environment.json"):
+        (folder / path).write_text(HOSTILE)
+    row = {
+        "step": 5,
+        "epoch": 1,
+        "loss": 2.0,
+        f"eval/{HOSTILE.replace('/', '')}/accuracy": 0.5,
+        "prequential/$\\foo$": 1,
+    }
+    (folder / "alone" / "metrics.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"eval/b/accuracy": 1}))
+    page = write_report(folder, summary).read_text()
+    assert "<script>alert(1)</script>" not in page
+    assert page.count("&lt;script&gt;alert(1)") > 7
+    for table in (stages_table(summary), seeds_table([summary])):
+        console = Console(width=400, file=io.StringIO(), force_terminal=True, color_system=None)
+        console.print(table)
+        shown = console.file.getvalue()
+        assert "\x1b]" not in shown
+        assert "\x1b[2J" not in shown
+        assert "[bold red][/x]" in shown

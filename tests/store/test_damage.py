@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 import pytest
 import torch
 
 from kdx.errors import StoreError
+from kdx.files import read_json, write_json
 from kdx.store import Store, write_store
 from tests.store.conftest import contents_of
 
@@ -74,3 +76,16 @@ def test_a_damaged_index_or_header_is_a_store_error_that_names_the_file(tmp_path
     shard.write_bytes((2).to_bytes(8, "little") + b"[]" + shard.read_bytes()[10:])
     with pytest.raises(StoreError, match=r"shard-00000.safetensors is damaged: not as written; remove it"):
         Store(tmp_path).read(torch.tensor([7]))
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "shard-00000.safetensors/../../secret", ".lock", ""])
+def test_a_manifest_names_no_file_elsewhere(tmp_path, teacher, view, name: str) -> None:
+    write_store(tmp_path / "store", teacher, view, what="topk:3")
+    path = tmp_path / "store" / "manifest.json"
+    values = read_json(path, "")
+    (tmp_path / "secret").write_text("secret")
+    values["files"][name] = {"bytes": 6, "sha256": hashlib.sha256(b"secret").hexdigest()}
+    write_json(path, values)  # with a checksum that fits, as anyone can write it
+    for read in (Store, lambda folder: write_store(folder, teacher, view, what="topk:3")):
+        with pytest.raises(StoreError, match=f"is damaged .no store has a file {name!r}"):
+            read(tmp_path / "store")

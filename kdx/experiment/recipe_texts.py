@@ -1,4 +1,4 @@
-"""References in recipes: ``${train.epochs}`` stands for another key's value; what else OmegaConf can do is refused."""
+"""The texts in a recipe: they refer to other keys alone, and hold nothing that a terminal would obey."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kdx.errors import TrustError
+from kdx.errors import RecipeError, TrustError
+from kdx.printable import CONTROL, printable
 from kdx.trust import ENVIRONMENT, Rule
 
-__all__ = ["check_interpolation"]
+__all__ = ["check_interpolation", "check_printable"]
 
 _NAME = re.compile(r"\s*([\w.]*)\s*:")
 
@@ -44,13 +45,33 @@ def check_interpolation(values: Any, where: str, rule: Rule) -> None:
                 )
 
 
+def check_printable(values: Any, where: str) -> None:
+    """Checks that no key and no text has control characters: names in a recipe are printed and stand in reports.
+
+    Args:
+        values: plain values.
+        where: how messages name what is checked.
+
+    Raises:
+        RecipeError: one has; it is named.
+    """
+    for key, text in _texts(values):
+        if found := CONTROL.search(text):
+            raise RecipeError(
+                f"{where}: {printable(key)}: {printable(text)!r} has the control character {found[0]!a}, which a "
+                "terminal obeys instead of showing it; remove it"
+            )
+
+
 def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in plain values, after its place."""
+    """Every text and every key in plain values, after its place."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _texts(item, f"{path}.{key}" if path else str(key))
+            below = f"{path}.{key}" if path else str(key)
+            yield below, str(key)
+            yield from _texts(item, below)
     elif isinstance(value, Sequence):
         for place, item in enumerate(value):
             yield from _texts(item, f"{path}.{place}" if path else str(place))
