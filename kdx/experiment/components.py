@@ -121,15 +121,14 @@ def check_void(recipe: Recipe, task: Task, part: nn.Module) -> None:
     Raises:
         ValueError: ``void`` of a component in it is to be given.
     """
-    from kdx.knowledge.response import Response
+    from kdx.knowledge.base import Knowledge
 
     if recipe.data.labelled is None:
         return
     for component in part.modules():
-        if not isinstance(component, Response) or component.void is not None:
+        if not isinstance(component, Knowledge) or getattr(component, "void", False) is not None:
             continue
-        responses = task.responses_at(component.student_taps[0])
-        if responses is not None and responses.void:
+        if any(said is not None and said.void for said in map(task.responses_at, component.student_taps)):
             raise ValueError(
                 f"{type(component).__name__}: data.labelled hides labels as -100, which to the task "
                 f"{recipe.task.name!r} is void, where no teacher teaches: write void: false to be taught wherever the "

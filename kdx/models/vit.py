@@ -20,6 +20,11 @@ class ViT(nn.Module):
     Taps: ``blocks.0`` .. ``[N, patches, dim]``, ``norm`` ``[N, patches, dim]``, ``avgpool`` ``[N, dim]`` (the
     embedding), ``fc`` (the logits). On 1x28x28 images with ten classes ``ViT()`` has 138,890 parameters.
 
+    With ``distilled`` a class token and a distillation token come before the patches, each with a classifier of its
+    own, ``fc`` and ``fc_distilled``, and the logits are the mean of both (DeiT, Touvron et al. 2021,
+    https://arxiv.org/abs/2012.12877). The labels then teach the one and a teacher the other: the scheme ``offline``
+    with ``task_tap: fc``, and knowledge with ``student: fc_distilled``.
+
     Args:
         dim: size of a token, a multiple of ``heads``.
         depth: number of encoder blocks.
@@ -27,6 +32,7 @@ class ViT(nn.Module):
         patch: height and width of a patch in pixels; the image's height and width must be multiples of it.
         mlp_ratio: units of the hidden layer in a block, as a multiple of ``dim``.
         dropout: probability that a unit is dropped in training.
+        distilled: with a class token and a distillation token, see above; there is no tap ``avgpool`` then.
         num_classes: number of logits.
         input_shape: channels, height and width of an image, fixed from then on.
 
@@ -49,6 +55,7 @@ class ViT(nn.Module):
         patch: int = 4,
         mlp_ratio: int = 2,
         dropout: float = 0.0,
+        distilled: bool = False,
         num_classes: int = 10,
         input_shape: tuple[int, int, int] = (1, 28, 28),
     ) -> None:
@@ -67,9 +74,14 @@ class ViT(nn.Module):
         self.input_shape = tuple(input_shape)
         self.patches = nn.Conv2d(channels, dim, patch, stride=patch)
         grid = height // patch, width // patch
-        self.kdx_layout = Layout("nlc", grid=grid, class_token=0, registers=0)
-        self.position = nn.Parameter(torch.empty(1, grid[0] * grid[1], dim))
+        self.distilled = distilled
+        before = 2 if distilled else 0
+        self.kdx_layout = Layout("nlc", grid=grid, class_token=before, registers=0)
+        self.position = nn.Parameter(torch.empty(1, grid[0] * grid[1] + before, dim))
         nn.init.trunc_normal_(self.position, std=0.02)
+        if distilled:
+            self.tokens = nn.Parameter(torch.empty(1, 2, dim))  # of the class, of the distillation
+            nn.init.trunc_normal_(self.tokens, std=0.02)
         self.blocks = nn.Sequential(
             *(
                 nn.TransformerEncoderLayer(
@@ -79,8 +91,11 @@ class ViT(nn.Module):
             )
         )
         self.norm = nn.LayerNorm(dim)
-        self.avgpool = MeanToken()
+        if not distilled:
+            self.avgpool = MeanToken()
         self.fc = nn.Linear(dim, num_classes)
+        if distilled:
+            self.fc_distilled = nn.Linear(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, num_classes]`` of images ``[N, C, H, W]`` of the stated shape."""
@@ -88,8 +103,15 @@ class ViT(nn.Module):
             raise ValueError(
                 f"images must be [N, {', '.join(map(str, self.input_shape))}], as input_shape says; got {list(x.shape)}"
             )
-        tokens = self.patches(x).flatten(2).transpose(1, 2) + self.position  # [N, L, dim]
-        logits: Tensor = self.fc(self.avgpool(self.norm(self.blocks(tokens))))
+        tokens = self.patches(x).flatten(2).transpose(1, 2)  # [N, L, dim]
+        if self.distilled:
+            tokens = torch.cat([self.tokens.expand(len(tokens), -1, -1), tokens], 1)
+        tokens = self.norm(self.blocks(tokens + self.position))
+        logits: Tensor
+        if self.distilled:
+            logits = (self.fc(tokens[:, 0]) + self.fc_distilled(tokens[:, 1])) / 2
+        else:
+            logits = self.fc(self.avgpool(tokens))
         return logits
 
 

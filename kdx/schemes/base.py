@@ -58,6 +58,9 @@ class Scheme(nn.Module, ABC):
             ``logits`` where the task has heads.
     """
 
+    task_tap: str = LOGITS
+    """The tap in a student whose outputs the task loss reads; evaluation reads the model's own output."""
+
     trains_teacher: ClassVar[bool] = False
     """Whether the teacher is trained along; an experiment then hands over a new model and no stage trains it first."""
 
@@ -121,7 +124,9 @@ class Scheme(nn.Module, ABC):
     @property
     def task_taps(self) -> tuple[str, ...]:
         """The taps in a student that the task reads; a scheme captures them in every model that it trains."""
-        return tuple(self.task.taps.values()) if isinstance(self.task, Heads) else (LOGITS,)
+        if isinstance(self.task, Heads):
+            return tuple(self.task.taps.values())
+        return (LOGITS,) if self.task_tap == LOGITS else (LOGITS, self.task_tap)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -382,7 +387,7 @@ class Scheme(nn.Module, ABC):
                     f"{name}/{head}": _on_head(head, mean).scaled(weight * task.heads[head].weight)
                     for head, mean in found.items()
                 }
-            loss = task(captured.logits, batch.targets)
+            loss = task(captured[self.task_tap], batch.targets)
         mean = mean_of("the task loss", loss)
         if mean is None:
             mean = Mean(scalar("the task loss", loss), self.count(Over.TASK, batch), Over.TASK)

@@ -7,9 +7,10 @@ from typing import Literal
 
 from torch import nn
 
-from kdx.capture import Output
+from kdx.capture import LOGITS, Output
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.offline import Offline
+from kdx.tap import TapName
 from kdx.tasks.classification import cross_entropy
 from kdx.teachers import Ensemble, Teacher
 
@@ -39,6 +40,7 @@ class MultiTeacher(Offline):
         qualities: name -> metric on held-out rows of which more is better, which an experiment fills in; it has none
             where the task's metric is an error.
         student_output: see :class:`kdx.Taps`.
+        task_tap: see :class:`kdx.Offline`.
 
     Raises:
         ValueError: fewer than two teachers, or weights that do not fit them.
@@ -74,6 +76,7 @@ class MultiTeacher(Offline):
         temperature: float = 1.0,
         qualities: Mapping[str, float] | None = None,
         student_output: Output = None,
+        task_tap: TapName = LOGITS,
     ) -> None:
         if any(teacher is student for teacher in teachers.values()):
             raise ValueError("the student is one of the teachers, which would be trained. Pass a copy")
@@ -85,4 +88,6 @@ class MultiTeacher(Offline):
                 )
             weights = qualities
         combined = Ensemble(teachers, weights=weights, over=over, temperature=temperature)
-        super().__init__(student, combined, task=task, knowledge=knowledge, student_output=student_output)
+        super().__init__(
+            student, combined, task=task, knowledge=knowledge, student_output=student_output, task_tap=task_tap
+        )

@@ -9,12 +9,13 @@ from torch import nn
 from typing_extensions import override
 
 from kdx.batch import Batch, Sight
-from kdx.capture import Output
+from kdx.capture import LOGITS, Output
 from kdx.losses import Mean
 from kdx.modes import evaluating
 from kdx.schemes.apart import check_apart
 from kdx.schemes.base import KnowledgeTerms, Task, setup_components, tap_components
 from kdx.schemes.one_student import OneStudent
+from kdx.tap import TapName
 from kdx.tasks.classification import cross_entropy
 from kdx.teachers import Teacher, as_teacher
 
@@ -36,9 +37,12 @@ class Offline(OneStudent):
         student_output: see :class:`kdx.Taps`.
         teacher_output: the same for the teacher.
         teacher_view: which inputs the teacher sees, where not those of the student, see :class:`kdx.teachers.Frozen`.
+        task_tap: the tap in the student whose outputs the task loss reads; evaluation judges the model's output. For a
+            student with a class head and a distillation head that answers with the mean of both (DeiT, Touvron et al.
+            2021, https://arxiv.org/abs/2012.12877) it is the class head, as knowledge reads the other one.
 
     Raises:
-        CaptureError: a component taps a layer that the student or the teacher does not have.
+        CaptureError: a component or ``task_tap`` taps a layer that the student or the teacher does not have.
         ValueError: a frozen teacher shares parameters or buffers with the student (tied weights, a view of one storage,
             one backbone in two models): training would change it.
 
@@ -62,8 +66,9 @@ class Offline(OneStudent):
         student_output: Output = None,
         teacher_output: Output = None,
         teacher_view: Sight = None,
+        task_tap: TapName = LOGITS,
     ) -> None:
-        super().__init__(student, task=task, knowledge=knowledge, student_output=student_output)
+        super().__init__(student, task=task, knowledge=knowledge, student_output=student_output, task_tap=task_tap)
         if student is teacher:
             raise ValueError("student and teacher are one module; the teacher would be trained. Pass a copy")
         self.teacher = as_teacher(teacher, teacher_output, teacher_view)

@@ -8,9 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import override
 
-from kdx.capture import Output, Taps
+from kdx.capture import LOGITS, Output, Taps
 from kdx.schemes.base import KnowledgeTerms, Scheme, Task, naming
+from kdx.tap import TapName
 from kdx.tasks.classification import cross_entropy
+from kdx.tasks.heads import Heads
 
 __all__ = ["OneStudent"]
 
@@ -23,6 +25,10 @@ class OneStudent(Scheme):
         task: see :class:`kdx.Scheme`.
         knowledge: see :class:`kdx.Scheme`.
         student_output: see :class:`kdx.Taps`.
+        task_tap: the tap whose outputs the task loss reads, where that is not the model's output.
+
+    Raises:
+        ValueError: ``task_tap`` beside a task with several heads, which say themselves what each reads.
     """
 
     def __init__(
@@ -32,8 +38,15 @@ class OneStudent(Scheme):
         task: Task = cross_entropy,
         knowledge: KnowledgeTerms | None = None,
         student_output: Output = None,
+        task_tap: TapName = LOGITS,
     ) -> None:
         super().__init__(task=task, knowledge=knowledge)
+        if task_tap != LOGITS and isinstance(self.task, Heads):
+            raise ValueError(
+                f"task_tap: expected none beside the task 'heads', whose heads say by output= what each reads, got "
+                f"{str(task_tap)!r}; leave it out"
+            )
+        self.task_tap = str(task_tap)
         self.student = student
         self.taps = Taps(student, self.task_taps, output=student_output)
 

@@ -33,6 +33,7 @@ def parameters(model):
         (lambda: ResNet(8, width=4), 1_184_714),
         (DepthwiseNet, 10_474),
         (ViT, 138_890),
+        (lambda: ViT(distilled=True), 138_890 + 4 * 64 + 650),
         (lambda: UNet(16, num_classes=11), 242_955),
         (lambda: UNet(4, stages=3, num_classes=11), 3_771),
     ],
@@ -93,6 +94,7 @@ def test_evaluation_does_not_depend_on_the_rest_of_the_batch(model):
             {"stem": (16, 28, 28), "stage1.block2": (32, 14, 14), "stage2": (64, 7, 7), "avgpool": (64,)},
         ),
         (ViT(depth=2), {"blocks.0": (49, 64), "norm": (49, 64), "avgpool": (64,)}),
+        (ViT(depth=2, distilled=True), {"blocks.0": (51, 64), "norm": (51, 64), "fc_distilled": (10,)}),
     ],
 )
 def test_the_named_taps_have_the_documented_shapes(model, shapes):
@@ -101,7 +103,8 @@ def test_the_named_taps_have_the_documented_shapes(model, shapes):
         model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: out}))
     logits = model.eval()(torch.randn(2, 1, 28, 28))
     assert {name: tuple(seen[name].shape[1:]) for name in shapes} == shapes
-    assert torch.equal(seen["fc"], logits)
+    other = seen.get("fc_distilled", seen["fc"])
+    assert torch.equal((seen["fc"] + other) / 2, logits)
 
 
 @pytest.mark.parametrize("model", [lambda: ConvNet(4), lambda: ResNet(8), lambda: DepthwiseNet(4)])
