@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from kdx.experiment.plan import train_of
 from kdx.experiment.quality import Quality
 from kdx.experiment.recipe import Train
 from kdx.experiment.run_folder import RunFolder
-from kdx.experiment.teacher_cache import TeacherCache
+from kdx.experiment.teacher_cache import Entry, TeacherCache
 from kdx.ref import Ref
 from kdx.schemes.base import Scheme
 from kdx.stage import Stage
@@ -94,16 +95,34 @@ class StageRunner:
         if stage.role == "untrained":
             export_weights(student, weights)
             return {}
-        kept = None
         if section and section.reuse and isinstance(stage.model, Ref):
             kept = self.cache.entry(stage, self.recipe, self.assembly.data_of(stage.name), self.assembly.plugins)
-            if found := kept.load(student, self.notify):
+            return self._reuse(kept, stage, scheme, weights)
+        return self._result(self._fit(stage, scheme), stage)
+
+    def _reuse(self, kept: Entry, stage: Stage, scheme: Scheme, weights: Path) -> dict[str, Any]:
+        """Takes a teacher from the cache, or trains it and keeps it there. The first process decides for all."""
+        cpu, student = self.recipe.device == "cpu", next(iter(scheme.students.values()))
+        first = is_first(cpu=cpu)
+
+        def notify(message: str) -> None:
+            self.notify(f"{stage.name}: {message}")
+
+        with kept.found(student, notify) if first else nullcontext() as found:
+            if found:
                 export_weights(student, weights)
-                self.notify(f"{stage.name}: trained before with the same model, data, training and seed; from {found}")
-                return {"reused": str(found)}
-        run = self._fit(stage, scheme)
-        if kept:
-            kept.save(student)
+                notify(f"trained before with the same model, data, training and seed; from {found}")
+            if place := agreed(found, cpu=cpu):
+                if not first:
+                    load_weights(student, weights)
+                return {"reused": str(place)}
+            run = self._fit(stage, scheme)
+            if first:
+                kept.save(student, notify)
+        return self._result(run, stage)
+
+    def _result(self, run: Run, stage: Stage) -> dict[str, Any]:
+        """What a trained stage reports about its training."""
         result: dict[str, Any] = {
             "seconds": run.seconds,
             "steps": run.step,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import errno
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from kdx.errors import CheckpointError, DamagedError
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.plan import train_of
 from kdx.experiment.recipe import Recipe
+from kdx.files import read_json, sha256_of, write_json
+from kdx.lock import taking_turns
 from kdx.ref import Ref
 from kdx.registry import Plugins
 from kdx.stage import Stage
@@ -86,41 +92,118 @@ class Entry:
     folder: Path
     key: dict[str, Any]
 
-    def load(self, model: nn.Module, notify: Callable[[str], object]) -> Path | None:
-        """Loads the weights into ``model`` and returns their folder; None if there are none.
+    @contextmanager
+    def found(self, model: nn.Module, notify: Callable[[str], object]) -> Iterator[Path | None]:
+        """Loads the weights into ``model`` and gives their folder, or None if the block has to train the teacher.
 
-        A damaged entry is reported and removed, and counts as none.
+        While the block trains it, other runs that want the same teacher wait here, and so does this one for another.
+        A teacher that cannot be read or is damaged is left as it is: a sentence says so, and it counts as none.
+
+        Raises:
+            Interrupted: Ctrl-C while it waited.
         """
-        if not self.folder.exists():
-            return None
-        try:
-            manifest = json.loads((self.folder / MANIFEST).read_text())
-            if manifest["key"] != self.key:
-                raise CheckpointError("its manifest is of another teacher")
-            if manifest["sha256"] != _sha256(self.folder / WEIGHTS):
-                raise CheckpointError("its weights are not those that were written")
-            load_weights(model, self.folder / WEIGHTS)
-        except (OSError, ValueError, KeyError, TypeError, CheckpointError, DamagedError) as error:
-            notify(f"the kept teacher {self.folder} is damaged ({error}); it is removed and the teacher trained anew")
-            shutil.rmtree(self.folder)
-            return None
-        return self.folder
+        told: list[str] = []
 
-    def save(self, model: nn.Module) -> None:
-        """Keeps a trained teacher. One that another run put there meanwhile stays."""
+        def once(message: str) -> None:
+            if message not in told:
+                told.append(message)
+                notify(message)
+
+        if self._load(model, once):
+            yield self.folder
+            return
+        with self._turn(notify):
+            # once more, for another run may have trained it until now
+            yield self.folder if self._load(model, once) else None
+
+    def save(self, model: nn.Module, notify: Callable[[str], object]) -> None:
+        """Keeps a trained teacher, whole or not at all.
+
+        A damaged one of the same user is moved aside. One that another run put there meanwhile stays, and so does what
+        cannot be read or another user wrote. Whatever hinders it is told: the training has ended well without it.
+        """
         beside = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(beside, ignore_errors=True)
         try:
+            for left in self.folder.parent.glob(f".{self.folder.name}.*.tmp"):  # of runs that were killed
+                if left.stat().st_uid == os.geteuid():
+                    shutil.rmtree(left)
             beside.mkdir(parents=True)
             export_weights(model, beside / WEIGHTS)
-            manifest = {"key": self.key, "sha256": _sha256(beside / WEIGHTS)}
-            (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            write_json(beside / MANIFEST, {"key": self.key, "weights": sha256_of(beside / WEIGHTS)})
+            if os.path.lexists(self.folder):
+                try:
+                    self._read(copy.deepcopy(model))
+                except (CheckpointError, DamagedError):
+                    self._move_aside(notify)
+                else:
+                    return  # another run was faster, with the same teacher by the same key
             beside.rename(self.folder)
-        except OSError:
-            if not self.folder.exists():  # else another run was faster, with the same teacher by the same key
-                raise
+        except (OSError, RuntimeError) as error:
+            notify(
+                f"the trained teacher is not kept for other runs in {self.folder} ({error}); this run goes on with it"
+            )
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+    def _load(self, model: nn.Module, notify: Callable[[str], object]) -> bool:
+        if not os.path.lexists(self.folder):
+            return False
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        try:
+            self._read(model)
+        except OSError as error:
+            notify(f"the kept teacher {self.folder} cannot be read ({error}); it is left as it is and trained anew")
+        except (CheckpointError, DamagedError) as error:
+            model.load_state_dict(before)  # some tensors may have been loaded
+            notify(f"the kept teacher {self.folder} is damaged ({error}); it is left as it is and trained anew")
+        else:
+            return True
+        return False
+
+    def _read(self, model: nn.Module) -> None:
+        """Loads it into a model.
+
+        Raises:
+            OSError: it cannot be read, which says nothing about what is in it.
+            DamagedError: something of it is missing, or it is not what was written.
+            CheckpointError: its weights are not those of the model.
+        """
+        try:
+            for name in (MANIFEST, WEIGHTS):
+                (self.folder / name).lstat()
+        except FileNotFoundError as error:
+            raise DamagedError(f"it has no {Path(error.filename).name}") from error
+        manifest = read_json(self.folder / MANIFEST, "train it anew", key=dict)
+        if manifest["key"] != self.key:
+            raise DamagedError(f"its {MANIFEST} is of another teacher")
+        if manifest.get("weights") != sha256_of(self.folder / WEIGHTS):
+            raise DamagedError("its weights are not those that were written")
+        load_weights(model, self.folder / WEIGHTS, sealed=True)
+
+    def _move_aside(self, notify: Callable[[str], object]) -> None:
+        """Makes room where a damaged teacher is.
+
+        Raises:
+            PermissionError: it is another user's.
+        """
+        if any(path.lstat().st_uid != os.geteuid() for path in (self.folder, *self.folder.iterdir())):
+            raise PermissionError(errno.EPERM, "a damaged one of another user is there", str(self.folder))
+        names = (self.folder.with_name(f"{self.folder.name}.damaged-{n}") for n in itertools.count(1))
+        aside = next(path for path in names if not os.path.lexists(path))
+        self.folder.rename(aside)
+        notify(f"the damaged teacher is now {aside}; remove it if nobody needs it")
+
+    @contextmanager
+    def _turn(self, notify: Callable[[str], object]) -> Iterator[None]:
+        """Waits until no other run trains this teacher, and lets none begin."""
+        with ExitStack() as turn:
+            try:
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                lock = self.folder.with_name(f".{self.folder.name}.lock")
+                turn.enter_context(taking_turns(lock, notify, f"the same teacher in {self.folder.parent}"))
+            except OSError:
+                pass  # a folder that cannot be written: save says so
+            yield
 
 
 def _code(target: Any) -> str | None:
@@ -136,7 +219,7 @@ def _with_contents(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_with_contents(item) for item in value]
     if isinstance(value, str | Path) and os.path.isfile(value):  # unlike Path.is_file, false for a text that is no path
-        return {"sha256": _sha256(Path(value))}
+        return {"sha256": sha256_of(Path(value))}
     return value
 
 
@@ -161,7 +244,3 @@ def _rows(view: View, most: int | None = None) -> list[Any]:
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.contiguous().numpy().tobytes()
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
