@@ -152,6 +152,12 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Heo et al. 2019, arXiv:1904.01866",
         ),
         Spec(
+            "ab",
+            "kdx.knowledge.ab:AB",
+            "activation boundaries: be active where the teacher is, before the ReLU",
+            "Heo et al. 2019, arXiv:1811.03233",
+        ),
+        Spec(
             "review-kd",
             "kdx.knowledge.review_kd:ReviewKD",
             "fuse student layers from deep to shallow, compare on a pyramid",
@@ -212,6 +218,12 @@ def kdx_schemes() -> Iterable[Spec]:
             "kdx.schemes.hint_stage:HintStage",
             "first stage of FitNets: train a student up to its guided layer",
             "Romero et al. 2015, arXiv:1412.6550",
+        ),
+        Spec(
+            "boundary-stage",
+            "kdx.schemes.boundary_stage:BoundaryStage",
+            "first stage of AB: initialise a student by the teacher's activation boundaries",
+            "Heo et al. 2019, arXiv:1811.03233",
         ),
         Spec(
             "simkd",
@@ -315,6 +327,12 @@ def kdx_assistants() -> Iterable[Spec]:
             "kdx.assistants.hint_then_distil:HintThenDistil",
             "FitNets: train up to a guided layer, then distil from there",
             "Romero et al. 2015, arXiv:1412.6550",
+        ),
+        Spec(
+            "boundaries-then-distil",
+            "kdx.assistants.boundaries_then_distil:BoundariesThenDistil",
+            "AB: initialise by activation boundaries, then distil from there",
+            "Heo et al. 2019, arXiv:1811.03233",
         ),
         Spec(
             "born-again",

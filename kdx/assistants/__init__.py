@@ -9,6 +9,7 @@ from kdx.lazy import exports
 if TYPE_CHECKING:
     from kdx.assistants.base import Assistant as Assistant
     from kdx.assistants.born_again import BornAgain as BornAgain
+    from kdx.assistants.boundaries_then_distil import BoundariesThenDistil as BoundariesThenDistil
     from kdx.assistants.chain import DGKD as DGKD
     from kdx.assistants.chain import TAKD as TAKD
     from kdx.assistants.gap import GapWarning as GapWarning
@@ -26,6 +27,7 @@ else:
         {
             "kdx.assistants.base": ["Assistant"],
             "kdx.assistants.born_again": ["BornAgain"],
+            "kdx.assistants.boundaries_then_distil": ["BoundariesThenDistil"],
             "kdx.assistants.chain": ["DGKD", "TAKD"],
             "kdx.assistants.gap": ["GapWarning", "WeakTeacherWarning"],
             "kdx.assistants.hint_then_distil": ["HintThenDistil"],

@@ -8,6 +8,7 @@ from kdx.lazy import exports
 
 if TYPE_CHECKING:
     from kdx.knowledge import functional as functional
+    from kdx.knowledge.ab import AB as AB
     from kdx.knowledge.attention_transfer import AttentionTransfer as AttentionTransfer
     from kdx.knowledge.base import Knowledge as Knowledge
     from kdx.knowledge.cc import CC as CC
@@ -46,6 +47,7 @@ else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
+            "kdx.knowledge.ab": ["AB"],
             "kdx.knowledge.attention_transfer": ["AttentionTransfer"],
             "kdx.knowledge.base": ["Knowledge"],
             "kdx.knowledge.cc": ["CC"],

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kdx.schemes.base import TaskFn as TaskFn
     from kdx.schemes.base import own_copies as own_copies
     from kdx.schemes.base import setup_components as setup_components
+    from kdx.schemes.boundary_stage import BoundaryStage as BoundaryStage
     from kdx.schemes.byot import BYOT as BYOT
     from kdx.schemes.byot import BranchDistance as BranchDistance
     from kdx.schemes.cs_kd import CSKD as CSKD
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kdx.schemes.ema_teacher import EmaTeacher as EmaTeacher
     from kdx.schemes.hint_stage import HintStage as HintStage
     from kdx.schemes.kdcl import KDCL as KDCL
+    from kdx.schemes.layer_stage import LayerStage as LayerStage
     from kdx.schemes.multi_teacher import MultiTeacher as MultiTeacher
     from kdx.schemes.mutual import Mutual as Mutual
     from kdx.schemes.offline import Offline as Offline
@@ -46,6 +48,7 @@ else:
         {
             "kdx.losses": ["LossTerm"],
             "kdx.schemes.base": ["KnowledgeTerms", "Scheme", "Task", "TaskFn", "own_copies", "setup_components"],
+            "kdx.schemes.boundary_stage": ["BoundaryStage"],
             "kdx.schemes.byot": ["BYOT", "BranchDistance"],
             "kdx.schemes.cs_kd": ["CSKD"],
             "kdx.schemes.data_free": ["DataFree"],
@@ -53,6 +56,7 @@ else:
             "kdx.schemes.ema_teacher": ["EmaTeacher"],
             "kdx.schemes.hint_stage": ["HintStage"],
             "kdx.schemes.kdcl": ["KDCL"],
+            "kdx.schemes.layer_stage": ["LayerStage"],
             "kdx.schemes.multi_teacher": ["MultiTeacher"],
             "kdx.schemes.mutual": ["Mutual"],
             "kdx.schemes.offline": ["Offline"],

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
-import torch
-from torch import Tensor, nn
-from typing_extensions import override
+from torch import nn
 
-from kdx.batch import Batch
-from kdx.capture import Output, unwrap
+from kdx.capture import Output
 from kdx.features.operands import Variant
 from kdx.knowledge.hint import Hint
-from kdx.losses import Mean
-from kdx.modes import evaluating
-from kdx.schemes.offline import Offline
-from kdx.tap import TapName, TapOptions, tap_of
+from kdx.schemes.layer_stage import LayerStage
+from kdx.tap import TapName, TapOptions
 from kdx.teachers import Teacher
 
 __all__ = ["HintStage"]
 
 
-class HintStage(Offline):
+class HintStage(LayerStage):
     """Trains the layers of a student up to a guided one on the hint alone; nothing after it changes.
 
     Total: the :class:`kdx.knowledge.Hint` loss of one pair of layers. There is no task loss, so parameters after
@@ -57,69 +52,13 @@ class HintStage(Offline):
         teacher_output: Output = None,
         **features: Unpack[TapOptions],
     ) -> None:
-        student_layer = tap_of(student_layer)
+        hint = Hint(student=student_layer, teacher=teacher_layer, variant=variant, **features)
         super().__init__(
             student,
             teacher,
-            task=None,
-            knowledge={"hint": Hint(student=student_layer, teacher=teacher_layer, variant=variant, **features)},
+            layers=[student_layer],
+            name="hint",
+            term=(1.0, hint),
             student_output=student_output,
             teacher_output=teacher_output,
         )
-        self.student_layer = student_layer
-        self._later: list[nn.Module] = []
-
-    @override
-    def setup(self, batch: Batch | Any) -> None:
-        if self.ready:
-            return
-        batch = Batch.of(batch)
-        super().setup(batch)
-        with evaluating(self.student), torch.enable_grad():
-            self._later, feature = self._run_in_order(batch)
-            parameters = dict(self.named_parameters(remove_duplicate=True))
-            used = [p for p in parameters.values() if p.requires_grad]
-            reached = torch.autograd.grad(feature.sum(), used, allow_unused=True)
-        trained = {id(p) for p, gradient in zip(used, reached, strict=True) if gradient is not None}
-        # data parallelism would wait for gradients that never come
-        self._ddp_params_and_buffers_to_ignore = [
-            name
-            for name, parameter in parameters.items()
-            if name.startswith("student.") and id(parameter) not in trained
-        ]
-
-    def _run_in_order(self, batch: Batch) -> tuple[list[nn.Module], Tensor]:
-        """Modules that first run after the guided layer is done, and the guided feature with its graph."""
-        guided = unwrap(self.student).get_submodule(self.student_layer.partition(":")[0].partition("[")[0])
-        done, seen, later = False, set[nn.Module](), []
-
-        def begins(module: nn.Module, _: Any) -> None:
-            if module not in seen:
-                seen.add(module)
-                if done:
-                    later.append(module)
-
-        def ends(*_: Any) -> None:
-            nonlocal done
-            done = True
-
-        enters = self.student_layer.endswith(":input")  # then the guided layer itself comes after what it is fed
-        handles = [guided.register_forward_pre_hook(ends) if enters else guided.register_forward_hook(ends)]
-        handles += [module.register_forward_pre_hook(begins) for module in self.student.modules()]
-        try:
-            feature = self.taps(batch.inputs)[self.student_layer]
-        finally:
-            for handle in handles:
-                handle.remove()
-        return later, feature
-
-    @override
-    def terms(self, batch: Batch) -> dict[str, Mean]:
-        training = [module for module in self._later if module.training]
-        for module in training:
-            module.training = False
-        try:
-            return super().terms(batch)
-        finally:
-            for module in training:
-                module.training = True

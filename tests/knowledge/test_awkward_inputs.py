@@ -20,6 +20,7 @@ OPTIONS = {
     "nst": LAYERS,
     "vid": LAYERS,
     "ofd": LAYERS,
+    "ab": LAYERS,
     "review-kd": LAYERS,
     "semckd": LAYERS,
     "fsp": LAYERS,

@@ -19,6 +19,7 @@ from kdx.models import ConvNet
 from kdx.registry import Plugins
 
 LAYERS = {"student": ["stage1", "stage2"], "teacher": ["stage1", "stage2"]}
+BEFORE_RELU = {"student": ["stage1.norm1", "stage2.norm1"], "teacher": ["stage1.norm1", "stage2.norm1"]}
 EMBEDDING = {"student": "avgpool", "teacher": "avgpool"}
 OPTIONS = {
     "soft-targets": {},
@@ -40,6 +41,7 @@ OPTIONS = {
     "nst": LAYERS,
     "vid": LAYERS | {"weight": 0.1},
     "ofd": LAYERS | {"weight": 1e-3},
+    "ab": BEFORE_RELU | {"weight": 3e-3},
     "review-kd": LAYERS,
     "crd": EMBEDDING | {"negatives": 64, "labels": "data"},
     "semckd": LAYERS,

@@ -13,6 +13,7 @@ import kdx
 from kdx.batch import Batch
 from kdx.capture import Captured, Taps
 from kdx.knowledge import (
+    AB,
     CC,
     CRD,
     CWD,
@@ -41,6 +42,7 @@ COMPONENTS = {
     "cwd": lambda **options: CWD(**TAPS, **options),
     "nst": lambda **options: NST(**TAPS, **options),
     "vid": lambda **options: VID(**TAPS, **options),
+    "ab": lambda **options: AB(**TAPS, **options),
     "ofd": lambda **options: OFD(**TAPS, **options),
     "review-kd": lambda **options: ReviewKD(**TAPS, **options),
     "semckd": lambda **options: SemCKD(**TAPS, **options),

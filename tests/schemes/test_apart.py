@@ -71,6 +71,9 @@ SCHEMES = {
     "multi-teacher": lambda s, t: kdx.make("scheme", "multi-teacher", s, {"one": Net(), "two": t}, **KD),
     "dense-guidance": lambda s, t: kdx.make("scheme", "dense-guidance", s, {"one": Net(), "two": t}, **KD),
     "hint-stage": lambda s, t: kdx.make("scheme", "hint-stage", s, t, student_layer="body", teacher_layer="body"),
+    "boundary-stage": lambda s, t: kdx.make(
+        "scheme", "boundary-stage", s, t, student_layers="body", teacher_layers="body"
+    ),
     "simkd": lambda s, t: kdx.make(
         "scheme", "simkd", s, t, student_layer="body", teacher_layer="body", classifier="fc"
     ),

@@ -23,6 +23,7 @@ SCHEMES = {
         "student_classifier": "fc",
     },
     "hint-stage": {"student_layer": "stage1", "teacher_layer": "stage2"},
+    "boundary-stage": {"student_layers": "stage1.norm1", "teacher_layers": "stage2.norm1"},
 }
 SHORT = {
     "data.validation": 494,  # leaves 256 training images
@@ -49,7 +50,7 @@ def test_it_trains_a_student_for_two_epochs(name: str, fashion_folder: Path, tmp
     kdx.run(check_recipe(shipped.dump() | changes), folder=tmp_path / "run", report=False)
     folder = tmp_path / "run" / "distilled"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    term = {"simkd": "term/simkd", "hint-stage": "term/hint"}[name]
+    term = {"simkd": "term/simkd", "hint-stage": "term/hint", "boundary-stage": "term/ab"}[name]
     logged = [line[term] for line in lines if term in line]
     assert logged
     assert all(math.isfinite(value) for value in logged)

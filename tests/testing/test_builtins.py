@@ -59,6 +59,7 @@ KNOWLEDGE = {
     ],
     "fsp": [(MAPS, ZERO)],
     "ofd": [(MAPS, IMAGES)],
+    "ab": [(MAPS, None), (MAPS, IMAGES)],
     "review-kd": [(MAPS, IMAGES)],
     "crd": [
         (VECTORS | {"samples": 32, "negatives": 16, "dim": 8}, KnowledgeTags(batch_order_invariant=False, **UNEQUAL)),
@@ -130,6 +131,7 @@ SCHEMES = {
     "sad": lambda make: make(toy_model(), stages=("conv", "relu")),
     "snapshot-distillation": lambda make: make(toy_model(), cycle=1),
     "ema-teacher": lambda make: make(toy_model(), decay=0.9),
+    "boundary-stage": lambda make: make(**pair(), student_layers="norm", teacher_layers="norm"),
     "hint-stage": lambda make: make(**pair(), student_layer="norm", teacher_layer="norm"),
     "data-free": lambda make: make(**pair(), noise=4, width=4, student_steps=2),
 }
@@ -172,6 +174,7 @@ def test_a_scheme_with_a_memory_bank_keeps_it_over_a_resumed_run() -> None:
 ASSISTANTS = {
     "takd": {"count": 2},
     "dgkd": {"sizes": [6, 4]},
+    "boundaries-then-distil": {"student_layers": ["stage1.norm1"], "teacher_layers": ["stage1.norm1"]},
     "hint-then-distil": {"student_layer": "stage1", "teacher_layer": "stage2"},
 }
 """Assistant -> its options, where it needs some."""

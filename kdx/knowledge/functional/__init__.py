@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kdx.lazy import exports
 
 if TYPE_CHECKING:
+    from kdx.knowledge.ab import activation_boundaries as activation_boundaries
     from kdx.knowledge.attention_transfer import attention_transfer as attention_transfer
     from kdx.knowledge.cc import cc as cc
     from kdx.knowledge.crd import crd as crd
@@ -36,6 +37,7 @@ else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
+            "kdx.knowledge.ab": ["activation_boundaries"],
             "kdx.knowledge.attention_transfer": ["attention_transfer"],
             "kdx.knowledge.cc": ["cc"],
             "kdx.knowledge.crd": ["crd"],
