@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,11 +19,11 @@ from typer.testing import CliRunner
 import kdx
 from kdx import Spec, hookimpl
 from kdx.cli.app import app
-from kdx.errors import RecipeError, StudentError, TrustError, UnknownNameError
+from kdx.errors import DamagedError, RecipeError, StudentError, TrustError, UnknownNameError
 from kdx.experiment.recipe_files import check_recipe, load_recipe
-from kdx.experiment.run_folder import MODEL
+from kdx.experiment.run_files import MODEL, check_files
 from kdx.experiment.store_command import cache_teacher
-from kdx.files import read_json, write_json
+from kdx.files import read_json, sha256_of, write_json
 from kdx.students import build, read_config
 from kdx.trust import Rule, trusting
 from tests.experiment.tiny import TINY
@@ -378,6 +380,14 @@ def test_the_weights_of_a_run_lie_in_its_folder(tmp_path: Path) -> None:
             kdx.run(check_recipe({**TINY, "controls": []}), folder=folder, report=False, resume=True)
 
 
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret"])
+def test_the_files_of_a_stage_lie_in_its_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "stage").mkdir()
+    with pytest.raises(DamagedError, match="which lies elsewhere; again"):
+        check_files(tmp_path / "stage", {name: sha256_of(tmp_path / "secret")}, "again")
+
+
 CONTROLS = ["\x1b[2J", "\x07", "\x9b31m", "\u202e", "\x00", "\r"]
 
 
@@ -433,3 +443,45 @@ def test_names_of_torch_are_optimizers_and_schedules_alone(key: str, name: str) 
     batches = [(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64))]
     with pytest.raises(UnknownNameError, match=f"torch has no {key} named"):
         kdx.fit(kdx.Supervised(nn.Linear(2, 2)), batches, epochs=1, **{key: name})
+
+
+ROOT = Path(__file__).parents[1]
+CALLS = {  # that make code or objects of text, by the last part of their name
+    *("import_module", "__import__", "imported", "entry_points", "eval", "exec", "run_path", "run_module"),
+    *("Popen", "system", "popen", "check_output", "check_call", "load_file", "safe_load", "compose", "from_dotlist"),
+    *("from_pretrained", "for_model", "from_config", "from_string", "get_template", "memmap"),
+}
+FULL = {"subprocess.run", "torch.load", "np.load", "pickle.load", "pickle.loads", "yaml.load", "OmegaConf.load", "load"}
+FULL |= {"entry.load", "self.entry.load", "rule.find", "timm.create_model", "backend.load"}
+
+
+def turned_into_code() -> dict[str, set[str]]:
+    """File -> the calls in it that make code or objects of text."""
+    found: dict[str, set[str]] = {}
+    for path in [*(ROOT / "kdx").rglob("*.py"), *(ROOT / "plugins").glob("*/kdx_*/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                method = isinstance(node.func, ast.Attribute) and node.func.attr in ("eval", "compile")  # of a module
+                if name in FULL or (name.rpartition(".")[2] in CALLS and not method):
+                    found.setdefault(str(path.relative_to(ROOT)), set()).add(name)
+    return found
+
+
+def test_the_security_policy_names_every_place_where_text_could_become_code() -> None:
+    table = (ROOT / "SECURITY.md").read_text().partition("## Every place")[2].partition("\n## ")[0]
+    named = {
+        path for row in table.splitlines() for path in re.findall(r"`([\w/-]+(?:\.py|/))`", row.rpartition("| ")[2])
+    }
+    assert len(named) > 25
+    assert [path for path in named if not (ROOT / path).exists()] == []
+    unnamed = {path: calls for path, calls in turned_into_code().items() if not any(map(path.startswith, named))}
+    assert unnamed == {}
+
+
+def test_the_scan_of_the_sources_finds_the_calls_that_it_is_for() -> None:
+    found = turned_into_code()
+    assert "torch.load" in found["kdx/training/checkpoint.py"]
+    assert {"rule.find", "imported", "yaml.safe_load"} <= found["kdx/students/config.py"]
+    assert "subprocess.run" in found["kdx/experiment/environment.py"]
+    assert "OmegaConf.load" in found["kdx/experiment/recipe_files.py"]

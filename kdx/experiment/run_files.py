@@ -70,6 +70,8 @@ def check_files(folder: Path, files: Mapping[str, str], remedy: str) -> None:
     """
     for name, digest in files.items():
         path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise DamagedError(f"{folder} says that {path} is a file of its own, which lies elsewhere; {remedy}")
         with named(path):
             there = path.exists()
         if not there or sha256_of(path) != digest:
