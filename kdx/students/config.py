@@ -22,7 +22,7 @@ from kdx.registry import default_plugins, imported
 from kdx.students.edit import Edit
 from kdx.trust import Rule, Trusted, current, trusting
 
-__all__ = ["StudentConfig", "build", "check_targets", "read_config", "write_config"]
+__all__ = ["StudentConfig", "build", "check_targets", "parse_config", "read_config", "write_config"]
 
 
 LARGEST = 1_000_000
@@ -61,11 +61,21 @@ def read_config(
     """
     if isinstance(config, StudentConfig):
         return config
-    where, values = "student config", config
-    if not isinstance(config, Mapping):
-        where, values = f"student config {config}", _read(Path(config))
     if (rule := _rule_for(config, trust)) is not None:
+        values, where = _values(config)
         check_targets(values, where, rule)
+    return parse_config(config)
+
+
+def parse_config(config: str | Path | Mapping[str, Any] | StudentConfig) -> StudentConfig:
+    """A config whose base is not to be built: its keys and values are checked, what it names is not looked at.
+
+    Raises:
+        StudentError: see :func:`read_config`.
+    """
+    if isinstance(config, StudentConfig):
+        return config
+    values, where = _values(config)
     try:
         if isinstance(values, Mapping) and isinstance(values.get("edits"), Sequence):
             values = {**values, "edits": [_edit(where, place, edit) for place, edit in enumerate(values["edits"])]}
@@ -86,6 +96,13 @@ def _rule_for(config: str | Path | Mapping[str, Any] | StudentConfig, trust: Tru
     return Rule.of() if isinstance(config, str | Path) else None
 
 
+def _values(config: str | Path | Mapping[str, Any]) -> tuple[Any, str]:
+    """The values of a config, and how messages name it."""
+    if isinstance(config, Mapping):
+        return config, "student config"
+    return _read(Path(config)), f"student config {config}"
+
+
 def _read(path: Path) -> Any:
     """The values in a YAML or JSON file."""
     try:
@@ -97,7 +114,7 @@ def _read(path: Path) -> Any:
                 f"{LARGEST:,} are allowed; write out what is meant"
             )
         return yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise StudentError(f"student config {path} cannot be read: {error}") from error
 
 

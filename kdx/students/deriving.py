@@ -20,7 +20,7 @@ from kdx.errors import RunExistsError, StudentError
 from kdx.files import named
 from kdx.ref import Ref, RefLike
 from kdx.registry import default_plugins
-from kdx.students.config import StudentConfig, read_config, write_config
+from kdx.students.config import StudentConfig, parse_config, read_config, write_config
 from kdx.students.contract import Contract
 from kdx.students.derivation import Derivation
 from kdx.students.edit import Edit, Kept, Origin, Plan
@@ -202,7 +202,7 @@ def inherit(config: StudentConfig | Mapping[str, Any] | str | Path, teacher: nn.
     model = copying.deepcopy(unwrap(teacher)).requires_grad_()
     contract = Contract.of(model, inputs)
     with rng.isolated():
-        for edit in read_config(config).edits:
+        for edit in parse_config(config).edits:
             edit.derive(model, inputs)
     contract.check(model)
     return model
@@ -280,7 +280,7 @@ def _config(base: Mapping[str, Any] | None, shape: Mapping[str, Any] | None, edi
     earlier: list[Any] = []
     inner_shape: Mapping[str, Any] = {}
     if values.get("name") == "derived":
-        inner = read_config(values["config"])
+        inner = parse_config(values["config"])
         values, earlier, inner_shape = inner.base, list(inner.edits), inner.shape
     return read_config({"base": values, "shape": {**inner_shape, **(shape or {})}, "edits": [*earlier, edit]})
 
