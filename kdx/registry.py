@@ -6,6 +6,7 @@ name would replace it.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -14,7 +15,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, get_args
@@ -24,6 +25,7 @@ import pluggy
 from kdx import __version__, hookspecs
 from kdx.errors import PluginError, PluginWarning, UnknownNameError, nearest
 from kdx.hookspecs import PROJECT
+from kdx.own_files import OwnFiles, is_own
 from kdx.ref import Ref
 from kdx.spec import Spec
 
@@ -52,6 +54,15 @@ _BASE = {
 BUILTIN = "kdx-builtin"
 SLOW = 0.2
 """Seconds from which on the import of a plugin is slow: it makes every ``kdx`` command wait."""
+ELSEWHERE: Mapping[str, Mapping[Kind, tuple[str, ...]]] = {
+    "kdx-eskd": {"assistant": ("early-stopped-teacher",)},
+    "kdx-function-matching": {"scheme": ("function-matching",)},
+    "kdx-mgd": {"knowledge": ("mgd",)},
+    "kdx-template": {"knowledge": ("transformed-teacher",)},
+    "kdx-text": {"dataset": ("text", "wordnet-glosses", "wordnet-pieces"), "model": ("hf-encoder", "minilm")},
+    "kdx-vision": {"dataset": ("torchvision",), "model": ("timm", "torchvision")},
+}
+"""Package -> kind -> names of components that it provides once it is installed; those of kdx's own repository."""
 _HEAVY = ("torch", "numpy", "accelerate", "transformers", "matplotlib", "pydantic")
 _OTHER_VERSION = f"; or it was built for another version of kdx than {__version__}"
 
@@ -117,6 +128,7 @@ class Plugins:
         entries: Iterable[EntryPoint] | None = None,
     ) -> None:
         self.strict = strict
+        self.files: OwnFiles | None = None
         self.manager = pluggy.PluginManager(PROJECT)
         self.manager.add_hookspecs(hookspecs)
         if blocked is None:
@@ -127,11 +139,20 @@ class Plugins:
         if trace if trace is not None else os.environ.get("KDX_PLUGINS_TRACE", "0") not in ("", "0"):
             self.manager.trace.root.setwriter(sys.stderr.write)
             self.manager.enable_tracing()
+        self._components: dict[Kind, dict[str, list[Component]]] = {}
         self.register(importlib.import_module("kdx.builtin"), BUILTIN)
         found = entry_points(group=PROJECT) if entries is None else entries
         for entry in sorted(found, key=lambda entry: (entry.name, entry.value)):
             self._load(entry)
-        self._components: dict[Kind, dict[str, list[Component]]] = {}
+
+    def beside(self, files: OwnFiles) -> Plugins:
+        """The same registry, in which a name such as ``my_models.py:Net`` stands for a component in one of these files.
+
+        Without them no such name is known: a text alone runs no file.
+        """
+        found = copy.copy(self)
+        found.files = files
+        return found
 
     def register(self, plugin: object, name: str) -> None:
         """Registers a module or object as a plugin, checking every hook it implements.
@@ -141,7 +162,7 @@ class Plugins:
         """
         info = PluginInfo(name, "kdx" if name == BUILTIN else "(registered in this process)", "", _module_of(plugin))
         self._add(plugin, info, strict=True)
-        self._components = {}
+        self._components.clear()
         for tell in self.changed:
             tell()
 
@@ -171,6 +192,11 @@ class Plugins:
         """
         found = self.components(kind).get(name)
         if found is None:
+            for package, provided in ELSEWHERE.items():
+                if name in provided.get(kind, ()):
+                    raise UnknownNameError(
+                        f"there is no {kind} named {name!r} yet: it is provided by {package}; pip install {package}"
+                    )
             raise UnknownNameError(f"there is no {kind} named {name!r}; {nearest(name, self.components(kind))}")
         if len(found) > 1:
             claims = " and ".join(f"plugin {item.plugin!r} ({self.label(item.plugin)})" for item in found)
@@ -188,18 +214,22 @@ class Plugins:
             UnknownNameError: there is none of this name.
             PluginError: its target does not import or is not of its kind; the plugin is named.
         """
-        component = self.get(kind, name)
-        where = (
-            f"{kind} {name!r} of plugin {component.plugin!r} ({self.label(component.plugin)}) points at "
-            f"{component.spec.target!r}, which"
-        )
-        try:
-            target = imported(component.spec.target)
-        except Exception as error:
-            raise PluginError(f"{where} does not import: {type(error).__name__}: {error}") from error
+        if is_own(name):
+            where, target = f"{kind} {name!r}", self._own(kind, name)
+        else:
+            component = self.get(kind, name)
+            where = (
+                f"{kind} {name!r} of plugin {component.plugin!r} ({self.label(component.plugin)}) points at "
+                f"{component.spec.target!r}, which"
+            )
+            try:
+                target = imported(component.spec.target)
+            except Exception as error:
+                raise PluginError(f"{where} does not import: {type(error).__name__}: {error}") from error
         if not callable(target) and "/" not in name:  # a backend of an op is a module
             raise PluginError(
-                f"{where} is {target!r}, not a class or function; write it as 'package.module:Class' in kdx.Spec"
+                f"{where} is {target!r}, not a class or function"
+                + ("" if is_own(name) else "; write it as 'package.module:Class' in kdx.Spec")
             )
         if kind in _BASE:
             base = imported(_BASE[kind])
@@ -211,6 +241,14 @@ class Plugins:
         """The top-level packages that hold the components: ``kdx`` and those of the plugins."""
         found = (item for kind in KINDS for items in self.components(kind).values() for item in items)
         return frozenset({"kdx", *(item.spec.target.partition(":")[0].partition(".")[0] for item in found)})
+
+    def _own(self, kind: Kind, name: str) -> Any:
+        if self.files is None:
+            raise UnknownNameError(
+                f"{kind} {name!r} is in a file, which only a recipe can name; in Python import the file, and give the "
+                "object itself"
+            )
+        return self.files.load(name)
 
     def make(self, kind: Kind, name: str | Ref, /, *args: Any, **options: Any) -> Any:
         """Builds a component by name, or by a reference, whose options are added to those given.

@@ -2,7 +2,8 @@
 
 A recipe, a command line or a file of a run or a student is text. Text alone runs kdx and the installed plugins, by the
 names of their components, and nothing else; every module beyond them has to be trusted by the person who runs it
-(``--trust MODULE``, ``trust="MODULE"``). What Python code writes itself is the word of whoever runs that code.
+(``--trust MODULE``, ``trust="MODULE"``). A recipe also runs the ``.py`` files beside it that it names, see
+:class:`kdx.own_files.OwnFiles`. What Python code writes itself is the word of whoever runs that code.
 
 This is the only place that imports what a text names; what is registered under a name, :mod:`kdx.registry` imports.
 """
@@ -15,7 +16,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from kdx.errors import TrustError
 from kdx.registry import Plugins, default_plugins, imported
@@ -25,8 +27,10 @@ __all__ = ["ENVIRONMENT", "Rule", "Trusted", "current", "trusting"]
 ENVIRONMENT = "oc.env"
 """Trusted as a module is: lets ``${oc.env:NAME}`` in a recipe read environment variables."""
 
-Trusted = str | Iterable[str]
-"""The name of a trusted module, with all below it, or several."""
+Trusted = str | Iterable[str] | Literal[True]
+"""The name of a trusted module, with all below it, or the path of a trusted ``.py`` file, or several of them; True: all
+that is named.
+"""
 
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -38,35 +42,44 @@ class Rule:
     Args:
         modules: trusted beside kdx and the plugins; with each everything below it.
         plugins: whose components and packages are trusted.
+        everything: whether every module is.
     """
 
     modules: frozenset[str]
     plugins: Plugins
+    everything: bool = False
 
     @classmethod
     def of(cls, trust: Trusted = (), plugins: Plugins | None = None) -> Rule:
         """A rule.
 
         Args:
-            trust: one module as ``"my_models"``, or several.
-            plugins: None takes those installed.
+            trust: one module as ``"my_models"`` or file as ``"../nets.py"``, or several; True: everything.
+            plugins: None takes those installed; of those that know a recipe's files these are trusted too.
 
         Raises:
             TypeError: something in it is no text.
             TrustError: something in it is no name of a module.
         """
-        names = [trust] if isinstance(trust, str) else list(trust)
+        plugins = plugins or default_plugins()
+        if trust is True:
+            return cls(frozenset(), plugins.beside(plugins.files.trusting(True)) if plugins.files else plugins, True)
+        given = [trust] if isinstance(trust, str) else list(trust)
+        files = [Path(name) for name in given if isinstance(name, str) and name.endswith(".py")]
+        if files and plugins.files:
+            plugins = plugins.beside(plugins.files.trusting(files))
+        names = [name for name in given if not (isinstance(name, str) and name.endswith(".py"))]
         for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"trust: expected names of modules, as 'my_models', got {name!r}")
             if not _MODULE.fullmatch(name):
                 raise TrustError(f"trust: expected the name of a module, as my_models or my_models.nets, got {name!r}")
-        return cls(frozenset(names), plugins or default_plugins())
+        return cls(frozenset(names), plugins)
 
     @property
     def environment(self) -> bool:
         """Whether a text may read environment variables."""
-        return ENVIRONMENT in self.modules
+        return self.everything or ENVIRONMENT in self.modules
 
     def find(self, target: str, where: str) -> Any:
         """The class or function that a text names, imported only if its module is trusted.
@@ -103,7 +116,7 @@ class Rule:
         return found
 
     def _told(self, module: str) -> bool:
-        return any(module == name or module.startswith(f"{name}.") for name in self.modules)
+        return self.everything or any(module == name or module.startswith(f"{name}.") for name in self.modules)
 
     def _refusal(self, where: str, target: str, module: str, what: str) -> TrustError:
         return TrustError(

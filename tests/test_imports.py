@@ -32,6 +32,7 @@ FLOORS = [
         "ranges",
         "items",
         "printable",
+        "own_files",
     },
     {"layout", "lock", "class_numbers", "seal"},
     {"tap", "evidence", "blame"},

@@ -112,7 +112,7 @@ def run_recipe(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: train the teacher, the student alone and the distilled student, and compare them."""
-    from kdx.experiment.recipe_files import load_recipe, recipe_names
+    from kdx.experiment.recipe_files import load_recipe, plugins_beside, recipe_names
 
     if list_recipes or recipe is None:
         summaries = {name: load_recipe(name).summary for name in recipe_names()}
@@ -121,17 +121,19 @@ def run_recipe(
         for name, summary in summaries.items() if not as_json else ():
             typer.echo(f"{name:20} {summary}")
         return
-    checked = load_recipe(recipe, overrides or [], trust=trust or ())
+    plugins = plugins_beside(recipe)
+    checked = load_recipe(recipe, overrides or [], plugins=plugins, trust=trust or ())
     if dry_run:
         from kdx.experiment.plan import plan
 
         typer.echo(checked.yaml(), nl=False)
         typer.echo("# stages:")
-        for stage in plan(checked):
+        for stage in plan(checked, plugins):
             typer.echo(f"#   {stage.name}" + (f", taught by {', '.join(stage.teachers)}" if stage.teachers else ""))
         return
     name = Path(recipe).stem
-    _run(checked, name, folder or Path("runs") / name, _seeds(seeds), resume, force, verbose, trust or [], as_json)
+    options = {"name": name, "plugins": plugins, "trust": trust or []}
+    _run(checked, folder or Path("runs") / name, _seeds(seeds), resume, force, verbose, options, as_json)
 
 
 def _seeds(text: str | None) -> list[int]:
@@ -143,13 +145,12 @@ def _seeds(text: str | None) -> list[int]:
 
 def _run(
     recipe: Any,
-    name: str,
     folder: Path,
     seeds: list[int],
     resume: bool,
     force: bool,
     verbose: bool,
-    trust: list[str],
+    options: dict[str, Any],
     as_json: bool,
 ) -> None:
     from rich.console import Console
@@ -165,7 +166,7 @@ def _run(
     summaries = []
     for seed in seeds or [recipe.seed]:
         target = folder / f"seed-{seed}" if seeds else folder
-        one = check_recipe({**recipe.dump(), "seed": seed}, trust=trust)
+        one = check_recipe({**recipe.dump(), "seed": seed}, plugins=options["plugins"], trust=options["trust"])
         told: list[str] = []
 
         def notify(message: str, told: list[str] = told) -> None:
@@ -180,10 +181,9 @@ def _run(
                     one,
                     target,
                     [ProgressBar(console, verbose=verbose)],
-                    name=name,
                     teachers=folder.parent / ".teachers",
                     notify=notify,
-                    trust=trust,
+                    **options,
                 )
                 summary = experiment.run(resume=resume, force=force)
         except Interrupted as stop:
@@ -241,11 +241,12 @@ def cache_outputs(
     if recipe is None or out is None:
         raise typer.BadParameter("give a recipe and --out FOLDER, or --verify FOLDER")
     with console.status("loading torch") if console.is_terminal else nullcontext():
-        from kdx.experiment.recipe_files import load_recipe
+        from kdx.experiment.recipe_files import load_recipe, plugins_beside
         from kdx.experiment.store_command import cache_teacher
         from kdx.observers.progress import ProgressBar
 
-    checked = load_recipe(recipe, overrides or [], trust=trust or ())
+    plugins = plugins_beside(recipe)
+    checked = load_recipe(recipe, overrides or [], plugins=plugins, trust=trust or ())
     if views is None and checked.data.augment is None:
         views = 1
     columns = (TextColumn("[bold]shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -267,6 +268,7 @@ def cache_outputs(
             observers=[ProgressBar(console)],
             notify=notify,
             progress=progress,
+            plugins=plugins,
             trust=trust or (),
             what=what,
             views=views,

@@ -14,9 +14,9 @@ Trust = Annotated[
     list[str] | None,
     typer.Option(
         "--trust",
-        metavar="MODULE",
-        help="A module beside kdx and its plugins that may be named and is then run; repeat it for several. oc.env "
-        "allows environment variables in a recipe.",
+        metavar="MODULE|FILE.py",
+        help="A module beside kdx and its plugins, or a file that is not in the recipe's folder, that may be named and "
+        "is then run; repeat it for several. oc.env allows environment variables in a recipe.",
     ),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +23,10 @@ from kdx.experiment.environment import environment
 from kdx.experiment.plan import assistant_of, plan
 from kdx.experiment.quality import Quality
 from kdx.experiment.recipe import Recipe
-from kdx.experiment.recipe_files import check_recipe, load_recipe
+from kdx.experiment.recipe_files import load_recipe, plugins_beside
 from kdx.experiment.rehearsal import rehearse
 from kdx.experiment.run_files import (
+    CODE,
     ENVIRONMENT,
     PAGE,
     PICTURE,
@@ -38,7 +40,7 @@ from kdx.experiment.run_files import (
 from kdx.experiment.run_folder import RunFolder
 from kdx.experiment.stage_runner import StageRunner
 from kdx.experiment.teacher_cache import TeacherCache
-from kdx.files import atomic_write, refuse_links, remove_leftovers, write_json
+from kdx.files import atomic_write, refuse_links, remove_leftovers, sha256_of, write_json
 from kdx.lock import LOCK, sole_writer
 from kdx.registry import Plugins
 from kdx.seal import seal_text
@@ -50,7 +52,7 @@ __all__ = ["Experiment", "WeakTeacherWarning", "run"]
 
 
 def run(
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
     folder: str | Path | None = None,
     resume: bool = False,
@@ -64,17 +66,20 @@ def run(
     """Runs a recipe: trains or loads the teacher, trains the student alone and distilled, evaluates, reports.
 
     Args:
-        recipe: name of a recipe (``kdx run --list``), path of a YAML file, or a checked recipe.
+        recipe: name of a recipe (``kdx run --list``), path of a YAML file, its sections as plain values, or a checked
+            recipe. Components of one's own are named ``my_models.py:Net``, relative to the file (of a recipe without
+            one to the working directory); the run's folder keeps a copy of the file.
         folder: where the run is written; ``runs/<recipe name>`` by default.
         resume: go on with the run in the folder, or start it if there is none; a finished run is only read.
         force: move a run that is in the folder aside, to ``<folder>.old-N``.
         observers: see :func:`kdx.fit`; they watch every stage.
         report: whether the pictures and the page of the report are drawn at the end.
         plugins: where components come from; None takes those installed.
-        trust: modules that the recipe may name beside kdx and the plugins, as ``"my_models"``, and ``"oc.env"`` if it
-            may read environment variables; see :mod:`kdx.trust`. It is not kept in the folder: a run that is resumed
-            needs it again.
-        **overrides: recipe keys, as ``seed=1``, ``train={"epochs": 2}`` or ``**{"train.epochs": 2}``.
+        trust: modules that the recipe may name beside kdx and the plugins, as ``"my_models"``, ``.py`` files that are
+            not in its folder, and ``"oc.env"`` if it may read environment variables; True: all of them. See
+            :mod:`kdx.trust`. It is not kept in the folder: a run that is resumed needs it again.
+        **overrides: recipe keys, as ``seed=1``, ``train={"epochs": 2}`` or ``**{"train.epochs": 2}``; a mapping with a
+            ``name`` takes the place of the component that is there, every other one is merged.
 
     Returns:
         The summary, as in ``summary.json``: per stage accuracies, parameters, size, latency, seconds; the gain.
@@ -86,12 +91,10 @@ def run(
         InUseError: another process runs in the folder.
         Interrupted: the run was stopped by a signal; ``resume`` continues it.
     """
-    if isinstance(recipe, Recipe):
-        name = "recipe"
-        checked = check_recipe({**recipe.dump(), **overrides}, plugins=plugins, trust=trust)
-    else:
-        name = Path(recipe).stem
-        checked = load_recipe(recipe, overrides, plugins=plugins, trust=trust)
+    name = Path(recipe).stem if isinstance(recipe, str | Path) else "recipe"
+    plugins = plugins_beside(recipe, plugins)
+    written = recipe.dump() if isinstance(recipe, Recipe) else recipe
+    checked = load_recipe(written, overrides, plugins=plugins, trust=trust)
     experiment = Experiment(
         checked,
         Path(folder or Path("runs") / name),
@@ -214,6 +217,7 @@ class Experiment:
                 )
             read_recipe(folder)
             self._keep_environment()
+            self._check_code()
             written = load_recipe(folder / RECIPE, plugins=self.plugins, trust=self.trust)
             if changed := _differences(written.dump(), self.recipe.dump()):
                 raise RecipeError(
@@ -232,7 +236,7 @@ class Experiment:
             shutil.move(folder, aside)
             (aside / LOCK).unlink()  # it was this run's, which goes on in the new folder
             alone.enter_context(sole_writer(folder))
-        write_json(folder / ENVIRONMENT, environment(self.recipe.seed))
+        write_json(folder / ENVIRONMENT, environment(self.recipe.seed) | {"code": self._copied_code()})
         text = seal_text(self.recipe.yaml())
         atomic_write(folder / RECIPE, lambda path: path.write_text(text))
 
@@ -245,6 +249,33 @@ class Experiment:
             return  # a finished run is only read
         self.notify(f"warning: {self.folder / ENVIRONMENT} is missing; it is written anew, with the environment of now")
         write_json(self.folder / ENVIRONMENT, environment(self.recipe.seed))
+
+    def _copied_code(self) -> dict[str, dict[str, str]]:
+        """Copies the Python files that the recipe names into the folder; returns name -> copy and SHA-256."""
+        kept = {}
+        for name, path in (self.plugins.files.loaded if self.plugins.files else {}).items():
+            digest = sha256_of(path)
+            inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+            copy = Path(CODE, name if inside else f"{digest[:12]}/{path.name}")
+            (self.folder / copy).parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(self.folder / copy, functools.partial(shutil.copyfile, path))
+            kept[name] = {"copy": copy.as_posix(), "sha256": digest}
+            self.notify(f"runs {path} (sha256 {digest[:16]}), which the recipe names")
+        return kept
+
+    def _check_code(self) -> None:
+        """Checks that the Python files that an unfinished run began with are the same now.
+
+        Raises:
+            RecipeError: one has changed.
+        """
+        files, finished = self.plugins.files, (self.folder / SUMMARY).exists()
+        for name, kept in {} if finished else read_environment(self.folder).get("code", {}).items():
+            if files is None or not files.path(name).is_file() or sha256_of(files.path(name)) != kept["sha256"]:
+                raise RecipeError(
+                    f"{name!r} is not what the run in {self.folder} was started with, of which {kept['copy']} there is "
+                    "a copy; put that back, or take another folder"
+                )
 
     def _guard(self, results: Mapping[str, dict[str, Any]]) -> None:
         """Warns, before the student is taught, of a teacher that is too weak or a gap that is too wide."""
@@ -302,7 +333,9 @@ def threads(recipe: Recipe) -> Iterator[None]:
 
 def _left_by_a_start(path: Path) -> bool:
     """True for a file that a run may have left that was killed before its recipe was written; none depends on it."""
-    return any(fnmatch(path.name, name) for name in (LOCK, ENVIRONMENT, f".{ENVIRONMENT}.*.tmp", f".{RECIPE}.*.tmp"))
+    return any(
+        fnmatch(path.name, name) for name in (LOCK, CODE, ENVIRONMENT, f".{ENVIRONMENT}.*.tmp", f".{RECIPE}.*.tmp")
+    )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

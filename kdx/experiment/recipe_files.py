@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
@@ -17,10 +17,12 @@ from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe_checks import check_components
 from kdx.experiment.recipe_texts import check_interpolation, check_printable
 from kdx.options import problems
-from kdx.registry import Plugins
+from kdx.own_files import OwnFiles
+from kdx.ref import Ref
+from kdx.registry import Plugins, default_plugins
 from kdx.trust import Rule, Trusted, trusting
 
-__all__ = ["check_recipe", "find_recipe", "load_recipe", "recipe_names"]
+__all__ = ["check_recipe", "find_recipe", "load_recipe", "plugins_beside", "recipe_names"]
 
 
 def recipe_names() -> dict[str, Path]:
@@ -46,8 +48,21 @@ def find_recipe(recipe: str | Path) -> Path:
     return known[str(recipe)]
 
 
+def plugins_beside(recipe: str | Path | Mapping[str, Any] | Recipe, plugins: Plugins | None = None) -> Plugins:
+    """The registry for a recipe, which knows the Python files that the recipe may name, ``my_models.py:Net``.
+
+    Those of a recipe in a file are in the file's folder, or below it; those of one by name, or of plain values, in the
+    working directory. A registry that knows files already is taken as it is.
+    """
+    plugins = plugins or default_plugins()
+    if plugins.files is not None:
+        return plugins
+    named = not isinstance(recipe, str | Path) or str(recipe) in recipe_names()
+    return plugins.beside(OwnFiles(Path.cwd() if named else Path(str(recipe)).parent))
+
+
 def load_recipe(
-    recipe: str | Path,
+    recipe: str | Path | Mapping[str, Any],
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     plugins: Plugins | None = None,
@@ -56,9 +71,10 @@ def load_recipe(
     """Reads, overrides and checks a recipe.
 
     Args:
-        recipe: name or path.
-        overrides: ``["train.epochs=2"]``, or a mapping with dotted or nested keys.
-        plugins: where components come from; None takes those installed.
+        recipe: name or path, or the sections as plain values.
+        overrides: ``["train.epochs=2"]``, or a mapping with dotted or nested keys. A mapping with ``name`` is a
+            component and takes the place of what is there, every other one is merged into it.
+        plugins: where components come from; None takes those installed, and the files of :func:`plugins_beside`.
         trust: modules that the recipe may name beside kdx and the plugins, see :mod:`kdx.trust`; ``"oc.env"`` lets it
             read environment variables.
 
@@ -66,29 +82,45 @@ def load_recipe(
         RecipeError: names the path to the wrong key, what was expected, what came, and the nearest name.
         TrustError: the recipe names code that it may not run, or reads the environment.
     """
-    path, rule = find_recipe(recipe), Rule.of(trust, plugins)
+    plugins = plugins_beside(recipe, plugins)
+    rule, where = Rule.of(trust, plugins), "recipe" if isinstance(recipe, Mapping) else find_recipe(recipe).name
     try:
-        loaded = OmegaConf.load(path)
-        for text in (OmegaConf.to_container(loaded), overrides):
-            check_interpolation(text, f"recipe {path.name}", rule)  # before they meet: merging reads references
-        config = OmegaConf.merge(loaded, _overriding(overrides))
+        config = OmegaConf.create(dict(recipe)) if isinstance(recipe, Mapping) else OmegaConf.load(find_recipe(recipe))
+        changes = _changes(overrides)
+        for text in (OmegaConf.to_container(config), changes):
+            check_interpolation(text, f"recipe {where}", rule)  # before they meet: merging reads references
+        for key, value in _leaves(changes):
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
         values = OmegaConf.to_container(config, resolve=True)
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
         if isinstance(error, RecipeError | TrustError):
             raise
-        raise RecipeError(f"recipe {path.name}: {error}") from error
-    return check_recipe(values, path.name, plugins=plugins, trust=trust)
+        raise RecipeError(f"recipe {where}: {error}") from error
+    return check_recipe(values, where, plugins=plugins, trust=trust)
 
 
-def _overriding(overrides: Sequence[str] | Mapping[str, Any]) -> DictConfig:
-    config = OmegaConf.create({})
+def _changes(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides as plain values: key, dotted or not, -> value."""
     if isinstance(overrides, Mapping):
-        for key, value in overrides.items():
-            OmegaConf.update(config, key, value, merge=True, force_add=True)
-        return config
-    if wrong := [item for item in overrides if "=" not in item]:
-        raise RecipeError(f"override {wrong[0]!r} must have the form key.sub=value, as in train.epochs=2")
-    return OmegaConf.from_dotlist(list(overrides))
+        return {key: value.as_dict() if isinstance(value, Ref) else value for key, value in overrides.items()}
+    changes: dict[str, Any] = {}
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise RecipeError(f"override {item!r} must have the form key.sub=value, as in train.epochs=2")
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        changes[key] = parsed["value"]
+    return changes
+
+
+def _leaves(changes: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key -> value of what is replaced as a whole: a component, or what is no mapping."""
+    for key, value in changes.items():
+        place = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping) and value and "name" not in value:
+            yield from _leaves(value, place)
+        else:
+            yield place, value
 
 
 def check_recipe(values: Any, where: str = "recipe", *, plugins: Plugins | None = None, trust: Trusted = ()) -> Recipe:

@@ -15,6 +15,8 @@ __all__ = ["check_files", "checksums", "read_environment", "read_model", "read_r
 RECIPE, SUMMARY, ENVIRONMENT = "recipe.yaml", "summary.json", "environment.json"
 RESULT, MODEL, START = "result.json", "model.json", "start.safetensors"
 METRICS = "metrics.jsonl"
+CODE = "code"
+"""The folder with copies of the Python files that the recipe names; ``environment.json`` has their hashes."""
 PAGE, PICTURE = "report.html", "report.png"
 
 

@@ -122,3 +122,26 @@ def test_names_paths_and_broken_files(tmp_path: Path) -> None:
     path.write_text("seed: ${nowhere}")
     with pytest.raises(RecipeError, match="nowhere"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("overrides", [["student.model={name: mlp}"], {"student": {"model": {"name": "mlp"}}}], ids=str)
+def test_a_component_that_is_given_takes_the_place_of_the_old_one(overrides) -> None:
+    """Its options do not become those of the new one."""
+    assert load_recipe("fashion-offline").student.model.options
+    assert load_recipe("fashion-offline", overrides).student.model.as_dict() == {"name": "mlp"}
+
+
+def test_what_is_no_component_is_merged_into_what_is_there() -> None:
+    plain = load_recipe("fashion-offline")
+    changed = load_recipe("fashion-offline", ["student.model={width: 3}", "train={epochs: 2}"])
+    assert changed.student.model == plain.student.model.with_options(width=3)
+    assert changed.train.epochs == 2
+    assert changed.train.batch_size == plain.train.batch_size
+    assert load_recipe("fashion-offline", ["data.augment.shift=1"]).data.augment.flip == 0.5  # it was null
+
+
+def test_a_component_of_a_package_that_is_not_installed_names_the_package() -> None:
+    with pytest.raises(
+        RecipeError, match=r"student\.model\.name: .*'timm' yet: it is provided by kdx-vision; pip install"
+    ):
+        load_recipe("fashion-offline", ["student.model={name: timm, model: resnet18}"])

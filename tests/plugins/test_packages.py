@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -11,8 +12,23 @@ from pathlib import Path
 
 import pytest
 
+from kdx.registry import _HOOK, ELSEWHERE
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = sorted(path.name for path in (ROOT / "plugins").glob("kdx-*"))
+
+
+def test_names_of_packages_that_are_not_installed_are_those_that_they_provide() -> None:
+    provided: dict[str, dict[str, tuple[str, ...]]] = {}
+    for package in PACKAGES:
+        [file] = (ROOT / "plugins" / package).glob("*/plugin.py")
+        spec = importlib.util.spec_from_file_location(f"plugin_of_{file.parent.name}", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        hooks = {kind: getattr(module, hook, None) for kind, hook in _HOOK.items()}
+        found = {kind: tuple(sorted(spec.name for spec in hook())) for kind, hook in hooks.items() if hook}
+        provided[package] = {kind: names for kind, names in found.items() if kind != "op"}
+    assert provided == ELSEWHERE
 
 
 @pytest.mark.slow
