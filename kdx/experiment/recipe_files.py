@@ -86,10 +86,9 @@ def load_recipe(
     rule, where = Rule.of(trust, plugins), "recipe" if isinstance(recipe, Mapping) else find_recipe(recipe).name
     try:
         config = OmegaConf.create(dict(recipe)) if isinstance(recipe, Mapping) else OmegaConf.load(find_recipe(recipe))
-        changes = _changes(overrides)
-        for text in (OmegaConf.to_container(config), changes):
+        for text in (OmegaConf.to_container(config), overrides):
             check_interpolation(text, f"recipe {where}", rule)  # before they meet: merging reads references
-        for key, value in _leaves(changes):
+        for key, value in _leaves(_changes(overrides)):
             OmegaConf.update(config, key, value, merge=False, force_add=True)
         values = OmegaConf.to_container(config, resolve=True)
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
