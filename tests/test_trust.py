@@ -459,7 +459,17 @@ def test_names_of_torch_are_optimizers_and_schedules_alone(key: str, name: str) 
 
 ROOT = Path(__file__).parents[1]
 CALLS = {  # that make code or objects of text, by the last part of their name
-    *("import_module", "__import__", "imported", "entry_points", "eval", "exec", "exec_module", "run_path", "run_module"),
+    *(
+        "import_module",
+        "__import__",
+        "imported",
+        "entry_points",
+        "eval",
+        "exec",
+        "exec_module",
+        "run_path",
+        "run_module",
+    ),
     *("Popen", "system", "popen", "check_output", "check_call", "load_file", "safe_load", "compose", "from_dotlist"),
     *("from_pretrained", "for_model", "from_config", "from_string", "get_template", "memmap"),
 }
