@@ -75,8 +75,8 @@ def kdx_step_end(run: Run, step: int, losses: Losses) -> None:
 
 
 @hookspec
-def kdx_evaluated(run: Run, metrics: Mapping[str, Any]) -> None:
-    """The students were evaluated after an epoch."""
+def kdx_epoch_end(run: Run, row: Mapping[str, Any]) -> None:
+    """An epoch is over, and evaluated if that was asked for; ``row`` is the new one of ``run.history``."""
 
 
 @hookspec

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Observers"]
 
-_EVENTS = ("kdx_configure", "kdx_step_end", "kdx_evaluated", "kdx_run_end")
+_EVENTS = ("kdx_configure", "kdx_step_end", "kdx_epoch_end", "kdx_run_end")
 
 
 class Observers:
@@ -74,9 +74,9 @@ class Observers:
         """Called after an optimizer step."""
         self._tell("kdx_step_end", run=run, step=step, losses=losses)
 
-    def evaluated(self, run: Run, metrics: Mapping[str, Any]) -> None:
-        """Called after an evaluation of the students."""
-        self._tell("kdx_evaluated", run=run, metrics=metrics)
+    def epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
+        """Called after an epoch and its evaluation, if there is one."""
+        self._tell("kdx_epoch_end", run=run, row=row)
 
     def run_end(self, run: Run) -> None:
         """Called when the run has ended, for whatever reason."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from kdx.errors import DamagedError
 from kdx.files import atomic_write, named
 from kdx.hookspecs import hookimpl
+from kdx.observers.epoch_row import logged
 
 if TYPE_CHECKING:
     from kdx.losses import Losses
@@ -20,7 +21,7 @@ __all__ = ["MetricsLog"]
 
 
 class MetricsLog:
-    """Appends one JSON object per logged step and evaluation to ``metrics.jsonl`` of the run's folder.
+    """Appends one JSON object per logged step and per epoch to ``metrics.jsonl`` of the run's folder.
 
     When a run is resumed, rows after its checkpoint are dropped, so that the file ends as that of an unbroken run.
     """
@@ -36,7 +37,8 @@ class MetricsLog:
         if run.folder is None:
             return
         path = run.folder / self.name
-        kept = [row for row in read_metrics(path) if row["step"] <= run.step] if run.step else []
+        rows = read_metrics(path) if run.step else []
+        kept = [row for row in rows if row["step"] <= run.step and row["epoch"] <= run.epoch]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         if not path.exists() or path.read_bytes() != text.encode():
             atomic_write(path, lambda temporary: temporary.write_text(text))  # a kill now leaves all that was there
@@ -51,11 +53,10 @@ class MetricsLog:
             self._file.write(json.dumps(row) + "\n")
 
     @hookimpl
-    def kdx_evaluated(self, run: Run, metrics: Mapping[str, Any]) -> None:
-        """Writes the metrics of an evaluation."""
+    def kdx_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
+        """Writes the losses and metrics of an epoch."""
         if self._file:
-            row = {"step": run.step, "epoch": run.epoch}
-            self._file.write(json.dumps(row | {f"eval/{name}": value for name, value in metrics.items()}) + "\n")
+            self._file.write(json.dumps({"step": run.step, "epoch": run.epoch} | logged(row)) + "\n")
 
     @hookimpl
     def kdx_run_end(self, run: Run) -> None:

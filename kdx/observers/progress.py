@@ -69,8 +69,9 @@ class ProgressBar:
             self._progress.update(self._task, completed=step, **fields)
 
     @hookimpl
-    def kdx_evaluated(self, run: Run, metrics: Mapping[str, Any]) -> None:
+    def kdx_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
         """Shows the metrics."""
+        metrics = {name: value for name, value in row.items() if name not in ("epoch", "step")}
         shown = " ".join(f"{name.rpartition('/')[2]} {value:.3f}" for name, value in metrics.items())
         if self._progress:
             self._progress.update(self._task, metrics=shown)

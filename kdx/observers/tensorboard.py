@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdx.hookspecs import hookimpl
+from kdx.observers.epoch_row import logged
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -41,12 +42,12 @@ class TensorBoardLog:
                 self._writer.add_scalar(name, value, step)
 
     @hookimpl
-    def kdx_evaluated(self, run: Run, metrics: Mapping[str, Any]) -> None:
-        """Writes the metrics of an evaluation."""
+    def kdx_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
+        """Writes the losses and metrics of an epoch."""
         if self._writer:
-            for name, value in metrics.items():
+            for name, value in logged(row).items():
                 if math.isfinite(value):
-                    self._writer.add_scalar(f"eval/{name}", value, run.step)
+                    self._writer.add_scalar(name, value, run.step)
 
     @hookimpl
     def kdx_run_end(self, run: Run) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdx.hookspecs import hookimpl
+from kdx.observers.epoch_row import logged
 
 if TYPE_CHECKING:
     from kdx.losses import Losses
@@ -69,9 +70,9 @@ class Tracker:
             self._log(numbers | {f"term/{name}": term.item() for name, term in losses.terms.items()}, step)
 
     @hookimpl
-    def kdx_evaluated(self, run: Run, metrics: Mapping[str, Any]) -> None:
-        """Writes the metrics of an evaluation; those that are not finite are left out."""
-        found = {f"eval/{name}": value for name, value in metrics.items() if math.isfinite(value)}
+    def kdx_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
+        """Writes the losses and metrics of an epoch; those that are not finite are left out."""
+        found = {name: value for name, value in logged(row).items() if math.isfinite(value)}
         self._log({"epoch": run.epoch} | found, run.step)
 
     @hookimpl

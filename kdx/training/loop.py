@@ -32,7 +32,6 @@ from kdx.training.accumulation import accumulate_gradient
 from kdx.training.batches import ResumableLoader, count_batches, first_batch, pass_size, windows
 from kdx.training.dataset_facts import dataset_labels, dataset_size
 from kdx.training.evaluation import Metrics
-from kdx.training.finite import Finite
 from kdx.training.gradients import term_gradients
 from kdx.training.modes import put_into_training, resting_modules
 from kdx.training.optim import OptimizerSpec, ScheduleSpec, check_complete
@@ -169,7 +168,8 @@ def fit(
         train = accelerator.prepare(train)
     open_ended = epochs is None and steps is not None
     epochs, total_steps = run_length(train, epochs, steps, accumulate, processes)
-    run = Run(scheme, None if folder is None else Path(folder), epochs, total_steps, log_every, open_ended=open_ended)
+    where, evaluates = None if folder is None else Path(folder), evaluate is not None
+    run = Run(scheme, where, epochs, total_steps, log_every, open_ended=open_ended, evaluates=evaluates)
 
     scheme.to(accelerator.device)
     with rng.isolated():
@@ -179,8 +179,7 @@ def fit(
     engine = phases.prepare(accelerator, scheme)
     runs = torch.compile(engine) if compile else engine
     loader = ResumableLoader(train, accelerator.device, processes)
-    finite = Finite()
-    state = State(run, accelerator, phases, loader, finite, tests)
+    state = State(run, accelerator, phases, loader, tests)
     state.claim(resume=resume)
     watchers = Observers(
         [*([MetricsLog(), TensorBoardLog()] if folder and accelerator.is_main_process else []), *observers]
@@ -206,7 +205,7 @@ def fit(
                         frozen.check_written()
                     _end_step(run, phases, pass_ended=loader.finished_pass(len(window)))
                     run.seconds = time.perf_counter() - start
-                    finite.add(losses, run.step, check=run.logs(run.step))
+                    state.add(losses)
                     watchers.step_end(run, run.step, losses)
                     if signals.received or (checkpoint_every and run.step % checkpoint_every == 0):
                         state.save()
@@ -214,18 +213,17 @@ def fit(
                     if run.step >= run.total_steps or run.stopped:
                         break
                 loader.epoch_end()
-                finite.check(run.step)
                 phases.advance("epoch")
                 run.epoch += 1
-                if evaluate is not None:
-                    watchers.evaluated(run, state.evaluate(evaluate, metrics, select))
+                watchers.epoch_end(run, state.end_epoch(evaluate, metrics, select))
                 run.seconds = time.perf_counter() - start
                 if not run.goes_on:
                     frozen.check()  # first, so that the run is not resumed as one that has ended well
                 state.save()
                 _obey(signals, run)
     except PluginError:
-        state.save()  # an observer failed, the run did not
+        if run.step:
+            state.save()  # an observer failed, the run did not
         raise
     else:
         state.finish()

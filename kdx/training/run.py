@@ -10,8 +10,11 @@ from kdx.schemes.base import Scheme
 
 __all__ = ["Run"]
 
+_SHOWN = 6
+"""Numbers of the newest epoch in the text that stands for a run."""
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, repr=False)
 class Run:
     """The state of a run, as observers see it and as :func:`fit` returns it.
 
@@ -24,9 +27,12 @@ class Run:
         epoch: epochs begun so far, from 0.
         step: optimizer steps done.
         learning_rate: of the first parameter group.
-        history: one row per evaluation: ``epoch``, ``step`` and the metrics, as ``student/accuracy``.
+        history: one row per epoch: ``epoch`` and ``step``, the training losses ``train/loss`` and ``train/<term>``
+            (means over the whole epoch, weighted as in the total, which is their sum) and, with ``evaluate``, the
+            metrics, as ``student/accuracy``.
         best: the row that was selected, if ``select`` was given.
-        higher_is_better: metric of the history -> whether more of it is better; None where the metric does not say.
+        higher_is_better: metric of the evaluation -> whether more of it is better; None where the metric does not say.
+            Known before the first step, unless the data of the evaluation run only once.
         seconds: training time, over all resumed parts.
         stopped: why it ended early, else None.
         open_ended: whether it ends by steps alone; ``epochs`` is then what the length of the
@@ -34,6 +40,7 @@ class Run:
         prequential: one row per logged step of the tests before training, if they were asked for: ``epoch``, ``step``
             and accuracies, as ``prequential/student``.
         teachers: name -> fingerprint of every frozen teacher, the same before and after the run.
+        evaluates: whether every epoch ends with an evaluation.
     """
 
     scheme: Scheme
@@ -52,6 +59,19 @@ class Run:
     prequential: list[dict[str, Any]] = field(default_factory=list)
     open_ended: bool = False
     teachers: dict[str, str] = field(default_factory=dict)
+    evaluates: bool = False
+
+    def __repr__(self) -> str:
+        length = f"{self.step} of {self.total_steps} steps, {self.seconds:.1f} s"
+        parts = [length if self.open_ended else f"{self.epoch} of {self.epochs} epochs, {length}"]
+        if self.history:
+            row = self.history[-1]
+            numbers = [f"{key} {row[key]:.4g}" for key in row if _is_shown(key)]
+            parts.append(", ".join(numbers[:_SHOWN] + ["..."] * (len(numbers) > _SHOWN)))
+        parts += [f"best in epoch {self.best['epoch']}"] if self.best else []
+        parts += [f"stopped: {self.stopped}"] if self.stopped else []
+        parts += [f"in {self.folder}"] if self.folder else []
+        return f"<Run of {type(self.scheme).__name__}: {'; '.join(parts)}>"
 
     @property
     def goes_on(self) -> bool:
@@ -66,3 +86,8 @@ class Run:
     def stop(self, reason: str) -> None:
         """Asks the run to end after this step, as an early-stopping observer does; resuming it trains no further."""
         self.stopped = reason
+
+
+def _is_shown(key: str) -> bool:
+    """Whether a number of the history is short enough for a line: the loss and the metrics, not every term."""
+    return key not in ("epoch", "step") and (key == "train/loss" or not key.startswith("train/"))

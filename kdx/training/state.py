@@ -14,9 +14,11 @@ from kdx import rng
 from kdx.directions import more_is_better
 from kdx.errors import CheckpointError, RunExistsError, nearest
 from kdx.files import named, refuse_links, remove_leftovers
+from kdx.losses import Losses
 from kdx.training import evaluation
 from kdx.training.batches import ResumableLoader
 from kdx.training.checkpoint import export_weights, latest_checkpoint, newest_checkpoint, save_checkpoint
+from kdx.training.epoch_losses import EpochLosses
 from kdx.training.evaluation import Metrics, metrics_of
 from kdx.training.finite import Finite
 from kdx.training.phases import Phases
@@ -36,16 +38,25 @@ class State:
         accelerator: Accelerator,
         phases: Phases,
         loader: ResumableLoader,
-        finite: Finite,
         prequential: Prequential | None = None,
     ) -> None:
         self.run = run
         self.accelerator = accelerator
         self.phases = phases
         self.loader = loader
-        self.finite = finite
+        self.finite = Finite()
         self.prequential = prequential
+        self.losses = EpochLosses()
         self.best: dict[str, dict[str, Tensor]] = {}
+
+    def add(self, losses: Losses) -> None:
+        """Takes the losses of a step, without their graph.
+
+        Raises:
+            KdxError: one is not finite; looked at where the losses are logged.
+        """
+        self.finite.add(losses, self.run.step, check=self.run.logs(self.run.step))
+        self.losses.add(losses)
 
     def save(self) -> None:
         """Writes a checkpoint, if the run has a folder.
@@ -64,6 +75,7 @@ class State:
             "scaler": scaler.state_dict() if scaler else None,
             "rng": rng.capture(),
             "loader": self.loader.state_dict(),
+            "losses": self.losses.state_dict(),
             "prequential": self.prequential.state_dict() if self.prequential else None,
             "run": {
                 "epoch": run.epoch,
@@ -121,6 +133,7 @@ class State:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         run.epochs = epochs
         self.loader.load_state_dict(state["loader"])
+        self.losses.load_state_dict(state["losses"])
         if self.prequential and (counts := state.get("prequential")):
             self.prequential.load_state_dict(counts)
         run.step, run.epoch, run.seconds = state["step"], saved["epoch"], saved["seconds"]
@@ -130,8 +143,25 @@ class State:
         run.learning_rate = self.phases.learning_rate
         rng.restore(state["rng"])
 
-    def evaluate(self, loader: Iterable[Any], metrics: Metrics | None, select: str | None) -> dict[str, Any]:
-        """Evaluates every student, adds the row to the history and remembers the weights if they are selected."""
+    def end_epoch(self, loader: Iterable[Any] | None, metrics: Metrics | None, select: str | None) -> dict[str, Any]:
+        """Adds the epoch's row to the history and returns it: training losses, and metrics if there is a loader.
+
+        The students' weights are remembered if they are selected.
+
+        Raises:
+            KdxError: a loss of the epoch was not finite.
+        """
+        run = self.run
+        self.finite.check(run.step)
+        row = {"epoch": run.epoch, "step": run.step, **self.losses.row()}
+        if loader is not None:
+            row |= self._evaluate(loader, metrics)
+        run.history.append(row)
+        if loader is not None and select is not None:
+            self._select(select, row)
+        return row
+
+    def _evaluate(self, loader: Iterable[Any], metrics: Metrics | None) -> dict[str, Any]:
         run, metrics = self.run, metrics or metrics_of(self.run.scheme.task)
         row: dict[str, Any] = {}
         for name, student in run.scheme.students.items():
@@ -139,17 +169,17 @@ class State:
             found = evaluation.evaluate(student, loader, metrics=metrics, device=self.accelerator.device, output=output)
             row |= {f"{name}/{metric}": value for metric, value in found.items()}
             run.higher_is_better |= {f"{name}/{metric}": better for metric, better in found.higher_is_better.items()}
-        run.history.append({"epoch": run.epoch, "step": run.step, **row})
-        if select is not None:
-            key = self._selected(select, row)
-            sign = 1.0 if more_is_better(select, run.higher_is_better[key]) else -1.0
-            if run.best is None or math.isnan(run.best[key]) or sign * row[key] > sign * run.best[key]:
-                run.best = run.history[-1]
-                self.best = {
-                    name: {key: value.detach().cpu().clone() for key, value in student.state_dict().items()}
-                    for name, student in run.scheme.students.items()
-                }
         return row
+
+    def _select(self, select: str, row: dict[str, Any]) -> None:
+        run, key = self.run, self._selected(select, row)
+        sign = 1.0 if more_is_better(select, run.higher_is_better[key]) else -1.0
+        if run.best is None or math.isnan(run.best[key]) or sign * row[key] > sign * run.best[key]:
+            run.best = row
+            self.best = {
+                name: {key: value.detach().cpu().clone() for key, value in student.state_dict().items()}
+                for name, student in run.scheme.students.items()
+            }
 
     def try_evaluation(self, loader: Iterable[Any], metrics: Metrics | None, select: str | None) -> None:
         """Evaluates every student on one batch, before training; see :func:`try_evaluation`.
@@ -160,6 +190,7 @@ class State:
         """
         metrics = metrics or metrics_of(self.run.scheme.task)
         directions = try_evaluation(self.run.scheme, loader, metrics, self.accelerator.device)
+        self.run.higher_is_better |= directions
         if directions and select is not None:
             more_is_better(select, directions[self._selected(select, directions)])
 

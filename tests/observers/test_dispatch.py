@@ -44,8 +44,8 @@ def test_observers_are_told_in_order_and_can_stop_the_run(net, loader) -> None:
             assert not losses.total.requires_grad
 
         @hookimpl
-        def kdx_evaluated(self, run, metrics):
-            told.append(f"evaluated {sorted(metrics)}")
+        def kdx_epoch_end(self, run, row):
+            told.append(f"epoch {sorted(row)}")
             run.stop("enough")
 
         @hookimpl
@@ -61,7 +61,7 @@ def test_observers_are_told_in_order_and_can_stop_the_run(net, loader) -> None:
     assert run.stopped == "enough"
     assert run.epoch == 1
     assert told[:3] == ["configure", "first 1", "second 1"]
-    assert told[-2:] == ["evaluated ['student/accuracy']", "end"]
+    assert told[-2:] == ["epoch ['epoch', 'step', 'student/accuracy', 'train/loss', 'train/task']", "end"]
 
 
 def test_an_observer_that_raises_is_named_and_loses_nothing(net, loader, tmp_path) -> None:
@@ -94,17 +94,17 @@ def test_an_observer_that_raises_keeps_nothing_from_the_others(net, loader, tmp_
 
     class Clumsy:
         @hookimpl
-        def kdx_evaluated(self):
+        def kdx_epoch_end(self):
             raise RuntimeError("no printer")
 
     class Other:
         @hookimpl
-        def kdx_evaluated(self, run):
+        def kdx_epoch_end(self, run):
             told.append(f"epoch {run.epoch}")
 
     class Breaks:
         @hookimpl
-        def kdx_evaluated(self):
+        def kdx_epoch_end(self):
             raise RuntimeError("no paper")
 
     def run(folder, *observers, **options):

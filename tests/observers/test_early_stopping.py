@@ -17,7 +17,7 @@ def run_with(net, values: list[float], observer: EarlyStopping) -> Run:
     run.higher_is_better = {"student/accuracy": True, "student/error": False}
     for epoch, value in enumerate(values, start=1):
         run.history.append({"epoch": epoch, "step": epoch, "student/accuracy": value, "student/error": value})
-        observer.kdx_evaluated(run)
+        observer.kdx_epoch_end(run)
         if run.stopped:
             break
     return run
@@ -70,7 +70,7 @@ def test_a_resumed_run_stops_where_an_unbroken_one_does(net, loader, tmp_path) -
 
     unbroken = fit("a", observers=[EarlyStopping(patience=3)])
     assert unbroken.epoch == 4
-    assert unbroken.stopped == "student/accuracy has not improved for 3 evaluations"
+    assert unbroken.stopped == "student/accuracy has not improved for 3 epochs"
     again = fit("a", observers=[EarlyStopping(patience=3)], resume=True)
     assert (again.epoch, again.step, again.stopped) == (unbroken.epoch, unbroken.step, unbroken.stopped)
 
@@ -80,8 +80,8 @@ def test_a_metric_without_a_direction_is_asked_about(net) -> None:
     run = Run(kdx.Supervised(net()), None, 10, 100, 50)
     run.history.append({"epoch": 1, "step": 1, "student/psnr": 1.0})
     with pytest.raises(ValueError, match=r"'psnr' does not say .* kdx.Highest\('psnr'\) or kdx.Lowest\('psnr'\)"):
-        observer.kdx_evaluated(run)
-    EarlyStopping(kdx.Highest("psnr")).kdx_evaluated(run)
+        observer.kdx_epoch_end(run)
+    EarlyStopping(kdx.Highest("psnr")).kdx_epoch_end(run)
     assert run.stopped is None
 
 
@@ -94,3 +94,36 @@ def test_a_metric_that_there_is_not_and_wrong_options_are_named(net, loader) -> 
         EarlyStopping(patience=0)
     with pytest.raises(ValueError, match="min_delta must be >= 0"):
         EarlyStopping(min_delta=-1)
+
+
+def test_a_training_loss_can_be_watched_without_an_evaluation(net, loader) -> None:
+    still = {"name": "SGD", "lr": 1e-30, "momentum": 0.0}
+    plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    run = kdx.fit(
+        kdx.Supervised(plain), loader, epochs=9, optimizer=still, observers=[EarlyStopping("train/loss", patience=2)]
+    )
+    assert run.epoch < 9
+    assert run.stopped == "train/loss has not improved for 2 epochs"
+
+
+@pytest.mark.parametrize(
+    ("observer", "evaluates", "error"),
+    [
+        (
+            EarlyStopping(),
+            False,
+            r"'student/accuracy' is measured by an evaluation .* give kdx.fit evaluate=, or watch",
+        ),
+        (EarlyStopping("acuracy"), True, "the run has no 'student/acuracy'; did you mean 'student/accuracy'"),
+    ],
+)
+def test_a_metric_that_the_run_will_not_have_is_refused_before_the_first_step(
+    net, loader, tmp_path, observer, evaluates, error
+) -> None:
+    scheme = kdx.Supervised(net())
+    before = {name: value.clone() for name, value in scheme.state_dict().items()}
+    options = {"evaluate": loader} if evaluates else {}
+    with pytest.raises(PluginError, match=error):
+        kdx.fit(scheme, loader, observers=[observer], folder=tmp_path, device="cpu", **options)
+    assert all(torch.equal(value, before[name]) for name, value in scheme.state_dict().items())
+    kdx.fit(scheme, loader, folder=tmp_path, device="cpu")  # nothing was kept that would have to be resumed

@@ -117,7 +117,7 @@ def test_a_plugin_that_raises_is_named_and_the_checkpoint_is_there(net, loader, 
     with pytest.raises(PluginError, match=f"observer 'zeta' failed in kdx_{event}: RuntimeError: no space left"):
         kdx.fit(kdx.Supervised(net()), loader, epochs=2, folder=tmp_path, observers=[Given(told)], device="cpu")
     assert told[-3:] == ["alpha run_end", "zeta run_end", "given run_end"]
-    assert latest_checkpoint(tmp_path / "checkpoints") is not None
+    assert (latest_checkpoint(tmp_path / "checkpoints") is not None) == (step > 0)  # of no step there is none to keep
     monkeypatch.undo()
     assert kdx.fit(kdx.Supervised(net()), loader, epochs=2, folder=tmp_path, resume=True, device="cpu").step == 12
 

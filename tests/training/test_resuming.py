@@ -167,7 +167,7 @@ def test_a_run_that_is_stopped_from_both_sides_at_once_is_evaluated_when_it_is_r
 def test_a_signal_during_an_evaluation_stops_the_run_at_once_and_loses_nothing(net, loader, tmp_path) -> None:
     class StopsIn:
         @hookimpl
-        def kdx_evaluated(self, run) -> None:
+        def kdx_epoch_end(self, run) -> None:
             if run.epoch == 2:
                 signal.raise_signal(signal.SIGTERM)
 
@@ -204,7 +204,7 @@ def test_a_kill_while_the_metrics_are_cut_leaves_them_whole(net, loader, tmp_pat
             run(resume=True)
     assert file.read_text() == rows
     run(resume=True)
-    assert [row["step"] for row in read_metrics(file)] == list(range(1, 19))
+    assert [row["step"] for row in read_metrics(file) if "loss" in row] == list(range(1, 19))
 
 
 @pytest.mark.parametrize(
