@@ -135,6 +135,7 @@ def test_a_stream_stage_of_many_passes_writes_a_checkpoint_after_as_many_steps_a
 
     train = {"steps": 1000, "batch_size": 100, "accumulate": 2}  # 1197 rows: 6 steps
     experiment = Experiment(check_recipe(RECIPE | {"train": train}), tmp_path / "run", [Watch()])
+    (tmp_path / "run").mkdir()  # as a run does first
     experiment.runner.run(experiment.assembly.stages["alone"])
     assert seen == {"step-00000006", "step-00000012"}
 
