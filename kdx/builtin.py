@@ -158,6 +158,12 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Heo et al. 2019, arXiv:1811.03233",
         ),
         Spec(
+            "ft",
+            "kdx.knowledge.ft:FT",
+            "factor transfer: a translated layer against the teacher's paraphrased one",
+            "Kim et al. 2018, arXiv:1802.04977",
+        ),
+        Spec(
             "review-kd",
             "kdx.knowledge.review_kd:ReviewKD",
             "fuse student layers from deep to shallow, compare on a pyramid",
@@ -218,6 +224,12 @@ def kdx_schemes() -> Iterable[Spec]:
             "kdx.schemes.hint_stage:HintStage",
             "first stage of FitNets: train a student up to its guided layer",
             "Romero et al. 2015, arXiv:1412.6550",
+        ),
+        Spec(
+            "paraphrase",
+            "kdx.schemes.paraphrase:Paraphrase",
+            "first stage of factor transfer: an autoencoder of a teacher's layer",
+            "Kim et al. 2018, arXiv:1802.04977",
         ),
         Spec(
             "boundary-stage",
@@ -329,6 +341,12 @@ def kdx_assistants() -> Iterable[Spec]:
             "Romero et al. 2015, arXiv:1412.6550",
         ),
         Spec(
+            "factor-transfer",
+            "kdx.assistants.factor_transfer:FactorTransfer",
+            "a paraphraser of a teacher's layer is trained first, then the student on its factors",
+            "Kim et al. 2018, arXiv:1802.04977",
+        ),
+        Spec(
             "boundaries-then-distil",
             "kdx.assistants.boundaries_then_distil:BoundariesThenDistil",
             "AB: initialise by activation boundaries, then distil from there",
@@ -358,6 +376,12 @@ def kdx_models() -> Iterable[Spec]:
         Spec("depthwise-net", "kdx.models.depthwise:DepthwiseNet", "depth-wise separable CNN", howard),
         Spec("embedding-bag", "kdx.models.bag:EmbeddingBag", "mean of token vectors and a perceptron, very small"),
         Spec("mlp", "kdx.models.mlp:MLP", "multi-layer perceptron on flattened images"),
+        Spec(
+            "paraphrased",
+            "kdx.teachers.paraphrased:Paraphrased",
+            "a teacher with the paraphraser of one of its layers",
+            "Kim et al. 2018, arXiv:1802.04977",
+        ),
         Spec(
             "residual-sum", "kdx.models.residual_sum:ResidualSum", "a student and an assistant, their outputs added up"
         ),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kdx.assistants.boundaries_then_distil import BoundariesThenDistil as BoundariesThenDistil
     from kdx.assistants.chain import DGKD as DGKD
     from kdx.assistants.chain import TAKD as TAKD
+    from kdx.assistants.factor_transfer import FactorTransfer as FactorTransfer
     from kdx.assistants.gap import GapWarning as GapWarning
     from kdx.assistants.gap import WeakTeacherWarning as WeakTeacherWarning
     from kdx.assistants.hint_then_distil import HintThenDistil as HintThenDistil
@@ -29,6 +30,7 @@ else:
             "kdx.assistants.born_again": ["BornAgain"],
             "kdx.assistants.boundaries_then_distil": ["BoundariesThenDistil"],
             "kdx.assistants.chain": ["DGKD", "TAKD"],
+            "kdx.assistants.factor_transfer": ["FactorTransfer"],
             "kdx.assistants.gap": ["GapWarning", "WeakTeacherWarning"],
             "kdx.assistants.hint_then_distil": ["HintThenDistil"],
             "kdx.assistants.placement": ["ByAccuracy", "Ladder"],

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from kdx.features.operands import check_same_rows as check_same_rows
     from kdx.features.operands import check_same_shape as check_same_shape
     from kdx.features.operands import in_full_precision as in_full_precision
+    from kdx.features.paraphraser import Paraphraser as Paraphraser
+    from kdx.features.paraphraser import factor_layers as factor_layers
     from kdx.features.similarity import SIMILARITIES as SIMILARITIES
     from kdx.features.similarity import MinibatchCKA as MinibatchCKA
     from kdx.features.similarity import linear_cka as linear_cka
@@ -80,6 +82,7 @@ else:
                 "check_same_shape",
                 "in_full_precision",
             ],
+            "kdx.features.paraphraser": ["Paraphraser", "factor_layers"],
             "kdx.features.similarity": [
                 "MinibatchCKA",
                 "SIMILARITIES",

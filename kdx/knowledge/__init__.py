@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.dist import DIST as DIST
     from kdx.knowledge.dkd import DKD as DKD
     from kdx.knowledge.fsp import FSP as FSP
+    from kdx.knowledge.ft import FT as FT
     from kdx.knowledge.gaussian_kl import GaussianKL as GaussianKL
     from kdx.knowledge.hard_targets import HardTargets as HardTargets
     from kdx.knowledge.hint import Hint as Hint
@@ -56,6 +57,7 @@ else:
             "kdx.knowledge.dist": ["DIST"],
             "kdx.knowledge.dkd": ["DKD"],
             "kdx.knowledge.fsp": ["FSP"],
+            "kdx.knowledge.ft": ["FT"],
             "kdx.knowledge.gaussian_kl": ["GaussianKL"],
             "kdx.knowledge.hard_targets": ["HardTargets"],
             "kdx.knowledge.hint": ["Hint"],

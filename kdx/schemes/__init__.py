@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kdx.schemes.one import NativeEnsemble as NativeEnsemble
     from kdx.schemes.one_student import OneStudent as OneStudent
     from kdx.schemes.online import Online as Online
+    from kdx.schemes.paraphrase import Paraphrase as Paraphrase
     from kdx.schemes.phase import Phase as Phase
     from kdx.schemes.ps_kd import PSKD as PSKD
     from kdx.schemes.residual import Residual as Residual
@@ -63,6 +64,7 @@ else:
             "kdx.schemes.one": ["NativeEnsemble", "ONE"],
             "kdx.schemes.one_student": ["OneStudent"],
             "kdx.schemes.online": ["Online"],
+            "kdx.schemes.paraphrase": ["Paraphrase"],
             "kdx.schemes.phase": ["Phase"],
             "kdx.schemes.ps_kd": ["PSKD"],
             "kdx.schemes.residual": ["Residual"],

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdx.teachers.frozen import Frozen as Frozen
     from kdx.teachers.frozen import as_teacher as as_teacher
     from kdx.teachers.live import Live as Live
+    from kdx.teachers.paraphrased import Paraphrased as Paraphrased
     from kdx.teachers.snapshot import Snapshot as Snapshot
     from kdx.teachers.stored import Stored as Stored
 else:
@@ -28,6 +29,7 @@ else:
             "kdx.teachers.ensemble": ["Ensemble", "confidence"],
             "kdx.teachers.frozen": ["Frozen", "as_teacher"],
             "kdx.teachers.live": ["Live"],
+            "kdx.teachers.paraphrased": ["Paraphrased"],
             "kdx.teachers.snapshot": ["Snapshot"],
             "kdx.teachers.stored": ["Stored"],
         },

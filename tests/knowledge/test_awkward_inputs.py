@@ -21,6 +21,7 @@ OPTIONS = {
     "vid": LAYERS,
     "ofd": LAYERS,
     "ab": LAYERS,
+    "ft": {"student": "one", "teacher": "two"},
     "review-kd": LAYERS,
     "semckd": LAYERS,
     "fsp": LAYERS,

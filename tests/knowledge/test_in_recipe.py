@@ -42,6 +42,7 @@ OPTIONS = {
     "vid": LAYERS | {"weight": 0.1},
     "ofd": LAYERS | {"weight": 1e-3},
     "ab": BEFORE_RELU | {"weight": 3e-3},
+    "ft": {"student": "stage2", "teacher": "stage2"},
     "review-kd": LAYERS,
     "crd": EMBEDDING | {"negatives": 64, "labels": "data"},
     "semckd": LAYERS,

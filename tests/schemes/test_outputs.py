@@ -81,6 +81,7 @@ SCHEMES: dict[str, Make] = {
 OTHERS = {
     "hint-stage": "has no term on outputs",
     "boundary-stage": "has no term on outputs",
+    "paraphrase": "has no term on outputs",
     "simkd": "gives the outputs of the teacher's classifier, a tensor",
     "data-free": "see test_a_teacher_without_data_may_return_anything",
     "residual": "has a student made of two models, see test_the_sum_of_a_pair_may_be_returned_inside_of_something",

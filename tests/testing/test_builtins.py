@@ -60,6 +60,10 @@ KNOWLEDGE = {
     "fsp": [(MAPS, ZERO)],
     "ofd": [(MAPS, IMAGES)],
     "ab": [(MAPS, None), (MAPS, IMAGES)],
+    "ft": [
+        ({"student": "a", "teacher": "b"}, None),
+        ({"student": "a", "teacher": "d", "variant": "paper"}, IMAGES),
+    ],
     "review-kd": [(MAPS, IMAGES)],
     "crd": [
         (VECTORS | {"samples": 32, "negatives": 16, "dim": 8}, KnowledgeTags(batch_order_invariant=False, **UNEQUAL)),
@@ -132,6 +136,7 @@ SCHEMES = {
     "snapshot-distillation": lambda make: make(toy_model(), cycle=1),
     "ema-teacher": lambda make: make(toy_model(), decay=0.9),
     "boundary-stage": lambda make: make(**pair(), student_layers="norm", teacher_layers="norm"),
+    "paraphrase": lambda make: make(kdx.teachers.Paraphrased(toy_model(6, seed=1), "norm", channels=6)),
     "hint-stage": lambda make: make(**pair(), student_layer="norm", teacher_layer="norm"),
     "data-free": lambda make: make(**pair(), noise=4, width=4, student_steps=2),
 }
@@ -175,6 +180,7 @@ ASSISTANTS = {
     "takd": {"count": 2},
     "dgkd": {"sizes": [6, 4]},
     "boundaries-then-distil": {"student_layers": ["stage1.norm1"], "teacher_layers": ["stage1.norm1"]},
+    "factor-transfer": {"layer": "stage2"},
     "hint-then-distil": {"student_layer": "stage1", "teacher_layer": "stage2"},
 }
 """Assistant -> its options, where it needs some."""

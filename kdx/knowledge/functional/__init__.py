@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.dkd import dkd as dkd
     from kdx.knowledge.fsp import flow as flow
     from kdx.knowledge.fsp import fsp as fsp
+    from kdx.knowledge.ft import factor_transfer as factor_transfer
     from kdx.knowledge.hard_targets import hard_targets as hard_targets
     from kdx.knowledge.hint import hint as hint
     from kdx.knowledge.irg import irg as irg
@@ -45,6 +46,7 @@ else:
             "kdx.knowledge.dist": ["dist"],
             "kdx.knowledge.dkd": ["dkd"],
             "kdx.knowledge.fsp": ["flow", "fsp"],
+            "kdx.knowledge.ft": ["factor_transfer"],
             "kdx.knowledge.hard_targets": ["hard_targets"],
             "kdx.knowledge.hint": ["hint"],
             "kdx.knowledge.irg": ["irg"],
