@@ -97,7 +97,9 @@ class StageRunner:
             return {}
         if section and section.reuse and isinstance(stage.model, Ref):
             kept = self.cache.entry(stage, self.recipe, self.assembly.data_of(stage.name), self.assembly.plugins)
-            return self._reuse(kept, stage, scheme, weights)
+            if kept:
+                return self._reuse(kept, stage, scheme, weights)
+            self.notify(f"{stage.name}: not kept for other runs, for some of its code is in no file")
         return self._result(self._fit(stage, scheme), stage)
 
     def _reuse(self, kept: Entry, stage: Stage, scheme: Scheme, weights: Path) -> dict[str, Any]:

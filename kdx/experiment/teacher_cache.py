@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import errno
 import hashlib
-import inspect
 import itertools
 import json
 import os
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -25,12 +25,14 @@ from kdx.errors import CheckpointError, DamagedError
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.plan import train_of
 from kdx.experiment.recipe import Recipe
+from kdx.experiment.teacher_code import code_behind
 from kdx.files import read_json, sha256_of, write_json
 from kdx.lock import taking_turns
 from kdx.ref import Ref
 from kdx.registry import Plugins
 from kdx.stage import Stage
 from kdx.training.checkpoint import export_weights, load_weights
+from kdx.training.ranks import processes
 
 __all__ = ["Entry", "TeacherCache"]
 
@@ -38,15 +40,33 @@ FORMAT = 1
 MANIFEST, WEIGHTS = "manifest.json", "student.safetensors"
 SAMPLED = 64
 """Images whose pixels go into the key; of all rows the labels and positions do."""
+TEXT = 1 << 20
+"""Bytes from which on a file is no text that names components."""
 
 
 class TeacherCache:
     """A folder of trained teachers, one subfolder each, named by the hash of its key.
 
-    The key is the model (of a file that its options name the content, not the path) and the file of its code, the
-    shapes, the rows with their labels and a sample of their pixels, the task, the training, the seed, the number of
-    threads, and the version of kdx and of this format: whatever of it changes, the teacher is trained anew. An entry
-    appears whole or not at all.
+    The key holds what the weights depend on, to the bit: a run with a kept teacher ends as if it had trained it itself.
+    Whatever of it changes, the teacher is trained anew.
+
+    ============== ==================================================================================================
+    model          its name and options; for a file that they name the content, not the path
+    code           of kdx, its kernels, the packages of the model, the data set and the task, and what they import
+    data           the section of the recipe, but for the labels that a student sees and the loader's processes
+    rows           their positions, every label, the pixels of 64 of them; those held out too, which select the epoch
+    shape          classes and shape of the inputs, and what the data set tells the model
+    task           without its weight, which is the student's
+    train          optimizer, schedule, epochs, batch size, precision
+    seed           of the recipe and the stage
+    threads        of the CPU: sums are split among them
+    processes      that train together: each has a part of the batches
+    device         the GPU's name, or the instruction set of the CPU, which torch chooses its kernels by
+    torch, kdx     their versions
+    ============== ==================================================================================================
+
+    Left out is what changes no weight, as the folder, observers and the student. Code that is in no file cannot be
+    known: such a teacher is trained in every run.
 
     Args:
         folder: where; it need not exist.
@@ -55,24 +75,34 @@ class TeacherCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def entry(self, stage: Stage, recipe: Recipe, data: ExperimentData, plugins: Plugins) -> Entry:
-        """The place of a stage's teacher, whether it is there or not."""
+    def entry(self, stage: Stage, recipe: Recipe, data: ExperimentData, plugins: Plugins) -> Entry | None:
+        """The place of a stage's teacher, whether it is there or not; None if its code is in no file."""
         assert isinstance(stage.model, Ref)  # a structure has no key before it is produced
-        tasks = dict.fromkeys(type(task) for task in (data.task, *data.task.parts))
+        cpu = recipe.device == "cpu"
+        parts = {
+            "model": stage.model.as_dict(),
+            # which labels the student may see and how rows are fetched are nothing to the teacher
+            "data": recipe.data.model_dump(mode="json", exclude={"labelled", "balanced", "workers"}),
+            "task": recipe.task.model_dump(mode="json", exclude={"weight"}),
+        }
+        code = code_behind(" ".join([json.dumps(parts, default=str), *_texts(parts)]), plugins)
+        if code is None:
+            return None
         key = {
             "format": FORMAT,
             "kdx": __version__,
-            "model": _with_contents(stage.model.as_dict()),
-            "code": [_code(each) for each in (plugins.load("model", stage.model.name), *tasks)],
+            "torch": torch.__version__,
+            **parts,
+            "model": _with_contents(parts["model"]),
+            "code": code,
             "shape": data.shape | data.facts,
-            # which labels the student may see and how rows are fetched are nothing to the teacher
-            "data": recipe.data.model_dump(mode="json", exclude={"labelled", "balanced", "workers"}),
             "rows": _fingerprint(data.all),
             "validation": _fingerprint(data.validation),
-            "task": recipe.task.model_dump(mode="json", exclude={"weight"}),
             "train": train_of(stage, recipe).model_dump(mode="json"),
             "seed": recipe.seed + stage.seed,
-            "threads": recipe.threads,
+            "threads": torch.get_num_threads(),
+            "processes": processes(cpu=cpu),
+            "device": _device(cpu=cpu),
         }
         # through JSON, so that a tuple and the list it is read back as are the same
         key = json.loads(json.dumps(key, sort_keys=True))
@@ -206,10 +236,21 @@ class Entry:
             yield
 
 
-def _code(target: Any) -> str | None:
-    """The hash of the file that defines a model, None for one that is in no file."""
-    file = inspect.getsourcefile(target)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and os.path.isfile(file) else None
+def _device(*, cpu: bool) -> str:
+    if torch.cuda.is_available() and not cpu:
+        return torch.cuda.get_device_name()
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """What is in the files that options name, as far as it is text: they may name components too."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, str) and os.path.isfile(value) and os.path.getsize(value) < TEXT:
+        yield Path(value).read_text(errors="ignore")
 
 
 def _with_contents(value: Any) -> Any:
