@@ -185,8 +185,8 @@ def test_a_hostile_text_is_shown_and_neither_run_nor_obeyed(folder: Path, summar
         "teachers": [HOSTILE],
         "students": {HOSTILE: {"accuracy": 0.5}, "b": {"accuracy": 1}},
     }
-    for path in ("recipe.yaml", "environment.json"):
-        (folder / path).write_text(HOSTILE)
+    (folder / "recipe.yaml").write_text(seal_text(f"{HOSTILE}\n"))
+    write_json(folder / "environment.json", {HOSTILE: HOSTILE})
     row = {
         "step": 5,
         "epoch": 1,
