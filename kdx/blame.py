@@ -104,8 +104,13 @@ def _code(thing: object) -> Any:
 
 
 def _last(error: Exception) -> str:
-    """The text of an error; of one that a loader's worker process sent over its last line, without the traceback."""
+    """The text of an error, one line of those that a loader's worker process or a device sent over."""
     text = str(error)
     if "Original Traceback" in text:
         text = text.rstrip().rpartition("\n")[2].partition(": ")[2] or text
+    if "device-side assert" in text:
+        text = (
+            f"{text.splitlines()[0]}; a kernel met a number out of range, most often a label or an index: with a "
+            "loader that gives tensors on the CPU, or with device='cpu', the message names it"
+        )
     return text

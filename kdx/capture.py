@@ -43,6 +43,7 @@ Output = Callable[[Any], Tensor] | str | None
 """The way to the logits in what a model returns: a function, the path of an item as ``"[1][0]"``, None: as usual."""
 
 _TAP = re.compile(r"(?P<module>[^:\[\]]+)(?P<end>:input)?(?P<item>" + ITEMS + r")?(?P<affine>:affine)?")
+_OF_DTYPES = re.compile(r"dtype|should be the same|scalar type|not implemented for", re.IGNORECASE)
 _GLOB = re.compile(r"[*?]")
 
 
@@ -132,7 +133,41 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Runs a model on a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    """Runs a model on a tensor, a tuple of arguments or a mapping of keyword arguments.
+
+    Raises:
+        TypeError: it fails on the dtype of its inputs, as of images of bytes; the message says what to do.
+    """
+    if torch.compiler.is_compiling():
+        return _call(model, inputs)
+    try:
+        return _call(model, inputs)
+    except RuntimeError as error:
+        if _OF_DTYPES.search(str(error)) and (misfit := _misfit(model, inputs)):
+            raise TypeError(f"{misfit} (torch: {str(error).splitlines()[0]})") from error
+        raise
+
+
+def _misfit(model: nn.Module, inputs: Any) -> str | None:
+    """How the dtypes of inputs and parameters differ, and what to do."""
+    own = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    items = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple | list) else [inputs]
+    given = [item.dtype for item in items if isinstance(item, Tensor)]
+    shown = ", ".join(sorted(map(str, own)))
+    for dtype in given:
+        if dtype.is_floating_point and own and dtype not in own:
+            wanted = str(next(iter(own)))
+            return f"inputs are {dtype}, and the parameters {shown}; give inputs.to({wanted}), or model.to({dtype})"
+    for dtype in given:
+        if not dtype.is_floating_point and not dtype.is_complex:
+            return (
+                f"inputs are {dtype}, and the model computes in {shown or 'floating point'}; give floats, images of "
+                "bytes as images.float() / 255"
+            )
+    return None
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, tuple | list):

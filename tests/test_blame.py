@@ -200,3 +200,9 @@ def test_a_plugin_that_fails_is_one_message_of_the_command(debug, tmp_path) -> N
     assert done.returncode == 1
     assert "knowledge 'odd' (Failing of kdx-failing 1.2) raised KeyError: 'no such key'" in done.stderr
     assert ("Traceback" in done.stderr) is debug
+
+
+def test_an_assertion_of_a_device_says_what_it_is_most_often_about() -> None:
+    message = r"raised RuntimeError: CUDA error: device-side assert triggered; a kernel met .* label .* device='cpu'"
+    with pytest.raises(ComponentError, match=message), blaming("the task", print):
+        raise RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later")

@@ -164,7 +164,7 @@ def _try(scheme: Scheme, phases: Phases, batch: Batch) -> None:
         batch = batch.at(slice(TRIED))
     scheme.epoch_start(0, 1)
     scheme.advance(0, 1)
-    Tryout(scheme, phases.phases, losses, again=False).first(batch)
+    Tryout(scheme, phases.phases, losses, again=False).first([batch])
 
 
 def _check_logits(assembly: Assembly, ref: Ref, stage: str) -> None:

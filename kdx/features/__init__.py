@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kdx.features.matching import pair_layers as pair_layers
     from kdx.features.operands import Variant as Variant
     from kdx.features.operands import check_choice as check_choice
+    from kdx.features.operands import check_same_outputs as check_same_outputs
     from kdx.features.operands import check_same_rows as check_same_rows
     from kdx.features.operands import check_same_shape as check_same_shape
     from kdx.features.operands import in_full_precision as in_full_precision
@@ -79,6 +80,7 @@ else:
                 "Variant",
                 "check_choice",
                 "check_same_rows",
+                "check_same_outputs",
                 "check_same_shape",
                 "in_full_precision",
             ],

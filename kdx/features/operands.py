@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdx.errors import nearest
 
-__all__ = ["Variant", "check_choice", "check_same_rows", "check_same_shape", "in_full_precision"]
+__all__ = ["Variant", "check_choice", "check_same_outputs", "check_same_rows", "check_same_shape", "in_full_precision"]
 
 Variant = Literal["paper", "code"]
 """Which of the two is computed where a paper and its authors' code differ."""
@@ -49,6 +49,33 @@ def check_same_shape(student: Tensor, teacher: Tensor) -> None:
             f"teacher: expected the student's shape {list(student.shape)}, got {list(teacher.shape)}; both need the "
             "same rows and classes: tap layers of one width, or use knowledge that has an adapter"
         )
+
+
+def check_same_outputs(student: Tensor, teacher: Tensor, dim: int | None = None) -> None:
+    """Raises unless two outputs are of the same rows and classes.
+
+    Args:
+        student: ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
+        teacher: of the same shape.
+        dim: the axis of the classes; None: the last of three, else axis 1.
+
+    Raises:
+        ValueError: they are not; where only the classes differ the message says what can be done.
+    """
+    if student.shape == teacher.shape:
+        return
+    ours, theirs = list(student.shape), list(teacher.shape)
+    axis = (2 if len(ours) == 3 else 1) if dim is None else dim % max(1, len(ours))
+    elements = [shape[:axis] + shape[axis + 1 :] for shape in (ours, theirs)]
+    if axis >= len(ours) or len(ours) != len(theirs) or elements[0] != elements[1]:
+        check_same_shape(student, teacher)
+    picked = ", ".join([":"] * axis + ["classes"])
+    raise ValueError(
+        f"teacher: expected the student's shape {ours}, got {theirs}: {ours[axis]} classes and {theirs[axis]} on axis "
+        f"{axis} cannot be compared one by one; give both models the same classes, pick in the teacher those of the "
+        f"student (teacher_output=lambda out: out[{picked}]), or take knowledge that compares none: a relation, as rkd "
+        "or sp, or a feature, as hint"
+    )
 
 
 def check_same_rows(student: Tensor, teacher: Tensor) -> None:

@@ -31,7 +31,8 @@ def gaussian_kl(student: Tensor, teacher: Tensor) -> Tensor:
     else:
         raise ValueError(
             f"expected a student of the teacher's shape {list(teacher.shape)} or of its means', {list(mean.shape)}, "
-            f"got {list(student.shape)}"
+            f"got {list(student.shape)}; give both models the same quantities, or pick in the teacher those of the "
+            "student with teacher_output="
         )
     return kl.sum() / max(1, kl.numel())
 

@@ -13,7 +13,7 @@ from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
 from kdx.features.feature import Feature
 from kdx.features.gathering import whole_batch
-from kdx.features.operands import Variant, check_choice, check_same_rows, check_same_shape, in_full_precision
+from kdx.features.operands import Variant, check_choice, check_same_outputs, check_same_rows, in_full_precision
 from kdx.knowledge.base import Knowledge
 from kdx.ops import pairwise_sq_dist
 from kdx.ranges import check_number
@@ -209,7 +209,7 @@ class IRG(Knowledge):
             variant=self.variant,
         )
         if self.vertex_weight != 0:
-            check_same_shape(student.logits, teacher.logits)
+            check_same_outputs(student.logits, teacher.logits)
             loss = loss + self.vertex_weight * _error(student.logits, teacher.logits)
         return loss
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.capture import LOGITS
-from kdx.features.operands import check_same_shape, in_full_precision
+from kdx.features.operands import check_same_outputs, in_full_precision
 from kdx.knowledge.response import Outputs, Response
 
 __all__ = ["MarginMSE", "margin_mse"]
@@ -15,7 +15,7 @@ __all__ = ["MarginMSE", "margin_mse"]
 @in_full_precision
 def margin_mse(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared error between margins, averaged over samples and negatives, a scalar; see :class:`MarginMSE`."""
-    check_same_shape(student, teacher)
+    check_same_outputs(student, teacher)
     if student.dim() != 2 or student.shape[1] < 2:
         raise ValueError(
             "expected scores [N, 1 + K], of the positive and then of K negatives of each query, got "

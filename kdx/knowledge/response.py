@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from kdx.batch import IGNORE, Batch
 from kdx.capture import LOGITS, Captured
-from kdx.features.operands import check_same_shape
+from kdx.features.operands import check_same_outputs
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Count, Over
 from kdx.responses import Form, Responses, class_rows
@@ -198,7 +198,7 @@ def class_axis(student: Tensor, teacher: Tensor, class_dim: int | None = None, *
     Raises:
         ValueError: shapes that differ, fewer than two dimensions or classes.
     """
-    check_same_shape(student, teacher)
+    check_same_outputs(student, teacher, class_dim)
     dim = Responses(class_dim=class_dim).axis(student.shape)
     if softmax and student.shape[dim] < 2:
         raise ValueError(

@@ -21,6 +21,7 @@ from kdx.ranges import check_number
 from kdx.responses import Responses
 from kdx.schemes.phase import Phase
 from kdx.schemes.task_count import check_task, elements, labelled, responses_of, task_count
+from kdx.schemes.torch_losses import checks_of
 from kdx.schemes.weights import Balanced, Weight, never_weighs
 from kdx.tasks.classification import cross_entropy
 from kdx.tasks.heads import Heads
@@ -387,11 +388,19 @@ class Scheme(nn.Module, ABC):
                     f"{name}/{head}": _on_head(head, mean).scaled(weight * task.heads[head].weight)
                     for head, mean in found.items()
                 }
-            loss = task(captured[self.task_tap], batch.targets)
+            loss = self._task_loss(task, captured[self.task_tap], batch.targets)
         mean = mean_of("the task loss", loss)
         if mean is None:
             mean = Mean(scalar("the task loss", loss), self.count(Over.TASK, batch), Over.TASK)
         return {name: mean.scaled(weight)}
+
+    def _task_loss(self, task: TaskFn, outputs: Tensor, targets: Any) -> Any:
+        try:
+            return task(outputs, targets)
+        except (RuntimeError, ValueError, IndexError):  # perhaps there is a better sentence
+            if not torch.compiler.is_compiling() and outputs.device.type == "cpu" and (checks := checks_of(task)):
+                checks.check(outputs, targets)
+            raise
 
     def knowledge_terms(
         self, components: Mapping[str, Knowledge], student: Captured, teacher: Captured, batch: Batch

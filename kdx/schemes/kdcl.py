@@ -13,7 +13,7 @@ from kdx.batch import IGNORE, Batch
 from kdx.capture import LOGITS, Captured, Output
 from kdx.class_numbers import check_class_numbers
 from kdx.datasets.augment import ShiftFlip
-from kdx.features.operands import check_choice
+from kdx.features.operands import check_choice, check_same_outputs
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.responses import class_rows, of_class_rows
@@ -116,6 +116,8 @@ class KDCL(Mutual):
                 "the views of kdcl shift and mirror images, and the labels of their pixels stay where they are: write "
                 "shift=0, flip=0, or give views= that move no pixel (colour, noise)"
             )
+        for each in captured[1:]:
+            check_same_outputs(captured[0].logits, each.logits, dim)
         check_class_numbers("kdcl", targets, shape[dim], waits=False)
         logits = torch.stack([class_rows(each.logits.detach(), dim) for each in captured])  # [K, R, C]
         combined = of_class_rows(ENSEMBLES[self.rule](logits, targets.flatten()), shape, dim)

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from kdx.batch import Batch
 from kdx.capture import LOGITS, Output, Taps
-from kdx.features.operands import check_same_shape
+from kdx.features.operands import check_same_outputs
 from kdx.losses import LossTerm
 from kdx.modes import hold
 from kdx.schemes.apart import check_apart, shared_memory
@@ -117,8 +117,8 @@ class Residual(Scheme):
         teacher = self.teacher(batch).logits
         captured = self.taps(batch.inputs)
         terms: dict[str, LossTerm] = {**self.task_terms(captured, batch)}
-        check_same_shape(captured["student"], teacher)
-        check_same_shape(captured["assistant"], teacher)
+        check_same_outputs(captured["student"], teacher)
+        check_same_outputs(captured["assistant"], teacher)
         missed = teacher - captured["student"].detach()  # [N, C]
         terms["residual"] = self.residual_weight * F.mse_loss(captured["assistant"], missed)
         return terms

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -39,8 +40,8 @@ class Prepared(Metric):
             self.metric.update(predictions, wanted)
 
     def compute(self) -> Any:
-        """The value of the metric."""
-        return self.metric.compute()
+        """The value of the metric, NaN where nothing had a label."""
+        return self.metric.compute() if self.metric.update_called else torch.tensor(torch.nan)
 
     def reset(self) -> None:
         """Forgets all batches."""

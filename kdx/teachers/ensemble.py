@@ -140,7 +140,10 @@ class Ensemble(Teacher):
     def _combined(self, answers: Mapping[str, Captured], batch: Batch) -> Captured:
         shapes = {name: list(captured.logits.shape) for name, captured in answers.items()}
         if len({*map(tuple, shapes.values())}) > 1:
-            raise ValueError(f"teachers: their logits must have one shape to be combined, got {shapes}")
+            raise ValueError(
+                f"teachers: their logits must have one shape to be combined, got {shapes}; pick the classes that all "
+                "have, as Frozen(model, output=lambda out: out[:, classes])"
+            )
         logits = torch.stack([captured.logits for captured in answers.values()])  # [K, N, C]
         values = {LOGITS: self._mean(logits, batch)}
         patterns: dict[str, tuple[str, ...]] = {LOGITS: (LOGITS,)}

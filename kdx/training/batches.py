@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -43,9 +43,18 @@ class ResumableLoader:
             set is called with the epoch if they have it.
         device: where batches go.
         processes: how many take a batch each in a step.
+        look: is shown every batch before it goes to its device.
     """
 
-    def __init__(self, loader: Iterable[Any], device: torch.device, processes: int = 1) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        device: torch.device,
+        processes: int = 1,
+        *,
+        look: Callable[[Batch], None] | None = None,
+    ) -> None:
+        self.look = look
         self.loader = loader
         self.device = device
         self._now = rng.capture(cuda=False)
@@ -91,7 +100,10 @@ class ResumableLoader:
                 return
             self._consumed += 1
             if self._consumed > skip:
-                yield Batch.of(item).to(self.device, non_blocking=True)
+                batch = Batch.of(item)
+                if self.look is not None:
+                    self.look(batch)
+                yield batch.to(self.device, non_blocking=True)
 
     def passes(self, *, before: int = 0) -> int:
         """Passes over its data that an endless stream had finished ``before`` batches ago; 0 for other data."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ from kdx.modes import evaluating
 from kdx.schemes.task_count import is_by_element, responses_of
 from kdx.tasks.classification import Classification
 from kdx.training.batches import blamed
+from kdx.training.incoming import holes
 
 __all__ = ["Measured", "Metrics", "classification", "evaluate", "metrics_of"]
 
@@ -94,27 +97,53 @@ def evaluate(
         Metric name -> value; its attribute ``higher_is_better`` says of every metric whether more is better.
 
     Raises:
-        ValueError: the loader is empty.
+        ValueError: the loader is empty, or its batches are.
+        ComponentError: the model, a metric or the data fail, or outputs are NaN; the message names the batch.
+
+    Warns:
+        UserWarning: a metric is NaN.
     """
     device = device if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
     read = reader(output) if isinstance(output, str) else output or logits_of
     computed: Mapping[str, Any] | None = None
+    rows = 0
     with rng.isolated(), evaluating(model), torch.no_grad():
-        for item in blamed(loader):
+        for number, item in enumerate(blamed(loader), start=1):
             batch = Batch.of(item).to(device)
-            with blaming("the model", model):
+            with blaming(f"batch {number} of the evaluation: the model", model):
                 logits = _float(read(call(model, batch.inputs)))
+                _check_numbers(logits, batch)
+            rows += batch.rows
             if computed is None:
                 with blaming("the metrics", metrics):
                     computed = {name: metric.to(device) for name, metric in metrics(logits).items()}
             for name, metric in computed.items():
-                what = f"metric {name!r}, for outputs {_shape(logits)} and targets {_shape(batch.targets)},"
+                shapes = f"outputs {_shape(logits)} and targets {_shape(batch.targets)}"
+                what = f"batch {number} of the evaluation: metric {name!r}, for {shapes},"
                 with blaming(what, metric):
                     metric.update(logits, batch.targets)
     if computed is None:
         raise ValueError("evaluate got an empty loader; give at least one batch")
+    if not rows:
+        raise ValueError("evaluate got batches without a row; give at least one row")
     values = {name: _number(name, metric) for name, metric in computed.items()}
+    if nans := [name for name, value in values.items() if math.isnan(value)]:
+        warnings.warn(
+            f"the metrics {', '.join(nans)} are NaN over {rows} rows: none has a label, or too few have one",
+            stacklevel=2,
+        )
     return Measured(values, {name: getattr(metric, "higher_is_better", None) for name, metric in computed.items()})
+
+
+def _check_numbers(outputs: Any, batch: Batch) -> None:
+    """Checks that no output is NaN, which metrics would take for some class or other."""
+    found = outputs.values() if isinstance(outputs, Mapping) else [outputs]
+    wrong = [output for output in found if isinstance(output, Tensor) and bool(output.isnan().any())]
+    if wrong:
+        hole = holes(batch)
+        if hole is None:
+            raise ValueError("its outputs are NaN, and its inputs are numbers; it has diverged, or divides by zero")
+        raise ValueError(f"its outputs are NaN, as its {hole}; mend or leave out those samples")
 
 
 def _number(name: str, metric: Any) -> float:

@@ -33,6 +33,7 @@ from kdx.training.batches import ResumableLoader, count_batches, first_batch, pa
 from kdx.training.dataset_facts import dataset_labels, dataset_size
 from kdx.training.evaluation import Metrics
 from kdx.training.gradients import term_gradients
+from kdx.training.incoming import Incoming
 from kdx.training.modes import put_into_training, resting_modules
 from kdx.training.optim import OptimizerSpec, ScheduleSpec, check_complete
 from kdx.training.phases import Phases
@@ -82,7 +83,9 @@ def fit(
 
     Before the first step the first batch is tried, which leaves no trace in what follows: a term that would teach
     nothing, because no trained parameter is reached from it, is refused by name. So are probabilities where logits are
-    taken, and, after one batch of ``evaluate``, metrics that fail and a ``select`` that is none of them.
+    taken, targets that the task cannot mean, inputs that are NaN, and, after one batch of ``evaluate``, metrics that
+    fail and a ``select`` that is none of them. Targets of later batches are looked at where the loader gives them on
+    the CPU, which waits for no device.
 
     Runs on Hugging Face Accelerate: one process by default, device and precision by argument. The micro-batches of
     one optimizer step weigh by the rows (labelled rows for the task) they hold, so accumulation and a short last
@@ -106,7 +109,7 @@ def fit(
         schedule: see :data:`kdx.training.ScheduleSpec`.
         accumulate: micro-batches per optimizer step.
         clip_grad_norm: largest norm of the gradient, or None.
-        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
+        mixed_precision: ``"no"``, ``"bf16"`` or, on a GPU, ``"fp16"``.
         device: ``"auto"`` or ``"cpu"``.
         compile: runs the scheme through ``torch.compile``.
         unused_parameters: with several processes: looks in every step for parameters that no loss depends on, such as
@@ -139,10 +142,11 @@ def fit(
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the step was finished and, with a folder, a checkpoint written.
-        ValueError: a term of the scheme teaches nothing, or ``select`` names no metric; the message says which and why.
+        ValueError: a term of the scheme teaches nothing, ``select`` names no metric, or a number is out of range; the
+            message says which and why.
         ComponentError: a component, a task, a metric, a model or the data failed; the message names it, its package and
             version. It is of the type of its cause too.
-        KdxError: a loss is not finite; the last good checkpoint stays.
+        KdxError: a loss is not finite; the message names the step. The last good checkpoint stays.
         RunExistsError: the folder holds checkpoints and ``resume`` was not given.
         InUseError: another process writes into the folder at this moment.
         CheckpointError: the checkpoint to resume from is damaged or belongs to another scheme, optimizer or teacher.
@@ -158,8 +162,7 @@ def fit(
         >>> run.step
         8
     """
-    _check_numbers(clip_grad_norm, log_every, log_gradients, checkpoint_every)
-    _seed(seed)
+    _begin(seed, clip_grad_norm, log_every, log_gradients, checkpoint_every)
     accelerator = _accelerator(mixed_precision, device, skips=unused_parameters or scheme.skips)
     _check(scheme, compile=compile, log_gradients=log_gradients)
     resting = resting_modules(scheme, keep_eval)
@@ -178,7 +181,8 @@ def fit(
     phases = Phases(scheme, optimizer, schedule, steps=total_steps, epochs=epochs)
     engine = phases.prepare(accelerator, scheme)
     runs = torch.compile(engine) if compile else engine
-    loader = ResumableLoader(train, accelerator.device, processes)
+    incoming = Incoming(run, train)
+    loader = ResumableLoader(train, accelerator.device, processes, look=incoming.look)
     state = State(run, accelerator, phases, loader, tests)
     state.claim(resume=resume)
     watchers = Observers(
@@ -190,13 +194,13 @@ def fit(
     put_into_training(scheme, resting)
     start = time.perf_counter() - run.seconds
     step = functools.partial(_step, run, accelerator, phases, engine, runs, log_gradients, clip_grad_norm)
-    tryout = _tryout(scheme, phases, alone=processes == 1, unused_parameters=unused_parameters)
+    tryout = _tryout(scheme, phases, incoming, alone=processes == 1, unused_parameters=unused_parameters)
     try:
         with Signals() as signals:
             watchers.configure(run)
             while run.goes_on or loader.resumes:
                 for window in _epoch(run, loader, accumulate):
-                    tryout.first(window[0])
+                    tryout.first(window)
                     measured = _tested(run, tests, window)
                     losses = step(window, measured)
                     tryout.later(window[0], losses)
@@ -205,7 +209,7 @@ def fit(
                         frozen.check_written()
                     _end_step(run, phases, pass_ended=loader.finished_pass(len(window)))
                     run.seconds = time.perf_counter() - start
-                    state.add(losses)
+                    state.add(losses, window)
                     watchers.step_end(run, run.step, losses)
                     if signals.received or (checkpoint_every and run.step % checkpoint_every == 0):
                         state.save()
@@ -233,11 +237,6 @@ def fit(
     return run
 
 
-def _seed(seed: int | None) -> None:
-    if seed is not None:
-        set_seed(check_whole("seed", seed, least=0))
-
-
 def _accelerator(mixed_precision: str, device: str, *, skips: bool) -> Accelerator:
     if mixed_precision not in ("no", "bf16", "fp16"):
         raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16', got {mixed_precision!r}")
@@ -261,7 +260,9 @@ def _accelerator(mixed_precision: str, device: str, *, skips: bool) -> Accelerat
     return made
 
 
-def _check_numbers(clip_grad_norm: float | None, log_every: int, log_gradients: int | None, every: int | None) -> None:
+def _begin(
+    seed: int | None, clip_grad_norm: float | None, log_every: int, log_gradients: int | None, every: int | None
+) -> None:
     check_whole("log_every", log_every, least=1)
     if clip_grad_norm is not None:
         check_number("clip_grad_norm", clip_grad_norm, above=0, instead="None clips nothing")
@@ -269,6 +270,8 @@ def _check_numbers(clip_grad_norm: float | None, log_every: int, log_gradients: 
         check_whole("log_gradients", log_gradients, least=1, instead="None measures nothing")
     if every is not None:
         check_whole("checkpoint_every", every, least=1, instead="None saves after each epoch alone")
+    if seed is not None:
+        set_seed(check_whole("seed", seed, least=0))
 
 
 def _check(scheme: Scheme, *, compile: bool, log_gradients: int | None) -> None:
@@ -280,14 +283,15 @@ def _check(scheme: Scheme, *, compile: bool, log_gradients: int | None) -> None:
         )
 
 
-def _tryout(scheme: Scheme, phases: Phases, *, alone: bool, unused_parameters: bool) -> Tryout:
+def _tryout(scheme: Scheme, phases: Phases, incoming: Incoming, *, alone: bool, unused_parameters: bool) -> Tryout:
     if len(phases) > 1 and not alone:
         raise ValueError(
             f"{type(scheme).__name__} trains its parts in turn, and data parallelism waits for gradients of all; use "
             "one process, or simultaneous updates"
         )
     whole = not alone and not unused_parameters and not scheme.skips
-    return Tryout(scheme, phases.phases, functools.partial(_losses, scheme, scheme), again=alone, whole=whole)
+    forward = functools.partial(_losses, scheme, scheme)
+    return Tryout(scheme, phases.phases, forward, again=alone, whole=whole, learn=incoming.learn)
 
 
 def set_up(scheme: Scheme, train: Iterable[Any], device: torch.device) -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from kdx import rng
-from kdx.batch import IGNORE, Batch
+from kdx.batch import Batch
 from kdx.capture import call
 from kdx.modes import evaluating
 from kdx.schemes.base import Scheme
+from kdx.schemes.task_count import responses_of
 
 __all__ = ["Prequential"]
 
@@ -45,12 +46,15 @@ class Prequential:
         with rng.isolated(), evaluating(*students.values()), torch.no_grad():
             for batch in batches:
                 targets: Any = batch.targets
-                if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.is_floating_point():
+                if not isinstance(targets, Tensor) or targets.dim() != 1 or targets.dtype != torch.int64:
+                    came = type(targets).__name__
+                    if isinstance(targets, Tensor):
+                        came = f"{targets.dtype} of shape {list(targets.shape)}"
                     raise ValueError(
-                        "prequential evaluation measures accuracy and needs class numbers [N] as targets, got "
-                        f"{type(targets).__name__}; turn it off for other tasks"
+                        "prequential evaluation measures accuracy and needs class numbers as targets, int64 [N], got "
+                        f"{came}; turn it off for other tasks"
                     )
-                known = targets != IGNORE
+                known = targets != responses_of(self.scheme.task).ignored
                 for name, student in students.items():
                     logits = self.scheme.reader(name)(call(student, batch.inputs))
                     hits = ((logits.argmax(1) == targets) & known).sum()

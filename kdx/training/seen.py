@@ -15,7 +15,7 @@ from kdx.capture import Captured
 from kdx.knowledge.base import Knowledge
 from kdx.responses import Form
 from kdx.schemes.base import Scheme
-from kdx.schemes.task_count import logits_form
+from kdx.schemes.task_count import logits_form, responses_of
 from kdx.schemes.torch_losses import checks_of
 from kdx.tasks.base import Task
 from kdx.tasks.heads import Heads
@@ -87,6 +87,19 @@ class Seen:
             else:
                 found.append((name, task, outputs))
         return found
+
+    @property
+    def width(self) -> Any:
+        """The width of the students' outputs on the axis of the classes, the least of several students.
+
+        Of several heads it is a mapping by name; None where no student ran as a whole.
+        """
+        found: dict[str, int] = {}
+        for name, task, outputs in self.outputs:
+            head = name.rpartition(": ")[2] if isinstance(self.scheme.task, Heads) else ""
+            width = outputs.shape[responses_of(task).axis(outputs.shape)] if outputs.dim() > 1 else 1
+            found[head] = min(found.get(head, width), width)
+        return found if isinstance(self.scheme.task, Heads) else found.get("")
 
     def _hook(self, module: nn.Module, note: Any, name: str) -> None:
         def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:

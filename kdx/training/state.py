@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from kdx import rng
+from kdx.batch import Batch
 from kdx.directions import more_is_better
 from kdx.errors import CheckpointError, RunExistsError, nearest
 from kdx.files import named, refuse_links, remove_leftovers
@@ -49,13 +50,13 @@ class State:
         self.losses = EpochLosses()
         self.best: dict[str, dict[str, Tensor]] = {}
 
-    def add(self, losses: Losses) -> None:
-        """Takes the losses of a step, without their graph.
+    def add(self, losses: Losses, window: Sequence[Batch]) -> None:
+        """Takes the losses of a step, without their graph, and its micro-batches.
 
         Raises:
-            KdxError: one is not finite; looked at where the losses are logged.
+            KdxError: one is not finite; looked at where the losses are logged, and on the CPU in every step.
         """
-        self.finite.add(losses, self.run.step, check=self.run.logs(self.run.step))
+        self.finite.add(losses, self.run.step, check=self.run.logs(self.run.step), window=window)
         self.losses.add(losses)
 
     def save(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from kdx.batch import Batch
 from kdx.losses import Losses
 from kdx.schemes.base import Scheme
 from kdx.schemes.phase import Phase, shown
+from kdx.training.incoming import holes
 from kdx.training.no_trace import leaving_no_trace
 from kdx.training.probabilities import check_logits
 from kdx.training.reach import reaches, unreached
@@ -37,29 +39,45 @@ class Tryout:
         forward: what runs the scheme.
         again: whether to try terms that come later; several processes would have to agree on it.
         whole: whether every trained parameter must be reached, as data parallelism waits for the gradients of all.
+        learn: is told the width of the outputs (see :attr:`kdx.training.seen.Seen.width`), and the first window.
     """
 
     def __init__(
-        self, scheme: Scheme, phases: Sequence[Phase], forward: Forward, *, again: bool = True, whole: bool = False
+        self,
+        scheme: Scheme,
+        phases: Sequence[Phase],
+        forward: Forward,
+        *,
+        again: bool = True,
+        whole: bool = False,
+        learn: Callable[[Any, Sequence[Batch]], None] | None = None,
     ) -> None:
         self.scheme = scheme
         self.phases = phases
         self.forward = forward
         self.again = again
         self.whole = whole
+        self.learn = learn
         self._taught: set[str] | None = None
+        self.width: Any = None
+        """Of the students' outputs, once the first batch was tried; see :attr:`kdx.training.seen.Seen.width`."""
 
-    def first(self, batch: Batch) -> None:
-        """Tries the first batch; does nothing for others.
+    def first(self, window: Sequence[Batch]) -> None:
+        """Tries the first micro-batch of the first step; does nothing for others.
 
         Raises:
             ValueError: a term teaches nothing; the message names it, what it reads, and what is likely the cause. Or a
-                model gives probabilities where logits are taken, or ``whole`` and a parameter is not reached.
+                model gives probabilities where logits are taken, ``whole`` and a parameter is not reached, or inputs
+                are NaN.
             CaptureError: an operation in place overwrote a tensor that a component reads.
         """
         if self._taught is None:
             self._check_trained()
-            self._taught = self._try(batch)
+            if found := holes(window[0]):
+                raise ValueError(f"the first batch of train: its {found}; mend or leave out those samples")
+            self._taught = self._try(window[0])
+            if self.learn is not None:
+                self.learn(self.width, window)
 
     def later(self, batch: Batch, losses: Losses) -> None:
         """Tries a batch on which the run was trained, if there were terms that are not known to teach.
@@ -81,6 +99,7 @@ class Tryout:
                 with scheme.only(phase) if several else nullcontext(), Seen(scheme, batch) as seen:
                     losses = self.forward(batch, phase.name if several else None)
                     check_logits(scheme, seen)
+                    self.width = seen.width if self.width is None else self.width
                     trained = [parameter for parameter in phase.parameters if id(parameter) not in own]
                     trained = trained or list(phase.parameters)
                     for call in seen.calls:

@@ -12,6 +12,7 @@ from torch import nn
 import kdx
 from kdx.batch import Batch
 from kdx.capture import Captured
+from kdx.features import check_same_outputs
 from kdx.knowledge import (
     DIST,
     DKD,
@@ -283,3 +284,53 @@ def test_another_ignored_target_than_minus_100_is_asked_about(loss):
         with pytest.raises(ValueError, match=r"knowledge 'kd': .* ignore_index=255, .*targets == 255\] = -100"):
             kdx.Offline(*models, task=loss, knowledge={"kd": component})
     kdx.Offline(*models, task=loss, knowledge={"kd": SoftTargets(void=False)})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "soft-targets",
+        "hard-targets",
+        "dkd",
+        "dist",
+        "logits",
+        "reverse-kl",
+        "jsd",
+        "sigmoid-targets",
+        "margin-mse",
+        "irg",
+        "logit-standardisation",
+    ],
+)
+def test_models_of_other_classes_are_one_sentence_with_the_ways_out(name) -> None:
+    component = kdx.make("knowledge", name)
+    scheme = kdx.Offline(nn.Linear(4, 3), nn.Linear(4, 5), task=None, knowledge={"kd": component})
+    message = (
+        r"knowledge 'kd' .* expected the student's shape \[8, 3\], got \[8, 5\]: 3 classes and 5 on axis 1 .*; "
+        r"give both models the same classes, pick .* \(teacher_output=lambda out: out\[:, classes\]\), or take "
+    )
+    with pytest.raises(ValueError, match=message):
+        kdx.fit(scheme, [(torch.randn(8, 4), torch.arange(8) % 3)], device="cpu")
+
+
+def test_the_classes_of_the_student_can_be_picked_in_the_teacher() -> None:
+    knowledge = {"kd": kdx.SoftTargets(4.0)}
+    scheme = kdx.Offline(
+        nn.Linear(4, 3), nn.Linear(4, 5), knowledge=knowledge, teacher_output=lambda out: out[:, [0, 2, 4]]
+    )
+    assert kdx.fit(scheme, [(torch.randn(8, 4), torch.arange(8) % 3)], device="cpu").step == 1
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "dim", "message"),
+    [
+        ((2, 4, 3), (2, 4, 5), None, r"3 classes and 5 on axis 2 .* out\[:, :, classes\]"),
+        ((2, 3, 4, 4), (2, 5, 4, 4), None, r"3 classes and 5 on axis 1"),
+        ((2, 3, 4), (2, 5, 4), 1, r"3 classes and 5 on axis 1"),
+        ((2, 3, 4, 4), (2, 3, 8, 8), None, "both need the same rows and classes"),
+        ((2, 3), (4, 3), None, "both need the same rows and classes"),
+    ],
+)
+def test_other_classes_and_other_elements_are_told_apart(student, teacher, dim, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_same_outputs(torch.zeros(student), torch.zeros(teacher), dim)
