@@ -124,9 +124,11 @@ class Classification(Task):
             check_class_numbers(self._name, targets, width)
             return
         axis = self._axis(targets, soft=True)
-        labelled, sums = targets[self.labelled(targets)], targets.double().sum(axis)
-        sums = sums[~sums.isnan()]
-        off = (sums - 1).abs() > 4 * torch.finfo(targets.dtype).eps * width + 1e-5
+        sums, tolerance = targets.double().sum(axis), 4 * torch.finfo(targets.dtype).eps * width + 1e-5
+        if not targets.numel() or bool(((sums - 1).abs().amax() <= tolerance) & (targets.amin() >= 0)):
+            return
+        labelled, sums = targets[self.labelled(targets)], sums[~sums.isnan()]
+        off = (sums - 1).abs() > tolerance
         if bool((labelled < 0).any()) or bool(off.any()):
             found = f"a sum of {sums[off][0].item():.4g}" if bool(off.any()) else f"{labelled.min().item():.4g}"
             raise ValueError(

@@ -97,6 +97,11 @@ class MultiLabel(Task):
 
     @override
     def check_values(self, targets: Any, width: Any) -> None:
+        if not targets.numel():
+            return
+        low, high = (end.item() for end in targets.aminmax())
+        if low >= 0 and high <= 1:
+            return
         known = targets[self.labelled(targets)]
         low, high = (known.min().item(), known.max().item()) if len(known) else (0, 1)
         if low < 0 or high > 1:

@@ -102,5 +102,5 @@ def test_every_student_is_tested_rows_without_label_do_not_count_and_other_tasks
     assert row == dict.fromkeys(("prequential/peer0", "prequential/peer0/so_far"), 0.0) | dict.fromkeys(
         ("prequential/peer1", "prequential/peer1/so_far"), 0.5
     )
-    with pytest.raises(ValueError, match=r"needs class numbers \[N\] as targets, got NoneType"):
+    with pytest.raises(ValueError, match=r"needs class numbers as targets, int64 \[N\], got NoneType"):
         tests.test([kdx.Batch(inputs)])
