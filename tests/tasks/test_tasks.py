@@ -139,5 +139,5 @@ def test_a_recipe_gives_the_tasks_options_beside_its_weight() -> None:
 
 
 def test_metrics_name_the_one_that_selects() -> None:
-    assert isinstance(Embedding().metrics(torch.zeros(2, 3))["recall_at_1"], RecallAtOne)
+    assert isinstance(Embedding().metrics(torch.zeros(2, 3))["recall_at_1"].metric, RecallAtOne)
     assert list(Classification().metrics(torch.zeros(2, 3))) == ["accuracy"]
