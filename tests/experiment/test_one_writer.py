@@ -123,7 +123,8 @@ def test_fit_has_its_folder_for_itself(tmp_path: Path) -> None:
     during = During(second)
     fit(during)
     assert during.found == ["refused"]
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
+    log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(log) == len(set(log)) > 0
     fit()
     assert not (tmp_path / "run" / ".lock").exists()
 
