@@ -20,6 +20,7 @@ __all__ = [
     "named",
     "named_by_checksum",
     "read_json",
+    "read_text",
     "refuse_links",
     "remove_leftovers",
     "sha256_of",
@@ -30,6 +31,9 @@ _LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
 
 CHECKSUM = "sha256"
 """The last key of a JSON file of kdx: the checksum of all others."""
+
+MOST_TEXT = 1 << 20
+"""Bytes of a text that a person wrote."""
 
 DIGITS = 16
 """Hex digits of a checksum in the name of a file."""
@@ -118,6 +122,32 @@ def sha256_of(path: Path) -> str:
     """
     with named(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_text(path: Path, what: str) -> str:
+    """A text that a person wrote, as UTF-8.
+
+    Args:
+        path: of the file.
+        what: what it is, as messages say it.
+
+    Raises:
+        FileError: it cannot be read, is no text, or is far longer than anybody writes.
+    """
+    with named(path):
+        size = path.stat().st_size
+        if size > MOST_TEXT:
+            raise FileError(
+                f"{path} has {size:,} bytes and is no {what}, which has some kilobytes of text; give another"
+            )
+        data = path.read_bytes()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path} is no text, so no {what}: byte {error.start} is not UTF-8; give another") from None
+    if "\0" in text:
+        raise FileError(f"{path} is no text, so no {what}: byte {data.index(0)} is zero; give another")
+    return text
 
 
 def named_by_checksum(name: str, digest: str) -> str:

@@ -17,6 +17,7 @@ from kdx.batch import Batch
 from kdx.capture import Taps, call, clean_name, unwrap
 from kdx.features.matching import Pairs, pair_by_depth, pair_by_similarity
 from kdx.features.similarity import MinibatchCKA
+from kdx.files import atomic_write
 from kdx.modes import evaluating
 
 __all__ = ["Comparison", "Layer", "compare_layers", "list_layers"]
@@ -112,7 +113,8 @@ class Comparison:
         students, teachers = zip(*self.pairs["cka"], strict=True)
         axes.plot(teachers, students, "o", markersize=5, markerfacecolor="white", markeredgecolor="black")
         figure.colorbar(image, ax=axes)
-        figure.savefig(path, dpi=120)
+        kind = Path(path).suffix[1:] or "png"
+        atomic_write(Path(path), lambda temporary: figure.savefig(temporary, format=kind, dpi=120))
 
 
 def list_layers(model: nn.Module, inputs: Any) -> list[Layer]:

@@ -14,7 +14,7 @@ from kdx import __version__
 from kdx.cli.output import Json, Trust, print_json
 from kdx.cli.show import show_app
 from kdx.cli.student import student_app
-from kdx.errors import ComponentError, Interrupted, KdxError, PluginWarning
+from kdx.errors import ComponentError, DamageWarning, FileError, Interrupted, KdxError, PluginWarning
 from kdx.printable import printable
 
 _FORMAT = warnings.formatwarning
@@ -53,8 +53,8 @@ def main() -> None:
 
 
 def _format_warning(message: Any, category: type[Warning], *place: Any, **line: Any) -> str:
-    """A warning as text: on one line, without a place in the sources, for a plugin that is left out."""
-    if issubclass(category, PluginWarning):
+    """A warning as text: on one line, without a place in the sources, for a plugin or a file that is left out."""
+    if issubclass(category, PluginWarning | DamageWarning):
         return f"kdx: warning: {printable(str(message))}\n"
     return printable(_FORMAT(message, category, *place, **line))
 
@@ -186,9 +186,14 @@ def _run(
                     **options,
                 )
                 summary = experiment.run(resume=resume, force=force)
-        except Interrupted as stop:
+        except (Interrupted, FileError) as stop:
+            if not (target / "recipe.yaml").exists():
+                raise
             arguments = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--force")]
-            raise Interrupted(f"{stop}\nto continue: kdx {' '.join([*arguments, '--resume'])}", stop.signum) from stop
+            further = f"{stop}\nto continue: kdx {' '.join([*arguments, '--resume'])}"
+            if isinstance(stop, FileError):
+                raise FileError(further) from stop
+            raise Interrupted(further, stop.signum) from stop
         summaries.append(summary)
         console.print(stages_table(summary))
         for message in summary["warnings"]:

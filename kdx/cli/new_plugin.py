@@ -14,6 +14,7 @@ from typing import Any
 
 from kdx import __version__
 from kdx.errors import KdxError, UnknownNameError, nearest
+from kdx.files import named
 from kdx.registry import BUILTIN, Kind, default_plugins
 
 __all__ = ["new_plugin"]
@@ -65,9 +66,15 @@ def new_plugin(name: str, kind: str, folder: Path) -> Path:
     if target.exists():
         raise KdxError(f"{target} exists already and is left as it is; choose another name or folder")
     files = _files(kind, names)
+    with named(target, "made"):
+        _write(files, folder, target)
+    return target
+
+
+def _write(files: Mapping[str, str], folder: Path, target: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new-plugin-") as scratch:
-        draft = Path(scratch, name)
+        draft = Path(scratch, target.name)
         for path, text in files.items():
             (draft / path).parent.mkdir(parents=True, exist_ok=True)
             (draft / path).write_text(text, encoding="utf-8")
@@ -77,7 +84,6 @@ def new_plugin(name: str, kind: str, folder: Path) -> Path:
         except OSError as error:
             raise KdxError(f"{target} cannot be made: {error.strerror}") from error
         shutil.rmtree(draft, ignore_errors=True)
-    return target
 
 
 def _umask() -> int:

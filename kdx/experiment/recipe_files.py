@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from kdx.errors import RecipeError, StudentError, TrustError, UnknownNameError, nearest
+from kdx.errors import FileError, RecipeError, StudentError, TrustError, UnknownNameError, nearest
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe_checks import check_components
 from kdx.experiment.recipe_texts import check_interpolation, check_printable
+from kdx.files import read_text
 from kdx.options import problems
 from kdx.own_files import OwnFiles
 from kdx.ref import Ref
@@ -39,7 +41,9 @@ def find_recipe(recipe: str | Path) -> Path:
     """
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if not path.is_file():
+        if path.is_dir():
+            raise RecipeError(f"{str(path)!r} is a folder; give the recipe file")
+        if not path.exists():
             raise RecipeError(f"there is no recipe file {str(path)!r}")
         return path
     known = recipe_names()
@@ -85,17 +89,27 @@ def load_recipe(
     plugins = plugins_beside(recipe, plugins)
     rule, where = Rule.of(trust, plugins), "recipe" if isinstance(recipe, Mapping) else find_recipe(recipe).name
     try:
-        config = OmegaConf.create(dict(recipe)) if isinstance(recipe, Mapping) else OmegaConf.load(find_recipe(recipe))
+        config = OmegaConf.create(dict(recipe)) if isinstance(recipe, Mapping) else _read(find_recipe(recipe))
         for text in (OmegaConf.to_container(config), overrides):
             check_interpolation(text, f"recipe {where}", rule)  # before they meet: merging reads references
         for key, value in _leaves(_changes(overrides)):
             OmegaConf.update(config, key, value, merge=False, force_add=True)
         values = OmegaConf.to_container(config, resolve=True)
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        if isinstance(error, RecipeError | TrustError):
+    except RecursionError:
+        raise RecipeError(f"recipe {where}: it is nested too deeply; a recipe has some ten levels") from None
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError) as error:
+        if isinstance(error, RecipeError | TrustError | FileError):
             raise
         raise RecipeError(f"recipe {where}: {error}") from error
     return check_recipe(values, where, plugins=plugins, trust=trust)
+
+
+def _read(path: Path) -> DictConfig:
+    """The content of a recipe file, as it stands there."""
+    found = OmegaConf.load(io.StringIO(read_text(path, "recipe")))
+    if not isinstance(found, DictConfig):
+        raise RecipeError(f"recipe {path.name}: a recipe must be a mapping of sections, got a list")
+    return found
 
 
 def _changes(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pluggy
 
 from kdx import hookspecs
 from kdx.blame import origin_of
-from kdx.errors import PluginError
+from kdx.errors import FileError, PluginError
 from kdx.hookspecs import PROJECT
 from kdx.registry import default_plugins
 
@@ -83,18 +83,18 @@ class Observers:
         ended_by = sys.exception()
         try:
             self._tell("kdx_run_end", run=run)
-        except PluginError as error:
+        except (PluginError, FileError) as error:
             if ended_by is None or ended_by is self._handled:
                 raise
             for note in (str(error), *getattr(error, "__notes__", ())):
                 ended_by.add_note(note)
 
     def _tell(self, event: str, **arguments: Any) -> None:
-        failed: list[PluginError] = []
+        failed: list[PluginError | FileError] = []
         for implementation in reversed(getattr(self._manager.hook, event).get_hookimpls()):
             try:
                 self._call(implementation, event, arguments)
-            except PluginError as error:
+            except (PluginError, FileError) as error:
                 failed.append(error)
         if failed:
             for each in failed[1:]:
@@ -104,7 +104,7 @@ class Observers:
     def _call(self, implementation: Any, event: str, arguments: Mapping[str, Any]) -> None:
         try:
             implementation.function(*(arguments[name] for name in implementation.argnames))
-        except PluginError:
+        except (PluginError, FileError):  # a file that cannot be written is no fault of who writes it
             raise
         except Exception as error:
             name, origin = implementation.plugin_name, origin_of(implementation.plugin)

@@ -42,7 +42,8 @@ class MetricsLog:
         text = "".join(json.dumps(row) + "\n" for row in kept)
         if not path.exists() or path.read_bytes() != text.encode():
             atomic_write(path, lambda temporary: temporary.write_text(text))  # a kill now leaves all that was there
-        self._file = path.open("a", buffering=1)
+        with named(path, "written"):
+            self._file = path.open("a", buffering=1)
 
     @hookimpl
     def kdx_step_end(self, run: Run, step: int, losses: Losses) -> None:
@@ -50,20 +51,27 @@ class MetricsLog:
         if self._file and (run.logs(step) or losses.measured):
             row = {"step": step, "epoch": run.epoch, "lr": run.learning_rate, "loss": losses.total.item()}
             row |= {f"term/{name}": term.item() for name, term in losses.terms.items()} | losses.measured
-            self._file.write(json.dumps(row) + "\n")
+            self._write(run, row)
 
     @hookimpl
     def kdx_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
         """Writes the losses and metrics of an epoch."""
         if self._file:
-            self._file.write(json.dumps({"step": run.step, "epoch": run.epoch} | logged(row)) + "\n")
+            self._write(run, {"step": run.step, "epoch": run.epoch} | logged(row))
 
     @hookimpl
     def kdx_run_end(self, run: Run) -> None:
         """Closes the file."""
-        if self._file:
-            self._file.close()
-            self._file = None
+        if self._file and run.folder:
+            file, self._file = self._file, None
+            with named(run.folder / self.name, "written"):
+                file.close()
+
+    def _write(self, run: Run, row: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        assert run.folder is not None
+        with named(run.folder / self.name, "written"):
+            self._file.write(json.dumps(row) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

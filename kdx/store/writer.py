@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -308,6 +309,6 @@ def _space(folder: Path, manifest: Manifest) -> Iterator[None]:
             raise
         done = sum((folder / shard_name(n)).exists() for n in range(manifest.shards))
         raise StoreError(
-            f"no space left for the store {folder} ({error.strerror}) after {done} of {manifest.shards} shards, which "
-            "are kept; free some space and run the same again, it goes on from there"
+            f"no space left for the store {folder} ({os.strerror(error.errno)}) after {done} of {manifest.shards} "
+            "shards, which are kept; free some space and run the same again, it goes on from there"
         ) from error

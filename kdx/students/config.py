@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
 from torch import nn
 
 from kdx.errors import StudentError, TrustError, UnknownNameError
-from kdx.files import atomic_write
+from kdx.files import atomic_write, read_text
 from kdx.options import problems
 from kdx.ref import Ref
 from kdx.registry import default_plugins, imported
@@ -106,15 +106,18 @@ def _values(config: str | Path | Mapping[str, Any]) -> tuple[Any, str]:
 def _read(path: Path) -> Any:
     """The values in a YAML or JSON file."""
     try:
-        tree = yaml.compose(path.read_text(), yaml.SafeLoader)  # JSON is YAML
+        text = read_text(path, "student config")
+        tree = yaml.compose(text, yaml.SafeLoader)  # JSON is YAML
         if tree is not None and (size := _size(tree, {})) > LARGEST:
             long = "no end" if size == math.inf else f"{size:.0e} values"
             raise StudentError(
                 f"student config {path} cannot be read: with what it repeats by reference (& and *) it has {long}, and "
                 f"{LARGEST:,} are allowed; write out what is meant"
             )
-        return yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise StudentError(f"student config {path} cannot be read: it is nested too deeply") from None
+    except (OSError, yaml.YAMLError) as error:
         raise StudentError(f"student config {path} cannot be read: {error}") from error
 
 

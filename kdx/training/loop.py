@@ -34,6 +34,7 @@ from kdx.training.dataset_facts import dataset_labels, dataset_size
 from kdx.training.evaluation import Metrics
 from kdx.training.gradients import term_gradients
 from kdx.training.incoming import Incoming
+from kdx.training.kept import saying_what_is_kept
 from kdx.training.modes import put_into_training, resting_modules
 from kdx.training.optim import OptimizerSpec, ScheduleSpec, check_complete
 from kdx.training.phases import Phases
@@ -50,6 +51,7 @@ __all__ = ["fit", "run_length", "set_up"]
 
 
 @writing_alone
+@saying_what_is_kept
 @restoring
 @explaining_lost_workers()
 def fit(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from kdx.errors import RecipeError
+import kdx
+from kdx.errors import KdxError, RecipeError
 from kdx.experiment.recipe_files import check_recipe, find_recipe, load_recipe, recipe_names
 
 GOOD = {
@@ -145,3 +146,33 @@ def test_a_component_of_a_package_that_is_not_installed_names_the_package() -> N
         RecipeError, match=r"student\.model\.name: .*'timm' yet: it is provided by kdx-vision; pip install"
     ):
         load_recipe("fashion-offline", ["student.model={name: timm, model: resnet18}"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- a\n- b\n", "a recipe must be a mapping of sections, got a list"),
+        (b"7\n", "odd.yaml: .*int"),
+        (b"a: " + b"[" * 2000 + b"]" * 2000, "odd.yaml: it is nested too deeply; a recipe has some ten levels"),
+        (b"\n".join(b" " * n + b"a:" for n in range(900)), "odd.yaml: it is nested too deeply"),
+        (b"\x7fELF\x02\x01\x01\x00\x1b[31m", "odd.yaml is no text, so no recipe: byte 7 is zero; give another"),
+        (b"\x89PNG\r\n", "odd.yaml is no text, so no recipe: byte 0 is not UTF-8; give another"),
+        (b"# " + b"x" * (1 << 20), "odd.yaml has 1,048,578 bytes and is no recipe, which has some kilobytes of text"),
+    ],
+    ids=["list", "number", "brackets", "levels", "program", "picture", "long"],
+)
+def test_a_file_that_is_no_recipe_is_one_sentence(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(content)
+    with pytest.raises(KdxError, match=message) as caught:
+        load_recipe(path)
+    assert "ELF" not in str(caught.value)  # what is in such a file is not shown
+    if b"PNG" in content or b"ELF" in content or b"[[[" in content:
+        with pytest.raises(KdxError, match=r"no text, so no student config|nested too deeply"):
+            kdx.make("model", "derived", config=str(path), num_classes=2)
+
+
+def test_a_folder_given_as_recipe_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(RecipeError, match=r"folder.yaml' is a folder; give the recipe file"):
+        load_recipe(tmp_path / "folder.yaml")
