@@ -110,6 +110,30 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Ahn et al. 2019, arXiv:1904.05835",
         ),
         Spec(
+            "attention-scores",
+            "kdx.knowledge.attention_scores:AttentionScores",
+            "attention scores of a transformer's heads, as TinyBERT compares them",
+            "Jiao et al. 2020, arXiv:1909.10351",
+        ),
+        Spec(
+            "hidden-states",
+            "kdx.knowledge.hidden_states:HiddenStates",
+            "squared error between a transformer's hidden states, as in TinyBERT",
+            "Jiao et al. 2020, arXiv:1909.10351",
+        ),
+        Spec(
+            "cosine",
+            "kdx.knowledge.cosine:Cosine",
+            "cosine between a transformer's hidden states, as in DistilBERT",
+            "Sanh et al. 2019, arXiv:1910.01108",
+        ),
+        Spec(
+            "minilm",
+            "kdx.knowledge.minilm:MiniLM",
+            "relations of tokens by queries, keys and values, as in MiniLMv2",
+            "Wang et al. 2021, arXiv:2012.15828",
+        ),
+        Spec(
             "rkd",
             "kdx.knowledge.rkd:RKD",
             "distances between pairs and angles between triples of samples",

@@ -21,6 +21,7 @@ from kdx.evidence import Evidence
 from kdx.inference import usable
 from kdx.items import ITEMS, item_of
 from kdx.layout import Layout, UnknownLayout
+from kdx.projections import check_attention, projections_of
 
 __all__ = [
     "LOGITS",
@@ -42,7 +43,7 @@ LOGITS = "logits"
 Output = Callable[[Any], Tensor] | str | None
 """The way to the logits in what a model returns: a function, the path of an item as ``"[1][0]"``, None: as usual."""
 
-_TAP = re.compile(r"(?P<module>[^:\[\]]+)(?P<end>:input)?(?P<item>" + ITEMS + r")?(?P<affine>:affine)?")
+_TAP = re.compile(r"(?P<module>[^:\[\]]+)(?P<end>:input|:qkv)?(?P<item>" + ITEMS + r")?(?P<affine>:affine)?")
 _OF_DTYPES = re.compile(r"dtype|should be the same|scalar type|not implemented for", re.IGNORECASE)
 _GLOB = re.compile(r"[*?]")
 
@@ -205,6 +206,8 @@ class Taps:
     - ``logits``: the model's output; ``logits[depth]``: one item of all that it returns;
     - ``blocks.*.attn``: a glob, ``*`` and ``?`` within one level, ``**`` over any number of levels;
     - ``fc:input``: what enters the module instead of what leaves it;
+    - ``blocks.3.self_attn:qkv``: queries, keys and values side by side, ``[N, L, 3 D]``, of a
+      :class:`torch.nn.MultiheadAttention` that attends to its own sequence;
     - ``encoder.layer.3[1]``, ``[name]``, ``detect[1][0]``: one item of a module that returns a tuple, a mapping or an
       object with attributes, nested as it may be; digits that are a key are quoted, ``backbone['0']``; without it the
       first tensor of a tuple is taken;
@@ -366,7 +369,8 @@ class Taps:
         form = _TAP.fullmatch(tap)
         if form is None:
             raise CaptureError(
-                f"{tap!r} is no tap; write a module name, 'name:input', 'name[item]', 'name:affine' or a glob"
+                f"{tap!r} is no tap; write a module name, 'name:input', 'name:qkv', 'name[item]', 'name:affine' or a "
+                "glob"
             )
         modules = {clean_name(name): module for name, module in unwrap(self.model).named_modules()}
         modules.pop("", None)
@@ -392,6 +396,11 @@ class Taps:
     def _hook(self, module: nn.Module, name: str, form: re.Match[str]) -> Callable[[], Any]:
         """Makes the function that puts the hook of one tap on its module."""
         record = functools.partial(self._record_affine if form["affine"] else self._record, name, form["item"])
+        if form["end"] == ":qkv":
+            check_attention(name, module)
+            return functools.partial(
+                module.register_forward_pre_hook, functools.partial(_record_projections, record, name), with_kwargs=True
+            )
         if form["end"]:
             hook = functools.partial(_record_input, record)
             return functools.partial(module.register_forward_pre_hook, hook, with_kwargs=True)
@@ -450,6 +459,12 @@ def _record_input(record: Callable[[Any], None], _: nn.Module, args: tuple[Any, 
     record(args or tuple(kwargs.values()))
 
 
+def _record_projections(
+    record: Callable[[Any], None], name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    record(projections_of(name, module, args, kwargs))
+
+
 def _record_output(record: Callable[[Any], None], _module: nn.Module, _args: Any, value: Any) -> None:
     record(value)
 
@@ -460,14 +475,29 @@ def _pick(name: str, item: str | None, value: Any) -> Tensor:
         try:
             found = item_of(value, item)
         except KeyError as error:
+            if str(error.args[0]).startswith("NoneType "):
+                raise CaptureError(_gave_none(name)) from error
             raise CaptureError(f"tap {name!r}: the module gave {error.args[0]}") from error
     elif isinstance(value, tuple | list):
         found = next((part for part in value if isinstance(part, Tensor)), None)
     if isinstance(found, Tensor):
         return found
+    if found is None and item is not None:
+        raise CaptureError(_gave_none(name))
     keys = f" with keys {list(value)}" if isinstance(value, Mapping) else ""
     raise CaptureError(
         f"tap {name!r} gave {type(found).__name__}{keys}, not a tensor; name the part to take, as in '{name}[key]'"
+    )
+
+
+def _gave_none(name: str) -> str:
+    module = name.partition("[")[0]
+    return (
+        f"tap {name!r} gave None: as it is built and called, the module computes no such tensor. Attention weights are "
+        'computed by models of transformers built with attn_implementation="eager" (and not with "sdpa"; among the '
+        "model's outputs if it is called with output_attentions=True), and by torch.nn.MultiheadAttention called with "
+        "need_weights=True, as its encoder layers do not. Knowledge on attention reads queries and keys instead, which "
+        f"all of them compute: tap the modules that give them, or '{module}:qkv' of a torch.nn.MultiheadAttention"
     )
 
 

@@ -35,7 +35,7 @@ FLOORS = [
         "own_files",
     },
     {"layout", "lock", "class_numbers", "seal"},
-    {"tap", "evidence", "blame"},
+    {"tap", "evidence", "blame", "projections"},
     {"deprecation", "options", "registry", "capture", "losses"},
     {"ops", "features", "datasets", "store", "models", "tasks", "trust"},
     {"knowledge", "teachers", "builtin"},

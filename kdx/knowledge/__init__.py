@@ -9,9 +9,12 @@ from kdx.lazy import exports
 if TYPE_CHECKING:
     from kdx.knowledge import functional as functional
     from kdx.knowledge.ab import AB as AB
+    from kdx.knowledge.attention_layers import AttentionLayers as AttentionLayers
+    from kdx.knowledge.attention_scores import AttentionScores as AttentionScores
     from kdx.knowledge.attention_transfer import AttentionTransfer as AttentionTransfer
     from kdx.knowledge.base import Knowledge as Knowledge
     from kdx.knowledge.cc import CC as CC
+    from kdx.knowledge.cosine import Cosine as Cosine
     from kdx.knowledge.crd import CRD as CRD
     from kdx.knowledge.cwd import CWD as CWD
     from kdx.knowledge.dist import DIST as DIST
@@ -20,12 +23,15 @@ if TYPE_CHECKING:
     from kdx.knowledge.ft import FT as FT
     from kdx.knowledge.gaussian_kl import GaussianKL as GaussianKL
     from kdx.knowledge.hard_targets import HardTargets as HardTargets
+    from kdx.knowledge.hidden_states import HiddenLayers as HiddenLayers
+    from kdx.knowledge.hidden_states import HiddenStates as HiddenStates
     from kdx.knowledge.hint import Hint as Hint
     from kdx.knowledge.irg import IRG as IRG
     from kdx.knowledge.jsd import JSD as JSD
     from kdx.knowledge.logit_standardisation import LogitStandardisation as LogitStandardisation
     from kdx.knowledge.logits import Logits as Logits
     from kdx.knowledge.margin_mse import MarginMSE as MarginMSE
+    from kdx.knowledge.minilm import MiniLM as MiniLM
     from kdx.knowledge.nst import NST as NST
     from kdx.knowledge.ofd import OFD as OFD
     from kdx.knowledge.paired import PairedLayers as PairedLayers
@@ -43,15 +49,20 @@ if TYPE_CHECKING:
     from kdx.knowledge.simkd import SimKD as SimKD
     from kdx.knowledge.soft_targets import SoftTargets as SoftTargets
     from kdx.knowledge.sp import SP as SP
+    from kdx.knowledge.tokens import TokenLayers as TokenLayers
+    from kdx.knowledge.tokens import real_tokens as real_tokens
     from kdx.knowledge.vid import VID as VID
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
             "kdx.knowledge.ab": ["AB"],
+            "kdx.knowledge.attention_layers": ["AttentionLayers"],
+            "kdx.knowledge.attention_scores": ["AttentionScores"],
             "kdx.knowledge.attention_transfer": ["AttentionTransfer"],
             "kdx.knowledge.base": ["Knowledge"],
             "kdx.knowledge.cc": ["CC"],
+            "kdx.knowledge.cosine": ["Cosine"],
             "kdx.knowledge.crd": ["CRD"],
             "kdx.knowledge.cwd": ["CWD"],
             "kdx.knowledge.dist": ["DIST"],
@@ -60,12 +71,14 @@ else:
             "kdx.knowledge.ft": ["FT"],
             "kdx.knowledge.gaussian_kl": ["GaussianKL"],
             "kdx.knowledge.hard_targets": ["HardTargets"],
+            "kdx.knowledge.hidden_states": ["HiddenLayers", "HiddenStates"],
             "kdx.knowledge.hint": ["Hint"],
             "kdx.knowledge.irg": ["IRG"],
             "kdx.knowledge.jsd": ["JSD"],
             "kdx.knowledge.logit_standardisation": ["LogitStandardisation"],
             "kdx.knowledge.logits": ["Logits"],
             "kdx.knowledge.margin_mse": ["MarginMSE"],
+            "kdx.knowledge.minilm": ["MiniLM"],
             "kdx.knowledge.nst": ["NST"],
             "kdx.knowledge.ofd": ["OFD"],
             "kdx.knowledge.paired": ["PairedLayers"],
@@ -80,6 +93,7 @@ else:
             "kdx.knowledge.simkd": ["SimKD"],
             "kdx.knowledge.soft_targets": ["SoftTargets"],
             "kdx.knowledge.sp": ["SP"],
+            "kdx.knowledge.tokens": ["TokenLayers", "real_tokens"],
             "kdx.knowledge.vid": ["VID"],
         },
         packages=["functional"],

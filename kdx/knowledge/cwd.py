@@ -162,11 +162,12 @@ class CWD(PairedLayers):
     @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch | None) -> Tensor:
         outputs = [name == self.responses.tap for name in student.names(self.student_taps)]
+        s, t = self.layers(student, teacher)
         losses = []
         with self.in_full_precision(student):
-            for pair, (i, s, t) in enumerate(self.pairs_of(student, teacher)):
-                mask = self._mask(s, batch) if outputs[i] and batch is not None else None
-                losses.append(self._compare(pair, s, t, mask))
+            for pair, (i, j) in enumerate(self.pairs_among(len(s), len(t))):
+                mask = self._mask(s[i], batch) if outputs[i] and batch is not None else None
+                losses.append(self._compare(pair, s[i].full(), t[j].full(), mask))
         return torch.stack(losses).sum()
 
     def _mask(self, outputs: Feature, batch: Batch) -> Tensor | None:

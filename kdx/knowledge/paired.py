@@ -15,6 +15,7 @@ from kdx.features.feature import Feature
 from kdx.features.matching import Pairs, Strategy, pair_by_depth, pair_layers
 from kdx.features.similarity import SIMILARITIES
 from kdx.knowledge.base import Knowledge
+from kdx.losses import LossTerm
 from kdx.tap import TapNames, TapOptions
 
 __all__ = ["PairedLayers"]
@@ -54,7 +55,8 @@ class PairedLayers(Knowledge):
             )
         if pairing not in SIMILARITIES:
             pair_by_depth(pairing, 1, 1)  # a misspelt strategy fails here
-        self.teacher_layers = self.teacher_taps  # a subclass may tap more than it pairs
+        self.student_layers = self.student_taps  # a subclass may tap more than it pairs
+        self.teacher_layers = self.teacher_taps
         self.pairing: Strategy = pairing
         self.seed = seed
         self.pairs: Pairs | None = None
@@ -68,7 +70,7 @@ class PairedLayers(Knowledge):
     def setup(self, student: Captured, teacher: Captured) -> None:
         if self.pairs is not None:
             return
-        s, t = self.student_features(student), self.teacher_features(teacher, self.teacher_layers)
+        s, t = self.layers(student, teacher)
         if self.pairing in SIMILARITIES:
             rows = [[feature.batch_first() for feature in side] for side in (s, t)]
             self.pairs = pair_layers(self.pairing, *rows, seed=self.seed)
@@ -93,24 +95,31 @@ class PairedLayers(Knowledge):
         """
 
     @override
-    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
-        pairs = self.pairs_of(student, teacher)
+    def forward(self, student: Captured, teacher: Captured, batch: Batch) -> LossTerm:
+        s, t = self.layers(student, teacher)
+        pairs = self.pairs_among(len(s), len(t))
         with self.in_full_precision(student):
-            return torch.stack([self.compare(n, s, t) for n, (_, s, t) in enumerate(pairs)]).sum()
+            return torch.stack([self.compare(n, s[i].full(), t[j].full()) for n, (i, j) in enumerate(pairs)]).sum()
 
-    def pairs_of(self, student: Captured, teacher: Captured) -> list[tuple[int, Feature, Feature]]:
-        """Every pair: the number of the student's layer, its feature and the teacher's, in float32 (float64 stays).
+    def layers(self, student: Captured, teacher: Captured) -> tuple[list[Feature], list[Feature]]:
+        """The features of the layers that are paired, of both sides."""
+        return self.student_features(student, self.student_layers), self.teacher_features(teacher, self.teacher_layers)
+
+    def pairs_among(self, students: int, teachers: int) -> Pairs:
+        """The pairs, each of the numbers of a student's and a teacher's layer.
+
+        Args:
+            students: number of student layers.
+            teachers: number of teacher layers.
 
         Raises:
             RuntimeError: the learnable parts are not there yet.
         """
-        s, t = self.student_features(student), self.teacher_features(teacher, self.teacher_layers)
         if not self.ready:
             raise RuntimeError(
                 f"{type(self).__name__} has no pairs yet; call scheme.setup(batch) before the optimizer is built"
             )
-        pairs = self.pairs or pair_by_depth(self.pairing, len(s), len(t), seed=self.seed)
-        return [(i, s[i].full(), t[j].full()) for i, j in pairs]
+        return self.pairs or pair_by_depth(self.pairing, students, teachers, seed=self.seed)
 
     def in_full_precision(self, student: Captured) -> torch.autocast:
         """The context without autocast in which layers are compared."""

@@ -20,7 +20,7 @@ from kdx.options import options_of
 from kdx.testing import knowledge_numerics as numerics
 from kdx.testing import knowledge_state as state
 from kdx.testing.check import Check, bind, fail, require, run_all
-from kdx.testing.samples import Sample, declared, draw, loss_and_gradients, prepared, same
+from kdx.testing.samples import Sample, declared, draw, loss_and_gradients, prepared, same, value_of
 from kdx.testing.tags import KnowledgeTags
 
 __all__ = ["check_knowledge", "knowledge_checks"]
@@ -129,7 +129,7 @@ def check_gradient_reaches_learnable_parts(component: Knowledge, tags: Knowledge
     """Every parameter of the component that asks for a gradient gets one."""
     sample = draw(component, tags)
     ready = prepared(component, sample)
-    loss: Tensor = ready(sample.student, sample.teacher, sample.batch)
+    loss: Tensor = value_of(ready(sample.student, sample.teacher, sample.batch))
     if loss.requires_grad:
         loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in ready.named_parameters():

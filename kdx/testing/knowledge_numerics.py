@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from kdx.knowledge.base import Knowledge
 from kdx.testing.check import fail, require
-from kdx.testing.samples import Sample, draw, loss_and_gradients, prepared
+from kdx.testing.samples import Sample, draw, loss_and_gradients, prepared, value_of
 from kdx.testing.tags import KnowledgeTags
 
 # Budgets of everything that computes in float32; half-precision features cost their own rounding and nothing else.
@@ -40,7 +40,7 @@ def check_gradient_is_right(component: Knowledge, tags: KnowledgeTags) -> None:
         parameters = dict(zip(own, tensors[len(names) :], strict=True))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return functional_call(ready, parameters, (student, sample.teacher, sample.batch))
+            return value_of(functional_call(ready, parameters, (student, sample.teacher, sample.batch)))
 
     inputs = [value.clone().requires_grad_() for value in (*sample.student.values(), *own.values())]
     try:
@@ -109,7 +109,7 @@ def _compiled(component: Knowledge, sample: Sample) -> tuple[Tensor, dict[str, T
     student, teacher, batch = sample
 
     def loss_of(s: dict[str, Tensor], t: dict[str, Tensor]) -> Any:
-        return component(student.having(s), teacher.having(t), batch)
+        return value_of(component(student.having(s), teacher.having(t), batch))
 
     torch.compiler.reset()
     leaves = {name: value.detach().clone().requires_grad_() for name, value in student.items()}

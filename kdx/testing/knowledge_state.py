@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdx.knowledge.base import Knowledge
 from kdx.testing.check import fail, require
-from kdx.testing.samples import Sample, draw, loss_and_gradients, prepared, same
+from kdx.testing.samples import Sample, draw, loss_and_gradients, prepared, same, value_of
 from kdx.testing.tags import KnowledgeTags
 
 
@@ -95,7 +95,7 @@ def _step(component: Knowledge, sample: Sample) -> None:
     component.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        loss: Tensor = component(sample.student, sample.teacher, sample.batch)
+        loss: Tensor = value_of(component(sample.student, sample.teacher, sample.batch))
     trained = [parameter for parameter in component.parameters() if parameter.requires_grad]
     if loss.requires_grad and trained:
         found = torch.autograd.grad(loss, trained, allow_unused=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from kdx.losses import mean_of
 from kdx.testing.check import fail, require
 from kdx.testing.tags import KnowledgeTags, Shapes
 
-__all__ = ["Sample", "declared", "draw", "loss_and_gradients", "prepared", "same"]
+__all__ = ["Sample", "declared", "draw", "loss_and_gradients", "prepared", "same", "value_of"]
 
 MAP = (3, 4, 4)
 
@@ -105,13 +105,18 @@ def loss_and_gradients(
         torch.manual_seed(seed)
         with torch.autocast("cpu", autocast, enabled=autocast is not None):
             loss = component(sample.student.having(leaves), sample.teacher.detach(), sample.batch)
-    if (mean := mean_of("the loss", loss)) is not None:
-        loss = mean.value
+    loss = value_of(loss)
     require(isinstance(loss, Tensor), f"it returned {type(loss).__name__}, not a tensor")
     require(loss.dim() == 0, f"the loss has shape {list(loss.shape)}, not that of one number")
     require(loss.requires_grad, "the loss has no graph; something in forward detached it from the student")
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return loss.detach(), dict(zip(leaves, found, strict=True))
+
+
+def value_of(loss: Any) -> Any:
+    """The number in what a component returned: itself, or the value of ``(value, count)``."""
+    mean = mean_of("the loss", loss)
+    return loss if mean is None else mean.value
 
 
 def same(one: tuple[Tensor, Mapping[str, Tensor]], other: tuple[Tensor, Mapping[str, Tensor]]) -> bool:

@@ -27,6 +27,8 @@ from kdx.knowledge import (
     SP,
     VID,
     AttentionTransfer,
+    Cosine,
+    HiddenStates,
     Hint,
     ReviewKD,
     SemCKD,
@@ -41,6 +43,8 @@ COMPONENTS = {
     "hint": lambda **options: Hint(**TAPS, **options),
     "attention-transfer": lambda **options: AttentionTransfer(**TAPS, **options),
     "cwd": lambda **options: CWD(**TAPS, **options),
+    "hidden-states": lambda **options: HiddenStates(**TAPS, shared=False, **options),
+    "cosine": lambda **options: Cosine(**TAPS, shared=False, **options),
     "nst": lambda **options: NST(**TAPS, **options),
     "vid": lambda **options: VID(**TAPS, **options),
     "ab": lambda **options: AB(**TAPS, **options),
@@ -99,7 +103,7 @@ def value(component, student, teacher):
     component.double()
     torch.manual_seed(1)
     loss = component(student, teacher, batch)
-    return loss
+    return loss.value if isinstance(loss, kdx.Mean) else loss
 
 
 def of(values, axes, grids=None):
@@ -116,7 +120,7 @@ def test_a_layout_changes_no_value(name, kind):
     tokens = kind in ("nlc", "lnc")
     grids = dict(zip("ab", places, strict=True)) if tokens else None
     component = COMPONENTS[name]()
-    if tokens and name in ("hint", "vid", "simkd", "cc by places", "hint by cka"):
+    if tokens and name in ("hint", "vid", "simkd", "cc by places", "hint by cka", "hidden-states", "cosine"):
         twin = "ncl"  # token by token, as they are as many on both sides
         student, teacher = ({k: v.flatten(2) for k, v in side.items()} for side in (student, teacher))
     if name == "hint by cka" and tokens:

@@ -24,6 +24,12 @@ RELATION = KnowledgeTags(zero_when_equal=True, **UNEQUAL)
 PIXELS = {"student_shapes": {"logits": (5, 3, 4)}, "teacher_shapes": {"logits": (5, 3, 4)}}
 IMAGES = KnowledgeTags(student_shapes={"a": (3, 8, 8), "b": (4, 4, 4)}, teacher_shapes={"c": (5, 8, 8), "d": (6, 2, 2)})
 SEQUENCES = KnowledgeTags(student_shapes={"a": (7, 3), "b": (7, 3)}, teacher_shapes={"c": (7, 5), "d": (7, 5)})
+QUERIES = {"student": "q", "student_keys": "k", "teacher": "q", "teacher_keys": "k"}
+TOKENS = KnowledgeTags(
+    student_shapes={"q": (7, 4), "k": (7, 4)}, teacher_shapes={"q": (7, 6), "k": (7, 6)}, zero_when_equal=True
+)
+WEIGHTS = KnowledgeTags(student_shapes={"w": (2, 5, 5)}, teacher_shapes={"w": (2, 5, 5)}, zero_when_equal=True)
+PACKED = KnowledgeTags(student_shapes={"q": (5, 12)}, teacher_shapes={"q": (5, 24)})
 
 KNOWLEDGE = {
     "soft-targets": [({}, ZERO)],
@@ -49,6 +55,13 @@ KNOWLEDGE = {
     "cwd": [(MAPS, ZERO), (MAPS, IMAGES), ({}, KnowledgeTags(zero_when_equal=True, **PIXELS))],
     "nst": [(MAPS, ZERO)],
     "vid": [(MAPS, IMAGES)],
+    "attention-scores": [(QUERIES | {"heads": 2}, TOKENS), ({"student": "w", "teacher": "w"}, WEIGHTS)],
+    "hidden-states": [(MAPS, SEQUENCES), (VECTORS, RELATION)],
+    "cosine": [(MAPS, SEQUENCES), (MAPS, ZERO)],
+    "minilm": [
+        (QUERIES | {"heads": 2, "relations": ("qq", "kk", "qk")}, TOKENS),
+        ({"student": "q", "teacher": "q", "packed": True, "heads": 4}, PACKED),
+    ],
     "rkd": [(VECTORS, RELATION)],
     "irg": [(MAPS, ZERO)],
     "sp": [(MAPS, ZERO)],

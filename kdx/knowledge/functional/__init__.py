@@ -8,8 +8,11 @@ from kdx.lazy import exports
 
 if TYPE_CHECKING:
     from kdx.knowledge.ab import activation_boundaries as activation_boundaries
+    from kdx.knowledge.attention_scores import attention_scores as attention_scores
+    from kdx.knowledge.attention_scores import scores_of as scores_of
     from kdx.knowledge.attention_transfer import attention_transfer as attention_transfer
     from kdx.knowledge.cc import cc as cc
+    from kdx.knowledge.cosine import cosine as cosine
     from kdx.knowledge.crd import crd as crd
     from kdx.knowledge.cwd import cwd as cwd
     from kdx.knowledge.dist import dist as dist
@@ -18,11 +21,13 @@ if TYPE_CHECKING:
     from kdx.knowledge.fsp import fsp as fsp
     from kdx.knowledge.ft import factor_transfer as factor_transfer
     from kdx.knowledge.hard_targets import hard_targets as hard_targets
+    from kdx.knowledge.hidden_states import hidden_states as hidden_states
     from kdx.knowledge.hint import hint as hint
     from kdx.knowledge.irg import irg as irg
     from kdx.knowledge.jsd import jsd as jsd
     from kdx.knowledge.logit_standardisation import standardise as standardise
     from kdx.knowledge.logits import match_logits as match_logits
+    from kdx.knowledge.minilm import minilm as minilm
     from kdx.knowledge.nst import nst as nst
     from kdx.knowledge.ofd import batchnorm_margin as batchnorm_margin
     from kdx.knowledge.ofd import ofd as ofd
@@ -39,8 +44,10 @@ else:
         __name__,
         {
             "kdx.knowledge.ab": ["activation_boundaries"],
+            "kdx.knowledge.attention_scores": ["attention_scores", "scores_of"],
             "kdx.knowledge.attention_transfer": ["attention_transfer"],
             "kdx.knowledge.cc": ["cc"],
+            "kdx.knowledge.cosine": ["cosine"],
             "kdx.knowledge.crd": ["crd"],
             "kdx.knowledge.cwd": ["cwd"],
             "kdx.knowledge.dist": ["dist"],
@@ -48,11 +55,13 @@ else:
             "kdx.knowledge.fsp": ["flow", "fsp"],
             "kdx.knowledge.ft": ["factor_transfer"],
             "kdx.knowledge.hard_targets": ["hard_targets"],
+            "kdx.knowledge.hidden_states": ["hidden_states"],
             "kdx.knowledge.hint": ["hint"],
             "kdx.knowledge.irg": ["irg"],
             "kdx.knowledge.jsd": ["jsd"],
             "kdx.knowledge.logit_standardisation": ["standardise"],
             "kdx.knowledge.logits": ["match_logits"],
+            "kdx.knowledge.minilm": ["minilm"],
             "kdx.knowledge.nst": ["nst"],
             "kdx.knowledge.ofd": ["batchnorm_margin", "ofd"],
             "kdx.knowledge.pkt": ["pkt"],
