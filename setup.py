@@ -4,6 +4,7 @@ KDX_BUILD=auto (default)  the CPU module where a C++ compiler is, the CUDA modul
           cpu | cuda      that module (cuda: both), or an error that says what is missing
           none            pure Python
 KDX_CUDA_ARCHS            architectures of the CUDA module, for example "80 90a 100" (the default)
+KDX_CXXFLAGS              more flags for the C++ compiler, after those below, for example "-O1 -fsanitize=address"
 
 What was built, or why not, is written to kdx_ext/build_info.json, which `kdx.ops.build_info()` reads. Nothing here
 needs torch: the kernels take addresses.
@@ -191,10 +192,10 @@ def ninja_file(temp: Path, targets: dict[str, Path]) -> str:
     includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}"]
     python = [f"-isystem {sysconfig.get_path('include')}", f"-isystem {pybind11.get_include()}"]
     openmp = list(PLAN["openmp"])  # type: ignore[call-overload]
-    cxx = " ".join([str(PLAN["cxx"]), *CXX_FLAGS, *openmp, *includes])
-    n.rule("cxx", f"{cxx} $flags -MMD -MF $out.d -c $in -o $out", depfile=True)
+    cxx, extra = " ".join([str(PLAN["cxx"]), *CXX_FLAGS, *openmp, *includes]), os.environ.get("KDX_CXXFLAGS", "")
+    n.rule("cxx", f"{cxx} $flags {extra} -MMD -MF $out.d -c $in -o $out", depfile=True)
     undefined = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-    n.rule("link", " ".join([str(PLAN["cxx"]), "-shared", "-s", *openmp, *undefined, "$in", "-o", "$out", "$flags"]))
+    n.rule("link", " ".join([str(PLAN["cxx"]), "-shared", "-s", *openmp, *undefined, "$in", "-o", "$out", extra]))
     # macOS' linker has dropped -s; the flag only strips symbols.
     if sys.platform == "darwin":
         n.lines = [line.replace(" -s ", " ") for line in n.lines]
