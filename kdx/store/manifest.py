@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from kdx.errors import DamagedError, StoreError
-from kdx.files import read_json, write_json
+from kdx.files import read_json, sha256_of, write_json
 
-__all__ = ["FORMAT", "INDEX", "MANIFEST", "FileEntry", "Manifest", "differences", "file_entry", "shard_name"]
+__all__ = [
+    "FORMAT",
+    "INDEX",
+    "MANIFEST",
+    "FileEntry",
+    "Manifest",
+    "differences",
+    "file_entry",
+    "shard_name",
+    "verify_store",
+]
 
 FORMAT = 1
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
@@ -132,6 +142,26 @@ class Manifest:
         """The fields on which two runs of the writer must agree to write one store."""
         left_out = {"files", "kdx", "layouts", "shard_rows"}
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in left_out}
+
+
+def verify_store(folder: Path) -> int:
+    """Reads every file of a store, compares its checksum and returns the number of files; torch is not needed.
+
+    Raises:
+        StoreError: there is no store, or it names all files that are not what was written.
+    """
+    files = Manifest.read(folder).files
+    wrong = [name for name, entry in files.items() if not _intact(folder / name, entry)]
+    if wrong:
+        raise StoreError(
+            f"the store {folder} is damaged: {', '.join(wrong[:10])} {'...' if len(wrong) > 10 else ''}not as "
+            "written; remove those files and run the same kdx cache again, it writes them anew"
+        )
+    return len(files)
+
+
+def _intact(path: Path, entry: FileEntry) -> bool:
+    return path.exists() and sha256_of(path) == entry.sha256
 
 
 def shard_name(number: int) -> str:

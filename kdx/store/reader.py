@@ -18,7 +18,7 @@ from kdx.capture import LOGITS, Captured, Provenance
 from kdx.errors import StoreError
 from kdx.layout import Layout, UnknownLayout, layout_from_json
 from kdx.store.contents import parse
-from kdx.store.manifest import INDEX, FileEntry, Manifest, shard_name
+from kdx.store.manifest import INDEX, FileEntry, Manifest, shard_name, verify_store
 from kdx.store.provenance import SampledClasses, TopClasses
 
 __all__ = ["DIGESTS", "Store", "mapped"]
@@ -132,14 +132,7 @@ class Store:
         Raises:
             StoreError: names all files that are not what was written.
         """
-        files = self.manifest.files
-        wrong = [name for name, entry in files.items() if _sha256(self.folder / name) != entry.sha256]
-        if wrong:
-            raise StoreError(
-                f"the store {self.folder} is damaged: {', '.join(wrong[:10])} {'...' if len(wrong) > 10 else ''}not as "
-                "written; remove those files and run the same kdx cache again, it writes them anew"
-            )
-        return len(files)
+        return verify_store(self.folder)
 
     def positions(self, index: Tensor) -> Tensor:
         """Positions of samples in the store, int64 ``[N]``.
