@@ -42,6 +42,7 @@ from kdx.experiment.stage_runner import StageRunner
 from kdx.experiment.teacher_cache import TeacherCache
 from kdx.files import atomic_write, refuse_links, remove_leftovers, sha256_of, write_json
 from kdx.lock import LOCK, sole_writer
+from kdx.observers.dispatch import check_observers, progress_beside
 from kdx.registry import Plugins
 from kdx.seal import seal_text
 from kdx.stage import Stage
@@ -57,6 +58,7 @@ def run(
     folder: str | Path | None = None,
     resume: bool = False,
     force: bool = False,
+    progress: bool = True,
     observers: Sequence[object] = (),
     report: bool = True,
     plugins: Plugins | None = None,
@@ -72,6 +74,7 @@ def run(
         folder: where the run is written; ``runs/<recipe name>`` by default.
         resume: go on with the run in the folder, or start it if there is none; a finished run is only read.
         force: move a run that is in the folder aside, to ``<folder>.old-N``.
+        progress: show how far each stage is; see :func:`kdx.fit`.
         observers: see :func:`kdx.fit`; they watch every stage.
         report: whether the pictures and the page of the report are drawn at the end.
         plugins: where components come from; None takes those installed.
@@ -91,6 +94,7 @@ def run(
         InUseError: another process runs in the folder.
         Interrupted: the run was stopped by a signal; ``resume`` continues it.
     """
+    check_observers(observers)
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "recipe"
     plugins = plugins_beside(recipe, plugins)
     written = recipe.dump() if isinstance(recipe, Recipe) else recipe
@@ -98,7 +102,7 @@ def run(
     experiment = Experiment(
         checked,
         Path(folder or Path("runs") / name),
-        observers,
+        [*progress_beside(observers, progress), *observers],
         name=name,
         report=report,
         plugins=plugins,

@@ -163,6 +163,7 @@ class StageRunner:
             folder=self.folder.of(stage.name),
             resume=True,
             checkpoint_every=self._checkpoint_every(train),
+            progress=False,  # an experiment shows its own
             observers=self.observers,
         )
 

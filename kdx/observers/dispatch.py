@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -18,9 +19,59 @@ if TYPE_CHECKING:
     from kdx.losses import Losses
     from kdx.training.run import Run
 
-__all__ = ["Observers"]
+__all__ = ["Observers", "check_observers", "progress_beside"]
 
 _EVENTS = ("kdx_configure", "kdx_step_end", "kdx_epoch_end", "kdx_run_end")
+
+
+_ELSEWHERE = ("on_", "training_step", "set_trainer", "set_model", "state_dict")
+"""How the methods of callbacks of other frameworks begin: Keras, Lightning, Transformers."""
+
+
+def check_observers(observers: object) -> None:
+    """Checks that every observer can be told of something.
+
+    Raises:
+        TypeError: no sequence, or something in it that is no observer: a function, a class, a string, a callback of
+            another framework, an object without a marked method; the message says what to write.
+    """
+    if isinstance(observers, str) or not isinstance(observers, Sequence):
+        raise TypeError(f"observers: expected a list of objects, got {observers!r}; write observers=[...]")
+    for position, observer in enumerate(observers, start=1):
+        hooks = [name for name in _EVENTS if _is_marked(observer, name)]
+        if hooks and not inspect.isclass(observer):
+            continue
+        what = f"observers: number {position}, {_shown(observer)},"
+        if hooks:
+            raise TypeError(f"{what} is a class; give an object of it, {observer.__name__}(...)")
+        for name in _EVENTS:
+            if callable(getattr(observer, name, None)):
+                raise TypeError(f"{what} has a method {name} that is not marked; write @kdx.hookimpl above it")
+        found = [name for name in dir(observer) if name.startswith(_ELSEWHERE) and callable(getattr(observer, name))]
+        foreign = f"its {found[0]} belongs to another framework and is never called here: " if found else ""
+        raise TypeError(
+            f"{what} is no observer: {foreign}an observer is an object with at least one of the methods "
+            f"{', '.join(_EVENTS)}, marked by @kdx.hookimpl, as\n"
+            "class Epochs:\n    @kdx.hookimpl\n    def kdx_epoch_end(self, run, row):\n        print(row)\n"
+            "and observers=[Epochs()]"
+        )
+
+
+def progress_beside(observers: Sequence[object], wanted: bool) -> list[object]:
+    """One observer that shows progress; none where there is one already, or none is wanted."""
+    if not wanted:
+        return []
+    from kdx.observers.progress import ProgressBar  # imports rich
+
+    return [] if any(isinstance(observer, ProgressBar) for observer in observers) else [ProgressBar()]
+
+
+def _is_marked(observer: object, name: str) -> bool:
+    return hasattr(getattr(observer, name, None), f"{PROJECT}_impl")
+
+
+def _shown(observer: object) -> str:
+    return observer.__name__ if inspect.isclass(observer) or inspect.isroutine(observer) else repr(observer)[:80]
 
 
 class Observers:
@@ -30,14 +81,15 @@ class Observers:
     same event; :func:`kdx.fit` writes a checkpoint first. An error at the run's end never hides the one that ended it.
 
     Args:
-        extra: objects (or modules) with methods marked by ``kdx.hookimpl``.
+        given: objects (or modules) with methods marked by ``kdx.hookimpl``; messages number them.
+        own: those of the run itself, told before the given ones.
 
     Raises:
         PluginError: an observer implements an unknown hook, asks for an argument the hook does not have, or is a
             wrapper around other observers.
     """
 
-    def __init__(self, extra: Iterable[object]) -> None:
+    def __init__(self, given: Sequence[object], own: Sequence[object] = ()) -> None:
         self._handled = sys.exception()  # of the caller, if it makes its run within an except clause
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
@@ -48,14 +100,18 @@ class Observers:
             for implementation in getattr(installed.hook, event).get_hookimpls()
         }
         # pluggy calls the last registered first
-        for position, observer in reversed(list(enumerate(extra, start=1))):
+        for position, observer in reversed(list(enumerate(given, start=1))):
             self._register(observer, f"{type(observer).__name__} (number {position})")
+        for observer in reversed(own):
+            self._register(observer, type(observer).__name__)
         for name in sorted(watching, reverse=True):
             self._register(watching[name], name)
 
     def _register(self, plugin: object, name: str) -> None:
         try:
             self._manager.register(plugin, name)
+        except ValueError as error:  # the same object twice
+            raise PluginError(f"observer {name!r} cannot be used: it was given twice; give it once") from error
         except pluggy.PluginValidationError as error:
             raise PluginError(f"observer {name!r} cannot be used: {error}") from error
         for event in _EVENTS:

@@ -21,7 +21,7 @@ from kdx.batch import Batch
 from kdx.blame import explaining_lost_workers
 from kdx.errors import Interrupted, PluginError
 from kdx.losses import Losses
-from kdx.observers.dispatch import Observers
+from kdx.observers.dispatch import Observers, check_observers, progress_beside
 from kdx.observers.metrics_log import MetricsLog
 from kdx.observers.tensorboard import TensorBoardLog
 from kdx.ranges import check_number, check_whole
@@ -79,6 +79,7 @@ def fit(
     log_gradients: int | None = None,
     prequential: bool = False,
     keep_eval: bool | None = None,
+    progress: bool = True,
     observers: Sequence[object] = (),
 ) -> Run:
     """Trains a scheme.
@@ -137,12 +138,17 @@ def fit(
             student handed over wholly in evaluation mode is trained in training mode, but for normalisations with
             running statistics whose weights are frozen (``requires_grad=False``). True: all of them stay in it;
             False: none does. Afterwards every module is in the mode from before.
-        observers: objects with methods marked by ``kdx.hookimpl``.
+        progress: show how far the run is (:class:`kdx.observers.ProgressBar`): a bar on a terminal and in a notebook
+            (with ``ipywidgets``), elsewhere a line per epoch; both on standard error, by the first of several
+            processes. False shows nothing.
+        observers: objects with methods marked by ``kdx.hookimpl``. :class:`kdx.observers.EarlyStopping` ends a run
+            whose metric has stopped improving; an observer of one's own ends it by ``run.stop("why")``.
 
     Returns:
-        The finished run: history, best row, steps, seconds, fingerprints of the frozen teachers.
+        The finished run: history of losses and metrics, best row, steps, seconds, fingerprints of the frozen teachers.
 
     Raises:
+        TypeError: an observer that kdx cannot tell anything, or an argument of another type; says what to write.
         Interrupted: SIGINT or SIGTERM came; the step was finished and, with a folder, a checkpoint written.
         ValueError: a term of the scheme teaches nothing, ``select`` names no metric, or a number is out of range; the
             message says which and why.
@@ -166,7 +172,7 @@ def fit(
     """
     _begin(seed, clip_grad_norm, log_every, log_gradients, checkpoint_every)
     accelerator = _accelerator(mixed_precision, device, skips=unused_parameters or scheme.skips)
-    _check(scheme, compile=compile, log_gradients=log_gradients)
+    _check(scheme, observers, compile=compile, log_gradients=log_gradients)
     resting = resting_modules(scheme, keep_eval)
     tests = _tests(scheme, accelerator) if prequential else None
     if (processes := accelerator.num_processes) > 1:
@@ -187,9 +193,7 @@ def fit(
     loader = ResumableLoader(train, accelerator.device, processes, look=incoming.look)
     state = State(run, accelerator, phases, loader, tests)
     state.claim(resume=resume)
-    watchers = Observers(
-        [*([MetricsLog(), TensorBoardLog()] if folder and accelerator.is_main_process else []), *observers]
-    )
+    watchers = Observers(observers, [*_logs(run, accelerator), *progress_beside(observers, progress)])
 
     if evaluate is not None:
         state.try_evaluation(evaluate, metrics, select)
@@ -239,6 +243,10 @@ def fit(
     return run
 
 
+def _logs(run: Run, accelerator: Accelerator) -> list[object]:
+    return [MetricsLog(), TensorBoardLog()] if run.folder and accelerator.is_main_process else []
+
+
 def _accelerator(mixed_precision: str, device: str, *, skips: bool) -> Accelerator:
     if mixed_precision not in ("no", "bf16", "fp16"):
         raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16', got {mixed_precision!r}")
@@ -276,7 +284,8 @@ def _begin(
         set_seed(check_whole("seed", seed, least=0))
 
 
-def _check(scheme: Scheme, *, compile: bool, log_gradients: int | None) -> None:
+def _check(scheme: Scheme, observers: object, *, compile: bool, log_gradients: int | None) -> None:
+    check_observers(observers)
     check_apart(scheme)
     if compile and (log_gradients or any(isinstance(weight, Balanced) for weight in scheme.weights.values())):
         raise ValueError(

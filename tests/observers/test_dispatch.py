@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import types
 
 import pytest
 import torch
+import transformers
 
 import kdx
 from kdx.errors import PluginError
@@ -74,7 +76,7 @@ def test_an_observer_that_raises_is_named_and_loses_nothing(net, loader, tmp_pat
     scheme = kdx.Supervised(net())
     with pytest.raises(
         PluginError,
-        match=r"'Clumsy \(number 3\)' of .*test_dispatch\.py failed in kdx_step_end: OSError: no space left",
+        match=r"'Clumsy \(number 1\)' of .*test_dispatch\.py failed in kdx_step_end: OSError: no space left",
     ):
         kdx.fit(scheme, loader, epochs=2, folder=tmp_path, observers=[Clumsy()])
     assert latest_checkpoint(tmp_path / "checkpoints").name.startswith("step-00000004-")
@@ -131,3 +133,65 @@ def test_an_error_at_the_end_of_a_run_is_raised_within_an_except_clause_too(net,
     except KeyError:
         with pytest.raises(PluginError, match="no printer"):
             kdx.fit(kdx.Supervised(net()), loader, observers=[Clumsy()])
+
+
+class Unmarked:
+    def kdx_epoch_end(self, run, row) -> None:
+        pass
+
+
+class Watches:
+    @hookimpl
+    def kdx_epoch_end(self, run, row) -> None:
+        pass
+
+
+class Keras:
+    def on_epoch_end(self, epoch, logs=None) -> None:
+        pass
+
+
+class Provides:
+    @hookimpl
+    def kdx_knowledge(self):
+        return []
+
+
+@pytest.mark.parametrize(
+    ("observers", "message"),
+    [
+        ([print], r"number 1, print, is no observer: an observer is an object with at least one of the methods"),
+        ([lambda run: None], r"number 1, <lambda>, is no observer"),
+        ([Watches(), Watches], r"number 2, Watches, is a class; give an object of it, Watches\(...\)"),
+        ([kdx.observers.EarlyStopping], r"is a class; give an object of it, EarlyStopping\(...\)"),
+        ([Unmarked()], r"has a method kdx_epoch_end that is not marked; write @kdx.hookimpl above it"),
+        ([Unmarked], r"has a method kdx_epoch_end that is not marked"),
+        ([Keras()], r"its on_epoch_end belongs to another framework and is never called here"),
+        ([transformers.EarlyStoppingCallback()], r"its on_\w+ belongs to another framework"),
+        ([Provides()], r"is no observer"),
+        (["progress"], r"number 1, 'progress', is no observer"),
+        ([None], r"number 1, None, is no observer"),
+        ("progress", r"expected a list of objects, got 'progress'; write observers=\[...\]"),
+        (Watches(), r"expected a list of objects, got .*Watches"),
+    ],
+)
+def test_what_can_be_told_nothing_is_refused_at_the_call(net, loader, tmp_path, observers, message) -> None:
+    with pytest.raises(TypeError, match=message):
+        kdx.fit(kdx.Supervised(net()), loader, observers=observers, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(TypeError, match=message):
+        kdx.run("fashion-offline", folder=tmp_path / "run", observers=observers)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_observer_given_twice_is_named(net, loader) -> None:
+    watches = Watches()
+    with pytest.raises(PluginError, match=r"'Watches \(number 1\)' cannot be used: it was given twice"):
+        kdx.fit(kdx.Supervised(net()), loader, observers=[watches, watches])
+
+
+def test_a_module_may_observe(net, loader) -> None:
+    module, rows = types.ModuleType("mine"), []
+    module.kdx_epoch_end = hookimpl(lambda run, row: rows.append(row))
+    run = kdx.fit(kdx.Supervised(net()), loader, observers=[module])
+    assert rows == run.history
