@@ -33,7 +33,7 @@ __all__ = ["Verified", "verify_run"]
 
 @dataclass(slots=True)
 class Verified:
-    """What was found in the folder of a run.
+    """The files of a run that were checked, and what is wrong with them.
 
     Args:
         folder: of the run.

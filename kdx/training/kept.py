@@ -1,4 +1,4 @@
-"""What is left of a run that could not write a file."""
+"""The checkpoint that is left of a run that could not write a file."""
 
 from __future__ import annotations
 
