@@ -54,7 +54,7 @@ def read_model(stage: Path) -> dict[str, Any]:
 
 
 def again(stage: Path) -> str:
-    """What to do if a file of a stage is damaged that only its training makes."""
+    """The remedy for a damaged file of a stage that only its training makes, as the end of a sentence."""
     return f"remove the folder {stage} and resume the run, which runs this stage again"
 
 
