@@ -224,6 +224,7 @@ def test_data_sections_that_do_not_suit_the_task_are_refused(task, data, message
             {"knowledge": {"kd": {"name": "logit-standardisation", "around": "jsd"}}},
             r"knowledge\.kd \(logit-standardisation\): JSD",
         ),
+        ({"knowledge": {"kd": "cwd"}}, r"knowledge\.kd \(cwd\): CWD"),
         ({"scheme": "ema-teacher", "teacher": None, "knowledge": None}, r"scheme \(ema-teacher\): SoftTargets"),
         (
             {"assistant": "born-again", "teacher": None, "knowledge": {"kd": "logits"}},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -412,6 +414,30 @@ def test_transformers_of_torch_give_queries_keys_and_values_side_by_side():
     torch.testing.assert_close(scores_of(q, k, 2).softmax(3), captured.logits)
     with pytest.raises(CaptureError, match=r"'fc:qkv' asks for .*MultiheadAttention, and the module is Linear"):
         Taps(kdx.models.ViT(dim=8, depth=1, heads=2), ("fc:qkv",))
+
+
+def test_the_tap_of_attention_is_copied_compiled_and_refuses_keys_of_another_sequence():
+    class Net(nn.Module):
+        def __init__(self, other=False, **options):
+            super().__init__()
+            self.attention, self.other = nn.MultiheadAttention(8, 2, batch_first=True, **options), other
+
+        def forward(self, x):
+            return self.attention(x, x.flip(1) if self.other else x, x)[0].mean(1)
+
+    torch.manual_seed(0)
+    x, targets = torch.randn(3, 4, 8), torch.arange(3)
+    knowledge = {"r": MiniLM(student="attention:qkv", teacher="attention:qkv", packed=True, heads=2)}
+    scheme = kdx.Offline(Net(), Net(), knowledge=knowledge)
+    plain = scheme((x, targets)).terms["r"]
+    torch.testing.assert_close(copy.deepcopy(scheme)((x, targets)).terms["r"], plain)
+    torch.compiler.reset()
+    compiled = torch.compile(scheme, backend="aot_eager")
+    torch.testing.assert_close(compiled(Batch(x, targets)).terms["r"], plain)
+    with pytest.raises(CaptureError, match="'attention:qkv' asks for queries, keys and values of one sequence"):
+        Taps(Net(other=True), ("attention:qkv",))(x)
+    with pytest.raises(CaptureError, match="has kdim=4 and vdim=8"):
+        Taps(Net(kdim=4), ("attention:qkv",))
 
 
 def test_the_models_of_kdx_learn_attention_too():
