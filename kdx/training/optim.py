@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -24,10 +25,16 @@ __all__ = [
 ]
 
 OptimizerSpec = RefLike | torch.optim.Optimizer | Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
-"""``"SGD"``, ``Ref("SGD", lr=0.1)`` or its mapping, a callable that takes parameters, or an optimizer."""
+"""``"SGD"``, ``Ref("SGD", lr=0.1)`` or its mapping, an optimizer, or a callable that takes parameters: its class,
+:func:`functools.partial`, a function."""
 
-ScheduleSpec = RefLike | Callable[[torch.optim.Optimizer], LRScheduler] | None
-"""``"CosineAnnealingLR"``, ``Ref("MultiStepLR", milestones=[5], every="epoch")`` or its mapping, a callable or None."""
+_Made = Callable[[torch.optim.Optimizer], LRScheduler]
+
+ScheduleSpec = RefLike | _Made | LRScheduler | tuple[LRScheduler | _Made, Literal["step", "epoch"]] | None
+"""``"CosineAnnealingLR"``, ``Ref("MultiStepLR", milestones=[5], every="epoch")`` or its mapping, a callable that takes
+the optimizer, or None. It counts optimizer steps; ``(callable, "epoch")`` says that what the callable makes counts
+epochs. A schedule that is built already, on the optimizer that is given too, has to say what it counts:
+``(schedule, "epoch")`` or ``(schedule, "step")``."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {"AdamW": {"lr": 1e-3}, "SGD": {"lr": 0.05, "momentum": 0.9}}
 _LENGTH = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps", "PolynomialLR": "total_iters"}
@@ -60,12 +67,14 @@ def make_optimizer(spec: OptimizerSpec, parameters: Iterable[torch.Tensor]) -> t
 
     Raises:
         UnknownNameError: torch.optim has none of this name.
-        TypeError: an option the optimizer does not have.
+        TypeError: an option the optimizer does not have, or a callable that makes none of the parameters alone.
     """
     if isinstance(spec, torch.optim.Optimizer):
         return spec
     if callable(spec):
-        built: torch.optim.Optimizer = spec(parameters)
+        built = _called("optimizer", spec, parameters, "the parameters", 'kdx.Ref("SGD", lr=0.1)')
+        if not isinstance(built, torch.optim.Optimizer):
+            raise TypeError(f"optimizer: {_shown(spec)} must give a torch.optim.Optimizer, got {type(built).__name__}")
         return built
     ref = Ref.of(spec, "optimizer")
     name, options = ref.name, ref.options
@@ -136,11 +145,21 @@ def make_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, steps
         optimizer: what it drives.
         steps: optimizer steps of the run.
         epochs: epochs of the run.
+
+    Raises:
+        UnknownNameError: torch has none of this name.
+        TypeError: an option the schedule does not have, or a callable that makes none of the optimizer alone.
+        ValueError: one that was built does not say what it counts, or drives another optimizer; or it needs a metric.
     """
     if spec is None:
         return None
-    if callable(spec):
-        return Scheduler(spec(optimizer), "step")
+    if isinstance(spec, LRScheduler | tuple) or callable(spec):
+        return _given(spec, optimizer)
+    if callable(getattr(spec, "step", None)):
+        raise TypeError(
+            f"schedule: expected one of torch.optim.lr_scheduler, got {type(spec).__module__}."
+            f"{type(spec).__name__}, which steps in another way; give one of torch by name, or LambdaLR"
+        )
     ref = Ref.of(spec, "schedule")
     name, options = ref.name, ref.options
     every = options.pop("every", "step")
@@ -156,12 +175,72 @@ def make_schedule(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, steps
         and key != "LRScheduler"
     }
     target = _find("schedule", name, known)
+    _check_needs_no_metric(target)
     if name in _LENGTH and "steps_per_epoch" not in options:
         options.setdefault(_LENGTH[name], steps if every == "step" else epochs)
     try:
         return Scheduler(target(optimizer, **_checked(target, "schedule", name, options)), every)
     except ZeroDivisionError as error:  # OneCycleLR divides by the length of its phases
         raise ValueError(f"schedule {name} with {options} does not fit {steps} steps; train longer") from error
+
+
+def _given(spec: Any, optimizer: torch.optim.Optimizer) -> Scheduler:
+    """A schedule that was built by its owner, or that a function makes."""
+    every = None
+    if isinstance(spec, tuple):
+        if len(spec) != 2 or spec[1] not in ("step", "epoch"):
+            raise ValueError(f"schedule: expected (schedule, 'epoch') or (schedule, 'step'), got {spec!r}")
+        spec, every = spec
+    if isinstance(spec, LRScheduler):
+        name = type(spec).__name__
+        if spec.optimizer is not optimizer:
+            raise ValueError(
+                f"schedule {name} drives another optimizer than the one that the run takes; give that one too, as "
+                f"optimizer=optimizer, schedule=(schedule, 'epoch'), or the name: kdx.Ref({name!r}, every='epoch', ...)"
+            )
+        if every is None:
+            raise ValueError(
+                f"schedule {name}: an object does not say whether it counts epochs or optimizer steps; write "
+                "schedule=(schedule, 'epoch') or schedule=(schedule, 'step')"
+            )
+        made = spec
+    else:
+        if not callable(spec):
+            raise TypeError(f"schedule: expected a schedule or a function of the optimizer in the pair, got {spec!r}")
+        made = _called("schedule", spec, optimizer, "the optimizer", 'kdx.Ref("StepLR", step_size=1, every="epoch")')
+        if not isinstance(made, LRScheduler) or made.optimizer is not optimizer:
+            raise TypeError(
+                f"schedule: {_shown(spec)} must give a schedule of torch.optim.lr_scheduler on the optimizer that it "
+                f"is handed, got {type(made).__name__}"
+            )
+    _check_needs_no_metric(type(made))
+    return Scheduler(made, every or "step")
+
+
+def _called(what: str, function: Any, argument: Any, shown: str, example: str) -> Any:
+    try:
+        inspect.signature(function).bind(argument)
+    except TypeError as error:
+        raise TypeError(
+            f"{what}: {_shown(function)} cannot be called with {shown} alone ({error}); give a function that takes "
+            f"{shown}, as functools.partial(...), or the name with options, as {example}"
+        ) from error
+    except ValueError:
+        pass  # one written in C does not tell
+    return function(argument)
+
+
+def _shown(function: Any) -> str:
+    inner = function.func if isinstance(function, functools.partial) else function
+    return getattr(inner, "__name__", None) or type(inner).__name__
+
+
+def _check_needs_no_metric(schedule: Any) -> None:
+    if issubclass(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ValueError(
+            f"schedule {schedule.__name__} waits for a metric that no step of a run has; take CosineAnnealingLR or "
+            "MultiStepLR, or end the run when a metric stands still: observers=[kdx.observers.EarlyStopping(...)]"
+        )
 
 
 def _find(what: str, name: str, known: Mapping[str, Any]) -> Any:
