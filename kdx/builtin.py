@@ -56,6 +56,24 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Zhao et al. 2022, arXiv:2203.08679",
         ),
         Spec(
+            "nkd",
+            "kdx.knowledge.nkd:NKD",
+            "cross-entropies of the label's class and of the others, renormalised",
+            "Yang et al. 2023, arXiv:2303.13005",
+        ),
+        Spec(
+            "ctkd",
+            "kdx.knowledge.ctkd:CTKD",
+            "soft targets at a temperature that is learned against the student",
+            "Li et al. 2023, arXiv:2211.16231",
+        ),
+        Spec(
+            "mlld",
+            "kdx.knowledge.mlld:MLLD",
+            "predictions at several temperatures, by sample, batch and class",
+            "Jin et al. 2023, CVPR 2023",
+        ),
+        Spec(
             "logit-standardisation",
             "kdx.knowledge.logit_standardisation:LogitStandardisation",
             "soft targets (or another loss) of logits standardised per sample",
@@ -314,6 +332,12 @@ def kdx_schemes() -> Iterable[Spec]:
             "kdx.schemes.ps_kd:PSKD",
             "self: each sample's prediction of the last epoch softens its target",
             "Kim et al. 2021, arXiv:2006.12000",
+        ),
+        Spec(
+            "tf-kd",
+            "kdx.schemes.tf_kd:TfKD",
+            "self: a virtual teacher, made of the label, regularises the student",
+            "Yuan et al. 2020, arXiv:1909.11723",
         ),
         Spec(
             "cs-kd",

@@ -20,6 +20,9 @@ class BornAgain(Assistant):
     at ``temperature: 1.0``. With a task weight of 0 that is the paper's BAN (the teacher's probabilities alone, the
     better one on its images), with 1 its BAN+L (labels as well, which its language models need).
 
+    With one generation this is the self-training of teacher-free distillation, Tf-KD_self (Yuan et al., CVPR 2020,
+    https://arxiv.org/abs/1909.11723), for which the labels keep a weight: its other form is the scheme ``tf-kd``.
+
     Not offered are the two ablations of the paper, which replace the teacher's probabilities by their maximum as a
     weight of the label's cross-entropy (CWTM) or permute all others (DKPP), and its ensembles of generations.
 

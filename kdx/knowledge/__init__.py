@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.cc import CC as CC
     from kdx.knowledge.cosine import Cosine as Cosine
     from kdx.knowledge.crd import CRD as CRD
+    from kdx.knowledge.ctkd import CTKD as CTKD
     from kdx.knowledge.cwd import CWD as CWD
     from kdx.knowledge.dist import DIST as DIST
     from kdx.knowledge.dkd import DKD as DKD
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
     from kdx.knowledge.hint import Hint as Hint
     from kdx.knowledge.irg import IRG as IRG
     from kdx.knowledge.jsd import JSD as JSD
+    from kdx.knowledge.labels import label_masks as label_masks
     from kdx.knowledge.logit_standardisation import LogitStandardisation as LogitStandardisation
     from kdx.knowledge.logits import Logits as Logits
     from kdx.knowledge.margin_mse import MarginMSE as MarginMSE
     from kdx.knowledge.minilm import MiniLM as MiniLM
+    from kdx.knowledge.mlld import MLLD as MLLD
+    from kdx.knowledge.nkd import NKD as NKD
     from kdx.knowledge.nst import NST as NST
     from kdx.knowledge.ofd import OFD as OFD
     from kdx.knowledge.paired import PairedLayers as PairedLayers
@@ -64,6 +68,7 @@ else:
             "kdx.knowledge.cc": ["CC"],
             "kdx.knowledge.cosine": ["Cosine"],
             "kdx.knowledge.crd": ["CRD"],
+            "kdx.knowledge.ctkd": ["CTKD"],
             "kdx.knowledge.cwd": ["CWD"],
             "kdx.knowledge.dist": ["DIST"],
             "kdx.knowledge.dkd": ["DKD"],
@@ -75,10 +80,13 @@ else:
             "kdx.knowledge.hint": ["Hint"],
             "kdx.knowledge.irg": ["IRG"],
             "kdx.knowledge.jsd": ["JSD"],
+            "kdx.knowledge.labels": ["label_masks"],
             "kdx.knowledge.logit_standardisation": ["LogitStandardisation"],
             "kdx.knowledge.logits": ["Logits"],
             "kdx.knowledge.margin_mse": ["MarginMSE"],
             "kdx.knowledge.minilm": ["MiniLM"],
+            "kdx.knowledge.mlld": ["MLLD"],
+            "kdx.knowledge.nkd": ["NKD"],
             "kdx.knowledge.nst": ["NST"],
             "kdx.knowledge.ofd": ["OFD"],
             "kdx.knowledge.paired": ["PairedLayers"],

@@ -90,6 +90,12 @@ class Knowledge(nn.Module, ABC):
     def setup(self, student: Captured, teacher: Captured) -> None:  # most components have nothing to build
         """Builds the parts whose shape depends on the models, from one captured batch of each."""
 
+    def epoch_start(self, epoch: int, epochs: int) -> None:  # most components are the same in every epoch
+        """Learns that an epoch (from 0, of ``epochs``) begins, as :meth:`kdx.Scheme.epoch_start` says.
+
+        What it sets belongs in a buffer: a run that resumes amid an epoch does not call it again.
+        """
+
     def mean_over(self, student: Captured, batch: Batch) -> Over | Count:
         """Says what the loss of this batch, if it is a plain scalar, is a mean over: :attr:`over`, or a number."""
         return self.over

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.batch import IGNORE
 from kdx.capture import LOGITS
-from kdx.class_numbers import check_class_numbers
 from kdx.features.operands import in_full_precision
+from kdx.knowledge.labels import label_masks
 from kdx.knowledge.response import Outputs, Response, class_axis
 from kdx.losses import Over
 from kdx.ops import softmax_kl
@@ -48,20 +47,7 @@ def dkd(
         ValueError: shapes that do not fit, or a single class.
     """
     dim = class_axis(student, teacher, class_dim)
-    classes = student.shape[dim]
-    elements = student.shape[:dim] + student.shape[dim + 1 :]
-    if targets.shape != elements or targets.is_floating_point():
-        raise ValueError(
-            f"targets: expected one label for each element, int64 of shape {list(elements)} for logits of shape "
-            f"{list(student.shape)} with their classes on axis {dim}, got {targets.dtype} of shape "
-            f"{list(targets.shape)}; DKD needs integer labels, not probabilities, and class_dim= says where the "
-            "classes are"
-        )
-    check_class_numbers("DKD", targets, classes, waits=False)
-    targets = targets.reshape(-1)
-    labelled = targets != IGNORE
-    is_target = torch.zeros(targets.shape[0], classes, dtype=torch.bool, device=student.device)  # [N, C]
-    is_target = is_target.scatter(1, targets.clamp(min=0)[:, None], 1)
+    is_target, labelled = label_masks("DKD", student, targets, dim)
     student, teacher = class_rows(student, dim), class_rows(teacher, dim)
 
     scale = temperature**2
@@ -134,11 +120,6 @@ class DKD(Response):
 
     @override
     def compare(self, outputs: Outputs) -> Tensor:
-        if not isinstance(outputs.targets, Tensor):
-            raise ValueError(
-                f"batch.targets: DKD splits the classes at the label and needs integer labels [N], got "
-                f"{type(outputs.targets).__name__}; without labels use soft-targets"
-            )
         return dkd(
             outputs.student,
             outputs.teacher,

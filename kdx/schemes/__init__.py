@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kdx.schemes.simkd import SimKD as SimKD
     from kdx.schemes.snapshot_distillation import SnapshotDistillation as SnapshotDistillation
     from kdx.schemes.supervised import Supervised as Supervised
+    from kdx.schemes.tf_kd import TfKD as TfKD
     from kdx.schemes.weights import Balanced as Balanced
     from kdx.schemes.weights import Cosine as Cosine
     from kdx.schemes.weights import Warmup as Warmup
@@ -72,6 +73,7 @@ else:
             "kdx.schemes.simkd": ["SimKD"],
             "kdx.schemes.snapshot_distillation": ["SnapshotDistillation"],
             "kdx.schemes.supervised": ["Supervised"],
+            "kdx.schemes.tf_kd": ["TfKD"],
             "kdx.schemes.weights": ["Balanced", "Cosine", "Warmup", "Weight"],
         },
     )

@@ -333,7 +333,7 @@ class Scheme(nn.Module, ABC):
         come to at the pace so far.
         """
         for part in self.modules():
-            if isinstance(part, Teacher):
+            if isinstance(part, Teacher | Knowledge):
                 part.epoch_start(epoch, epochs)
 
     def step_end(self, step: int, total: int) -> None:

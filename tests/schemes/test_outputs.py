@@ -63,6 +63,7 @@ SCHEMES: dict[str, Make] = {
     "byot": one_student("byot"),
     "sad": one_student("sad", start=0.0),
     "cs-kd": one_student("cs-kd"),
+    "tf-kd": one_student("tf-kd"),
     "ps-kd": one_student("ps-kd", samples=8),
     "one": one_student("one", split="stage1", branches=2),
     "ema-teacher": one_student("ema-teacher", knowledge=kd()),

@@ -42,6 +42,9 @@ KNOWLEDGE = {
     "margin-mse": [({}, ZERO)],
     "hard-targets": [({}, None)],
     "dkd": [({}, ZERO)],
+    "nkd": [({}, None)],
+    "ctkd": [({}, ZERO), ({"per": "sample"}, ZERO)],
+    "mlld": [({}, ZERO), ({"variant": "code"}, ZERO)],
     "logit-standardisation": [
         ({"around": kdx.SoftTargets(2.0)}, ZERO),
         ({"around": kdx.make("knowledge", "dkd")}, ZERO),
@@ -85,6 +88,7 @@ KNOWLEDGE = {
     "simkd": [({"teacher": "map"}, None)],
 }
 """Component -> options and tags it is tried with; one that is not here is tried with its defaults."""
+KNOWN = {"ctkd": {"gradient_is_right": "what is learned gets the gradient reversed"}}
 
 
 def knowledge() -> list:
@@ -94,8 +98,16 @@ def knowledge() -> list:
         taps = {option.name: option.name[0] for option in options_of(target) if option.required}
         for number, (options, tags) in enumerate(KNOWLEDGE.get(name, [(taps, None)])):
             label = name if not number else f"{name}-{number + 1}"
-            checks = checks_of(OWN.make("knowledge", name, **options), tags=tags)
-            parameters += [pytest.param(check, id=f"{label}-{check.name}") for check in checks]
+            component = OWN.make("knowledge", name, **options)
+            checks = checks_of(component, tags=tags, expected_failures=KNOWN.get(name))
+            parameters += [
+                pytest.param(
+                    check,
+                    id=f"{label}-{check.name}",
+                    marks=[pytest.mark.xfail(reason=check.expected_failure)] if check.expected_failure else [],
+                )
+                for check in checks
+            ]
     return parameters
 
 
@@ -142,6 +154,7 @@ SCHEMES = {
         knowledge={"kd": kdx.SoftTargets(2.0), "hint": kdx.Hint(student="conv", teacher="first/conv")},
     ),
     "simkd": lambda make: make(**pair(), student_layer="relu", teacher_layer="relu", classifier="fc"),
+    "tf-kd": lambda make: make(toy_model()),
     "cs-kd": lambda make: make(toy_model()),
     "ps-kd": lambda make: make(toy_model(), samples=48),
     "byot": lambda make: make(toy_model(), stages=("relu", "pool")),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.cc import cc as cc
     from kdx.knowledge.cosine import cosine as cosine
     from kdx.knowledge.crd import crd as crd
+    from kdx.knowledge.ctkd import tempered_kl as tempered_kl
     from kdx.knowledge.cwd import cwd as cwd
     from kdx.knowledge.dist import dist as dist
     from kdx.knowledge.dkd import dkd as dkd
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from kdx.knowledge.logit_standardisation import standardise as standardise
     from kdx.knowledge.logits import match_logits as match_logits
     from kdx.knowledge.minilm import minilm as minilm
+    from kdx.knowledge.mlld import mlld as mlld
+    from kdx.knowledge.nkd import nkd as nkd
     from kdx.knowledge.nst import nst as nst
     from kdx.knowledge.ofd import batchnorm_margin as batchnorm_margin
     from kdx.knowledge.ofd import ofd as ofd
@@ -49,6 +52,7 @@ else:
             "kdx.knowledge.cc": ["cc"],
             "kdx.knowledge.cosine": ["cosine"],
             "kdx.knowledge.crd": ["crd"],
+            "kdx.knowledge.ctkd": ["tempered_kl"],
             "kdx.knowledge.cwd": ["cwd"],
             "kdx.knowledge.dist": ["dist"],
             "kdx.knowledge.dkd": ["dkd"],
@@ -62,6 +66,8 @@ else:
             "kdx.knowledge.logit_standardisation": ["standardise"],
             "kdx.knowledge.logits": ["match_logits"],
             "kdx.knowledge.minilm": ["minilm"],
+            "kdx.knowledge.mlld": ["mlld"],
+            "kdx.knowledge.nkd": ["nkd"],
             "kdx.knowledge.nst": ["nst"],
             "kdx.knowledge.ofd": ["batchnorm_margin", "ofd"],
             "kdx.knowledge.pkt": ["pkt"],
