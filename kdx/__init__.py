@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from kdx.directions import Lowest as Lowest
     from kdx.errors import KdxError as KdxError
     from kdx.experiment.experiment import run as run
+    from kdx.experiment.exporting import export as export
+    from kdx.experiment.trained import load as load
     from kdx.hookspecs import hookimpl as hookimpl
     from kdx.knowledge.base import Knowledge as Knowledge
     from kdx.knowledge.hint import Hint as Hint
@@ -71,6 +73,8 @@ else:
             "kdx.directions": ["Highest", "Lowest"],
             "kdx.errors": ["KdxError"],
             "kdx.experiment.experiment": ["run"],
+            "kdx.experiment.exporting": ["export"],
+            "kdx.experiment.trained": ["load"],
             "kdx.hookspecs": ["hookimpl"],
             "kdx.knowledge.base": ["Knowledge"],
             "kdx.knowledge.hint": ["Hint"],

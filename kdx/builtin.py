@@ -423,7 +423,7 @@ def kdx_models() -> Iterable[Spec]:
         Spec("derived", "kdx.students.derived:derived", "a student derived from its teacher: kdx student make"),
         Spec("depthwise-net", "kdx.models.depthwise:DepthwiseNet", "depth-wise separable CNN", howard),
         Spec("embedding-bag", "kdx.models.bag:EmbeddingBag", "mean of token vectors and a perceptron, very small"),
-        Spec("mlp", "kdx.models.mlp:MLP", "multi-layer perceptron on flattened images"),
+        Spec("mlp", "kdx.models.mlp:MLP", "multi-layer perceptron on flattened inputs"),
         Spec(
             "paraphrased",
             "kdx.teachers.paraphrased:Paraphrased",

@@ -12,6 +12,7 @@ __all__ = [
     "ComponentError",
     "DamageWarning",
     "DamagedError",
+    "ExportError",
     "FileError",
     "InUseError",
     "Interrupted",
@@ -98,6 +99,10 @@ class FileError(KdxError, OSError):
 
 class InUseError(KdxError, RuntimeError):
     """Another process writes into the folder; the message names it, its host and since when."""
+
+
+class ExportError(KdxError, RuntimeError):
+    """A model cannot be written in the form asked for, or the file gives other outputs than the model."""
 
 
 class PlanError(KdxError, ValueError):

@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,10 +41,14 @@ class OwnFiles:
     Args:
         folder: of the recipe; names are relative to it.
         trusted: further files that may run; True: all that are named.
+        copies: name -> file in the folder of a run that stands for it; there is no recipe, and none is trusted.
     """
 
-    def __init__(self, folder: Path, trusted: Iterable[Path] | bool = ()) -> None:
+    def __init__(
+        self, folder: Path, trusted: Iterable[Path] | bool = (), copies: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
+        self._copies = copies
         self._all = trusted is True
         self._trusted = frozenset() if isinstance(trusted, bool) else frozenset(each.resolve() for each in trusted)
         self._modules: dict[str, _Own] = {}
@@ -52,7 +56,7 @@ class OwnFiles:
     def trusting(self, trusted: Iterable[Path] | bool) -> OwnFiles:
         """The same files, some more of them trusted; what is loaded stays loaded."""
         more = trusted if isinstance(trusted, bool) else (*self._trusted, *trusted)
-        found = OwnFiles(self.folder, self._all or more)
+        found = OwnFiles(self.folder, self._all or more, self._copies)
         found._modules = self._modules
         return found
 
@@ -68,7 +72,17 @@ class OwnFiles:
 
     def path(self, file: str) -> Path:
         """The file that a name like ``my_models.py`` stands for, whether it is there or not."""
-        return (self.folder / file).resolve()
+        return (self.folder / (file if self._copies is None else self._copies.get(file, file))).resolve()
+
+    @property
+    def copies(self) -> dict[str, Path]:
+        """Name of what was run -> where a run's folder keeps its copy, relative to the folder."""
+        kept = {}
+        for name, path in self.loaded.items():
+            inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            kept[name] = Path("code", name if inside else f"{digest[:12]}/{path.name}")
+        return kept
 
     def load(self, name: str) -> Any:
         """The class or function that a name like ``my_models.py:Net`` stands for.
@@ -94,10 +108,17 @@ class OwnFiles:
             return self._modules[file]
         path, root = self.path(file), self.folder.resolve()
         if not path.is_file():
-            beside = [each.relative_to(root).as_posix() for each in root.glob("*.py")]
-            raise UnknownNameError(f"there is no file {path}, for {file!r}; {nearest(file, beside)}")
+            near = [each.relative_to(root).as_posix() for each in root.glob("*.py")]
+            raise UnknownNameError(f"there is no file {path}, for {file!r}; {nearest(file, near)}")
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if not (self._all or path in self._trusted or path.is_relative_to(root)):
+        beside = self._copies is None and path.is_relative_to(root)
+        if not (self._all or path in self._trusted or beside):
+            if self._copies is not None:
+                raise TrustError(
+                    f"{file!r} is not run: {path} (sha256 {digest[:16]}) is in the folder of a run, whose "
+                    "files run nothing by themselves. If you know what it does, allow it with "
+                    f"--trust {path} (trust=True in Python)"
+                )
             raise TrustError(
                 f"{file!r} is not run: {path} (sha256 {digest[:16]}) is not in the recipe's folder {root}. If you "
                 f"know what it does, allow it with --trust {path} (trust={str(path)!r} in Python), or put it there"

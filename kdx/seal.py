@@ -14,7 +14,7 @@ from kdx import __version__
 from kdx.errors import DamagedError
 from kdx.files import named
 
-__all__ = ["METADATA", "SEAL", "check_tensors", "read_sealed_text", "seal_tensors", "seal_text"]
+__all__ = ["METADATA", "SEAL", "check_tensors", "read_metadata", "read_sealed_text", "seal_tensors", "seal_text"]
 
 _EMPTY = "0" * 64
 _LINE = "# sha256: "
@@ -83,6 +83,22 @@ def check_tensors(path: Path, remedy: str, *, sealed: bool) -> None:
     digest.update(view[at + len(_EMPTY) :])
     if digest.hexdigest().encode() != seal:
         raise DamagedError(f"{path} is damaged: its checksum is missing or another; {remedy}")
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a safetensors file, of which only the header is read.
+
+    Raises:
+        DamagedError: it is no safetensors file.
+        FileError: it cannot be read.
+    """
+    with named(path), path.open("rb") as file:
+        head = file.read(8)
+        data = head + file.read(min(int.from_bytes(head, "little"), path.stat().st_size))
+    metadata = _metadata(data)
+    if metadata is None:
+        raise DamagedError(f"{path} is damaged: it is no safetensors file; get it again from its source")
+    return metadata
 
 
 def _metadata(data: bytes) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from kdx import __version__
 from kdx.cli.output import Json, Trust, print_json
 from kdx.cli.show import show_app
 from kdx.cli.student import student_app
+from kdx.cli.use import use_app
 from kdx.cli.verify import verify_app
 from kdx.errors import ComponentError, DamageWarning, FileError, Interrupted, KdxError, PluginWarning
 from kdx.printable import printable
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.add_typer(show_app)
 app.add_typer(student_app)
+app.add_typer(use_app)
 app.add_typer(verify_app)
 
 

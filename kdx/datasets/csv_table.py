@@ -47,6 +47,7 @@ class CsvTable(Dataset[tuple[Tensor, Any]]):
             missing target is refused, or dropped.
         unknown_words: words in the test rows that no training row has count as none of the known ones, instead of being
             refused.
+        preprocessing, classes: those of a trained model, in the place of what the training rows have.
 
     Attributes:
         targets: int64 ``[N]`` of classes, float32 ``[N, quantities]`` of quantities.
@@ -60,9 +61,10 @@ class CsvTable(Dataset[tuple[Tensor, Any]]):
         ValueError: a cell, a row or a column is not what it should be; it is named.
 
     Example:
-        >>> from tempfile import mkstemp
-        >>> file = mkstemp(suffix=".csv")[1]
-        >>> _ = open(file, "w").write("width,colour,kind\n1,red,a\n2,blue,b\n3,red,a\n4,blue,b\n")
+        >>> from pathlib import Path
+        >>> from tempfile import mkdtemp
+        >>> file = Path(mkdtemp(), "table.csv")
+        >>> _ = file.write_text("width,colour,kind\n1,red,a\n2,blue,b\n3,red,a\n4,blue,b\n")
         >>> table = CsvTable("train", file=file, test=0.5, target="kind")
         >>> table.classes, table.input_shape, [column.name for column in table.preprocessing.columns]
         (('a', 'b'), (3,), ['width', 'colour'])
@@ -81,6 +83,8 @@ class CsvTable(Dataset[tuple[Tensor, Any]]):
         delimiter: str = ",",
         missing: Literal["refuse", "drop", "fill"] = "refuse",
         unknown_words: bool = False,
+        preprocessing: TablePreprocessing | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         check_split(split)
         for option, value, known in (("kind", kind, (None, "class", "quantity")), ("missing", missing, _MISSING)):
@@ -103,7 +107,7 @@ class CsvTable(Dataset[tuple[Tensor, Any]]):
             strata = torch.tensor([labels.index(row[wanted[0]]) if kind == "class" else 0 for _, row in rows])
             parts = {part: [rows[k] for k in rows_of_split(strata, test, part).tolist()] for part in ("train", "test")}
         train = parts["train"]
-        self.preprocessing = TablePreprocessing(
+        self.preprocessing = preprocessing or TablePreprocessing(
             columns=tuple(_column(name, train, words=name in words) for name in names),
             delimiter=delimiter,
             fill_missing=missing == "fill",
@@ -112,7 +116,7 @@ class CsvTable(Dataset[tuple[Tensor, Any]]):
         self.inputs = torch.stack([self.preprocessing(row, where) for where, row in parts[split]])
         self.classes: tuple[str, ...] | None = None
         if kind == "class":
-            self.classes = tuple(sorted({row[wanted[0]] for _, row in train}))
+            self.classes = tuple(classes or sorted({row[wanted[0]] for _, row in train}))
             if len(self.classes) < 2:
                 raise ValueError(f"target: all training rows are of one class, {self.classes[0]!r}")
             self.targets = torch.tensor([_class(row[wanted[0]], self.classes, where) for where, row in parts[split]])

@@ -34,6 +34,8 @@ class NpzArrays(Dataset[tuple[Tensor, Any]]):
         layout, divisor, vocabulary: see :class:`kdx.datasets.ArrayPreprocessing`.
         normalise: subtract the mean of the training rows and divide by their standard deviation, by channel.
         classes: names of the classes; None numbers them.
+        preprocessing: that of a trained model, in the place of layout, divisor, vocabulary and the training rows'
+            statistics.
 
     Attributes:
         targets: of all rows, int64 or float32 ``[N, ...]``.
@@ -60,11 +62,12 @@ class NpzArrays(Dataset[tuple[Tensor, Any]]):
         normalise: bool = False,
         vocabulary: int | None = None,
         classes: tuple[str, ...] | None = None,
+        preprocessing: ArrayPreprocessing | None = None,
     ) -> None:
         check_split(split)
         if normalise and vocabulary is not None:
             raise ValueError("normalise: token numbers (vocabulary) are no quantities; remove one of the two")
-        plain = ArrayPreprocessing(key=inputs, layout=layout, divisor=divisor, vocabulary=vocabulary)
+        plain = preprocessing or ArrayPreprocessing(key=inputs, layout=layout, divisor=divisor, vocabulary=vocabulary)
         own = _read(Path(file), inputs, targets)
         if isinstance(test, str | Path):
             parts = {"train": own, "test": _read(Path(test), inputs, targets)}
@@ -73,7 +76,7 @@ class NpzArrays(Dataset[tuple[Tensor, Any]]):
             parts = {each: (own[0][chosen], own[1][chosen]) for each, chosen in rows.items()}
         where = f"{file if split == 'train' or not isinstance(test, str | Path) else test}: array {inputs!r}"
         train = plain.ordered(parts["train"][0], f"{file}: array {inputs!r}")
-        if normalise:
+        if normalise and preprocessing is None:
             mean, std = channel_statistics(train)
             plain = plain.model_copy(update={"mean": tuple(mean), "std": tuple(std)})
         self.preprocessing = plain

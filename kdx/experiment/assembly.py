@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +15,9 @@ from kdx import rng
 from kdx.analysis.flops import count_flops
 from kdx.batch import Batch
 from kdx.datasets.view import View
-from kdx.experiment.components import SMOOTHED, check_void, locating, needs_of, task_of
+from kdx.experiment.components import SMOOTHED, check_void, locating, needs_of, new_model, task_of
 from kdx.experiment.data import ExperimentData
+from kdx.experiment.description import Description
 from kdx.experiment.plan import train_of
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe import Teacher as TeacherSection
@@ -114,13 +114,33 @@ class Assembly:
     def build(self, ref: Ref, stage: str = "") -> nn.Module:
         """A new model for the shapes of the data, as a stage takes them."""
         data = self.data_of(stage)
-        return self._new(ref, data.shape, data.facts)
+        return new_model(ref, data.shape, data.facts, self.plugins)
+
+    def described(self, stage: str, recipe: str) -> Description:
+        """The description of a stage's model, for whoever uses it without this recipe."""
+        data, files = self.data_of(stage), self.plugins.files
+        source: Any = data.all.dataset
+        preprocessing = getattr(source, "preprocessing", None)
+        classes = getattr(source, "classes", None)
+        return Description(
+            recipe=recipe,
+            stage=stage,
+            model=self.ref(stage),
+            shape=data.shape,
+            facts=data.facts,
+            task=self.recipe.task.ref,
+            classes=None if classes is None else tuple(map(str, classes)),
+            preprocessing=None if preprocessing is None else preprocessing.as_dict(),
+            code={name: copy.as_posix() for name, copy in (files.copies if files else {}).items()},
+        )
 
     def parameters(self, ref: Ref) -> int:
         """The number of parameters of a model for the shapes of the data."""
         data = self.data  # read outside, as no data can be read on that device
         with torch.device("meta"), rng.isolated():
-            return sum(parameter.numel() for parameter in self._new(ref, data.shape, data.facts).parameters())
+            return sum(
+                parameter.numel() for parameter in new_model(ref, data.shape, data.facts, self.plugins).parameters()
+            )
 
     def flops(self, ref: Ref) -> int:
         """Operations of one forward pass of a model on one sample."""
@@ -194,13 +214,6 @@ class Assembly:
     def _rows(self, stage: Stage) -> str:
         """Which rows of the data a stage trains on: ``all``, ``few`` or ``labelled``."""
         return stage.rows or {"teacher": "all", "assistant": "few", "distilled": "few"}.get(stage.role, "labelled")
-
-    def _new(self, ref: Ref, shape: Mapping[str, Any], known: Mapping[str, Any]) -> nn.Module:
-        with locating(f"model ({ref.name})"):
-            parameters = inspect.signature(self.plugins.load("model", ref.name)).parameters
-            facts = {name: value for name, value in known.items() if name in parameters}
-            model: nn.Module = self.plugins.make("model", ref, **shape, **facts)
-        return model
 
     def _taught(self, stage: Stage, student: nn.Module) -> Scheme:
         """The scheme with all that its signature names, built in the same order for every scheme."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "locating",
     "model_options_of",
     "needs_of",
+    "new_model",
     "task_of",
 ]
 
@@ -85,6 +86,19 @@ def locating(path: str) -> Iterator[None]:
 def model_options_of(recipe: Recipe, plugins: Plugins) -> frozenset[str]:
     """The names of the options that a recipe's data set gives the models that take them, as ``vocabulary``."""
     return frozenset(getattr(plugins.load("dataset", recipe.data.dataset.name), "model_options", ()))
+
+
+def new_model(ref: Ref, shape: Mapping[str, Any], facts: Mapping[str, Any], plugins: Plugins) -> nn.Module:
+    """A new model for the shapes of the data, and those of their further facts that it takes.
+
+    Raises:
+        RecipeError: it refuses its options.
+    """
+    with locating(f"model ({ref.name})"):
+        parameters = inspect.signature(plugins.load("model", ref.name)).parameters
+        taken = {name: value for name, value in facts.items() if name in parameters}
+        model: nn.Module = plugins.make("model", ref, **shape, **taken)
+    return model
 
 
 def check_component(

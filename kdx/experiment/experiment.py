@@ -157,7 +157,7 @@ class Experiment:
         stages = RunFolder(recipe, folder, self.task.metric, notify)
         self.assembly = Assembly(recipe, self.plan, stages, plugins=self.plugins)
         cache = TeacherCache(teachers or folder.parent / ".teachers")
-        self.runner = StageRunner(self.assembly, stages, cache, observers, notify)
+        self.runner = StageRunner(self.assembly, stages, cache, observers, notify, self.name)
 
     @property
     def data(self) -> ExperimentData:
@@ -256,11 +256,11 @@ class Experiment:
 
     def _copied_code(self) -> dict[str, dict[str, str]]:
         """Copies the Python files that the recipe names into the folder; returns name -> copy and SHA-256."""
-        kept = {}
-        for name, path in (self.plugins.files.loaded if self.plugins.files else {}).items():
-            digest = sha256_of(path)
-            inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-            copy = Path(CODE, name if inside else f"{digest[:12]}/{path.name}")
+        kept: dict[str, dict[str, str]] = {}
+        if (files := self.plugins.files) is None:
+            return kept
+        for name, copy in files.copies.items():
+            path, digest = files.loaded[name], sha256_of(files.loaded[name])
             (self.folder / copy).parent.mkdir(parents=True, exist_ok=True)
             atomic_write(self.folder / copy, functools.partial(shutil.copyfile, path))
             kept[name] = {"copy": copy.as_posix(), "sha256": digest}

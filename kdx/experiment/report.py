@@ -16,6 +16,7 @@ from rich.console import JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 
+from kdx.experiment.description import Description
 from kdx.experiment.quality import Quality
 from kdx.experiment.run_files import PAGE, PICTURE, read_environment, read_recipe
 from kdx.files import atomic_write
@@ -178,6 +179,7 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
     picture = folder / PICTURE
     figure = draw_curves(folder, summary)
     atomic_write(picture, lambda path: figure.savefig(path, format="png", dpi=120))
+    described = Description.read(folder / summary["stages"]["distilled"]["weights"])
     template = (resources.files("kdx") / "templates" / "report.html.j2").read_text()
     page = (
         Environment(autoescape=True)
@@ -190,6 +192,9 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
             recipe=read_recipe(folder),
             environment=json.dumps(read_environment(folder), indent=2),
             panels="; ".join(axes.get_title() for axes in figure.axes),
+            folder=str(folder),
+            input_shape=described.shape["input_shape"],
+            reads_files=described.preprocessing is not None,
             picture=base64.b64encode(picture.read_bytes()).decode(),
         )
     )

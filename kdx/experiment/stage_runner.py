@@ -38,6 +38,7 @@ class StageRunner:
         cache: where trained teachers are kept for other runs.
         observers: see :func:`kdx.fit`.
         notify: called with a sentence for the user when something happens.
+        name: of the recipe.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class StageRunner:
         cache: TeacherCache,
         observers: Sequence[object] = (),
         notify: Callable[[str], object] = lambda _: None,
+        name: str = "recipe",
     ) -> None:
+        self.name = name
         self.assembly = assembly
         self.folder = folder
         self.cache = cache
@@ -67,6 +70,9 @@ class StageRunner:
         weights = self.folder.of(stage.name) / f"{name}.safetensors"
         result: dict[str, Any] = {"role": stage.role, "teachers": list(stage.teachers), "model": model.name}
         result |= self._train(stage, scheme, weights)
+        cpu = self.recipe.device == "cpu"
+        if is_first(cpu=cpu):
+            export_weights(student, weights, self.assembly.described(stage.name, self.name).metadata())
         output = scheme.reader(name)
         for split, rows in (("validation", data.validation), ("test", data.test)):
             loader = data.evaluation(rows)
@@ -79,7 +85,6 @@ class StageRunner:
             }
         result |= measure_cost(student, self.assembly.example_of(stage.name)).as_dict()
         result |= {"weights": f"{stage.name}/{name}.safetensors"}
-        cpu = self.recipe.device == "cpu"
         if is_first(cpu=cpu):
             result = self.folder.finish(stage.name, result)
         return agreed(result, cpu=cpu)

@@ -1,4 +1,4 @@
-"""A multi-layer perceptron on flattened images."""
+"""A multi-layer perceptron on flattened inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from kdx.models.shape import check_positive, check_shape
+from kdx.models.shape import check_positive
 
 __all__ = ["MLP"]
 
@@ -23,7 +23,8 @@ class MLP(nn.Sequential):
         hidden: units of each hidden layer; empty for a linear classifier.
         dropout: probability that a hidden unit is dropped in training.
         num_classes: number of logits.
-        input_shape: channels, height and width of an image, fixed from then on.
+        input_shape: shape of one input, as ``(channels, height, width)`` of an image or ``(columns,)`` of a row of a
+            table; fixed from then on.
 
     Raises:
         ValueError: a size is too small, or ``dropout`` is no probability.
@@ -41,9 +42,9 @@ class MLP(nn.Sequential):
         *,
         dropout: float = 0.0,
         num_classes: int = 10,
-        input_shape: tuple[int, int, int] = (1, 28, 28),
+        input_shape: tuple[int, ...] = (1, 28, 28),
     ) -> None:
-        check_shape(input_shape, num_classes)
+        check_positive(num_classes=num_classes, input_shape=min(input_shape, default=0))
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be a probability, 0 <= dropout < 1; got {dropout}")
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
@@ -57,10 +58,10 @@ class MLP(nn.Sequential):
         self.input_shape = tuple(input_shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[N, num_classes]`` of images ``[N, C, H, W]`` of the stated shape."""
+        """Logits ``[N, num_classes]`` of inputs ``[N, ...]`` of the stated shape."""
         if x.shape[1:] != self.input_shape:
             raise ValueError(
-                f"images must be [N, {', '.join(map(str, self.input_shape))}], as input_shape says; got {list(x.shape)}"
+                f"inputs must be [N, {', '.join(map(str, self.input_shape))}], as input_shape says; got {list(x.shape)}"
             )
         for layer in self:
             x = layer(x)

@@ -117,22 +117,27 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return state
 
 
-def export_weights(model: nn.Module, path: Path) -> None:
+def export_weights(model: nn.Module, path: Path, about: Mapping[str, str] | None = None) -> None:
     """Writes a model's parameters and buffers as safetensors, under the names of the plain model.
 
     Tensors that share memory (tied weights) are written as separate copies. The metadata hold the version of kdx and a
     checksum, so that :func:`load_weights` notices damage.
 
+    Args:
+        model: whose they are.
+        path: of the file.
+        about: further metadata.
+
     Raises:
         FileError: the disk is full, or there is no such folder.
     """
-    save_tensors({clean_name(name): value for name, value in unwrap(model).state_dict().items()}, path)
+    save_tensors({clean_name(name): value for name, value in unwrap(model).state_dict().items()}, path, about)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
     """Writes tensors as safetensors with their checksum, atomically; those that share memory as separate copies."""
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    data = seal_tensors(save(copies, METADATA))
+    data = seal_tensors(save(copies, METADATA | dict(about or {})))
     atomic_write(path, lambda temporary: temporary.write_bytes(data))
 
 

@@ -170,7 +170,7 @@ def test_the_mean_token_and_positions_make_the_transformer_see_where_patches_are
         (lambda: ConvNet(num_classes=0), "num_classes must be 1 or more; got 0"),
         (lambda: MLP((8, 0)), "hidden must be 1 or more; got 0"),
         (lambda: MLP(dropout=1.0), "dropout.*got 1.0"),
-        (lambda: MLP()(torch.zeros(2, 1, 8, 8)), r"images must be \[N, 1, 28, 28\].*got \[2, 1, 8, 8\]"),
+        (lambda: MLP()(torch.zeros(2, 1, 8, 8)), r"inputs must be \[N, 1, 28, 28\].*got \[2, 1, 8, 8\]"),
         (lambda: ResNet(18), "depth must be 6 n \\+ 2.*got 18"),
         (lambda: ResNet(8, width=0), "width must be 1 or more"),
         (lambda: DepthwiseNet(depth=0), "depth must be 1 or more"),

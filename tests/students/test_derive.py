@@ -149,7 +149,7 @@ def test_a_contract_holds_inputs_outputs_and_taps():
         contract.check(kdx.make("model", "convnet", num_classes=7))
     with pytest.raises(StudentError, match=r"lacks a tap that it must keep: .*stage2"):
         contract.check(kdx.make("model", "mlp"))
-    with pytest.raises(StudentError, match="does not run on what its teacher takes: ValueError: images must be"):
+    with pytest.raises(StudentError, match="does not run on what its teacher takes: ValueError: inputs must be"):
         contract.check(kdx.make("model", "mlp", input_shape=(1, 8, 8)))
     with pytest.raises(StudentError, match=r"lacks a tap that it must keep: .*stage2\.conv2"):
         derive(model, GREY, how="depth", params="45%", taps=["stage2.conv2"])
