@@ -84,14 +84,16 @@ def _equally_many(members: list[Tensor], count: int) -> Tensor:
     if count < 1 or not members or count % len(members):
         raise ValueError(
             f"labelled must be a positive multiple of the number of classes, {len(members)}, so that every class "
-            f"keeps equally many labels; got {count}. With balanced=False classes keep their shares of any number"
+            f"keeps equally many labels; got {count}. With balanced=False (in a recipe data.balanced: false) classes "
+            "keep their shares of any number"
         )
     each = count // len(members)
     smallest = min(len(rows) for rows in members)
     if each > smallest:
         raise ValueError(
             f"labelled={count} needs {each} rows of every class, but one class has {smallest}; "
-            f"use at most {smallest * len(members)}, or balanced=False, with which classes keep their shares"
+            f"use at most {smallest * len(members)}, or balanced=False (in a recipe data.balanced: false), with which "
+            "classes keep their shares"
         )
     return torch.cat([rows[:each] for rows in members])
 
