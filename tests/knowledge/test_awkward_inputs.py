@@ -18,6 +18,11 @@ OPTIONS = {
     "hint": LAYERS,
     "attention-transfer": LAYERS,
     "nst": LAYERS,
+    "cwd": LAYERS,
+    "attention-scores": {"student": "one", "teacher": "one"},
+    "hidden-states": LAYERS | {"shared": False},
+    "cosine": LAYERS | {"shared": False},
+    "minilm": {"student": "tokens", "teacher": "tokens", "packed": True, "heads": 2},
     "vid": LAYERS,
     "ofd": LAYERS,
     "ab": LAYERS,
@@ -42,7 +47,13 @@ ROWS, CLASSES = 4, 5
 
 
 def features(random, seed: int, rows: int = ROWS, classes: int = CLASSES, width: int = 3) -> dict[str, Tensor]:
-    shapes = {"logits": (classes,), "vector": (width + 2,), "one": (3, 4, 4), "two": (width, 2, 2)}
+    shapes = {
+        "logits": (classes,),
+        "vector": (width + 2,),
+        "one": (3, 4, 4),
+        "two": (width, 2, 2),
+        "tokens": (5, 6 * width),
+    }
     return {name: random(rows, *shape, seed=seed) for name, shape in shapes.items()}
 
 
@@ -73,6 +84,7 @@ def run(component, student, teacher, targets, *, autocast: bool = False):
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = component(Captured(leaves), Captured(dict(teacher)), batch)
+    loss = loss.value if isinstance(loss, kdx.Mean) else loss
     learned = [parameter for parameter in component.parameters() if parameter.requires_grad]
     wanted = [*leaves.values(), *learned]
     return loss.detach(), torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)

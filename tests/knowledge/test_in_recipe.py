@@ -42,6 +42,9 @@ OPTIONS = {
     "hint": LAYERS,
     "attention-transfer": LAYERS | {"weight": 100.0},
     "nst": LAYERS,
+    "cwd": LAYERS,
+    "hidden-states": LAYERS | {"shared": False},
+    "cosine": LAYERS | {"shared": False},
     "vid": LAYERS | {"weight": 0.1},
     "ofd": LAYERS | {"weight": 1e-3},
     "ab": BEFORE_RELU | {"weight": 3e-3},
@@ -138,7 +141,8 @@ def test_a_recipe_chooses_how_layers_are_paired(
 
 
 def test_no_component_is_left_out() -> None:
-    # simkd needs a scheme of its own, see tests/schemes; the others compare outputs of other tasks than classes
-    alone = {"simkd", "sigmoid-targets", "gaussian-kl", "margin-mse"}
+    # simkd needs a scheme of its own, see tests/schemes; some compare outputs of other tasks than classes, and others
+    # the attention of transformers, see test_tokens.py
+    alone = {"simkd", "sigmoid-targets", "gaussian-kl", "margin-mse", "attention-scores", "minilm"}
     own = Plugins(entries=(), blocked=(), trace=False)
     assert OPTIONS.keys() | alone == own.components("knowledge").keys()
