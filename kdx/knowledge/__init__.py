@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.dkd import DKD as DKD
     from kdx.knowledge.fsp import FSP as FSP
     from kdx.knowledge.ft import FT as FT
+    from kdx.knowledge.function import FunctionKnowledge as FunctionKnowledge
     from kdx.knowledge.gaussian_kl import GaussianKL as GaussianKL
     from kdx.knowledge.hard_targets import HardTargets as HardTargets
     from kdx.knowledge.hidden_states import HiddenLayers as HiddenLayers
@@ -73,6 +74,7 @@ else:
             "kdx.knowledge.dist": ["DIST"],
             "kdx.knowledge.dkd": ["DKD"],
             "kdx.knowledge.fsp": ["FSP"],
+            "kdx.knowledge.function": ["FunctionKnowledge"],
             "kdx.knowledge.ft": ["FT"],
             "kdx.knowledge.gaussian_kl": ["GaussianKL"],
             "kdx.knowledge.hard_targets": ["HardTargets"],

@@ -16,6 +16,7 @@ from kdx.blame import blaming
 from kdx.capture import LOGITS, Captured, Taps, logits_of
 from kdx.errors import CaptureError, nearest
 from kdx.knowledge.base import Knowledge
+from kdx.knowledge.function import KnowledgeFn, as_knowledge
 from kdx.losses import Count, Counted, Losses, LossTerm, Mean, Over, OverHead, mean_of, scalar, tasks_of
 from kdx.ranges import check_number
 from kdx.responses import Responses
@@ -35,8 +36,9 @@ TaskFn = Callable[[Tensor, Any], Tensor | tuple[Tensor, Count]]
 Task = TaskFn | tuple[float, TaskFn] | None
 """The task loss with its weight; a function alone weighs 1, None means no task loss."""
 
-KnowledgeTerms = Mapping[str, Knowledge | tuple[Weight, Knowledge]]
-"""Term name -> component, or weight and component; a weight is a number or a schedule of :mod:`kdx.schemes.weights`."""
+KnowledgeTerms = Mapping[str, Knowledge | KnowledgeFn | tuple[Weight, Knowledge | KnowledgeFn]]
+"""Term name -> component, or weight and component; a weight is a number or a schedule of :mod:`kdx.schemes.weights`.
+A plain function of the outputs of student and teacher is taken too, see :class:`kdx.knowledge.FunctionKnowledge`."""
 
 
 class Scheme(nn.Module, ABC):
@@ -52,7 +54,8 @@ class Scheme(nn.Module, ABC):
             counts as a mean over the targets that are not ``-100``. The default is cross-entropy, 0 for a batch without
             labels. A weight of 0 leaves the task out: nothing is learned from labels. Models with several outputs have
             the task :class:`kdx.tasks.Heads`.
-        knowledge: name -> ``(weight, component)`` or component alone (weight 1).
+        knowledge: name -> ``(weight, component)`` or component alone (weight 1). A function of the outputs of student
+            and teacher, or one of torch's losses by element, is taken too (:class:`kdx.knowledge.FunctionKnowledge`).
 
     Raises:
         ValueError: a weight is negative, NaN or infinite, that of a knowledge term is 0 in every step, or it reads
@@ -73,11 +76,7 @@ class Scheme(nn.Module, ABC):
         self.knowledge = nn.ModuleDict()
         for name, term in (knowledge or {}).items():
             weight, component = term if isinstance(term, tuple) else (1.0, term)
-            if not isinstance(component, Knowledge):
-                raise TypeError(
-                    f"knowledge[{name!r}] must be a kdx.Knowledge or (weight, kdx.Knowledge), got "
-                    f"{type(component).__name__}"
-                )
+            component = as_knowledge(f"knowledge[{name!r}]", component)
             if not hasattr(component, "student_taps"):
                 raise TypeError(
                     f"knowledge[{name!r}]: {type(component).__name__}.__init__ has to call "
