@@ -194,6 +194,12 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Heo et al. 2019, arXiv:1904.01866",
         ),
         Spec(
+            "ofa",
+            "kdx.knowledge.ofa:OFA",
+            "exits of the student's stages learn the teacher's logits, for unlike networks",
+            "Hao et al. 2023, arXiv:2310.19444",
+        ),
+        Spec(
             "ab",
             "kdx.knowledge.ab:AB",
             "activation boundaries: be active where the teacher is, before the ReLU",

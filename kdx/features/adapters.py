@@ -171,6 +171,7 @@ def convolution(
     *,
     stride: int | Sequence[int] = 1,
     padding: int = 0,
+    groups: int = 1,
     bias: bool = False,
 ) -> nn.Module:
     """A convolution over a number of axes; for vectors, which have none, a linear layer.
@@ -182,6 +183,7 @@ def convolution(
         kernel: its sides.
         stride: of the convolution.
         padding: of the convolution.
+        groups: of channels that are convolved apart; not for vectors.
         bias: whether it has a bias.
     """
     if axes == 0:
@@ -191,7 +193,7 @@ def convolution(
         (kernel if isinstance(kernel, int) else tuple(kernel)),
         (stride if isinstance(stride, int) else tuple(stride)),
     )
-    return kinds[axes](inputs, outputs, sides[0], stride=sides[1], padding=padding, bias=bias)
+    return kinds[axes](inputs, outputs, sides[0], stride=sides[1], padding=padding, groups=groups, bias=bias)
 
 
 def project(student: Feature | Tensor, teacher: Feature | Tensor) -> nn.Module:

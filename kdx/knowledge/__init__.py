@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.mlld import MLLD as MLLD
     from kdx.knowledge.nkd import NKD as NKD
     from kdx.knowledge.nst import NST as NST
+    from kdx.knowledge.ofa import OFA as OFA
     from kdx.knowledge.ofd import OFD as OFD
     from kdx.knowledge.paired import PairedLayers as PairedLayers
     from kdx.knowledge.pkt import PKT as PKT
@@ -90,6 +91,7 @@ else:
             "kdx.knowledge.mlld": ["MLLD"],
             "kdx.knowledge.nkd": ["NKD"],
             "kdx.knowledge.nst": ["NST"],
+            "kdx.knowledge.ofa": ["OFA"],
             "kdx.knowledge.ofd": ["OFD"],
             "kdx.knowledge.paired": ["PairedLayers"],
             "kdx.knowledge.pkt": ["PKT"],

@@ -26,6 +26,7 @@ OPTIONS = {
     "vid": LAYERS,
     "ofd": LAYERS,
     "ab": LAYERS,
+    "ofa": {"student": ("one", "vector", "logits")},
     "ft": {"student": "one", "teacher": "two"},
     "review-kd": LAYERS,
     "semckd": LAYERS,
@@ -94,7 +95,8 @@ def run(component, student, teacher, targets, *, autocast: bool = False):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_finite_and_computed_in_full_precision(random, name, case):
     student, teacher, targets = awkward(random, case)
-    usual_s, usual_t = features(random, 3), features(random, 4, width=4)
+    classes = student["logits"].shape[1]
+    usual_s, usual_t = features(random, 3, classes=classes), features(random, 4, width=4, classes=classes)
     torch.manual_seed(1)
     built = kdx.make("knowledge", name, **OPTIONS.get(name, {}))
     if not built.ready:

@@ -47,6 +47,7 @@ OPTIONS = {
     "cosine": LAYERS | {"shared": False},
     "vid": LAYERS | {"weight": 0.1},
     "ofd": LAYERS | {"weight": 1e-3},
+    "ofa": {"student": ["stage1", "stage2", "logits"], "gamma": 1.5},
     "ab": BEFORE_RELU | {"weight": 3e-3},
     "ft": {"student": "stage2", "teacher": "stage2"},
     "review-kd": LAYERS,

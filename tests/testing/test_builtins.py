@@ -75,6 +75,13 @@ KNOWLEDGE = {
     ],
     "fsp": [(MAPS, ZERO)],
     "ofd": [(MAPS, IMAGES)],
+    "ofa": [
+        ({"student": ("a", "b")}, None),
+        (
+            {"student": ("a", "b", "logits"), "gamma": [1.0, 1.5, 2.0], "variant": "paper"},
+            KnowledgeTags(student_shapes={"a": (3, 8, 8), "b": (6,), "logits": (5,)}, teacher_shapes={"logits": (5,)}),
+        ),
+    ],
     "ab": [(MAPS, None), (MAPS, IMAGES)],
     "ft": [
         ({"student": "a", "teacher": "b"}, None),

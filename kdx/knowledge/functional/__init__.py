@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.mlld import mlld as mlld
     from kdx.knowledge.nkd import nkd as nkd
     from kdx.knowledge.nst import nst as nst
+    from kdx.knowledge.ofa import ofa as ofa
     from kdx.knowledge.ofd import batchnorm_margin as batchnorm_margin
     from kdx.knowledge.ofd import ofd as ofd
     from kdx.knowledge.pkt import pkt as pkt
@@ -69,6 +70,7 @@ else:
             "kdx.knowledge.mlld": ["mlld"],
             "kdx.knowledge.nkd": ["nkd"],
             "kdx.knowledge.nst": ["nst"],
+            "kdx.knowledge.ofa": ["ofa"],
             "kdx.knowledge.ofd": ["batchnorm_margin", "ofd"],
             "kdx.knowledge.pkt": ["pkt"],
             "kdx.knowledge.reverse_kl": ["reverse_kl"],
