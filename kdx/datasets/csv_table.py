@@ -47,7 +47,8 @@ class CsvTable(Dataset[tuple[Tensor, Any]]):
             missing target is refused, or dropped.
         unknown_words: words in the test rows that no training row has count as none of the known ones, instead of being
             refused.
-        preprocessing, classes: those of a trained model, in the place of what the training rows have.
+        preprocessing: that of a trained model, in the place of what the training rows give.
+        classes: names of the classes of a trained model, in their order; None: those of the training rows.
 
     Attributes:
         targets: int64 ``[N]`` of classes, float32 ``[N, quantities]`` of quantities.

@@ -34,10 +34,13 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         size: height and width of what the models see, in pixels; one number for both.
         test: share of the images held out for the test, between 0 and 1, of every class, the same ones in every run;
             only of a folder without ``train`` and ``test``.
-        fit, resize: see :class:`kdx.datasets.ImagePreprocessing`.
+        fit: what becomes of another aspect ratio, ``crop``, ``pad`` or ``stretch``; see
+            :class:`kdx.datasets.ImagePreprocessing`.
+        resize: with ``crop``, pixels that the shorter side is scaled to first.
         grey: one channel instead of three.
-        mean, std: by channel, of values from 0 to 1, for the normalisation. None: ImageNet's in colour, which is what
-            models trained on it expect, 0.5 and 0.5 in grey.
+        mean: by channel, of values from 0 to 1, for the normalisation. None: ImageNet's in colour, which is what models
+            trained on it expect, 0.5 in grey.
+        std: by channel, as ``mean``.
         damaged: ``"refuse"``: a file whose header is no image ends it, and one that is damaged behind its header ends
             the run when it is read; both are named. ``"leave-out"``: every file is read whole at the start, and those
             that cannot be are left out, with a warning that names them.

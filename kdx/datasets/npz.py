@@ -30,8 +30,11 @@ class NpzArrays(Dataset[tuple[Tensor, Any]]):
         file: the ``.npz`` file of the training rows.
         test: that of the test rows, or the share of the rows of ``file`` held out for the test, between 0 and 1; the
             same rows in every run.
-        inputs, targets: names of the arrays in the files.
-        layout, divisor, vocabulary: see :class:`kdx.datasets.ArrayPreprocessing`.
+        inputs: name of the array of inputs in the files.
+        targets: name of the array of targets.
+        layout: order of the axes, ``as-is``, ``NHWC`` or ``NHW``; see :class:`kdx.datasets.ArrayPreprocessing`.
+        divisor: that whole numbers are divided by, such as 255.
+        vocabulary: inputs are token numbers below this.
         normalise: subtract the mean of the training rows and divide by their standard deviation, by channel.
         classes: names of the classes; None numbers them.
         preprocessing: that of a trained model, in the place of layout, divisor, vocabulary and the training rows'

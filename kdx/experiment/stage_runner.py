@@ -129,7 +129,7 @@ class StageRunner:
         return self._result(run, stage)
 
     def _result(self, run: Run, stage: Stage) -> dict[str, Any]:
-        """What a trained stage reports about its training."""
+        """The report of a trained stage about its training."""
         result: dict[str, Any] = {
             "seconds": run.seconds,
             "steps": run.step,

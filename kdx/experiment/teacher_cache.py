@@ -243,7 +243,7 @@ def _device(*, cpu: bool) -> str:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """What is in the files that options name, as far as it is text: they may name components too."""
+    """The contents of the files that options name, as far as they are text: they may name components too."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):

@@ -83,7 +83,7 @@ class TokenLayers(PairedLayers):
     def operands(
         self, student: Captured, teacher: Captured, layers: tuple[int, int]
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """What is compared of one pair of layers, in float32 (float64 stays), each ``[N, L, ...]``."""
+        """The tensors of one pair of layers that are compared, in float32 (float64 stays), each ``[N, L, ...]``."""
 
     @override
     def compare(self, pair: int, student: Feature, teacher: Feature) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a loss of torch takes as targets, checked as the tasks of kdx check it."""
+"""The targets that a loss of torch takes, checked as the tasks of kdx check theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a loader gives, looked at before it goes to its device and a model sees it."""
+"""Batches as a loader gives them, looked at before they go to their device and a model sees them."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def is_first(*, cpu: bool) -> bool:
 
 
 def agreed(value: T, *, cpu: bool) -> T:
-    """What the first process has found, in every process of a run; the others wait for it."""
+    """Gives the value that the first process has found to every process of a run; the others wait for it."""
     if processes(cpu=cpu) == 1:
         return value
     values: list[T] = broadcast_object_list([value], from_process=0)
