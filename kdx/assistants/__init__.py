@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kdx.assistants.chain import TAKD as TAKD
     from kdx.assistants.factor_transfer import FactorTransfer as FactorTransfer
     from kdx.assistants.gap import GapWarning as GapWarning
+    from kdx.assistants.gap import NoGainWarning as NoGainWarning
     from kdx.assistants.gap import WeakTeacherWarning as WeakTeacherWarning
     from kdx.assistants.hint_then_distil import HintThenDistil as HintThenDistil
     from kdx.assistants.placement import ByAccuracy as ByAccuracy
@@ -31,7 +32,7 @@ else:
             "kdx.assistants.boundaries_then_distil": ["BoundariesThenDistil"],
             "kdx.assistants.chain": ["DGKD", "TAKD"],
             "kdx.assistants.factor_transfer": ["FactorTransfer"],
-            "kdx.assistants.gap": ["GapWarning", "WeakTeacherWarning"],
+            "kdx.assistants.gap": ["GapWarning", "NoGainWarning", "WeakTeacherWarning"],
             "kdx.assistants.hint_then_distil": ["HintThenDistil"],
             "kdx.assistants.placement": ["ByAccuracy", "Ladder"],
             "kdx.assistants.residual": ["ResidualKD"],

@@ -161,7 +161,7 @@ def _run(
 
     console = Console(stderr=as_json)
     with console.status("loading torch") if console.is_terminal else nullcontext():
-        from kdx.assistants.gap import GapWarning, WeakTeacherWarning
+        from kdx.assistants.gap import GapWarning, NoGainWarning, WeakTeacherWarning
         from kdx.experiment.experiment import Experiment
         from kdx.experiment.recipe_files import check_recipe
         from kdx.experiment.report import seeds_table, stages_table
@@ -179,7 +179,7 @@ def _run(
 
         try:
             with warnings.catch_warnings():
-                for category in (WeakTeacherWarning, GapWarning):
+                for category in (WeakTeacherWarning, GapWarning, NoGainWarning):
                     warnings.simplefilter("ignore", category)  # notify prints it
                 experiment = Experiment(
                     one,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kdx.assistants.gap import WeakTeacherWarning, gap_warnings
+from kdx.assistants.gap import NoGainWarning, WeakTeacherWarning, gap_warnings, no_gain_warning
 from kdx.errors import RecipeError, RunExistsError
 from kdx.experiment.assembly import Assembly
 from kdx.experiment.components import task_of
@@ -193,6 +193,7 @@ class Experiment:
                     self._guard(results)
                 results[stage.name] = self.runner.run(stage)
             self._guard(results)
+            self._judge(results)
             summary = self._summary(results)
         if not is_first(cpu=self.recipe.device == "cpu"):
             return summary
@@ -302,10 +303,30 @@ class Experiment:
                     higher_is_better=judged.higher_is_better,
                 )
                 for category, message in found:
-                    if message not in self.warnings:
-                        self.warnings.append(message)
-                        warnings.warn(message, category, stacklevel=4)
-                        self.notify(f"warning: {message}")
+                    self._warn(message, category)
+
+    def _judge(self, results: Mapping[str, dict[str, Any]]) -> None:
+        """Warns of a distilled student that ends below the student alone."""
+        if not {"alone", "distilled"} <= results.keys():
+            return
+        judged = Quality.of(self.task)
+        test = {name: judged.scaled(results[name]["test"][judged.metric]) for name in ("distilled", "alone")}
+        message = no_gain_warning(
+            **test,
+            rows=len(self.data.test),  # type: ignore[arg-type]  # map-style
+            metric=judged.metric_label,
+            share=judged.share,
+            higher_is_better=judged.higher_is_better,
+        )
+        if message is not None:
+            self._warn(message, NoGainWarning)
+
+    def _warn(self, message: str, category: type[UserWarning]) -> None:
+        """Says something once, to Python, to whoever is notified and in the report."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+            warnings.warn(message, category, stacklevel=5)
+            self.notify(f"warning: {message}")
 
     def _summary(self, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         quality = Quality.of(self.task)
