@@ -34,6 +34,10 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     "hint": LAYERS,
     "attention-transfer": LAYERS,
     "nst": LAYERS,
+    "ab": {"student": "stage2.norm1", "teacher": "stage2.norm1"},
+    "cwd": LAYERS,
+    "hidden-states": LAYERS,
+    "cosine": LAYERS,
     "vid": LAYERS,
     "ofd": LAYERS,
     "review-kd": PAIRS,
@@ -42,8 +46,11 @@ COMPONENTS: dict[str, dict[str, Any]] = {
 }
 """Options of the components that need some."""
 OWN = Plugins(entries=(), blocked=(), trace=False).components("knowledge").keys() - {
-    "simkd"
-}  # which has its own scheme
+    "simkd",  # which has its own scheme
+    "ft",  # whose teacher has a paraphraser
+    "attention-scores",  # which compares attention, as minilm does
+    "minilm",
+}
 
 
 FORMS = {"gaussian-kl": 4, "sigmoid-targets": 3}

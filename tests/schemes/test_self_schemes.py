@@ -164,11 +164,11 @@ def every_component(layer: str) -> dict[str, kdx.Knowledge]:
     """One of each kind of knowledge, on logits where it can be, else on ``layer``."""
     plugins, made = kdx.plugins(), {}
     for name in plugins.components("knowledge"):
-        if name in ("sigmoid-targets", "gaussian-kl"):
-            continue  # the outputs here are classes
+        if name in ("sigmoid-targets", "gaussian-kl", "attention-scores", "minilm", "ab", "ft"):
+            continue  # outputs are classes, layers no attention and behind a ReLU, the teacher has no paraphraser
         options: dict[str, Any] = {}
         for option in options_of(plugins.load("knowledge", name)):
-            if option.required and option.name in ("student", "teacher"):
+            if (option.required or name == "cwd") and option.name in ("student", "teacher"):
                 options[option.name] = (layer, layer) if name == "fsp" else layer
         made[name] = kdx.make("knowledge", name, **options, **({"negatives": 8} if name == "crd" else {}))
     return made
