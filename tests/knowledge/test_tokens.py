@@ -235,6 +235,35 @@ def test_padding_changes_nothing_and_gets_no_gradient(random, component):
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
+@pytest.mark.parametrize(
+    "component",
+    [
+        HiddenStates(student="q", teacher="q"),
+        Cosine(student="q", teacher="q", padding=0),
+        AttentionScores(student="q", teacher="q", packed=True, heads=2, mask="seen"),
+        MiniLM(student="q", teacher="q", packed=True, heads=2),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")  # torch's own tracer
+def test_batches_of_any_size_and_padding_compile_into_one_graph(random, component):
+    component = copy.deepcopy(component)
+    component.setup(Captured({"q": random(6, 4, 12)}), Captured({"q": random(6, 4, 24)}))
+
+    def loss(s, t, ids):
+        named = Batch({"input_ids": ids, "attention_mask": ids != 0, "seen": ids != 0})
+        return component(
+            Captured({"q": s}), Captured({"q": t}), named if component.padding is None else Batch(ids)
+        ).value
+
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    component.double()
+    for rows in (6, 3):
+        s, t = random(rows, 4, 12, seed=1), random(rows, 4, 24, seed=2)
+        ids = torch.arange(rows * 4).reshape(rows, 4) % 3
+        torch.testing.assert_close(compiled(s, t, ids), loss(s, t, ids))
+
+
 def test_what_is_padding_is_said_or_asked_for():
     ids = torch.tensor([[5, 7, 0], [1, 0, 0]])
     wanted = ids != 0
