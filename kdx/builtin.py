@@ -268,6 +268,12 @@ def kdx_schemes() -> Iterable[Spec]:
             "Gao et al. 2020, arXiv:2002.09168",
         ),
         Spec(
+            "residual-features",
+            "kdx.schemes.residual_features:ResidualFeatures",
+            "a student mimics a teacher's map, an assistant learns what it misses; they add up",
+            "Gao et al. 2020, arXiv:2002.09168",
+        ),
+        Spec(
             "hint-stage",
             "kdx.schemes.hint_stage:HintStage",
             "first stage of FitNets: train a student up to its guided layer",
@@ -429,6 +435,7 @@ def kdx_models() -> Iterable[Spec]:
         Spec("derived", "kdx.students.derived:derived", "a student derived from its teacher: kdx student make"),
         Spec("depthwise-net", "kdx.models.depthwise:DepthwiseNet", "depth-wise separable CNN", howard),
         Spec("embedding-bag", "kdx.models.bag:EmbeddingBag", "mean of token vectors and a perceptron, very small"),
+        Spec("feature-sum", "kdx.models.feature_sum:FeatureSum", "a student and an assistant, their maps added up"),
         Spec("mlp", "kdx.models.mlp:MLP", "multi-layer perceptron on flattened inputs"),
         Spec(
             "paraphrased",

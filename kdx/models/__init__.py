@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kdx.models.cnn import ConvNet as ConvNet
     from kdx.models.conv1d import ConvNet1d as ConvNet1d
     from kdx.models.depthwise import DepthwiseNet as DepthwiseNet
+    from kdx.models.feature_sum import FeatureSum as FeatureSum
     from kdx.models.mlp import MLP as MLP
     from kdx.models.residual_sum import ResidualSum as ResidualSum
     from kdx.models.resnet import ResNet as ResNet
@@ -26,6 +27,7 @@ else:
             "kdx.models.cnn": ["ConvNet"],
             "kdx.models.conv1d": ["ConvNet1d"],
             "kdx.models.depthwise": ["DepthwiseNet"],
+            "kdx.models.feature_sum": ["FeatureSum"],
             "kdx.models.mlp": ["MLP"],
             "kdx.models.residual_sum": ["ResidualSum"],
             "kdx.models.resnet": ["ResNet"],

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kdx.schemes.phase import Phase as Phase
     from kdx.schemes.ps_kd import PSKD as PSKD
     from kdx.schemes.residual import Residual as Residual
+    from kdx.schemes.residual_features import ResidualFeatures as ResidualFeatures
     from kdx.schemes.sad import SAD as SAD
     from kdx.schemes.simkd import SimKD as SimKD
     from kdx.schemes.snapshot_distillation import SnapshotDistillation as SnapshotDistillation
@@ -69,6 +70,7 @@ else:
             "kdx.schemes.phase": ["Phase"],
             "kdx.schemes.ps_kd": ["PSKD"],
             "kdx.schemes.residual": ["Residual"],
+            "kdx.schemes.residual_features": ["ResidualFeatures"],
             "kdx.schemes.sad": ["SAD"],
             "kdx.schemes.simkd": ["SimKD"],
             "kdx.schemes.snapshot_distillation": ["SnapshotDistillation"],

@@ -27,10 +27,11 @@ class Residual(Scheme):
 
     Total: ``w_task * task(z_s + z_a, y) + weight * mean (z_a - (z_t - z_s))^2``, the mean over samples and classes,
     with the logits ``z`` of teacher, student and assistant. Gradients reach the assistant alone; the student runs in
-    evaluation mode, so that no statistic of it moves. The paper takes feature maps; here the residual is that of the
-    outputs, where the three have one width whatever their architectures. Taken from the paper is what its abstract
-    says: the student mimics the teacher, the assistant learns the residual error, both together cost no more than the
-    given student.
+    evaluation mode, so that no statistic of it moves.
+    The paper takes feature maps, as the scheme ``residual-features`` does; here the residual is that of the outputs,
+    where the three have one width whatever their architectures. Taken from the paper is what its abstract says: the
+    student mimics the teacher, the assistant learns the residual error, both together cost no more than the given
+    student.
 
     Args:
         student: a model with the submodules ``student`` and ``assistant`` that returns the sum of their outputs, such

@@ -85,6 +85,7 @@ OTHERS = {
     "paraphrase": "has no term on outputs",
     "simkd": "gives the outputs of the teacher's classifier, a tensor",
     "data-free": "see test_a_teacher_without_data_may_return_anything",
+    "residual-features": "has a student made of two models by name, which gives a tensor",
     "residual": "has a student made of two models, see test_the_sum_of_a_pair_may_be_returned_inside_of_something",
 }
 """Schemes that are not compared here, and why."""

@@ -144,6 +144,15 @@ class Pair(nn.Module):
         return self.student(x) + self.assistant(x)
 
 
+def toy_sum() -> kdx.models.FeatureSum:
+    """Two small models whose maps add up, for the images of toy models."""
+    one, other = ({"name": "convnet", "width": width, "stages": 1} for width in (4, 2))
+    example = toy_batches(1)[0]
+    shape = tuple(kdx.Batch.of(example).inputs.shape[1:])
+    classes = toy_model()(kdx.Batch.of(example).inputs).shape[1]
+    return kdx.models.FeatureSum(one, other, "stage1", channels=6, num_classes=classes, input_shape=shape)
+
+
 SCHEMES = {
     "supervised": lambda make: make(toy_model()),
     "offline": lambda make: make(**pair(), knowledge=TERMS),
@@ -151,6 +160,7 @@ SCHEMES = {
         toy_model(), {"large": toy_model(6, seed=1), "middle": toy_model(5, seed=2)}, knowledge=TERMS, seed=0
     ),
     "residual": lambda make: make(Pair(), toy_model(6, seed=1)),
+    "residual-features": lambda make: make(toy_sum(), toy_model(6, seed=1), teacher_layer="norm"),
     "mutual": lambda make: make([toy_model(), toy_model(6, seed=1)], knowledge=TERMS),
     "online": lambda make: make(**pair(), knowledge=TERMS),
     "one": lambda make: make(toy_model(), split="relu", branches=2),
