@@ -33,6 +33,7 @@ FLOORS = [
         "items",
         "printable",
         "own_files",
+        "weights_file",
     },
     {"layout", "lock", "class_numbers", "seal"},
     {"tap", "evidence", "blame", "projections"},

@@ -12,8 +12,9 @@ from kdx.options import check_options
 from kdx.ref import Ref
 from kdx.registry import Kind, default_plugins
 from kdx.trust import Rule
+from kdx.weights_file import WeightsFile
 
-__all__ = ["parse_component"]
+__all__ = ["parse_component", "parse_weights"]
 
 
 def parse_component(kind: Kind, text: str, rule: Rule | None = None) -> Ref:
@@ -44,3 +45,23 @@ def parse_component(kind: Kind, text: str, rule: Rule | None = None) -> Ref:
 
     check_targets({"name": name, **options}, f"{kind} {name}", rule or Rule.of())
     return Ref(name, **check_options(f"{kind} {name}", default_plugins().load(kind, name), options))
+
+
+def parse_weights(text: str) -> WeightsFile:
+    """A file of weights: its path, or a mapping as a recipe has it.
+
+    Raises:
+        CheckpointError: the mapping has no ``file``, or a key that there is not.
+        RecipeError: it is no mapping.
+
+    Example:
+        >>> parse_weights("{file: w.pt, prefix: module.}").prefix
+        'module.'
+    """
+    if not text.startswith("{"):
+        return WeightsFile.of(text)
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        return WeightsFile.of(found["value"])
+    except (OmegaConfBaseException, ValueError) as error:
+        raise RecipeError(f"weights must be a path, or {{file: PATH, prefix: ...}}; got {text!r} ({error})") from error

@@ -131,10 +131,10 @@ def inspect_models(
     data: Annotated[str, typer.Option(help="The data set to compare them on.")] = "fashion-mnist",
     samples: Annotated[int, typer.Option(min=4, help="Number of samples to compare them on.")] = 512,
     teacher_weights: Annotated[
-        Path | None, typer.Option(help="Safetensors of the teacher; random weights without.")
+        str | None, typer.Option(help="A file of the teacher's weights; random ones without.")
     ] = None,
     student_weights: Annotated[
-        Path | None, typer.Option(help="Safetensors of the student; random weights without.")
+        str | None, typer.Option(help="A file of the student's weights; random ones without.")
     ] = None,
     figure: Annotated[Path, typer.Option(help="Where to draw the similarities of all layers.")] = Path("cka.png"),
     max_layers: Annotated[
@@ -148,8 +148,8 @@ def inspect_models(
 
     import kdx
     from kdx.analysis.layers import compare_layers
-    from kdx.cli.component_text import parse_component
-    from kdx.training.checkpoint import load_weights
+    from kdx.cli.component_text import parse_component, parse_weights
+    from kdx.training.weights import load_weights
     from kdx.trust import Rule, trusting
 
     rule = Rule.of(trust or ())
@@ -161,7 +161,7 @@ def inspect_models(
         with trusting(rule):
             models.append(kdx.make("model", ref, **shape))
         if weights is not None:
-            load_weights(models[-1], weights)
+            load_weights(models[-1], parse_weights(weights))
     loader = DataLoader(Subset(rows, range(min(samples, len(rows)))), batch_size=128, drop_last=samples >= 128)
     comparison = compare_layers(models[0], models[1], loader, max_layers=max_layers)
     figure.parent.mkdir(parents=True, exist_ok=True)

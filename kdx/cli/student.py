@@ -34,7 +34,7 @@ def make_student(
     latency: Annotated[str | None, typer.Option(help="Longest time for one sample, such as 50% or 2.5ms.")] = None,
     how: Annotated[str, typer.Option(help="A derivation by name, with options as NAME:key=value.")] = "width",
     weights: Annotated[
-        Path | None, typer.Option(help="Safetensors of the teacher; without them no weights are copied.")
+        str | None, typer.Option(help="A file of the teacher's weights; without it no weights are copied.")
     ] = None,
     data: Annotated[str, typer.Option(help="The data set whose shapes the teacher has.")] = "fashion-mnist",
     out: Annotated[
@@ -48,9 +48,9 @@ def make_student(
     import torch
 
     import kdx
-    from kdx.cli.component_text import parse_component
+    from kdx.cli.component_text import parse_component, parse_weights
     from kdx.students.deriving import derive
-    from kdx.training.checkpoint import load_weights
+    from kdx.training.weights import load_weights
     from kdx.trust import Rule, trusting
 
     rule = Rule.of(trust or ())
@@ -60,7 +60,7 @@ def make_student(
     with trusting(rule):
         model = kdx.make("model", base, **shape)
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, parse_weights(weights))
     try:
         student = derive(
             model,

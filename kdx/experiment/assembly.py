@@ -29,7 +29,7 @@ from kdx.schemes.supervised import Supervised
 from kdx.stage import Produced, Stage, Structure
 from kdx.students.contract import Contract
 from kdx.teachers import Frozen, Stored, Teacher
-from kdx.training.checkpoint import load_weights
+from kdx.training.weights import load_weights
 
 __all__ = ["Assembly", "ModelSource"]
 

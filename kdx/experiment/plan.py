@@ -43,7 +43,8 @@ def plan(recipe: Recipe, plugins: Plugins | None = None) -> list[Stage]:
         )
     taught_along = plugins.load("scheme", recipe.scheme.name).trains_teacher
     teachers = {} if taught_along else recipe.all_teachers
-    if recipe.data.stream and (without := [name for name, each in teachers.items() if each.train.steps is None]):
+    endless = [name for name, each in teachers.items() if each.trained_here and each.train and not each.train.steps]
+    if recipe.data.stream and (without := endless):
         raise RecipeError(f"{without[0]}.train.steps: a stream has no end, so give the number of steps")
     if taught_along and any(section.store for section in recipe.all_teachers.values()):
         raise RecipeError(
@@ -54,6 +55,11 @@ def plan(recipe: Recipe, plugins: Plugins | None = None) -> list[Stage]:
             raise RecipeError(
                 f"{name}: scheme {recipe.scheme.name!r} trains the teacher along, as the student is trained; remove "
                 "dtype, device and batch_statistics, which say how a finished one is held"
+            )
+        if section.train is None:
+            raise RecipeError(
+                f"{name}.train: none: scheme {recipe.scheme.name!r} trains the teacher along; remove it, or take a "
+                "scheme whose teacher is finished, as offline"
             )
         if own := [key for key in Train.model_fields if getattr(section.train, key) != getattr(Train(), key)]:
             raise RecipeError(
@@ -110,7 +116,7 @@ def train_of(stage: Stage, recipe: Recipe) -> Train:
         RecipeError: the stage overrides a key that there is not, or with a wrong value.
     """
     section = recipe.all_teachers.get(stage.name) if stage.role == "teacher" else None
-    train = section.train if section else recipe.train
+    train = (section.train or Train()) if section else recipe.train
     if not stage.train:
         return train
     try:

@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from kdx.ref import Ref
 from kdx.stage import Term
+from kdx.weights_file import WeightsFile
 
 __all__ = ["Recipe"]
 
@@ -121,11 +130,18 @@ class StoreSection(_Section):
 
 
 class Teacher(_Section):
-    """The teacher: a model that is trained on all labels, or loaded."""
+    """The teacher: a model that is trained on all labels, or loaded, or one that is built with trained weights."""
 
     model: Ref = Field(description="a model")
-    train: Train = Field(Train(), description="how it is trained if no weights are given")
-    weights: Path | None = Field(None, description="safetensors to load instead of training")
+    train: Train | None = Field(
+        Train(),
+        description="how it is trained if no weights are given; none: not at all, for the model brings its own weights",
+    )
+    weights: WeightsFile | None = Field(
+        None,
+        description="a file to load instead of training: a path, or {file, entry, prefix, rename, skip} if its names "
+        "are not the model's",
+    )
     batch_statistics: bool = Field(
         False, description="normalise by the batch while teaching, as OFD wants it; its running statistics stay"
     )
@@ -142,6 +158,20 @@ class Teacher(_Section):
         "model, data, training and seed are these, and leave them there for others",
     )
     store: StoreSection | None = Field(None, description="teach from stored outputs instead of running the teacher")
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether it is trained, and not loaded or taken as it is built."""
+        return self.train is not None and self.weights is None
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+    @field_serializer("train", mode="wrap")
+    def _as_written(self, value: Train | None, handler: SerializerFunctionWrapHandler) -> Any:
+        return "none" if value is None else handler(value)
 
     @model_validator(mode="after")
     def _storable(self) -> Teacher:
@@ -167,7 +197,9 @@ class Student(_Section):
     """The student."""
 
     model: Ref = Field(description="a model")
-    weights: Path | None = Field(None, description="safetensors that it starts from, alone and distilled")
+    weights: WeightsFile | None = Field(
+        None, description="a file that it starts from, alone and distilled, as teacher.weights"
+    )
 
 
 class Task(_Section):

@@ -18,7 +18,7 @@ from kdx.errors import RecipeError
 from kdx.experiment.assembly import Assembly
 from kdx.experiment.components import locating
 from kdx.experiment.plan import train_of
-from kdx.experiment.recipe import Recipe
+from kdx.experiment.recipe import Recipe, Teacher
 from kdx.experiment.stage_store import store_section, write_stage_store
 from kdx.losses import Losses
 from kdx.modes import evaluating
@@ -29,11 +29,11 @@ from kdx.tasks.base import Task
 from kdx.tasks.heads import Heads
 from kdx.teachers import Stored
 from kdx.training.batches import first_batch
-from kdx.training.checkpoint import load_weights
 from kdx.training.loop import run_length, set_up
 from kdx.training.optim import make_optimizer, make_schedule
 from kdx.training.phases import Phases
 from kdx.training.tryout import Tryout
+from kdx.training.weights import load_weights
 
 __all__ = ["rehearse", "rehearse_store"]
 
@@ -126,10 +126,34 @@ def _build_stage(assembly: Assembly, stage: Stage, seen: set[tuple[Ref, int]]) -
             if _known(assembly, name) and store_section(assembly.recipe, name):
                 assembly.stored(name)
     section = assembly.recipe.all_teachers.get(stage.name)
-    if scheme and section and section.weights:
-        load_weights(next(iter(scheme.students.values())), section.weights)
+    if section and not section.trained_here:
+        if scheme:
+            _check_finished(assembly, stage, section)
     elif stage.role != "untrained":
         _build_training(assembly, stage, scheme)
+
+
+def _check_finished(assembly: Assembly, stage: Stage, section: Teacher) -> None:
+    """Checks that no weight of a teacher that is not trained is drawn at random, by drawing it twice.
+
+    Raises:
+        RecipeError: one is; the teacher would teach what nobody has taught it.
+        CheckpointError: its weights are not those of the model.
+    """
+    drawn = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = assembly.build(assembly.ref(stage.name), stage.name)
+        if section.weights:
+            load_weights(model, section.weights)
+        drawn.append(dict(model.named_parameters()))
+    if new := [name for name, value in drawn[0].items() if not torch.equal(value, drawn[1][name])]:
+        shown = ", ".join(new[:3]) + (f" and {len(new) - 3} more" if len(new) > 3 else "")
+        remedy = "remove skip from its weights" if section.weights else "give weights"
+        raise RecipeError(
+            f"{stage.name}: it is not trained, and of its weights {shown} {'is' if len(new) == 1 else 'are'} drawn at "
+            f"random each time it is built; {remedy}, take a model that brings all of them, or have it trained"
+        )
 
 
 def _build_training(assembly: Assembly, stage: Stage, scheme: Scheme | None) -> None:

@@ -21,10 +21,11 @@ from kdx.ref import Ref
 from kdx.schemes.base import Scheme
 from kdx.stage import Stage
 from kdx.training import evaluation
-from kdx.training.checkpoint import export_weights, load_weights
+from kdx.training.checkpoint import export_weights
 from kdx.training.loop import fit
 from kdx.training.ranks import agreed, is_first
 from kdx.training.run import Run
+from kdx.training.weights import load_weights
 
 __all__ = ["StageRunner"]
 
@@ -93,10 +94,11 @@ class StageRunner:
         """Trains or loads the stage's model and leaves its weights in the folder."""
         student = next(iter(scheme.students.values()))
         section = self.recipe.all_teachers.get(stage.name) if stage.role == "teacher" else None
-        if section and section.weights:
-            load_weights(student, section.weights)
+        if section and not section.trained_here:
+            if section.weights:
+                load_weights(student, section.weights)
             export_weights(student, weights)
-            return {"loaded": str(section.weights)}
+            return {"loaded": str(section.weights or "with the model")}
         if stage.role == "untrained":
             export_weights(student, weights)
             return {}

@@ -31,8 +31,9 @@ from kdx.lock import taking_turns
 from kdx.ref import Ref
 from kdx.registry import Plugins
 from kdx.stage import Stage
-from kdx.training.checkpoint import export_weights, load_weights
+from kdx.training.checkpoint import export_weights
 from kdx.training.ranks import processes
+from kdx.training.weights import load_weights
 
 __all__ = ["Entry", "TeacherCache"]
 

@@ -22,7 +22,7 @@ from kdx.registry import Plugins, default_plugins
 from kdx.responses import Form, Responses
 from kdx.tasks.base import Task
 from kdx.tasks.heads import Heads
-from kdx.training.checkpoint import load_weights
+from kdx.training.weights import load_weights
 from kdx.trust import Rule, Trusted, trusting
 
 __all__ = ["Prediction", "TrainedModel", "load"]

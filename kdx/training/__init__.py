@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from kdx.training.checkpoint import export_weights as export_weights
     from kdx.training.checkpoint import latest_checkpoint as latest_checkpoint
     from kdx.training.checkpoint import load_checkpoint as load_checkpoint
-    from kdx.training.checkpoint import load_weights as load_weights
     from kdx.training.evaluation import Metrics as Metrics
     from kdx.training.evaluation import classification as classification
     from kdx.training.evaluation import evaluate as evaluate
@@ -23,17 +22,19 @@ if TYPE_CHECKING:
     from kdx.training.optim import make_schedule as make_schedule
     from kdx.training.prequential import Prequential as Prequential
     from kdx.training.run import Run as Run
+    from kdx.training.weights import load_weights as load_weights
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
             "kdx.training.batches": ["ResumableLoader"],
-            "kdx.training.checkpoint": ["export_weights", "latest_checkpoint", "load_checkpoint", "load_weights"],
+            "kdx.training.checkpoint": ["export_weights", "latest_checkpoint", "load_checkpoint"],
             "kdx.training.evaluation": ["Metrics", "classification", "evaluate"],
             "kdx.training.gradients": ["term_gradients"],
             "kdx.training.loop": ["fit"],
             "kdx.training.optim": ["OptimizerSpec", "ScheduleSpec", "make_optimizer", "make_schedule"],
             "kdx.training.prequential": ["Prequential"],
             "kdx.training.run": ["Run"],
+            "kdx.training.weights": ["load_weights"],
         },
     )

@@ -28,7 +28,6 @@ __all__ = [
     "latest_checkpoint",
     "load_checkpoint",
     "load_tensors",
-    "load_weights",
     "newest_checkpoint",
     "save_checkpoint",
     "save_tensors",
@@ -121,7 +120,7 @@ def export_weights(model: nn.Module, path: Path, about: Mapping[str, str] | None
     """Writes a model's parameters and buffers as safetensors, under the names of the plain model.
 
     Tensors that share memory (tied weights) are written as separate copies. The metadata hold the version of kdx and a
-    checksum, so that :func:`load_weights` notices damage.
+    checksum, so that :func:`kdx.training.load_weights` notices damage.
 
     Args:
         model: whose they are.
@@ -166,26 +165,6 @@ def load_tensors(path: Path, *, sealed: bool = False) -> dict[str, Tensor]:
     except Exception as error:  # safetensors raises its own error type, which is not public in every version
         raise DamagedError(f"{path} is damaged: {error}; get it again from its source") from error
     return tensors
-
-
-def load_weights(model: nn.Module, path: Path, *, sealed: bool = False) -> None:
-    """Loads weights written by :func:`export_weights`, or by another program under the same names.
-
-    Args:
-        model: takes them.
-        path: of the safetensors file.
-        sealed: see :func:`load_tensors`.
-
-    Raises:
-        DamagedError: the file is not as it was written.
-        FileError: it cannot be read.
-        CheckpointError: its tensors are not those of the model.
-    """
-    tensors = load_tensors(path, sealed=sealed)
-    try:
-        unwrap(model).load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"weights {path} do not fit {type(unwrap(model)).__name__}: {error}") from error
 
 
 class _Hashing:

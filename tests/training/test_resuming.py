@@ -17,8 +17,9 @@ from kdx.files import atomic_write
 from kdx.hookspecs import hookimpl
 from kdx.observers.metrics_log import read_metrics
 from kdx.training import checkpoint
-from kdx.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from kdx.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from kdx.training.evaluation import evaluate
+from kdx.training.weights import load_weights
 from tests.loaders import Noisy
 from tests.stopping import Stop
 

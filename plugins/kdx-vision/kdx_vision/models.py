@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
+
+from kdx.errors import KdxError
+from kdx.training import load_weights
 
 __all__ = ["collection", "timm_model", "torchvision_model"]
 
@@ -41,7 +39,7 @@ def collection(name: str) -> ModuleType:
 def timm_model(
     model: str,
     *,
-    weights: Path | None = None,
+    weights: Path | dict[str, Any] | None = None,
     drop_rate: float = 0.0,
     num_classes: int = 10,
     input_shape: tuple[int, int, int] = (3, 224, 224),
@@ -50,15 +48,15 @@ def timm_model(
 
     Args:
         model: its name in timm, as ``"resnet18"``; ``timm.list_models()`` has about a thousand.
-        weights: a local file, safetensors or what ``torch.save`` wrote of a state dict; None draws the weights. Nothing
-            is downloaded, and no code in the file is run.
+        weights: a local file, or a mapping as ``{file: resnet50.safetensors, skip: [fc]}``, see
+            :func:`kdx.training.load_weights`; None draws the weights. Nothing is downloaded, and nothing in it is run.
         drop_rate: dropout before the classifier.
         num_classes: number of logits.
         input_shape: channels, height and width; models of a fixed image size are built for it.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
-        ValueError: timm has no such model, or the file is no state dict of it.
+        ValueError: timm has no such model, or the file holds other weights.
     """
     timm = collection("timm")
     if model not in timm.list_models():
@@ -71,23 +69,10 @@ def timm_model(
         made = timm.create_model(model, **options)
     if weights is not None:  # timm's own way of loading unpickles, which runs what a file says
         try:
-            made.load_state_dict(_state(Path(weights)))
-        except (RuntimeError, TypeError, EOFError, SafetensorError, UnpicklingError) as error:
-            raise ValueError(f"weights: {weights} holds no state dict of {model}: {error}") from error
+            load_weights(made, weights)
+        except KdxError as error:
+            raise ValueError(f"weights of {model}: {error}") from error
     return made
-
-
-def _state(path: Path) -> Mapping[str, Tensor]:
-    """The state dict in a file, taken out of a checkpoint of timm's or torchvision's training scripts."""
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, Mapping):
-        raise TypeError(f"it holds one {type(state).__name__}")
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(found := state.get(key), Mapping):
-            return {name.removeprefix("module."): value for name, value in found.items()}
-    return state
 
 
 def torchvision_model(

@@ -62,17 +62,20 @@ def test_weights_of_timm_models_are_read_and_nothing_in_them_is_run(monkeypatch,
     save_file(state, tmp_path / "plain.safetensors")
     torch.save(state, tmp_path / "plain.pth")
     torch.save({"epoch": 3, "state_dict": {f"module.{key}": state[key] for key in state}}, tmp_path / "run.pth.tar")
-    for name in ("plain.safetensors", "plain.pth", "run.pth.tar"):
-        loaded = timm_model("net18", weights=tmp_path / name).state_dict()
+    run = {"file": tmp_path / "run.pth.tar", "prefix": "module."}
+    for weights in (tmp_path / "plain.safetensors", tmp_path / "plain.pth", run):
+        loaded = timm_model("net18", weights=weights).state_dict()
         assert all(torch.equal(loaded[key], state[key]) for key in state)
     assert all("checkpoint_path" not in options for _, options in fake.calls)
+    with pytest.raises(ValueError, match=r"net18: .* Write weights: \{file: .*run\.pth\.tar, prefix: module\.\}"):
+        timm_model("net18", weights=tmp_path / "run.pth.tar")
     torch.save({"weight": Attack(tmp_path / "ran")}, tmp_path / "bad.pth")
     torch.save([1], tmp_path / "list.pth")
     torch.save({"weight": state["weight"]}, tmp_path / "part.pth")
     (tmp_path / "empty.pth").touch()
     (tmp_path / "text.safetensors").write_text("no tensors")
     for name in ("bad.pth", "list.pth", "part.pth", "empty.pth", "text.safetensors"):
-        with pytest.raises(ValueError, match=f"weights: .*{name} holds no state dict of net18"):
+        with pytest.raises(ValueError, match=f"weights of net18: .*{name}"):
             timm_model("net18", weights=tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
