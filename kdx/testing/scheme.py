@@ -312,7 +312,7 @@ def check_frozen_parts(scheme: Scheme, tags: SchemeTags) -> None:
             held[f"{name}.{key}"] = parameter.requires_grad_(False)
     before = {name: parameter.detach().clone() for name, parameter in held.items()}
     batches = _batches(tags)
-    fit(frozen, batches, steps=1, optimizer=tags.optimizer, schedule=None, seed=0, device="cpu")
+    fit(frozen, batches, steps=1, optimizer=tags.optimizer, schedule=None, seed=0, device="cpu", progress=False)
     for name, kept in held.items():
         require(not kept.requires_grad, f"{name!r} was frozen and asks for a gradient again")
         require(kept.grad is None, f"{name!r} is frozen and got a gradient")
@@ -403,7 +403,8 @@ def check_exact_resume(scheme: Scheme, tags: SchemeTags) -> None:
         def run(name: str, **options: Any) -> Scheme:
             trained = copy.deepcopy(scheme)
             where = Path(folder, name)
-            fit(trained, batches, epochs=2, optimizer=tags.optimizer, seed=0, device="cpu", folder=where, **options)
+            options |= {"folder": where, "progress": False}
+            fit(trained, batches, epochs=2, optimizer=tags.optimizer, seed=0, device="cpu", **options)
             return trained
 
         unbroken = run("unbroken")
@@ -428,7 +429,8 @@ def check_training_lowers_the_loss(scheme: Scheme, tags: SchemeTags) -> None:
     trained, batches = _prepared(scheme, tags)
     before = _mean_total(trained, batches)
     epochs = -(-STEPS // len(batches))
-    fit(trained, batches, epochs=epochs, steps=STEPS, optimizer=tags.optimizer, schedule=None, seed=0, device="cpu")
+    options: dict[str, Any] = {"optimizer": tags.optimizer, "schedule": None, "seed": 0, "device": "cpu"}
+    fit(trained, batches, epochs=epochs, steps=STEPS, progress=False, **options)
     after = _mean_total(trained, batches)
     require(after < before, f"the loss was {before:.6g} before and is {after:.6g} after {STEPS} steps")
 
