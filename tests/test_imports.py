@@ -167,6 +167,7 @@ def test_counting_operations_loads_few_modules_of_kdx() -> None:
         "kdx.layout",
         "kdx.lazy",
         "kdx.modes",
+        "kdx.projections",
     }
 
 
