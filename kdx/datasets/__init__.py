@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from kdx.datasets.fashion import FashionMnist as FashionMnist
     from kdx.datasets.image_folder import ImageFolder as ImageFolder
     from kdx.datasets.image_preprocessing import ImagePreprocessing as ImagePreprocessing
+    from kdx.datasets.image_transforms import ColorJitter as ColorJitter
+    from kdx.datasets.image_transforms import RandomCrop as RandomCrop
+    from kdx.datasets.image_transforms import RandomErasing as RandomErasing
+    from kdx.datasets.image_transforms import RandomFlip as RandomFlip
+    from kdx.datasets.image_transforms import RandomResizedCrop as RandomResizedCrop
+    from kdx.datasets.image_transforms import Transforms as Transforms
     from kdx.datasets.images import ImageSet as ImageSet
     from kdx.datasets.noise import symmetric_noise as symmetric_noise
     from kdx.datasets.npz import NpzArrays as NpzArrays
@@ -47,6 +53,14 @@ else:
             "kdx.datasets.fashion": ["FashionMnist"],
             "kdx.datasets.image_folder": ["ImageFolder"],
             "kdx.datasets.image_preprocessing": ["ImagePreprocessing"],
+            "kdx.datasets.image_transforms": [
+                "ColorJitter",
+                "RandomCrop",
+                "RandomErasing",
+                "RandomFlip",
+                "RandomResizedCrop",
+                "Transforms",
+            ],
             "kdx.datasets.images": ["ImageSet"],
             "kdx.datasets.noise": ["symmetric_noise"],
             "kdx.datasets.npz": ["NpzArrays"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["ShiftFlip"]
+__all__ = ["ShiftFlip", "uniform"]
 
 _MASK64 = (1 << 64) - 1
 
@@ -67,7 +67,7 @@ class ShiftFlip:
             )
         B, _, H, W = images.shape
         device = images.device
-        draws = _uniform(self.seed, epoch, index.to(device), count=3)  # [B, 3]
+        draws = uniform(self.seed, epoch, index.to(device), count=3)  # [B, 3]
         down, right = ((draws[:, :2] * (2 * self.shift + 1)).long() - self.shift).unbind(1)  # [B]
         rows = torch.arange(H, device=device) - down[:, None]  # [B, H], the source row of each row of the view
         columns = torch.arange(W, device=device) - right[:, None]  # [B, W]
@@ -79,7 +79,7 @@ class ShiftFlip:
         return torch.where(known[:, None], moved.permute(0, 3, 1, 2), fill)
 
 
-def _uniform(seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
+def uniform(seed: int, epoch: int, index: Tensor, count: int) -> Tensor:
     """``count`` numbers in [0, 1) for each index, float64, ``[B, count]``; a hash of all arguments."""
     key = torch.full_like(index, _signed(seed))
     for part in (torch.full_like(index, _signed(epoch)), index):

@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, RandomSampler
 from kdx.batch import IGNORE, Batch
 from kdx.datasets.augment import ShiftFlip
 from kdx.datasets.contract import check_dataset
+from kdx.datasets.image_transforms import make_transforms
 from kdx.datasets.resized import Resized
 from kdx.datasets.sample_stream import SampleStream
 from kdx.datasets.splits import few_labels, train_validation_split
@@ -87,10 +88,10 @@ class ExperimentData:
                 labelled = (kept != IGNORE).nonzero().squeeze(1)
             shown = task.hidden(targets)
             put_rows(shown, labelled, targets)
-        augment = _augmenting(data.augment, seed)
+        augment = _augmenting(data.augment, seed, whole)
         # views that are augmented alike are drawn apart
         also: dict[str, Transform | None] = {
-            name: _Rows(sights[name]["train"]) if name in sights else _augmenting(each.augment, seed + k)
+            name: _Rows(sights[name]["train"]) if name in sights else _augmenting(each.augment, seed + k, whole)
             for k, (name, each) in enumerate(data.views.items(), start=1)
         }
         self.all = View(whole, rows, targets, transform=augment, also=also)
@@ -192,23 +193,28 @@ def _strata(task: Task, targets: Targets) -> Tensor:
 
 
 def _check_augment(recipe: Recipe, task: Task, data: Any) -> None:
-    """Checks that shifts and mirror images leave the targets right."""
+    """Checks that what changes images leaves the targets right."""
     if recipe.data.augment is None and all(view.augment is None for view in recipe.data.views.values()):
         return
     if len(data.input_shape) != 3:
         raise RecipeError(
-            f"data.augment: it shifts and mirrors images [C, H, W], and the inputs have the shape "
+            f"data.augment: it changes images [C, H, W], and the inputs have the shape "
             f"{list(data.input_shape)}; remove it"
         )
     if any(each.responses.void or each.responses.form is Form.VALUES for each in task.parts):
         raise RecipeError(
-            f"data.augment: it shifts and mirrors inputs and not the targets of the task {recipe.task.name!r}, which "
+            f"data.augment: it changes inputs and not the targets of the task {recipe.task.name!r}, which "
             "say where things are or how much there is; remove it"
         )
 
 
-def _augmenting(section: Augment | None, seed: int) -> ShiftFlip | None:
-    return None if section is None else ShiftFlip(section.shift, section.flip, seed=seed)
+def _augmenting(section: Augment | None, seed: int, data: Any) -> Transform | None:
+    if section is None:
+        return None
+    if section.transforms is None:
+        return ShiftFlip(section.shift, section.flip, seed=seed)
+    with locating("data.augment"):
+        return make_transforms(section.transforms, seed, data)
 
 
 def _novel(data: Data, classes: int) -> list[int]:

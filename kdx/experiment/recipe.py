@@ -14,6 +14,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     field_serializer,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -29,10 +30,34 @@ class _Section(BaseModel):
 
 
 class Augment(_Section):
-    """Random shifts and mirror images; teacher and student see the same view."""
+    """Random shifts and mirror images, or a list of transforms by name; teacher and student see the same view.
+
+    ``augment: [{name: random-crop, padding: 4}, random-flip]`` is the list, applied in its order.
+    """
 
     shift: int = Field(2, ge=0, description="largest shift in pixels")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a mirror image")
+    transforms: Annotated[list[Ref], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description="transforms by name instead of shift and flip; a list in place of this section stands for it",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_alone(cls, value: Any) -> Any:
+        return {"transforms": value} if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Augment:
+        if self.transforms is not None and self.model_fields_set - {"transforms"}:
+            raise ValueError("give shift and flip, or a list of transforms, which has random-crop and random-flip")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
+        values = handler(self)
+        transforms = values.pop("transforms")
+        return values if transforms is None else transforms
 
 
 class ViewSection(_Section):

@@ -20,6 +20,7 @@ def check_components(recipe: Recipe, plugins: Plugins) -> None:
         RecipeError: an option or a name is wrong, or a section is missing or unused.
     """
     check_component("data.dataset", "dataset", recipe.data.dataset, plugins)
+    _check_augment(recipe)
     given = model_options_of(recipe, plugins)
     check_component("student.model", "model", recipe.student.model, plugins, given=given)
     if recipe.student.model.name == "derived" and (how := recipe.student.model.options.get("how")) is not None:
@@ -35,6 +36,18 @@ def check_components(recipe: Recipe, plugins: Plugins) -> None:
     _check_scheme(recipe, plugins)
     if recipe.assistant is not None:
         _check_assistant(recipe, recipe.assistant.name, plugins)
+
+
+def _check_augment(recipe: Recipe) -> None:
+    """Checks the transforms that the data and its views name."""
+    sections = {"data.augment": recipe.data.augment} | {
+        f"data.views.{name}.augment": view.augment for name, view in recipe.data.views.items()
+    }
+    for path, section in sections.items():
+        for place, ref in enumerate(section.transforms or () if section else ()):
+            from kdx.datasets.image_transforms import check_transform  # imports torch
+
+            check_transform(f"{path}.{place}", ref)
 
 
 def _check_task(recipe: Recipe, plugins: Plugins) -> None:

@@ -179,6 +179,8 @@ def _with_nearest(line: str, location: tuple[int | str, ...], kind: str) -> str:
         return line
     section: Any = Recipe
     for part in location[:-1]:
+        if str(part) not in section.model_fields:
+            continue  # a name in a mapping of sections
         annotation = section.model_fields[str(part)].annotation
         section = next(
             (item for item in (annotation, *getattr(annotation, "__args__", ())) if hasattr(item, "model_fields")), None

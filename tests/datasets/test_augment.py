@@ -27,7 +27,7 @@ def test_each_view_is_a_shifted_and_perhaps_mirrored_image():
     assert len(seen) > 45  # of 50 possible ones; 200 draws miss at most a few
 
 
-def test_draws_are_uniform_and_flips_have_their_probability():
+def test_draws_areuniform_and_flips_have_their_probability():
     size = 20_000
     images = torch.zeros(size, 1, 5, 5)
     images[:, :, 2, 2] = 1.0  # a single point in the middle: its place is the shift
@@ -90,7 +90,7 @@ def test_gradients_and_half_precision_pass():
 
 def test_the_draw_of_a_key_stays_what_it_is():
     # Golden numbers, from an implementation with Python integers: views are part of what "the same run" means.
-    from kdx.datasets.augment import _uniform
+    from kdx.datasets.augment import uniform
 
     def mix(x):
         x = (x + 0x9E3779B97F4A7C15) % 2**64
@@ -102,7 +102,7 @@ def test_the_draw_of_a_key_stays_what_it_is():
     for index in (0, 1, 4999):
         key = mix(mix(mix(seed) ^ epoch) ^ index)
         expected = [(mix((key + k * 0x9E3779B97F4A7C15) % 2**64) >> 11) / 2**53 for k in (1, 2, 3)]
-        assert _uniform(seed, epoch, torch.tensor([index]), count=3)[0].tolist() == expected
+        assert uniform(seed, epoch, torch.tensor([index]), count=3)[0].tolist() == expected
 
 
 @pytest.mark.parametrize(

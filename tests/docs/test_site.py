@@ -49,14 +49,6 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: str, tmp_path: Path)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
 
 
-@pytest.mark.parametrize("page", [page for page in WRITTEN if blocks(page, "yaml")])
-def test_the_recipes_of_a_page_are_right(page: str) -> None:
-    import yaml
-
-    for text in blocks(page, "yaml"):
-        check_recipe(yaml.safe_load(text), page)
-
-
 def test_every_component_stands_on_its_page_with_its_options(generated: dict[str, str]) -> None:
     plugins = default_plugins()
     for kind in KINDS:

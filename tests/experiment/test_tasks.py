@@ -200,8 +200,8 @@ def test_a_model_that_does_not_suit_the_task_is_found_before_the_training(task, 
 @pytest.mark.parametrize(
     ("task", "data", "message"),
     [
-        ("segmentation", {"augment": {}}, "shifts and mirrors inputs and not the targets of the task 'segm"),
-        ("token-classification", {"augment": {}}, r"it shifts and mirrors images \[C, H, W\], .* \[5\]; remove it"),
+        ("segmentation", {"augment": {}}, "it changes inputs and not the targets of the task 'segm"),
+        ("token-classification", {"augment": {}}, r"it changes images \[C, H, W\], .* \[5\]; remove it"),
         (
             "multi-label",
             {"novel_classes": [1]},
