@@ -35,6 +35,7 @@ COMPONENTS: dict[str, dict[str, Any]] = {
     "attention-transfer": LAYERS,
     "nst": LAYERS,
     "ab": {"student": "stage2.norm1", "teacher": "stage2.norm1"},
+    "ofa": {"student": ("stage2", "stage3")},
     "cwd": LAYERS,
     "hidden-states": LAYERS,
     "cosine": LAYERS,

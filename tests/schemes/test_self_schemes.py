@@ -180,7 +180,9 @@ def test_it_takes_every_kind_of_knowledge(name, images) -> None:
     components = every_component(layer)
     del components["simkd"]  # belongs to the scheme simkd, which builds the projector that it taps
     if name == "sad":  # stages have no logits
-        components = {k: part for k, part in components.items() if part.student_taps[0] == layer}
+        components = {
+            k: part for k, part in components.items() if part.student_taps[0] == part.teacher_taps[0] == layer
+        }
     torch.manual_seed(0)
     scheme = kdx.make("scheme", name, student(), knowledge=components, **SCHEMES[name][0])
     batch = next(iter(loader(name, images)))
