@@ -25,6 +25,7 @@ TERMS = {
     "sad": {"task", "sad"},
     "ps-kd": {"task", "kd"},
     "cs-kd": {"task", "kd"},
+    "tf-kd": {"task", "virtual"},
     "snapshot-distillation": {"task", "kd"},
     "ema-teacher": {"task", "kd"},
 }
