@@ -59,7 +59,7 @@ ELSEWHERE: Mapping[str, Mapping[Kind, tuple[str, ...]]] = {
     "kdx-function-matching": {"scheme": ("function-matching",)},
     "kdx-mgd": {"knowledge": ("mgd",)},
     "kdx-template": {"knowledge": ("transformed-teacher",)},
-    "kdx-text": {"dataset": ("text", "wordnet-glosses", "wordnet-pieces"), "model": ("hf-encoder", "minilm")},
+    "kdx-text": {"dataset": ("hf", "text", "wordnet-glosses", "wordnet-pieces"), "model": ("hf-encoder", "minilm")},
     "kdx-vision": {"dataset": ("torchvision",), "model": ("timm", "torchvision")},
 }
 """Package -> kind -> names of components that it provides once it is installed; those of kdx's own repository."""

@@ -30,7 +30,14 @@ def check_dataset(data: Any) -> None:
         ValueError: the attributes and the first row do not agree.
     """
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
-        raise TypeError(f"expected a map-style data set, with a length and numbered rows, got {_shown(data)}")
+        stream = (
+            "; of a stream no rows can be held out, left unlabelled or found again: read it into a list of rows in a "
+            "data set of your own (my_data.py:Rows), or train on the stream itself with kdx.fit(..., steps=)"
+        )
+        raise TypeError(
+            f"expected a map-style data set, with a length and numbered rows, got {_shown(data)}"
+            f"{stream if hasattr(data, '__iter__') else ''}"
+        )
     if not (rows := len(data)):
         raise ValueError("expected a row at least, got none")
     classes, shape, targets = (getattr(data, name, None) for name in ("num_classes", "input_shape", "targets"))
@@ -78,7 +85,13 @@ def _check_targets(targets: Any, classes: Any, rows: int) -> None:
 
 def _check_row(row: Any, shape: tuple[int, ...], target: Any) -> None:
     if not isinstance(row, tuple | list) or len(row) != 2:
-        raise TypeError(f"row 0: expected a pair (input, target), got {_shown(row)}")
+        columns = (
+            f"; give row[...], row[...] of its columns {', '.join(map(str, list(row)[:10]))}, in a data set of your "
+            "own around it, or take the data set hf of kdx-text for texts"
+        )
+        raise TypeError(
+            f"row 0: expected a pair (input, target), got {_shown(row)}{columns if isinstance(row, Mapping) else ''}"
+        )
     if not isinstance(row[0], Tensor):
         raise TypeError(
             f"row 0: expected a tensor as input, got {type(row[0]).__name__}; torch.as_tensor makes one of arrays"

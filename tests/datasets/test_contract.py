@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdx.datasets import check_dataset
 from kdx.errors import RecipeError
 from kdx.experiment.experiment import Experiment
 from kdx.hookspecs import hookimpl
@@ -104,3 +105,29 @@ def test_a_data_set_that_breaks_the_contract_is_named(change: str, message: str,
 @pytest.mark.usefixtures("rows")
 def test_a_data_set_that_keeps_it_is_taken(tmp_path: Path) -> None:
     assert len(experiment("nothing", tmp_path).data.validation) == 50
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Rows without a number."""
+
+    def __iter__(self):
+        yield torch.zeros(3), 0
+
+
+class Columns(torch.utils.data.Dataset):
+    """Rows as mappings, which those of Hugging Face are."""
+
+    num_classes, input_shape, targets = 2, (3,), torch.zeros(4, dtype=torch.int64)
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, row):
+        return {"values": torch.zeros(3), "label": 0}
+
+
+def test_a_stream_and_rows_with_columns_say_what_to_do() -> None:
+    with pytest.raises(TypeError, match=r"of a stream no rows can be held out, .* kdx\.fit\(\.\.\., steps=\)"):
+        check_dataset(Stream())
+    with pytest.raises(TypeError, match=r"row\[\.\.\.\] of its columns values, label, .* the data set hf of kdx-text"):
+        check_dataset(Columns())

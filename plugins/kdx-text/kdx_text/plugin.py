@@ -26,6 +26,7 @@ def kdx_datasets() -> Iterable[Spec]:
     """Tokenised data sets."""
     return [
         Spec("text", "kdx_text.files:TextFiles", "labelled texts from CSV, TSV or JSON lines, tokenised"),
+        Spec("hf", "kdx_text.hf:HFTexts", "labelled texts of Hugging Face datasets in a local folder, tokenised"),
         Spec(
             "wordnet-glosses",
             "kdx_text.wordnet:WordNetGlosses",

@@ -65,6 +65,8 @@ class Tokenised(Dataset[tuple[Tensor, int]]):
         ValueError: no texts, a ``length`` below 2, or texts and labels that differ in number.
     """
 
+    model_options = ("vocabulary",)
+
     def __init__(
         self,
         texts: Sequence[str],

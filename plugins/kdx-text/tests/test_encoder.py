@@ -207,7 +207,7 @@ def test_a_recipe_distils_a_transformer_into_a_bag_of_words(folder, tokenizer, t
                     "validation": 16,
                 },
                 "teacher": {"model": {"name": "hf-encoder", "config": BERT}, "train": {"epochs": 6, "batch_size": 16}},
-                "student": {"model": {"name": "embedding-bag", "vocabulary": 30, "width": 8}},
+                "student": {"model": {"name": "embedding-bag", "width": 8}},
                 "task": {"weight": 0.1},
                 "knowledge": {"kd": {"name": "soft-targets", "weight": 0.9, "temperature": 2.0}},
                 "train": {"epochs": 12, "batch_size": 16, "optimizer": {"name": "AdamW", "lr": 0.02}},
