@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kdx.datasets.splits import train_validation_split as train_validation_split
     from kdx.datasets.stress import WordStress as WordStress
     from kdx.datasets.table_preprocessing import TablePreprocessing as TablePreprocessing
+    from kdx.datasets.torchvision_transform import TorchvisionTransform as TorchvisionTransform
     from kdx.datasets.view import Transform as Transform
     from kdx.datasets.view import View as View
     from kdx.datasets.word_ids import WordIds as WordIds
@@ -72,6 +73,7 @@ else:
             "kdx.datasets.splits": ["few_labels", "train_validation_split"],
             "kdx.datasets.stress": ["WordStress"],
             "kdx.datasets.table_preprocessing": ["TablePreprocessing"],
+            "kdx.datasets.torchvision_transform": ["TorchvisionTransform"],
             "kdx.datasets.view": ["Transform", "View"],
             "kdx.datasets.word_ids": ["WordIds"],
             "kdx.datasets.wordnet": ["WordNetNouns", "WordNetWords"],

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdx.datasets.augment import ShiftFlip, uniform
+from kdx.datasets.torchvision_transform import TorchvisionTransform
 from kdx.errors import RecipeError, nearest
 from kdx.options import check_options
 from kdx.ref import Ref
@@ -189,6 +190,7 @@ TRANSFORMS: Mapping[str, Callable[..., _Transform]] = {
     "random-resized-crop": RandomResizedCrop,
     "color-jitter": ColorJitter,
     "random-erasing": RandomErasing,
+    "torchvision": TorchvisionTransform,
 }
 """Name in a recipe -> transform."""
 SUPPLIED = frozenset({"seed", "mean", "std"})
@@ -247,8 +249,8 @@ def make_transforms(refs: Sequence[Ref], seed: int, data: Any) -> Transforms:
             normalised: Any = getattr(data, "preprocessing", None)
             if not hasattr(normalised, "mean") or not hasattr(normalised, "std"):
                 raise ValueError(
-                    f"{ref.name}: it changes colours, and the data set {type(data).__name__} has no preprocessing that "
-                    "says by which mean and std its images are normalised; remove it, or give the data set one"
+                    f"{ref.name}: it works on pixels from 0 to 1, and the data set {type(data).__name__} has no "
+                    "preprocessing that says the mean and std of its images; remove it, or give the data set one"
                 )
             options |= {"mean": normalised.mean, "std": normalised.std}
         made.append(target(**options))

@@ -1,11 +1,23 @@
 """Random transforms of images: right pixels, the stated distributions, and draws of seed, epoch and sample alone."""
 
+import sys
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import kdx
-from kdx.datasets import ColorJitter, RandomCrop, RandomErasing, RandomFlip, RandomResizedCrop, ShiftFlip, Transforms
+from kdx.datasets import (
+    ColorJitter,
+    RandomCrop,
+    RandomErasing,
+    RandomFlip,
+    RandomResizedCrop,
+    ShiftFlip,
+    TorchvisionTransform,
+    Transforms,
+)
 from kdx.datasets.image_transforms import TRANSFORMS, make_transforms
 from kdx.errors import RecipeError
 from kdx.experiment.assembly import Assembly
@@ -14,7 +26,7 @@ from kdx.experiment.recipe_files import check_recipe, load_recipe
 from tests.experiment.tiny import TINY
 
 
-@pytest.mark.parametrize("name", sorted(TRANSFORMS))
+@pytest.mark.parametrize("name", sorted(TRANSFORMS.keys() - {"torchvision"}))
 def test_a_view_depends_on_seed_epoch_and_sample_alone(name) -> None:
     images, index = torch.rand(24, 3, 8, 8), torch.arange(100, 124)
     made = TRANSFORMS[name](seed=3)
@@ -186,7 +198,7 @@ def test_colours_need_the_mean_and_std_of_the_data_set() -> None:
     [jitter] = make_transforms([kdx.Ref("color-jitter", brightness=0.1)], 5, digits).transforms
     assert (jitter.mean, jitter.std) == (digits.preprocessing.mean, digits.preprocessing.std)
     assert jitter.seed == 5 * 64
-    with pytest.raises(ValueError, match=r"color-jitter: .*object has no preprocessing .*remove it"):
+    with pytest.raises(ValueError, match=r"color-jitter: .* object has no preprocessing .*remove it"):
         make_transforms([kdx.Ref("color-jitter")], 0, object())
 
 
@@ -201,3 +213,72 @@ def test_a_store_of_listed_transforms_teaches(tmp_path) -> None:
     values = augmented(["random-flip", {"name": "random-erasing"}])
     values["teacher"] = {**TINY["teacher"], "store": {"views": 2}}
     kdx.run(values, folder=tmp_path / "run", report=False)
+
+
+@pytest.fixture
+def v2(monkeypatch):
+    """As much of ``torchvision.transforms.v2`` as is called."""
+    v2 = types.ModuleType("torchvision.transforms.v2")
+
+    class Transform(torch.nn.Module):
+        def __init__(self, strength: float = 1.0) -> None:
+            super().__init__()
+            self.strength = strength
+
+    class Noise(Transform):
+        def forward(self, pixels):
+            assert pixels.dim() == 3
+            assert 0 <= pixels.min() <= pixels.max() <= 1
+            return pixels + self.strength * torch.rand_like(pixels)
+
+    class Smaller(Transform):
+        def forward(self, pixels):
+            return pixels[:, 1:]
+
+    v2.Transform, v2.Noise, v2.Smaller, v2.torch = Transform, Noise, Smaller, torch
+    package, transforms = types.ModuleType("torchvision"), types.ModuleType("torchvision.transforms")
+    transforms.v2 = v2
+    for module in (package, transforms, v2):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return v2
+
+
+def test_a_transform_of_torchvision_is_a_function_of_seed_epoch_and_sample(v2) -> None:
+    ref = kdx.Ref("torchvision", transform="Noise", options={"strength": 0.5})
+    digits = kdx.make("dataset", "digits", split="train")
+    augment = make_transforms([ref], 1, digits)
+    images, index = digits.images[:8], torch.arange(8)
+    state = torch.get_rng_state()
+    views = augment(images, index, 2)
+    assert torch.get_rng_state().equal(state)
+    order = torch.randperm(8)
+    assert augment(images[order], index[order], 2).equal(views[order])
+    assert not augment(images, index, 3).equal(views)
+    added = (views - images) * digits.std
+    assert -1e-6 <= float(added.min()) < 0.05
+    assert 0.45 < float(added.max()) <= 0.5 + 1e-6
+    assert len({round(float(each), 4) for each in added.mean((1, 2, 3))}) == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transform": "Nois"}, "torchvision.transforms.v2 has none named 'Nois'"),
+        ({"transform": "torch"}, "has none named 'torch'"),
+        ({"transform": "Noise", "options": {"size": 2}}, "options: Noise refuses {'size': 2}"),
+    ],
+)
+def test_a_wrong_transform_of_torchvision_is_named(options, message, v2) -> None:
+    with pytest.raises(RecipeError, match=message):
+        ExperimentData(check_recipe(augmented([{"name": "torchvision", **options}])))
+
+
+def test_a_transform_that_changes_the_shape_is_named(v2) -> None:
+    with pytest.raises(ValueError, match=r"Smaller makes \[1, 7, 8\] of an image \[1, 8, 8\]"):
+        TorchvisionTransform("Smaller")(torch.zeros(1, 1, 8, 8), torch.arange(1))
+
+
+def test_without_torchvision_the_error_says_what_to_install_and_to_take(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(RecipeError, match=r"pip install torchvision`, or take random-crop"):
+        ExperimentData(check_recipe(augmented([{"name": "torchvision", "transform": "RandomAffine"}])))
