@@ -24,7 +24,7 @@ __all__ = ["load_weights", "read_tensors"]
 ENTRIES = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
 """Keys under which training scripts keep a state dict; those of Lightning, torchvision, many scripts, and timm."""
 FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""What a Hugging Face folder has its weights in; of several the first is read, as transformers does."""
+"""The files that a Hugging Face folder has its weights in; of several the first is read, as transformers does."""
 
 
 def load_weights(

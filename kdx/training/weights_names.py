@@ -86,7 +86,7 @@ def mismatch(
     state: Mapping[str, Tensor],
     model: str,
 ) -> str | None:
-    """What is wrong with mapped tensors for a model, and what to write; None if all names and shapes are right.
+    """The fault of mapped tensors for a model, and what to write; None if all names and shapes are right.
 
     Args:
         given: the source.

@@ -105,17 +105,10 @@ class OneOfEach(yaml.SafeLoader):
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch, plugged: Callable[[object, str], None]) -> None:
-    """The packages under plugins/, and that of the tutorial."""
+    """The packages under plugins/."""
     for file in sorted((ROOT / "plugins").glob("*/*/plugin.py")):
         monkeypatch.syspath_prepend(str(file.parents[1]))
         plugged(importlib.import_module(f"{file.parent.name}.plugin"), file.parent.name)
-    code = next(text for text in written("python").values() if "class Jeffreys(" in text)
-    module: Any = types.ModuleType("kdx_jeffreys_of_the_tutorial")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(code, vars(module))
-    spec = kdx.Spec("jeffreys", f"{module.__name__}:Jeffreys", "of the tutorial")
-    module.kdx_knowledge = kdx.hookimpl(lambda: [spec], specname="kdx_knowledge")
-    plugged(module, "jeffreys")
 
 
 @pytest.fixture
@@ -192,6 +185,8 @@ def test_the_recipes_of_the_repositorys_texts_are_found() -> None:
     assert {"docs/features.md", "plugins/kdx-mgd/README.md", "plugins/kdx-text/glosses-text.yaml"} <= shown
     plain = {where for where, text in written("").items() if re.search(r"^\w+: *\{", text, re.MULTILINE)}
     assert plain == set(), "a recipe that is not marked as yaml would not be run"
+    titled = {page for page in pages("md") if '```yaml title="' in (ROOT / page).read_text()}
+    assert titled == {"docs/distil-my-model.md", "docs/plugins/tutorial.md"}, "these have tests that run the whole page"
 
 
 @pytest.mark.parametrize("where", SHOWN)
