@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kdx.errors import Interrupted, InUseError
+from kdx.files import named
 
 __all__ = ["LOCK", "sole_writer", "taking_turns"]
 
@@ -40,13 +41,15 @@ def sole_writer(folder: Path, *, name: str = LOCK) -> Iterator[None]:
 
     Raises:
         InUseError: another writer is in the folder; its host, its process and since when are named.
-        OSError: the folder cannot be made or written.
+        FileError: the folder cannot be made or written to.
 
     On a file system without locks, as some network drives are, a warning says that nobody is kept out.
     """
-    made = _make(folder)
+    with named(folder, "made"):
+        made = _make(folder)
     try:
-        held = _take(folder / name)
+        with named(folder / name, "made"):
+            held = _take(folder / name)
         if held is None:
             raise InUseError(
                 f"{folder} is being written by {_holder(folder / name)}; wait until that has ended, or take another "
@@ -189,8 +192,11 @@ def _opened(path: Path) -> int:
     flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # not waiting for whoever opens a pipe
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
-    except PermissionError:
-        return os.open(path, os.O_RDONLY | flags)  # another user's, and a lock needs no more
+    except PermissionError as error:
+        try:
+            return os.open(path, os.O_RDONLY | flags)  # another user's, and a lock needs no more
+        except FileNotFoundError:
+            raise error from None
 
 
 def _holder(path: Path) -> str:

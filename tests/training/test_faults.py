@@ -8,13 +8,14 @@ import signal
 import threading
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 import kdx
-from kdx.errors import ComponentError
+from kdx.errors import ComponentError, FileError
 from kdx.observers.metrics_log import read_metrics
 from kdx.training.checkpoint import latest_checkpoint, load_checkpoint
 from kdx.training.evaluation import evaluate
@@ -71,6 +72,29 @@ def test_a_clock_that_is_set_back_changes_nothing(net, loader, tmp_path, monkeyp
     assert back.seconds >= 0
     assert read_metrics(tmp_path / "back/metrics.jsonl") == read_metrics(tmp_path / "steady/metrics.jsonl")
     assert load_checkpoint(latest_checkpoint(tmp_path / "back/checkpoints"))["step"] == whole.step
+
+
+def test_a_folder_that_may_not_be_written_to_is_one_sentence(net, loader) -> None:
+    def run(folder: Path):
+        return kdx.fit(kdx.Supervised(net()), loader, folder=folder, device="cpu")
+
+    with TemporaryDirectory() as made:
+        place = Path(made)
+        place.chmod(0o755)
+        run(place / "open")  # imports all that it takes, while it may be read
+        closed = place / "closed"
+        closed.mkdir(mode=0o555)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)  # who may do everything is told of nothing
+        try:
+            for folder in (closed, closed / "run"):
+                with pytest.raises(FileError, match=r"closed.* cannot be made \(Permission denied\)"):
+                    run(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+        assert not list(closed.iterdir())
 
 
 @pytest.mark.slow
