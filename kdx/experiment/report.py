@@ -179,7 +179,8 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
     picture = folder / PICTURE
     figure = draw_curves(folder, summary)
     atomic_write(picture, lambda path: figure.savefig(path, format="png", dpi=120))
-    described = Description.read(folder / summary["stages"]["distilled"]["weights"])
+    weights = summary["stages"].get("distilled", {}).get("weights")
+    described = Description.read(folder / weights) if weights else None
     template = (resources.files("kdx") / "templates" / "report.html.j2").read_text()
     page = (
         Environment(autoescape=True)
@@ -193,8 +194,7 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
             environment=json.dumps(read_environment(folder), indent=2),
             panels="; ".join(axes.get_title() for axes in figure.axes),
             folder=str(folder),
-            input_shape=described.shape["input_shape"],
-            reads_files=described.preprocessing is not None,
+            student=described,
             picture=base64.b64encode(picture.read_bytes()).decode(),
         )
     )

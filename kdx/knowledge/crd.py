@@ -195,11 +195,12 @@ class CRD(Knowledge):
                 "CRD keeps a bank per sample and needs batch.index; yield kdx.Batch(inputs, targets, index)"
             )
         samples = len(self.bank_teacher)
-        of_student, of_teacher = self.student_features(student)[0].full(), self.teacher_features(teacher)[0].full()
-        check_index("CRD", index, len(of_student.tensor), samples=samples, targets=batch.targets)
+        of_student = self.student_features(student)[0].full().vector()
+        of_teacher = self.teacher_features(teacher)[0].full().vector()
+        check_index("CRD", index, len(of_student), samples=samples, targets=batch.targets)
         with torch.autocast(index.device.type, enabled=False):
-            s = unit_rows(self.embed_student(of_student.vector()))
-            t = unit_rows(self.embed_teacher(of_teacher.vector()))
+            s = unit_rows(self.embed_student(of_student))
+            t = unit_rows(self.embed_teacher(of_teacher))
             candidates = self.draw(index)
             scores = [
                 _scores(s, self.bank_teacher, candidates) / self.temperature,

@@ -12,7 +12,7 @@ from kdx.batch import Batch
 from kdx.blame import blaming
 from kdx.sample_index import check_index
 from kdx.schemes.torch_losses import checks_of
-from kdx.training.dataset_facts import dataset_labels, dataset_size
+from kdx.training.dataset_facts import dataset_labels
 from kdx.training.run import Run
 
 __all__ = ["Incoming", "holes", "leaves"]
@@ -35,7 +35,6 @@ class Incoming:
         self.run = run
         self.scheme = scheme = run.scheme
         self.checks = checks_of(scheme.task) if scheme.task_weight > 0 else None
-        self.samples = dataset_size(train)
         self.labels = dataset_labels(train)
         self.stored = any(getattr(part, "needs_index", False) for part in scheme.modules())
         self.width: Any = None
@@ -75,7 +74,7 @@ class Incoming:
                 self.checks.check_values(batch.targets, self.width)
         if self.stored and batch.index is not None:
             who = f"{what}{type(self.scheme).__name__}"
-            check_index(who, batch.index, batch.rows, samples=self.samples, targets=batch.targets)
+            check_index(who, batch.index, batch.rows, targets=batch.targets)
 
 
 def holes(batch: Batch) -> str | None:

@@ -61,7 +61,7 @@ HINT = {"name": "hint", "student": "hidden1", "teacher": "hidden1"}
         (
             {"scheme": {"name": "ps-kd", "alpha": 2.0}, "teacher": None},
             RecipeError,
-            r"stage distilled: scheme \(ps-kd\): alpha must be in \[0, 1\], got 2",
+            r"stage distilled: scheme \(ps-kd\): alpha must be >= 0 and <= 1, got 2",
         ),
         (
             {"student": {"model": {"name": "vit", "dim": 10, "heads": 3}}},

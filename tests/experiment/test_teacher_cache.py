@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import takewhile
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 from safetensors.torch import load_file
@@ -148,7 +150,7 @@ def nobody(tmp_path: Path):
     """Acts as another user in a block."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to be two users")
-    for each in tmp_path.parents[:2]:
+    for each in takewhile(lambda folder: folder != Path(gettempdir()), tmp_path.parents):
         each.chmod(0o755)
     tmp_path.chmod(0o777)
 
