@@ -175,7 +175,7 @@ def test_a_batch_without_labels_gives_a_zero_task_loss(net, batch) -> None:
     [
         (lambda net: kdx.Offline(m := net(), m), ValueError, "student and teacher are one module"),
         (lambda net: kdx.Offline(net(), "resnet"), TypeError, "teacher must be an nn.Module"),
-        (lambda net: kdx.Offline(net(), net(), knowledge={"kd": "soft"}), TypeError, r"knowledge\['kd'\]: expected a kdx"),
+        (lambda net: kdx.Offline(net(), net(), knowledge={"kd": "soft"}), TypeError, r"\['kd'\]: expected a kdx"),
         (lambda net: kdx.Offline(net(), net(), knowledge={"task": kdx.SoftTargets()}), ValueError, "not allowed"),
         (lambda net: kdx.Offline(net(), net(), task=0.5), TypeError, r"task must be fn, \(weight, fn\)"),
         (
