@@ -90,7 +90,9 @@ def _differs(name: str, found: np.ndarray, want: np.ndarray, error: np.ndarray, 
     with np.errstate(invalid="ignore"):
         fine = np.abs(found - want) <= bound
         fine |= np.isnan(found) & np.isnan(want)
-        fine |= (found == want) | ((np.abs(want) + bound >= float(finfo.max)) & np.isinf(found) & (found * want > 0))
+        fine |= found == want
+        fine |= (found == np.inf) & (want + bound >= float(finfo.max))
+        fine |= (found == -np.inf) & (want - bound <= -float(finfo.max))
     if fine.all():
         return None
     at = np.unravel_index(np.argmin(fine), fine.shape)

@@ -55,6 +55,8 @@ def test_float32_stays_within_the_budget(backend, divergence, std, gap, temperat
 def test_no_row_is_ever_negative_and_everything_is_finite_at_a_spread_of_300(backend, divergence, gap):
     for std in (0.1, 3.0, 30.0, 300.0):
         student, teacher = near_pair(std, gap)
+        if backend == "triton" and not torch.cuda.is_available():  # its interpreter takes a second for eight rows
+            student, teacher = student[::4].clone(), teacher[::4].clone()
         student.requires_grad_()
         rows = softmax_kl(student, teacher, divergence=divergence, reduction="none", backend=backend)
         (grad,) = torch.autograd.grad(rows.sum(), student)
