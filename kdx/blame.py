@@ -29,8 +29,8 @@ def blaming(what: str, thing: object) -> Iterator[None]:
     except ComponentError:
         raise
     except Exception as error:
-        if _lost_worker(error):  # noticed in a signal handler, whatever was running
-            raise ComponentError.of(_lost(error), error) from error
+        if lost := _lost_worker(error):  # noticed in a signal handler, whatever was running
+            raise ComponentError.of(_lost(lost), lost) from error
         raise ComponentError.of(
             f"{what}{_shown(thing)} raised {type(error).__name__}: {_last(error)}", error
         ) from error
@@ -46,13 +46,19 @@ def explaining_lost_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, ComponentError) or not _lost_worker(error):
+        lost = None if isinstance(error, ComponentError) else _lost_worker(error)
+        if lost is None:
             raise
-        raise ComponentError.of(_lost(error), error) from error
+        raise ComponentError.of(_lost(lost), lost) from error
 
 
-def _lost_worker(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+def _lost_worker(error: BaseException | None) -> Exception | None:
+    """The error that says so, of an error or of what it came up in: torch.save, for one, ends with another."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+            return error
+        error = error.__context__
+    return None
 
 
 def _lost(error: Exception) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import kdx
+from kdx.blame import explaining_lost_workers
 from kdx.errors import ComponentError, FileError
 from kdx.observers.metrics_log import read_metrics
 from kdx.training.checkpoint import latest_checkpoint, load_checkpoint
@@ -56,6 +57,19 @@ def test_a_killed_loader_worker_is_explained_and_the_run_goes_on_from_its_checkp
     flag.unlink()
     resumed, unbroken = run(tmp_path / "broken", resume=True), run(tmp_path / "unbroken")
     assert resumed.weight.equal(unbroken.weight)
+
+
+def test_a_lost_worker_is_explained_where_another_error_came_up_over_it(net, loader) -> None:
+    class Writes:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            raise RuntimeError("unexpected pos 10694 vs 10664")  # as torch.save ends when it is interrupted
+
+    with pytest.raises(ComponentError, match="a worker process of a data loader was lost"), explaining_lost_workers():  # noqa: SIM117
+        with Writes():
+            raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
 
 
 def test_a_clock_that_is_set_back_changes_nothing(net, loader, tmp_path, monkeypatch) -> None:
