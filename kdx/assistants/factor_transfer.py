@@ -6,15 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from typing_extensions import override
 
 from kdx.assistants.base import Assistant
-from kdx.capture import Taps
-from kdx.features.adapters import to_map
-from kdx.features.feature import read_features
+from kdx.assistants.channels import teacher_channels
 from kdx.features.operands import Variant
-from kdx.modes import evaluating
 from kdx.ref import Ref
 from kdx.stage import FinishedStages, Produced, Stage, Structure
 
@@ -87,10 +83,7 @@ class WithParaphraser(Structure):
     @override
     def produce(self, finished: FinishedStages) -> Produced:
         teacher = finished.model("teacher")
-        with evaluating(teacher), torch.no_grad():
-            captured = Taps(teacher, (self.layer,))(finished.example)
-        (feature,) = read_features(captured, (self.layer,), who="factor-transfer: the teacher's feature")
-        channels = to_map(feature).shape[1]
+        channels = teacher_channels(teacher, self.layer, finished.example, "factor-transfer")
         ref = Ref("paraphrased", teacher=finished.ref("teacher"), layer=self.layer, channels=channels, rate=self.rate)
         weights = finished.build(ref).state_dict()
         weights |= {f"teacher.{name}": value for name, value in teacher.state_dict().items()}

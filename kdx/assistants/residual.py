@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from typing_extensions import override
 
 from kdx.assistants.base import Assistant
+from kdx.assistants.channels import teacher_channels
 from kdx.assistants.placement import Ladder
-from kdx.capture import Taps
 from kdx.errors import PlanError
-from kdx.features.adapters import to_map
-from kdx.features.feature import read_features
-from kdx.modes import evaluating
 from kdx.ref import Ref
 from kdx.stage import FinishedStages, Produced, Stage, Structure
 
@@ -165,11 +161,7 @@ class FeaturePair(Structure):
 
     @override
     def produce(self, finished: FinishedStages) -> Produced:
-        teacher = finished.model("teacher")
-        with evaluating(teacher), torch.no_grad():
-            captured = Taps(teacher, (self.teacher_layer,))(finished.example)
-        (feature,) = read_features(captured, (self.teacher_layer,), who="residual: the teacher's feature")
-        channels = to_map(feature).shape[1]
+        channels = teacher_channels(finished.model("teacher"), self.teacher_layer, finished.example, "residual")
         budget = costs(finished, self.asked)
         student = largest(finished, self.asked, self.vary, [self.share * cost for cost in budget])
         ladder = Ladder(self.asked, self.vary)

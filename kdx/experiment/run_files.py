@@ -6,11 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdx.errors import DamagedError
+from kdx.errors import CheckpointError, DamagedError
 from kdx.files import named, read_json, sha256_of
 from kdx.seal import read_sealed_text
 
-__all__ = ["check_files", "checksums", "read_environment", "read_model", "read_recipe", "read_result", "read_summary"]
+__all__ = [
+    "check_files",
+    "checksums",
+    "read_environment",
+    "read_model",
+    "read_recipe",
+    "read_result",
+    "read_summary",
+    "weights_of",
+]
 
 RECIPE, SUMMARY, ENVIRONMENT = "recipe.yaml", "summary.json", "environment.json"
 RESULT, MODEL, START = "result.json", "model.json", "start.safetensors"
@@ -46,6 +55,21 @@ def read_result(stage: Path) -> dict[str, Any]:
     """The result of a finished stage, from its folder; raises as :func:`read_summary`."""
     remedy = "remove it and resume the run, which ends this stage again"
     return read_json(stage / RESULT, remedy, validation=dict, test=dict, weights=str, files=dict)
+
+
+def weights_of(folder: Path, result: Mapping[str, Any], stage: str) -> Path:
+    """The trained weights that the result of a stage names.
+
+    Raises:
+        CheckpointError: they are not in the folder of the run.
+    """
+    path = Path(folder, result["weights"])
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(
+            f"{folder / stage / RESULT} names the weights {path}, which are not in the folder of the run, and a run "
+            "reads no others by itself; copy them there, or start from them with teacher.weights"
+        )
+    return path
 
 
 def read_model(stage: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from kdx.datasets.view import View
-from kdx.errors import CheckpointError
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.run_files import (
     METRICS,
@@ -21,6 +20,7 @@ from kdx.experiment.run_files import (
     checksums,
     read_model,
     read_result,
+    weights_of,
 )
 from kdx.experiment.stage_store import stored_teacher
 from kdx.files import named, write_json
@@ -102,13 +102,7 @@ class RunFolder:
         Raises:
             CheckpointError: the result names a file outside of the folder of the run.
         """
-        path = Path(self.folder, self.result(stage)["weights"])
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise CheckpointError(
-                f"{self.of(stage) / RESULT} names the weights {path}, which are not in the folder of the run, and a "
-                "run reads no others by itself; copy them there, or start from them with teacher.weights"
-            )
-        return path
+        return weights_of(self.folder, self.result(stage), stage)
 
     def produced(self, stage: str) -> Produced | None:
         """The model that a stage's structure was made into, None before that."""

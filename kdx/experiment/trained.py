@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from kdx.capture import call, logits_of
 from kdx.datasets.preprocessing import Preprocessing, preprocessing_of
-from kdx.errors import CheckpointError, FileError, nearest
+from kdx.errors import FileError, nearest
 from kdx.experiment.components import locating, new_model
 from kdx.experiment.description import Description
-from kdx.experiment.run_files import CODE, RESULT, SUMMARY, again, check_files, read_result
+from kdx.experiment.run_files import CODE, RESULT, SUMMARY, again, check_files, read_result, weights_of
 from kdx.own_files import OwnFiles
 from kdx.registry import Plugins, default_plugins
 from kdx.responses import Form, Responses
@@ -203,10 +203,7 @@ def _weights(folder: Path, stage: str) -> Path:
     place = folder / stage
     result = read_result(place)
     check_files(place, result["files"], again(place))
-    weights = Path(folder, result["weights"])
-    if not weights.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{place / RESULT} names the weights {weights}, which are not in the folder of the run")
-    return weights
+    return weights_of(folder, result, stage)
 
 
 def _row(outputs: Any, row: int) -> Any:
