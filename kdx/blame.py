@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points, packages_distributions, version
@@ -41,11 +42,11 @@ def explaining_lost_workers() -> Iterator[None]:
     """Says of a data loader's worker process that was killed what that means, as torch raises it anywhere.
 
     Raises:
-        ComponentError: a worker was killed; it is a RuntimeError too.
+        ComponentError: a worker was killed; it is of the type that torch raised too, most often a RuntimeError.
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError, EOFError) as error:
         lost = None if isinstance(error, ComponentError) else _lost_worker(error)
         if lost is None:
             raise
@@ -57,13 +58,22 @@ def _lost_worker(error: BaseException | None) -> Exception | None:
     while error is not None:
         if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
             return error
+        if isinstance(error, OSError | EOFError) and _asked_a_lost_worker(error):
+            return error
         error = error.__context__
     return None
 
 
+def _asked_a_lost_worker(error: Exception) -> bool:
+    """Whether the memory of a batch was asked of the worker that made it, and nobody answered."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == "multiprocessing.resource_sharer" for frame, _ in frames)
+
+
 def _lost(error: Exception) -> str:
+    said = str(error).strip().rstrip(".") or type(error).__name__
     return (
-        f"a worker process of a data loader was lost ({str(error).strip().rstrip('.')}): most often the system had no "
+        f"a worker process of a data loader was lost ({said}): most often the system had no "
         "memory left for it; take fewer workers (num_workers, data.workers in a recipe) or smaller samples. The last "
         "checkpoint of a run with a folder stays, resume goes on from there"
     )
