@@ -49,14 +49,14 @@ def test_float32_stays_within_the_budget(backend, divergence, std, gap, temperat
     assert (grad - want_grad).norm() <= GRADIENT[std] * want_grad.norm()
 
 
-@pytest.mark.quick(backend="triton")  # twenty seconds a case; the next test has a spread of 300 in a small one
+@pytest.mark.quick(backend="triton")  # ten seconds a case; the next test has a spread of 300 in a small one
 @pytest.mark.parametrize("gap", [1.0, 1e-2, 1e-4])
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
 def test_no_row_is_ever_negative_and_everything_is_finite_at_a_spread_of_300(backend, divergence, gap):
     for std in (0.1, 3.0, 30.0, 300.0):
         student, teacher = near_pair(std, gap)
         if backend == "triton" and not torch.cuda.is_available():  # its interpreter takes a second for eight rows
-            student, teacher = student[::4].clone(), teacher[::4].clone()
+            student, teacher = student[::8].clone(), teacher[::8].clone()
         student.requires_grad_()
         rows = softmax_kl(student, teacher, divergence=divergence, reduction="none", backend=backend)
         (grad,) = torch.autograd.grad(rows.sum(), student)

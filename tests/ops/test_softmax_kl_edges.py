@@ -228,12 +228,12 @@ def test_when_no_row_counts_the_loss_and_the_gradient_are_zero(backend):
 
 
 @pytest.mark.quick(backend="triton")
-def test_ten_runs_give_the_same_bits(backend):
+def test_several_runs_give_the_same_bits(backend):
     student, teacher = pair(33, 777)
     labels = torch.arange(33)
     first = run(student, teacher, backend, temperature=2.0)
     first_both = kd_loss(student, teacher, labels, backend=backend)
-    for _ in range(9):
+    for _ in range(2 if backend == "triton" and not torch.cuda.is_available() else 9):  # its interpreter has no races
         again = run(student, teacher, backend, temperature=2.0)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert torch.equal(kd_loss(student, teacher, labels, backend=backend), first_both)
