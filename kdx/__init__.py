@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from kdx.directions import Highest as Highest
     from kdx.directions import Lowest as Lowest
     from kdx.errors import KdxError as KdxError
+    from kdx.errors import StopRun as StopRun
     from kdx.experiment.experiment import run as run
     from kdx.experiment.exporting import export as export
     from kdx.experiment.trained import load as load
@@ -71,7 +72,7 @@ else:
             "kdx.batch": ["Batch"],
             "kdx.capture": ["Captured", "Taps"],
             "kdx.directions": ["Highest", "Lowest"],
-            "kdx.errors": ["KdxError"],
+            "kdx.errors": ["KdxError", "StopRun"],
             "kdx.experiment.experiment": ["run"],
             "kdx.experiment.exporting": ["export"],
             "kdx.experiment.trained": ["load"],

@@ -23,6 +23,7 @@ __all__ = [
     "PluginWarning",
     "RecipeError",
     "RunExistsError",
+    "StopRun",
     "StoreError",
     "StoreWarning",
     "StudentError",
@@ -123,6 +124,27 @@ class RecipeError(KdxError, ValueError):
 
 class RunExistsError(KdxError, FileExistsError):
     """A run folder already holds a run."""
+
+
+class StopRun(KdxError):
+    """An observer ends the run by raising it: ``raise kdx.StopRun("why")``; ``__cause__`` may be its own exception.
+
+    It is no failure of the observer. A checkpoint is written, :func:`kdx.fit` raises the same exception, and an
+    experiment marks the stage as stopped and reads no test row for it. A run that is to end early with its student
+    evaluated and exported is ended by ``run.stop("why")`` instead.
+
+    Args:
+        reason: why, for whoever reads the report.
+
+    Attributes:
+        step: optimizer steps that the run had done; None before it is known.
+        epoch: epochs that it had done.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.step: int | None = None
+        self.epoch: int | None = None
 
 
 class StoreError(KdxError, RuntimeError):

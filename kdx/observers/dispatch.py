@@ -11,7 +11,7 @@ import pluggy
 
 from kdx import hookspecs
 from kdx.blame import origin_of
-from kdx.errors import FileError, PluginError
+from kdx.errors import FileError, PluginError, StopRun
 from kdx.hookspecs import PROJECT
 from kdx.registry import default_plugins
 
@@ -23,6 +23,8 @@ __all__ = ["Observers", "check_observers", "progress_beside"]
 
 _EVENTS = ("kdx_configure", "kdx_step_end", "kdx_epoch_end", "kdx_run_end")
 
+_MEANT = (PluginError, FileError, StopRun)
+"""Exceptions of an observer that go on as they are."""
 
 _ELSEWHERE = ("on_", "training_step", "set_trainer", "set_model", "state_dict")
 """How the methods of callbacks of other frameworks begin: Keras, Lightning, Transformers."""
@@ -78,7 +80,8 @@ class Observers:
     """Notifies the observers of one run: plugins first, in the order of their names, then the given ones in theirs.
 
     An observer that raises ends the run with a `PluginError` that names it, once the others have been notified of the
-    same event; :func:`kdx.fit` writes a checkpoint first. An error at the run's end never hides the one that ended it.
+    same event; :func:`kdx.fit` writes a checkpoint first. :class:`kdx.StopRun` ends it in the same way as what it is,
+    unless another observer failed. An error at the run's end never hides the one that ended it.
 
     Args:
         given: objects (or modules) with methods marked by ``kdx.hookimpl``; messages number them.
@@ -139,20 +142,23 @@ class Observers:
         ended_by = sys.exception()
         try:
             self._tell("kdx_run_end", run=run)
-        except (PluginError, FileError) as error:
+        except _MEANT as error:
             if ended_by is None or ended_by is self._handled:
                 raise
             for note in (str(error), *getattr(error, "__notes__", ())):
                 ended_by.add_note(note)
 
     def _tell(self, event: str, **arguments: Any) -> None:
-        failed: list[PluginError | FileError] = []
+        failed: list[PluginError | FileError | StopRun] = []
         for implementation in reversed(getattr(self._manager.hook, event).get_hookimpls()):
             try:
                 self._call(implementation, event, arguments)
-            except (PluginError, FileError) as error:
+            except _MEANT as error:
+                if isinstance(error, StopRun):
+                    error.step, error.epoch = arguments["run"].step, arguments["run"].epoch
                 failed.append(error)
         if failed:
+            failed.sort(key=lambda error: isinstance(error, StopRun))  # a failure first
             for each in failed[1:]:
                 failed[0].add_note(str(each))
             raise failed[0]
@@ -160,7 +166,7 @@ class Observers:
     def _call(self, implementation: Any, event: str, arguments: Mapping[str, Any]) -> None:
         try:
             implementation.function(*(arguments[name] for name in implementation.argnames))
-        except (PluginError, FileError):  # a file that cannot be written is no fault of who writes it
+        except _MEANT:  # a file that cannot be written is no fault of who writes it
             raise
         except Exception as error:
             name, origin = implementation.plugin_name, origin_of(implementation.plugin)

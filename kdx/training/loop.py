@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from kdx import rng
 from kdx.batch import Batch
 from kdx.blame import explaining_lost_workers
-from kdx.errors import Interrupted, PluginError
+from kdx.errors import Interrupted, PluginError, StopRun
 from kdx.losses import Losses
 from kdx.observers.dispatch import Observers, check_observers, progress_beside
 from kdx.observers.metrics_log import MetricsLog
@@ -142,13 +142,15 @@ def fit(
             (with ``ipywidgets``), elsewhere a line per epoch; both on standard error, by the first of several
             processes. False shows nothing.
         observers: objects with methods marked by ``kdx.hookimpl``. :class:`kdx.observers.EarlyStopping` ends a run
-            whose metric has stopped improving; an observer of one's own ends it by ``run.stop("why")``.
+            whose metric has stopped improving; an observer of one's own ends it by ``run.stop("why")``, or by
+            ``raise kdx.StopRun("why")`` where its student is not wanted.
 
     Returns:
         The finished run: history of losses and metrics, best row, steps, seconds, fingerprints of the frozen teachers.
 
     Raises:
         TypeError: an observer that kdx cannot tell anything, or an argument of another type; says what to write.
+        StopRun: an observer raised it; with a folder, a checkpoint is written.
         Interrupted: SIGINT or SIGTERM came; the step was finished and, with a folder, a checkpoint written.
         ValueError: a term of the scheme teaches nothing, ``select`` names no metric, or a number is out of range; the
             message says which and why.
@@ -231,9 +233,9 @@ def fit(
                     frozen.check()  # first, so that the run is not resumed as one that has ended well
                 state.save()
                 _obey(signals, run)
-    except PluginError:
+    except (PluginError, StopRun):
         if run.step:
-            state.save()  # an observer failed, the run did not
+            state.save()  # an observer failed or ended the run, which has not failed
         raise
     else:
         state.finish()

@@ -195,3 +195,70 @@ def test_a_module_may_observe(net, loader) -> None:
     module.kdx_epoch_end = hookimpl(lambda run, row: rows.append(row))
     run = kdx.fit(kdx.Supervised(net()), loader, observers=[module])
     assert rows == run.history
+
+
+class Prunes:
+    """Ends the run in one hook, as a search ends a trial that is behind the others."""
+
+    def __init__(self, event: str, at: int = 0) -> None:
+        self.event, self.at, self.told = event, at, []
+
+    def _stop(self, event: str, count: int = 0) -> None:
+        self.told.append(event)
+        if event == self.event and count == self.at:
+            try:
+                raise LookupError("pruned")
+            except LookupError as error:
+                raise kdx.StopRun("behind the others") from error
+
+    @hookimpl
+    def kdx_configure(self, run):
+        self._stop("kdx_configure")
+
+    @hookimpl
+    def kdx_step_end(self, run, step):
+        self._stop("kdx_step_end", step)
+
+    @hookimpl
+    def kdx_epoch_end(self, run):
+        self._stop("kdx_epoch_end", run.epoch)
+
+    @hookimpl
+    def kdx_run_end(self, run):
+        self._stop("kdx_run_end")
+
+
+@pytest.mark.parametrize(
+    ("event", "at", "step", "epoch"),
+    [("kdx_configure", 0, 0, 0), ("kdx_step_end", 8, 8, 1), ("kdx_epoch_end", 1, 6, 1), ("kdx_run_end", 0, 18, 3)],
+)
+def test_a_run_is_ended_by_an_exception_that_is_meant_for_it(net, loader, tmp_path, event, at, step, epoch) -> None:
+    def run(folder, *observers, **options):
+        torch.manual_seed(0)
+        return kdx.fit(
+            kdx.Supervised(net()), loader, epochs=3, evaluate=loader, folder=folder, observers=observers, **options
+        )
+
+    prunes, other = Prunes(event, at), Prunes("")
+    with pytest.raises(kdx.StopRun, match=r"^behind the others$") as caught:
+        run(tmp_path / "stopped", prunes, other)
+    assert isinstance(caught.value.__cause__, LookupError)
+    assert (caught.value.step, caught.value.epoch) == (step, epoch)
+    assert prunes.told == other.told  # the others were told of the same, and everyone of the end
+    assert prunes.told[-1] == "kdx_run_end"
+    last = latest_checkpoint(tmp_path / "stopped/checkpoints")
+    assert (last is None) if step == 0 else last.name.startswith(f"step-{step:08d}-")
+    resumed, whole = run(tmp_path / "stopped", resume=True), run(tmp_path / "whole")
+    assert resumed.history == whole.history
+    assert resumed.stopped is None
+
+
+def test_a_failure_of_one_observer_goes_before_the_end_that_another_asks_for(net, loader) -> None:
+    class Clumsy:
+        @hookimpl
+        def kdx_epoch_end(self):
+            raise RuntimeError("no printer")
+
+    with pytest.raises(PluginError, match="no printer") as caught:
+        kdx.fit(kdx.Supervised(net()), loader, observers=[Prunes("kdx_epoch_end", 1), Clumsy()])
+    assert "behind the others" in caught.value.__notes__
