@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Literal, Protocol, get_args
@@ -14,9 +14,11 @@ from pydantic_core import CoreSchema
 from torch import Tensor, nn
 from typing_extensions import override
 
+from kdx.batch import Batch
 from kdx.errors import PlanError, nearest
 from kdx.ref import Ref
 from kdx.schemes.weights import Weight
+from kdx.tasks.base import Task
 
 __all__ = ["FinishedStages", "Produced", "Role", "Rows", "Stage", "Structure", "Term", "in_order"]
 
@@ -68,7 +70,18 @@ class Term(Ref):
 
 
 class FinishedStages(Protocol):
-    """The finished stages that a structure looks at."""
+    """The finished stages that a structure looks at, with the rows and the task of the experiment.
+
+    The test rows are not among them: what a structure is made into is decided on training and validation rows.
+    """
+
+    @property
+    def task(self) -> Task:
+        """The task of the experiment: the loss, the metrics and the form of the outputs."""
+
+    @property
+    def metric(self) -> str:
+        """The metric of the task that says how good a model is, as :meth:`quality` and :meth:`evaluate` have it."""
 
     @property
     def example(self) -> Tensor:
@@ -85,6 +98,17 @@ class FinishedStages(Protocol):
 
     def quality(self, stage: str) -> float:
         """The metric of the task on the validation rows."""
+
+    def batches(self, rows: Rows | Literal["validation"] = "few", *, stage: str = "") -> Iterable[Batch]:
+        """Rows in order and without augmentation, in batches of the recipe's size; the same however often.
+
+        Args:
+            rows: as those of :class:`Stage`, ``"few"`` with the labels that the student may see; or those held out.
+            stage: whose model they are for, where a teacher takes other inputs than the student.
+        """
+
+    def evaluate(self, model: nn.Module) -> Mapping[str, float]:
+        """The metrics of the task on the validation rows; the model's modes and the random state stay as they are."""
 
     def build(self, ref: Ref) -> nn.Module:
         """A new model for the shapes of the data, drawn from torch's global generator."""

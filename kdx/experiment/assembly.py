@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from kdx import rng
 from kdx.analysis.flops import count_flops
 from kdx.batch import Batch
 from kdx.datasets.view import View
+from kdx.errors import PlanError, nearest
 from kdx.experiment.components import SMOOTHED, check_void, locating, needs_of, new_model, task_of
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.description import Description
@@ -26,9 +27,11 @@ from kdx.ref import Ref
 from kdx.registry import Plugins, default_plugins
 from kdx.schemes.base import Scheme
 from kdx.schemes.supervised import Supervised
-from kdx.stage import Produced, Stage, Structure
+from kdx.stage import Produced, Rows, Stage, Structure
 from kdx.students.contract import Contract
+from kdx.students.student_data import StudentData
 from kdx.teachers import Frozen, Stored, Teacher
+from kdx.training.evaluation import Measured
 from kdx.training.weights import load_weights
 
 __all__ = ["Assembly", "ModelSource"]
@@ -203,7 +206,23 @@ class Assembly:
         """A teacher of this recipe that answers from its store."""
         return self.source.stored(teacher, self.data.few, self.model(teacher), self.task.responses.class_dim)
 
-    def batches(self, stage: Stage, scheme: Scheme | None) -> DataLoader[Batch]:
+    @property
+    def metric(self) -> str:
+        """The metric of the task that says how good a model is."""
+        return self.task.metric
+
+    def batches(self, rows: Rows | Literal["validation"] = "few", *, stage: str = "") -> Iterable[Batch]:
+        """Training or validation rows in order, as the data has them, see :class:`kdx.assistants.FinishedStages`."""
+        if rows not in (known := (*get_args(Rows), "validation")):
+            raise PlanError(f"batches: there are no rows {rows!r}; {nearest(rows, known)}")
+        return self.data_of(stage).plain(rows, self.recipe.train.batch_size)
+
+    def evaluate(self, model: nn.Module) -> Measured:
+        """The metrics of the task on the validation rows."""
+        rows = self.batches("validation")
+        return StudentData(rows, task=self.task, validation=rows).evaluate(model)
+
+    def training(self, stage: Stage, scheme: Scheme | None) -> DataLoader[Batch]:
         """The training batches of a stage; a scheme may put them together in its own way."""
         source = self.data_of(stage.name)
         data: View = getattr(source, self._rows(stage))

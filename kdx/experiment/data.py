@@ -145,6 +145,18 @@ class ExperimentData:
         sampler = RandomSampler(dataset, num_samples=len(self.all))
         return DataLoader(dataset, batch_size, sampler=sampler, **options)
 
+    def plain(self, rows: str, batch_size: int) -> DataLoader[Batch]:
+        """A loader that goes through rows in order, without augmentation and further views; nothing is drawn.
+
+        Args:
+            rows: ``all``, ``few``, ``labelled`` or ``validation``.
+            batch_size: rows in a batch; the last one may be smaller.
+        """
+        view: View = getattr(self, rows)
+        unchanged = View(view.dataset, view.indices, view.targets)
+        # with a generator of its own, else torch's loader draws a number from the global one
+        return DataLoader(unchanged, batch_size, collate_fn=self.task.collate, generator=torch.Generator())
+
     def evaluation(self, dataset: Dataset[Batch]) -> DataLoader[Batch]:
         """A loader that goes through a set once, in order."""
         return DataLoader(dataset, batch_size=500, collate_fn=self.task.collate)

@@ -159,7 +159,7 @@ def _check_finished(assembly: Assembly, stage: Stage, section: Teacher) -> None:
 def _build_training(assembly: Assembly, stage: Stage, scheme: Scheme | None) -> None:
     train = train_of(stage, assembly.recipe)
     with locating(f"stage {stage.name}: train"):
-        batches = assembly.batches(stage, scheme)
+        batches = assembly.training(stage, scheme)
         epochs, steps = run_length(batches, None if train.steps else train.epochs, train.steps, train.accumulate)
         if scheme is None:
             optimizer = make_optimizer(train.optimizer, [nn.Parameter(torch.zeros(1))])

@@ -152,7 +152,7 @@ class StageRunner:
         train, data = train_of(stage, self.recipe), self.assembly.data_of(stage.name)
         return fit(
             scheme,
-            self.assembly.batches(stage, scheme),
+            self.assembly.training(stage, scheme),
             epochs=None if train.steps else train.epochs,
             steps=train.steps,
             prequential=self.recipe.data.stream is not None,

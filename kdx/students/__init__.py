@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kdx.students.edit import Plan as Plan
     from kdx.students.low_rank import ByLowRank as ByLowRank
     from kdx.students.low_rank import LowRank as LowRank
+    from kdx.students.student_data import StudentData as StudentData
     from kdx.students.width import ByWidth as ByWidth
     from kdx.students.width import Width as Width
 else:
@@ -39,6 +40,7 @@ else:
             "kdx.students.deriving": ["Derived", "derive", "inherit"],
             "kdx.students.edit": ["Edit", "Kept", "Origin", "Plan"],
             "kdx.students.low_rank": ["ByLowRank", "LowRank"],
+            "kdx.students.student_data": ["StudentData"],
             "kdx.students.width": ["ByWidth", "Width"],
         },
     )

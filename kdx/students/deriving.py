@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy as copying
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from kdx.students.config import StudentConfig, parse_config, read_config, write_
 from kdx.students.contract import Contract
 from kdx.students.derivation import Derivation
 from kdx.students.edit import Edit, Kept, Origin, Plan
+from kdx.students.student_data import StudentData
 from kdx.students.table import table
 from kdx.students.target import Target, parse_target
 from kdx.training.checkpoint import export_weights
@@ -121,6 +122,7 @@ def derive(
     base: Mapping[str, Any] | None = None,
     shape: Mapping[str, Any] | None = None,
     taps: Iterable[str] = (),
+    data: StudentData | None = None,
 ) -> Derived:
     """Derives a smaller student from a teacher: the largest one within a budget.
 
@@ -140,6 +142,7 @@ def derive(
             ``package.module:callable``, and its options.
         shape: ``num_classes`` and ``input_shape`` that the base is built with.
         taps: taps of the teacher that the student must have.
+        data: training rows and their task, for a derivation that looks at them; a recipe gives its own.
 
     Returns:
         The student with its config and the origin of its weights. Without a budget ``depthwise`` replaces all
@@ -149,7 +152,8 @@ def derive(
         ValueError: no budget or several, fewer than two samples.
         UnknownNameError: there is no derivation of this name.
         StudentError: the budget cannot be met (the reachable range is named, and what stands in the way), or the
-            student would not keep the inputs, outputs or taps of the teacher.
+            student would not keep the inputs, outputs or taps of the teacher; or the derivation needs data and there
+            is none.
 
     Example:
         >>> import torch
@@ -172,11 +176,18 @@ def derive(
     target = _target(params, flops, latency)
     if target is None and way.needs_budget:
         raise ValueError(f"{name} needs a budget: params, flops or latency, as params='25%'")
+    if way.needs_data and data is None:
+        raise StudentError(
+            f"{name} decides by training rows, and none were given: in Python pass data=kdx.students.StudentData("
+            "loader, task=...) to derive(); a recipe (student: {model: {name: derived, how: ...}}) gives its own; "
+            "kdx student make has none"
+        )
     teacher = unwrap(teacher)
     contract = Contract.of(teacher, inputs, taps)
     example = _first(inputs, rows)
     with rng.isolated():  # structures are tried, with weights that are drawn and thrown away
-        plan = way.plan(teacher, inputs)
+        planning: Callable[..., Plan] = way.plan
+        plan = planning(teacher, inputs, data) if way.needs_data else planning(teacher, inputs)
         edit = plan.edit(0 if target is None else _largest(name, plan, teacher, target, example))
         if target is None and plan.settings == 1:
             raise StudentError(f"{name} changes nothing about {type(teacher).__name__}{_obstacles(plan)}")

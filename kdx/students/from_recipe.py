@@ -27,12 +27,15 @@ class DerivedStudent(Structure):
         """See :meth:`kdx.assistants.Structure.produce`."""
         from kdx.students.contract import Contract  # every plan imports this module, and few derive a student
         from kdx.students.deriving import derive
+        from kdx.students.student_data import StudentData
 
         teacher, ref = finished.model("teacher"), finished.ref("teacher")
         example = finished.example.repeat(2, *[1] * (finished.example.dim() - 1))
         ((shape, _dtype),) = Contract.of(teacher, example).outputs
         sizes = {"num_classes": shape[-1], "input_shape": list(example.shape[1:])}
-        student = derive(teacher, example, base=ref.as_dict(), shape=sizes, **self.options)
+        rows, held_out = finished.batches("few"), finished.batches("validation")
+        data = StudentData(rows, task=finished.task, validation=held_out)
+        student = derive(teacher, example, base=ref.as_dict(), shape=sizes, data=data, **self.options)
         assert student.config is not None
         model = Ref("derived", config=student.config.model_dump(mode="json"))
         return Produced(model, student.model.state_dict() if self.inherit else None)

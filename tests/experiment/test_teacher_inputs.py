@@ -44,7 +44,7 @@ def test_the_teacher_is_trained_and_evaluated_on_its_view_and_sees_it_while_teac
     assert summary["stages"]["teacher"]["test"]["accuracy"] == pytest.approx(evaluate(teacher, rows)["accuracy"])
     stage = experiment.assembly.stages["distilled"]
     scheme = experiment.assembly.scheme(stage)
-    batch: Batch = next(iter(experiment.assembly.batches(stage, scheme)))
+    batch: Batch = next(iter(experiment.assembly.training(stage, scheme)))
     assert batch.inputs.shape[1:] == (1, 8, 8)
     train = Digits("train")
     small = torch.stack([Resized(train, (4, 4))[int(row)][0] for row in batch.index])

@@ -175,7 +175,7 @@ def test_a_recipe_shows_its_teacher_what_is_not_augmented() -> None:
     assembly = Assembly(recipe, plan(recipe), Untrained())
     stage = assembly.stages["distilled"]
     scheme = assembly.scheme(stage)
-    batch = next(iter(assembly.batches(stage, scheme)))
+    batch = next(iter(assembly.training(stage, scheme)))
     plain = torch.stack([Digits("train")[row][0] for row in batch.index.tolist()])
     assert batch.views["weak"].equal(plain)
     assert not batch.inputs.equal(plain)
