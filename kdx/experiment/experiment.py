@@ -122,6 +122,8 @@ class Experiment:
         teachers: where trained teachers are kept for other runs; ``.teachers`` beside the folder by default.
         notify: called with a sentence for the user when something happens that should not wait for the report.
         report: whether the pictures and the page of the report are drawn at the end.
+        test: whether the test rows are read, once after each stage. False for one of many runs among which one is
+            chosen: it is judged on its validation rows, ``test`` of its results is empty, and it has no report.
         plugins: where the components of the recipe come from; None takes those installed. A component that names
             others itself, as ``residual-sum`` does, takes those installed.
         trust: see :func:`run`.
@@ -140,6 +142,7 @@ class Experiment:
         teachers: Path | None = None,
         notify: Callable[[str], object] = lambda _: None,
         report: bool = True,
+        test: bool = True,
         plugins: Plugins | None = None,
         trust: Trusted = (),
     ) -> None:
@@ -148,7 +151,7 @@ class Experiment:
         self.folder = folder
         self.notify = notify
         self.warnings: list[str] = []
-        self.report = report
+        self.report, self.test = report and test, test
         self.trust, self.rule = trust, Rule.of(trust, plugins)
         self.plugins = self.rule.plugins
         with trusting(self.rule):
@@ -157,7 +160,7 @@ class Experiment:
         stages = RunFolder(recipe, folder, self.task.metric, notify)
         self.assembly = Assembly(recipe, self.plan, stages, plugins=self.plugins)
         cache = TeacherCache(teachers or folder.parent / ".teachers")
-        self.runner = StageRunner(self.assembly, stages, cache, observers, notify, self.name)
+        self.runner = StageRunner(self.assembly, stages, cache, observers, notify, self.name, test=test)
 
     @property
     def data(self) -> ExperimentData:
@@ -307,7 +310,7 @@ class Experiment:
 
     def _judge(self, results: Mapping[str, dict[str, Any]]) -> None:
         """Warns of a distilled student that ends below the student alone."""
-        if not {"alone", "distilled"} <= results.keys():
+        if not {"alone", "distilled"} <= results.keys() or not self.test:
             return
         judged = Quality.of(self.task)
         test = {name: judged.scaled(results[name]["test"][judged.metric]) for name in ("distilled", "alone")}
@@ -330,16 +333,17 @@ class Experiment:
 
     def _summary(self, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         quality = Quality.of(self.task)
-        test = {name: result["test"][quality.metric] for name, result in results.items()}
+        judged = "test" if self.test else "validation"
+        value = {name: result[judged][quality.metric] for name, result in results.items()}
         return {
             "recipe": self.name,
             "summary": self.recipe.summary,
             "seed": self.recipe.seed,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **quality.as_dict(),
-            "test_rows": len(self.data.test),  # type: ignore[arg-type]  # map-style
+            "test_rows": len(self.data.test) if self.test else 0,  # type: ignore[arg-type]  # map-style
             "stages": dict(results),
-            "gain": quality.gain(test["distilled"], test["alone"]) if "alone" in test else None,
+            "gain": quality.gain(value["distilled"], value["alone"]) if "alone" in value else None,
             "warnings": self.warnings,
             "files": {},
         }

@@ -40,6 +40,7 @@ class StageRunner:
         observers: see :func:`kdx.fit`.
         notify: called with a sentence for the user when something happens.
         name: of the recipe.
+        test: whether the test rows are read; see :class:`kdx.experiment.experiment.Experiment`.
     """
 
     def __init__(
@@ -50,8 +51,11 @@ class StageRunner:
         observers: Sequence[object] = (),
         notify: Callable[[str], object] = lambda _: None,
         name: str = "recipe",
+        *,
+        test: bool = True,
     ) -> None:
         self.name = name
+        self.test = test
         self.assembly = assembly
         self.folder = folder
         self.cache = cache
@@ -75,10 +79,12 @@ class StageRunner:
         if is_first(cpu=cpu):
             export_weights(student, weights, self.assembly.described(stage.name, self.name).metadata())
         output = scheme.reader(name)
-        for split, rows in (("validation", data.validation), ("test", data.test)):
+        splits: dict[str, Any] = {"validation": data.validation} | ({"test": data.test} if self.test else {})
+        for split, rows in splits.items():
             loader = data.evaluation(rows)
             result[split] = evaluation.evaluate(student, loader, metrics=self.task.metrics, output=output)
-        if len(scheme.students) > 1:
+        result.setdefault("test", {})
+        if len(scheme.students) > 1 and self.test:
             loader = data.evaluation(data.test)
             result["students"] = {
                 peer: evaluation.evaluate(each, loader, metrics=self.task.metrics, output=scheme.reader(peer))

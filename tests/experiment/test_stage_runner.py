@@ -17,6 +17,7 @@ from torch import nn
 
 import kdx
 from kdx.errors import KdxError, RecipeError
+from kdx.experiment.data import ExperimentData
 from kdx.experiment.experiment import Experiment
 from kdx.experiment.run_files import read_model
 from kdx.hookspecs import hookimpl
@@ -308,3 +309,23 @@ def test_a_student_starts_from_given_weights(run, tmp_path: Path) -> None:
     given = {**TINY["student"], "weights": str(tmp_path / "one" / "alone" / "student.safetensors")}
     run("two", student=given, controls=["untrained"])
     assert same(weights(tmp_path / "one", "alone"), weights(tmp_path / "two", "untrained"))
+
+
+def test_an_experiment_that_is_one_of_many_reads_no_test_row(monkeypatch, tmp_path: Path) -> None:
+    seen = []
+
+    def evaluation(self, dataset, given=ExperimentData.evaluation):
+        seen.append(dataset)
+        return given(self, dataset)
+
+    monkeypatch.setattr(ExperimentData, "evaluation", evaluation)
+    experiment = Experiment(recipe(), tmp_path / "run", test=False)
+    summary = experiment.run()
+    assert seen
+    assert not any(dataset is experiment.data.test for dataset in seen)
+    assert [stage["test"] for stage in summary["stages"].values()] == [{}] * len(summary["stages"])
+    quality = [summary["stages"][name]["validation"]["accuracy"] for name in ("distilled", "alone")]
+    assert summary["gain"] == pytest.approx(100 * (quality[0] - quality[1]))
+    assert summary["test_rows"] == 0
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert Experiment(recipe(), tmp_path / "run", test=False).run(resume=True) == summary
