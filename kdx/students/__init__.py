@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kdx.students.contract import Contract as Contract
     from kdx.students.depth import ByDepth as ByDepth
     from kdx.students.depth import Depth as Depth
+    from kdx.students.depth import block_sequences as block_sequences
     from kdx.students.depthwise import ByDepthwise as ByDepthwise
     from kdx.students.depthwise import Depthwise as Depthwise
     from kdx.students.derivation import Derivation as Derivation
@@ -23,24 +24,28 @@ if TYPE_CHECKING:
     from kdx.students.edit import Kept as Kept
     from kdx.students.edit import Origin as Origin
     from kdx.students.edit import Plan as Plan
+    from kdx.students.groups import ChannelGroup as ChannelGroup
+    from kdx.students.groups import channel_groups as channel_groups
     from kdx.students.low_rank import ByLowRank as ByLowRank
     from kdx.students.low_rank import LowRank as LowRank
     from kdx.students.student_data import StudentData as StudentData
     from kdx.students.width import ByWidth as ByWidth
     from kdx.students.width import Width as Width
+    from kdx.students.width import plan_width as plan_width
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
             "kdx.students.config": ["StudentConfig", "build", "read_config"],
             "kdx.students.contract": ["Contract"],
-            "kdx.students.depth": ["ByDepth", "Depth"],
+            "kdx.students.depth": ["ByDepth", "Depth", "block_sequences"],
             "kdx.students.depthwise": ["ByDepthwise", "Depthwise"],
             "kdx.students.derivation": ["Derivation"],
             "kdx.students.deriving": ["Derived", "derive", "inherit"],
             "kdx.students.edit": ["Edit", "Kept", "Origin", "Plan"],
+            "kdx.students.groups": ["ChannelGroup", "channel_groups"],
             "kdx.students.low_rank": ["ByLowRank", "LowRank"],
             "kdx.students.student_data": ["StudentData"],
-            "kdx.students.width": ["ByWidth", "Width"],
+            "kdx.students.width": ["ByWidth", "Width", "plan_width"],
         },
     )

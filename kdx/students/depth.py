@@ -13,7 +13,7 @@ from kdx.students.calls import Calls, record_calls
 from kdx.students.derivation import Derivation
 from kdx.students.edit import Edit, Kept, Origin, Plan
 
-__all__ = ["ByDepth", "Depth", "plan_depth"]
+__all__ = ["ByDepth", "Depth", "block_sequences", "plan_depth"]
 
 _BESIDE = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Dropout, nn.Dropout2d)
 
@@ -62,8 +62,7 @@ class ByDepth(Derivation):
 
 def plan_depth(model: nn.Module, inputs: Any) -> Plan:
     """All depths of a model; blocks go one at a time from the sequence that has the most left, the last of equals."""
-    calls = record_calls(model, inputs)
-    sequences = list(_sequences(model, "", calls))
+    sequences = block_sequences(model, inputs)
     total = sum(len(blocks) - least for blocks, least in sequences)
 
     def edit(place: int) -> Depth:
@@ -84,6 +83,25 @@ def plan_depth(model: nn.Module, inputs: Any) -> Plan:
         reason = "no child of an nn.Sequential or nn.ModuleList gives the shape it takes, so none can be left out"
         kept.append(Kept(type(model).__name__, reason))
     return Plan(total + 1, edit, kept)
+
+
+def block_sequences(model: nn.Module, inputs: Any) -> list[tuple[list[list[str]], int]]:
+    """The sequences of a model from which :class:`Depth` can leave out blocks, in the order of its modules.
+
+    Args:
+        model: any module; nothing about it changes.
+        inputs: an example of what it takes, two samples or more.
+
+    Returns:
+        For every sequence its blocks, a block as the names of its modules, and how many of them have to stay.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> block_sequences(net, torch.zeros(2, 3))
+        [([['1', '2']], 0)]
+    """
+    return list(_sequences(model, "", record_calls(model, inputs)))
 
 
 def _sequences(module: nn.Module, path: str, calls: dict[str, Calls]) -> Iterator[tuple[list[list[str]], int]]:

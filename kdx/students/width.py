@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy as copying
-import functools
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,13 +18,16 @@ from kdx.students.calls import plainly
 from kdx.students.channels import Ids
 from kdx.students.derivation import Derivation
 from kdx.students.edit import Edit, Origin, Plan
+from kdx.students.groups import ChannelGroup, Place, Scores, groups_of
 from kdx.students.resize import get_tensor, reset, set_tensors
+from kdx.students.selection import Dropped, dropped_at, globally, kept_places, places_of, uniformly, with_inner
 from kdx.students.trace import Trace
 from kdx.students.tracing import trace_channels
 
-__all__ = ["ByWidth", "Importance", "Width", "plan_width"]
+__all__ = ["ByWidth", "Importance", "Spread", "Width", "plan_width"]
 
 Importance = Literal["l1", "l2"]
+Spread = Literal["uniform", "global"]
 FINEST = 128
 
 
@@ -41,9 +41,13 @@ class Width(Edit):
     https://arxiv.org/abs/1608.08710). Every head of an ``nn.MultiheadAttention`` stays and keeps its strongest inner
     channels. Inputs and outputs of the model keep their sizes. The kept weights are the teacher's, unscaled.
 
+    Which channels are kept can also be written down, as :func:`plan_width` does for scores from elsewhere.
+
     Args:
         ratio: share of the channels.
-        importance: ``l1`` or ``l2`` norm of the filters.
+        importance: ``l1`` or ``l2`` norm of the filters; ``given`` where ``dropped`` says which channels go.
+        dropped: weight -> for each dimension the indices of the channels that are dropped, each named once: what must
+            go with it is found again. None drops those of the smallest norms.
         sizes: weight -> its new shape, ``-1`` where the size does not change.
         pads: module that pads channels -> how many before and after.
         pinned: modules that keep all channels they read and make, because their code holds sizes.
@@ -51,7 +55,8 @@ class Width(Edit):
 
     how: Literal["width"] = "width"
     ratio: float = Field(gt=0, le=1)
-    importance: Importance = "l1"
+    importance: Importance | Literal["given"] = "l1"
+    dropped: Dropped | None = None
     sizes: dict[str, list[int]] = Field({})
     pads: dict[str, tuple[int, int]] = Field({})
     pinned: list[str] = Field([])
@@ -76,7 +81,15 @@ class Width(Edit):
 
     def derive(self, model: nn.Module, inputs: Any) -> dict[str, Origin]:
         """See :meth:`Edit.derive`."""
-        kept, _pads = _select(trace_channels(model, inputs, self.pinned), self.ratio, self.importance)
+        trace = trace_channels(model, inputs, self.pinned)
+        groups = groups_of(trace)
+        if self.dropped is not None:
+            dropped = dropped_at(trace, self.dropped)
+        elif self.importance == "given":
+            raise StudentError("importance 'given' needs dropped, the channels that go; write l1 or l2 to choose them")
+        else:
+            dropped = uniformly(trace, groups, _norms(trace, groups, self.importance), self.ratio)
+        kept, _pads = kept_places(trace, dropped)
         if (sizes := _sizes(kept, model)) != self.sizes:
             raise StudentError(
                 f"the channels of {type(model).__name__} are grouped otherwise than when this student was planned "
@@ -127,30 +140,76 @@ class ByWidth(Derivation):
         return plan_width(model, inputs, importance=self.importance)
 
 
-def plan_width(model: nn.Module, inputs: Any, *, importance: Importance = "l1") -> Plan:
-    """All widths of a model in steps of one channel of its widest layer, at most 128.
+def plan_width(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    importance: Importance = "l1",
+    scores: Scores | None = None,
+    spread: Spread = "uniform",
+    least: float = 0.0,
+) -> Plan:
+    """All widths of a model: in steps of one channel of its widest group, at most 128, or of one channel of the model.
 
     One of them is tried, and what does not run with fewer channels is pinned.
+
+    Args:
+        model: the teacher; it is left as it is.
+        inputs: an example of what it takes, two samples or more.
+        importance: norm of the filters by which channels are kept, if there are no ``scores``.
+        scores: the importance of channels from elsewhere; the edits then say which channels go.
+        spread: ``uniform`` keeps the same share of every group; under ``global`` all channels compete, so that layers
+            may end up with unequal shares.
+        least: under ``global`` the share of every group that stays.
     """
     pinned: list[str] = []
     while True:
         trace = trace_channels(model, inputs, pinned)
-        widest = max((len(cell) for cell in _cells(trace)), default=0)
-        steps = min(widest, FINEST) or 1
-        edit = functools.partial(_edit, model, trace, steps, importance, pinned)
-        new = [name for name in _failing(model, edit((steps - 1) // 2), inputs) if name not in pinned]
+        plan = _plan(model, trace, pinned, importance, scores, spread, least)
+        new = [name for name in _failing(model, plan.edit((plan.settings - 1) // 2), inputs) if name not in pinned]
         if not new:
-            return Plan(steps, edit, trace.kept)
+            return plan
         pinned = [*pinned, *new]
 
 
-def _edit(model: nn.Module, trace: Trace, steps: int, importance: Importance, pinned: list[str], place: int) -> Width:
-    ratio = (place + 1) / steps
-    kept, pads = _select(trace, ratio, importance)
-    return Width(ratio=ratio, importance=importance, sizes=_sizes(kept, model), pads=pads, pinned=pinned)
+def _plan(
+    model: nn.Module,
+    trace: Trace,
+    pinned: list[str],
+    importance: Importance,
+    scores: Scores | None,
+    spread: Spread,
+    least: float,
+) -> Plan:
+    groups = groups_of(trace)
+    found = list(scores(groups)) if scores is not None else _norms(trace, groups, importance)
+    free = [group for group in groups if not group.inner]
+    total = sum(map(len, free))
+    order = globally(groups, found, least) if spread == "global" else []
+    steps = min(max(map(len, free), default=0), FINEST) or 1
+
+    def edit(place: int) -> Width:
+        if spread == "global":
+            going = {root for block in order[: len(order) - place] for root in block}
+            dropped, ratio = with_inner(trace, groups, found, going), (total - len(going)) / max(total, 1)
+        else:
+            ratio = (place + 1) / steps
+            dropped = uniformly(trace, groups, found, ratio)
+        kept, pads = kept_places(trace, dropped)
+        by_norm = scores is None and spread == "uniform"
+        return Width(
+            ratio=ratio or 1.0,
+            importance=importance if by_norm else "given",
+            dropped=None if by_norm else places_of(trace, dropped),
+            sizes=_sizes(kept, model),
+            pads=pads,
+            pinned=pinned,
+        )
+
+    return Plan(len(order) + 1 if spread == "global" else steps, edit, trace.kept)
 
 
-def _failing(model: nn.Module, edit: Width, inputs: Any) -> list[str]:
+def _failing(model: nn.Module, edit: Edit, inputs: Any) -> list[str]:
     """Names of the modules that an edit breaks; empty if all run.
 
     Where the innermost one is of PyTorch, the code that calls it holds the size: its module is the one, and with it
@@ -177,96 +236,16 @@ def _failing(model: nn.Module, edit: Width, inputs: Any) -> list[str]:
     return []
 
 
-Selection = tuple[dict[str, dict[int, Ids]], dict[str, tuple[int, int]]]
-"""Weight -> dimension -> the places kept along it; padding module -> sizes."""
-
-
-def _select(trace: Trace, ratio: float, importance: Importance) -> Selection:
-    heads = _heads(trace)
-    scores = _scores(trace, importance)
-    dropped: set[int] = set()
-    for cell in _cells(trace):
-        multiple = math.lcm(*(heads.get(int(root), 1) for root in cell))
-        keep = max(round(ratio * len(cell) / multiple), 1) * multiple
-        dropped |= _weakest(cell, scores, len(cell) - keep)
-    for attention in trace.attention:
-        stream = trace.channels.roots(attention.stream)
-        share = sum(int(root) not in dropped for root in stream) / len(stream)
-        for inner in (attention.query_key, attention.value):
-            for head in np.split(trace.channels.roots(inner), attention.heads):
-                dropped |= _weakest(head, scores, len(head) - round(share * len(head)))
-    gone = np.array(sorted(dropped), dtype=np.int64)
-    kept: dict[str, dict[int, Ids]] = {}
-    for names, _tensor, labels in trace.watched():
-        for dim, ids in enumerate(labels):
-            stays = ~np.isin(trace.channels.roots(ids), gone) if ids is not None else np.ones(1, bool)
-            if not stays.all():
-                for name in names:
-                    kept.setdefault(name, {})[dim] = np.flatnonzero(stays)
-    pads = {}
-    for name, sides in trace.pads.items():
-        counts = [int((~np.isin(trace.channels.roots(ids), gone)).sum()) for ids in sides]
-        if counts != [len(ids) for ids in sides]:
-            pads[name] = (counts[0], counts[1])
-    return kept, pads
-
-
-def _cells(trace: Trace) -> list[Ids]:
-    """Groups of channels that can be dropped and appear in the same dimensions of the same weights."""
-    inner = {
-        int(root)
-        for attention in trace.attention
-        for ids in (attention.query_key, attention.value)
-        for root in trace.channels.roots(ids)
-    }
-    places: dict[int, set[tuple[str, int]]] = {}
-    for names, _tensor, labels in trace.watched():
-        for dim, ids in enumerate(labels):
-            if ids is not None:
-                for root in set(trace.channels.roots(ids[~trace.channels.fixed(ids)]).tolist()) - inner:
-                    places.setdefault(root, set()).add((names[0], dim))
-    cells: dict[tuple[tuple[str, int], ...], list[int]] = {}
-    for root, where in places.items():
-        cells.setdefault(tuple(sorted(where)), []).append(root)
-    return [np.array(sorted(roots)) for roots in cells.values()]
-
-
-def _heads(trace: Trace) -> dict[int, int]:
-    """Root of a token's channel -> what the number of channels must be a multiple of.
-
-    Where the tokens of an attention consist of several groups (a concatenation, say), they are fixed, since every
-    group would have to shrink by the same share exactly.
-    """
-    where = {int(root): place for place, cell in enumerate(_cells(trace)) for root in cell}
-    found: dict[int, int] = {}
-    for attention in trace.attention:
-        roots = trace.channels.roots(attention.stream)
-        if len({where.get(int(root)) for root in roots}) > 1:
-            trace.channels.fix(attention.stream)
-            continue
-        for root in roots.tolist():
-            found[root] = math.lcm(found.get(root, 1), attention.heads)
-    return found
-
-
-def _scores(trace: Trace, importance: Importance) -> dict[int, float]:
+def _norms(trace: Trace, groups: Sequence[ChannelGroup], importance: Importance) -> list[Tensor]:
     """Norm of the filters that make a channel, summed over the weights that make it."""
-    scores: dict[int, float] = {}
-    for _names, tensor, labels in trace.watched():
-        if tensor.dim() < 2 or labels[0] is None:
-            continue
-        norms: Tensor = torch.linalg.vector_norm(
+    norms: dict[Place, Tensor] = {
+        (names[0], 0): torch.linalg.vector_norm(
             tensor.detach().flatten(1).double(), 1 if importance == "l1" else 2, dim=1
         )
-        for root, norm in zip(trace.channels.roots(labels[0]).tolist(), norms.tolist(), strict=True):
-            scores[root] = scores.get(root, 0.0) + norm
-    return scores
-
-
-def _weakest(roots: Ids, scores: dict[int, float], count: int) -> set[int]:
-    """The ``count`` channels of the lowest score; of equal ones those that come last."""
-    order: Sequence[int] = sorted(roots.tolist(), key=lambda root: (scores.get(root, 0.0), -root))
-    return set(order[:count])
+        for names, tensor, labels in trace.watched()
+        if tensor.dim() >= 2 and labels[0] is not None
+    }
+    return [group.sum(norms) for group in groups]
 
 
 def _sizes(kept: dict[str, dict[int, Ids]], model: nn.Module) -> dict[str, list[int]]:

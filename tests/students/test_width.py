@@ -12,8 +12,10 @@ import kdx
 from kdx.capture import call
 from kdx.errors import StudentError
 from kdx.students import derive
+from kdx.students.groups import groups_of
+from kdx.students.selection import kept_places, uniformly
 from kdx.students.tracing import trace_channels
-from kdx.students.width import _select
+from kdx.students.width import _norms
 from tests.students import nets
 
 GREY = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -37,9 +39,10 @@ def test_a_narrow_cnn_is_its_teacher_with_the_other_channels_silenced(name):
     nets.settled(teacher, images)
     student = derive(teacher, images, how="width", params="40%").model
     # silence what is dropped where it is made: filters, biases, scales and shifts; readers then read zeros
-    kept, _ = _select(
-        trace_channels(teacher, images), derive(teacher, images, how="width", params="40%").edit.ratio, "l1"
-    )
+    trace = trace_channels(teacher, images)
+    groups = groups_of(trace)
+    ratio = derive(teacher, images, how="width", params="40%").edit.ratio
+    kept, _ = kept_places(trace, uniformly(trace, groups, _norms(trace, groups, "l1"), ratio))
     silenced = copy.deepcopy(teacher)
     weights = dict(silenced.named_parameters())
     for key, indices in kept.items():
