@@ -6,12 +6,15 @@ as import strings in a :class:`kdx.Spec` and loaded when they are used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from kdx.batch import Batch
     from kdx.losses import Losses
     from kdx.spec import Spec
     from kdx.training.run import Run
@@ -67,6 +70,15 @@ def kdx_ops() -> Iterable[Spec]:  # type: ignore[empty-body]
 @hookspec(historic=True)
 def kdx_configure(run: Run) -> None:
     """A run is about to take its first step; a plugin registered later is told of it too."""
+
+
+@hookspec
+def kdx_before_evaluate(run: Run, name: str, student: nn.Module, batches: Callable[[], Iterable[Batch]]) -> None:
+    """A student is about to be evaluated after an epoch, or exported at the end of the run, its selected weights back.
+
+    What a hook changes in its buffers, as recalibrated BatchNorm statistics, is evaluated, selected, exported and
+    trained on; its modes and the random states are put back. ``batches()`` gives the training rows in order.
+    """
 
 
 @hookspec

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdx.baked_modes import baked_training
 
-__all__ = ["borrowed_buffers", "check_can_evaluate", "evaluating", "hold", "unchanged_buffers"]
+__all__ = ["borrowed_buffers", "check_can_evaluate", "evaluating", "hold", "keeping_modes", "unchanged_buffers"]
 
 
 @contextmanager
@@ -20,11 +20,18 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: see :func:`hold`.
     """
-    modes = [(module, module.training) for model in models for module in model.modules() if _has_mode(module)]
-    try:
+    with keeping_modes(*models):
         for model in models:
             check_can_evaluate(model)
             hold(model)
+        yield
+
+
+@contextmanager
+def keeping_modes(*models: nn.Module) -> Iterator[None]:
+    """Puts every module of some models back into its own mode afterwards, training or evaluation."""
+    modes = [(module, module.training) for model in models for module in model.modules() if _has_mode(module)]
+    try:
         yield
     finally:
         for module, mode in modes:

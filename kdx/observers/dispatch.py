@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from kdx import hookspecs
 from kdx.blame import origin_of
-from kdx.errors import FileError, PluginError, StopRun
+from kdx.errors import FileError, PluginError, StopRun, nearest
 from kdx.hookspecs import PROJECT
 from kdx.registry import default_plugins
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from kdx.batch import Batch
     from kdx.losses import Losses
     from kdx.training.run import Run
 
 __all__ = ["Observers", "check_observers", "progress_beside"]
 
-_EVENTS = ("kdx_configure", "kdx_step_end", "kdx_epoch_end", "kdx_run_end")
+_EVENTS = ("kdx_configure", "kdx_before_evaluate", "kdx_step_end", "kdx_epoch_end", "kdx_run_end")
 
 _MEANT = (PluginError, FileError, StopRun)
 """Exceptions of an observer that go on as they are."""
@@ -72,12 +76,28 @@ def _is_marked(observer: object, name: str) -> bool:
     return hasattr(getattr(observer, name, None), f"{PROJECT}_impl")
 
 
+def _marked_methods(scheme: object) -> dict[str, Any]:
+    """The methods of a scheme that are told of its run; the scheme itself has other attributes, which none may read.
+
+    Raises:
+        PluginError: a method is named as a hook that no run has, or as one of a run and is not marked.
+    """
+    named = [name for name in dir(type(scheme)) if name.startswith(f"{PROJECT}_") and callable(getattr(scheme, name))]
+    for name in named:
+        what = f"scheme {type(scheme).__name__} has a method {name}"
+        if not _is_marked(scheme, name) and name in _EVENTS:
+            raise PluginError(f"{what} that is not marked; write @kdx.hookimpl above it")
+        if _is_marked(scheme, name) and name not in _EVENTS:
+            raise PluginError(f"{what}, and a run has no such hook; {nearest(name, _EVENTS)}")
+    return {name: getattr(scheme, name) for name in named if name in _EVENTS}
+
+
 def _shown(observer: object) -> str:
     return observer.__name__ if inspect.isclass(observer) or inspect.isroutine(observer) else repr(observer)[:80]
 
 
 class Observers:
-    """Notifies the observers of one run: plugins first, in the order of their names, then the given ones in theirs.
+    """Notifies the observers of one run: its scheme, then plugins in the order of their names, then the given ones.
 
     An observer that raises ends the run with a `PluginError` that names it, once the others have been notified of the
     same event; :func:`kdx.fit` writes a checkpoint first. :class:`kdx.StopRun` ends it in the same way as what it is,
@@ -86,13 +106,14 @@ class Observers:
     Args:
         given: objects (or modules) with methods marked by ``kdx.hookimpl``; messages number them.
         own: those of the run itself, told before the given ones.
+        scheme: that is trained; it is told first of what its marked methods are for.
 
     Raises:
         PluginError: an observer implements an unknown hook, asks for an argument the hook does not have, or is a
             wrapper around other observers.
     """
 
-    def __init__(self, given: Sequence[object], own: Sequence[object] = ()) -> None:
+    def __init__(self, given: Sequence[object], own: Sequence[object] = (), scheme: object = None) -> None:
         self._handled = sys.exception()  # of the caller, if it makes its run within an except clause
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
@@ -109,6 +130,8 @@ class Observers:
             self._register(observer, type(observer).__name__)
         for name in sorted(watching, reverse=True):
             self._register(watching[name], name)
+        if methods := _marked_methods(scheme):
+            self._register(SimpleNamespace(**methods), f"scheme {type(scheme).__name__}")
 
     def _register(self, plugin: object, name: str) -> None:
         try:
@@ -128,6 +151,10 @@ class Observers:
     def configure(self, run: Run) -> None:
         """Called when the run is about to start."""
         self._tell("kdx_configure", run=run)
+
+    def before_evaluate(self, run: Run, name: str, student: nn.Module, batches: Callable[[], Iterable[Batch]]) -> None:
+        """Called before a student is evaluated after an epoch, and before it is exported."""
+        self._tell("kdx_before_evaluate", run=run, name=name, student=student, batches=batches)
 
     def step_end(self, run: Run, step: int, losses: Losses) -> None:
         """Called after an optimizer step."""
@@ -169,6 +196,7 @@ class Observers:
         except _MEANT:  # a file that cannot be written is no fault of who writes it
             raise
         except Exception as error:
-            name, origin = implementation.plugin_name, origin_of(implementation.plugin)
+            owner = getattr(implementation.function, "__self__", implementation.plugin)
+            name, origin = implementation.plugin_name, origin_of(owner)
             shown = f" of {origin}" if origin and origin != name else ""
             raise PluginError(f"observer {name!r}{shown} failed in {event}: {type(error).__name__}: {error}") from error

@@ -22,6 +22,7 @@ __all__ = [
     "first_batch",
     "looking_at",
     "pass_size",
+    "set_epoch",
     "windows",
 ]
 
@@ -76,8 +77,7 @@ class ResumableLoader:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of one epoch; after :meth:`load_state_dict` those that the interrupted epoch still owed."""
-        for owner in _epoch_owners(self.loader):
-            owner.set_epoch(epoch)
+        set_epoch(self.loader, epoch)
         if not self._replay:
             self._epoch_start = self._now
             self._generators_start = [generator.get_state() for generator in self._generators]
@@ -183,6 +183,12 @@ def _epoch_owners(loader: Any) -> list[Any]:
     return [part for part in parts if callable(getattr(part, "set_epoch", None))]
 
 
+def set_epoch(loader: Iterable[Any], epoch: int) -> None:
+    """Tells the epoch to the parts of a loader that count epochs: its sampler, batch sampler and data set."""
+    for owner in _epoch_owners(loader):
+        owner.set_epoch(epoch)
+
+
 def count_batches(loader: Iterable[Any]) -> int | None:
     """Number of batches in an epoch now, or None where the loader cannot tell."""
     try:
@@ -202,8 +208,7 @@ def _stateful(loader: Any) -> Any:
 
 def first_batch(loader: Iterable[Any]) -> Any:
     """The first batch of epoch 0; it comes again unless the stream neither restarts nor keeps its place."""
-    for owner in _epoch_owners(loader):
-        owner.set_epoch(0)
+    set_epoch(loader, 0)
     source = _stateful(loader)
     place = source.state_dict() if source is not None else None
     with blaming("the data", data_of(loader)):

@@ -15,12 +15,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from torch import nn
 
 from kdx import rng
 from kdx.batch import Batch
 from kdx.blame import explaining_lost_workers
 from kdx.errors import Interrupted, PluginError, StopRun
 from kdx.losses import Losses
+from kdx.modes import keeping_modes
 from kdx.observers.dispatch import Observers, check_observers, progress_beside
 from kdx.observers.metrics_log import MetricsLog
 from kdx.observers.tensorboard import TensorBoardLog
@@ -33,6 +35,7 @@ from kdx.training.batches import ResumableLoader, count_batches, first_batch, pa
 from kdx.training.dataset_facts import dataset_labels, dataset_size
 from kdx.training.evaluation import Metrics
 from kdx.training.gradients import term_gradients
+from kdx.training.in_order import InOrder
 from kdx.training.incoming import Incoming
 from kdx.training.kept import saying_what_is_kept
 from kdx.training.modes import put_into_training, resting_modules
@@ -176,7 +179,7 @@ def fit(
     accelerator = _accelerator(mixed_precision, device, skips=unused_parameters or scheme.skips)
     _check(scheme, observers, compile=compile, log_gradients=log_gradients)
     resting = resting_modules(scheme, keep_eval)
-    tests = _tests(scheme, accelerator) if prequential else None
+    tests, rows = _tests(scheme, accelerator) if prequential else None, train
     if (processes := accelerator.num_processes) > 1:
         train = accelerator.prepare(train)
     open_ended = epochs is None and steps is not None
@@ -195,7 +198,8 @@ def fit(
     loader = ResumableLoader(train, accelerator.device, processes, look=incoming.look)
     state = State(run, accelerator, phases, loader, tests)
     state.claim(resume=resume)
-    watchers = Observers(observers, [*_logs(run, accelerator), *progress_beside(observers, progress)])
+    watchers = Observers(observers, [*_logs(run, accelerator), *progress_beside(observers, progress)], scheme)
+    prepare = functools.partial(_before_evaluate, run, watchers, rows, accelerator.device)
 
     if evaluate is not None:
         state.try_evaluation(evaluate, metrics, select)
@@ -224,10 +228,9 @@ def fit(
                     _obey(signals, run)
                     if run.step >= run.total_steps or run.stopped:
                         break
-                loader.epoch_end()
-                phases.advance("epoch")
-                run.epoch += 1
-                watchers.epoch_end(run, state.end_epoch(evaluate, metrics, select))
+                row = state.end_epoch(evaluate, metrics, select, prepare)
+                _end_epoch(run, loader, phases)
+                watchers.epoch_end(run, row)
                 run.seconds = time.perf_counter() - start
                 if not run.goes_on:
                     frozen.check()  # first, so that the run is not resumed as one that has ended well
@@ -238,7 +241,7 @@ def fit(
             state.save()  # an observer failed or ended the run, which has not failed
         raise
     else:
-        state.finish()
+        state.finish(prepare)
     finally:
         accelerator.unwrap_model(engine, keep_fp32_wrapper=False)
         watchers.run_end(run)
@@ -481,6 +484,21 @@ def _end_step(run: Run, phases: Phases, *, pass_ended: bool) -> None:
     run.learning_rate = phases.learning_rate
     if pass_ended and run.step < run.total_steps:
         phases.advance("epoch")
+
+
+def _end_epoch(run: Run, loader: ResumableLoader, phases: Phases) -> None:
+    """Counts the epoch and moves the schedules, once it is evaluated: from before, a resumed run evaluates it again."""
+    loader.epoch_end()
+    phases.advance("epoch")
+    run.epoch += 1
+
+
+def _before_evaluate(
+    run: Run, watchers: Observers, train: Iterable[Any], device: torch.device, name: str, student: nn.Module
+) -> None:
+    """Lets the observers prepare a student for its evaluation; its modes and the random states are put back."""
+    with rng.isolated(), keeping_modes(student), InOrder(train, device, run.epoch) as batches:
+        watchers.before_evaluate(run, name, student, batches)
 
 
 def _obey(signals: Signals, run: Run) -> None:

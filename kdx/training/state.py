@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdx import rng
 from kdx.batch import Batch
@@ -28,6 +28,10 @@ from kdx.training.run import Run
 from kdx.training.tryout_evaluation import try_evaluation
 
 __all__ = ["State"]
+
+
+Prepare = Callable[[str, nn.Module], None]
+"""Prepares a student, by name, for its evaluation."""
 
 
 class State:
@@ -144,29 +148,38 @@ class State:
         run.learning_rate = self.phases.learning_rate
         rng.restore(state["rng"])
 
-    def end_epoch(self, loader: Iterable[Any] | None, metrics: Metrics | None, select: str | None) -> dict[str, Any]:
+    def end_epoch(
+        self, loader: Iterable[Any] | None, metrics: Metrics | None, select: str | None, prepare: Prepare
+    ) -> dict[str, Any]:
         """Adds the epoch's row to the history and returns it: training losses, and metrics if there is a loader.
 
-        The students' weights are remembered if they are selected.
+        The students' weights are remembered if they are selected. Where it raises, the epoch has not ended yet: a run
+        that goes on from there evaluates it again.
+
+        Args:
+            loader: to evaluate on, or None.
+            metrics: see :func:`kdx.fit`.
+            select: see :func:`kdx.fit`.
+            prepare: is called with every student before it is evaluated.
 
         Raises:
             KdxError: a loss of the epoch was not finite.
         """
         run = self.run
         self.finite.check(run.step)
-        row = {"epoch": run.epoch, "step": run.step, **self.losses.row()}
-        if loader is not None:
-            row |= self._evaluate(loader, metrics)
+        measured = {} if loader is None else self._evaluate(loader, metrics, prepare)
+        row = {"epoch": run.epoch + 1, "step": run.step, **self.losses.row(), **measured}
         run.history.append(row)
         if loader is not None and select is not None:
             self._select(select, row)
         return row
 
-    def _evaluate(self, loader: Iterable[Any], metrics: Metrics | None) -> dict[str, Any]:
+    def _evaluate(self, loader: Iterable[Any], metrics: Metrics | None, prepare: Prepare) -> dict[str, Any]:
         run, metrics = self.run, metrics or metrics_of(self.run.scheme.task)
         row: dict[str, Any] = {}
         for name, student in run.scheme.students.items():
             output = run.scheme.reader(name)
+            prepare(name, student)
             found = evaluation.evaluate(student, loader, metrics=metrics, device=self.accelerator.device, output=output)
             row |= {f"{name}/{metric}": value for metric, value in found.items()}
             run.higher_is_better |= {f"{name}/{metric}": better for metric, better in found.higher_is_better.items()}
@@ -202,11 +215,12 @@ class State:
             raise ValueError(f"select={select!r} is no metric of the evaluation; {nearest(select, names)}")
         return key
 
-    def finish(self) -> None:
-        """Puts the selected weights back and exports the students."""
+    def finish(self, prepare: Prepare) -> None:
+        """Puts the selected weights back and exports the students, each prepared as for an evaluation."""
         run = self.run
         for name, student in run.scheme.students.items():
             if name in self.best:
                 student.load_state_dict(self.best[name])
+            prepare(name, student)
             if run.folder is not None and self.accelerator.is_main_process:
                 export_weights(student, run.folder / f"{name}.safetensors")
