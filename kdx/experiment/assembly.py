@@ -290,19 +290,44 @@ class Assembly:
         """The model that a structure is made into: once, then as the source kept it."""
         if (kept := self.source.produced(stage.name)) is not None:
             return kept
-        with rng.isolated():
-            torch.manual_seed(self.recipe.seed + stage.seed)
-            produced = structure.produce(self)
-            model = self.build(produced.model)
-            contract = Contract(self.example, (((1, self.data.shape["num_classes"]), torch.float32),))
-            if not self.task.one_class and structure.needs:  # outputs of another shape are those of the models before
-                contract = Contract.of(self.model(structure.needs[0]), self.example)
-            contract.check(model)
-            if produced.weights is not None:
-                model.load_state_dict(dict(produced.weights))
-                produced = Produced(produced.model, model.state_dict())
+        alike = [other.name for other in self.stages.values() if (other.model, other.seed) == (structure, stage.seed)]
+        produced = next(filter(None, map(self.source.produced, alike)), None)
+        if produced is None:
+            with rng.isolated():
+                torch.manual_seed(self.recipe.seed + stage.seed)
+                produced = self._checked(stage, structure, structure.produce(self))
         self.source.keep(stage.name, produced)
         return produced
+
+    def _checked(self, stage: Stage, structure: Structure, produced: Any) -> Produced:
+        """What a structure was made into, with all of its weights, after it has run on an example.
+
+        Raises:
+            PlanError: it is no :class:`kdx.assistants.Produced`, or has other weights than its model.
+            StudentError: it does not run on the data, or gives outputs of another shape than the task or the models
+                before it have.
+        """
+        if not isinstance(produced, Produced):
+            raise PlanError(
+                f"stage {stage.name!r}: {type(structure).__name__}.produce has to return kdx.assistants.Produced(Ref, "
+                f"weights), got {produced!r}"
+            )
+        model, example = self.build(produced.model, stage.name), self.example_of(stage.name)
+        if self.task.one_class:
+            Contract(example, (((1, self.data.shape["num_classes"]), torch.float32),)).check(model)
+        elif before := (*structure.needs, *stage.teachers):  # outputs of another shape are those of the models before
+            outputs = Contract.of(self.model(before[0]), self.example_of(before[0])).outputs
+            Contract(example, outputs).check(model)
+        if produced.weights is None:
+            return produced
+        try:
+            model.load_state_dict(dict(produced.weights))
+        except RuntimeError as error:
+            raise PlanError(
+                f"stage {stage.name!r}: the weights that {type(structure).__name__} gave are not those of the model "
+                f"{produced.model.name!r} that it gave: {error}"
+            ) from error
+        return Produced(produced.model, model.state_dict())
 
 
 def _frozen(model: nn.Module, section: TeacherSection | None, *, view: str | None) -> Frozen:

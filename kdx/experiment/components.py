@@ -11,6 +11,7 @@ from kdx.errors import KdxError, RecipeError, TrustError, UnknownNameError
 from kdx.options import check_options, check_takes
 from kdx.ref import Ref
 from kdx.registry import Kind, Plugins
+from kdx.stage import Structure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +24,7 @@ __all__ = [
     "SUPPLIED",
     "check_component",
     "check_void",
+    "is_structure",
     "locating",
     "model_options_of",
     "needs_of",
@@ -95,10 +97,21 @@ def new_model(ref: Ref, shape: Mapping[str, Any], facts: Mapping[str, Any], plug
         RecipeError: it refuses its options.
     """
     with locating(f"model ({ref.name})"):
-        parameters = inspect.signature(plugins.load("model", ref.name)).parameters
+        component = plugins.load("model", ref.name)
+        if is_structure(component):
+            raise ValueError(
+                "it is made when the stage that trains it begins, from finished stages, so it cannot be built by "
+                "itself; name it as the model of a stage alone, as in student.model"
+            )
+        parameters = inspect.signature(component).parameters
         taken = {name: value for name, value in facts.items() if name in parameters}
         model: nn.Module = plugins.make("model", ref, **shape, **taken)
     return model
+
+
+def is_structure(component: Any) -> bool:
+    """Whether a model component is a :class:`kdx.assistants.Structure`, which its stage makes, and not a model."""
+    return inspect.isclass(component) and issubclass(component, Structure)
 
 
 def check_component(
@@ -116,6 +129,8 @@ def check_component(
     except UnknownNameError as error:
         raise RecipeError(f"{path}.name: {error}") from error
     where, supplied = f"{path} ({component.name})", SUPPLIED.get(kind, frozenset())
+    if is_structure(target):
+        supplied = given = frozenset()  # the model that it is made into gets them
     check_options(where, target, component.options, supplied=supplied | given)
     check_takes(where, target, () if kind == "scheme" else supplied)  # a scheme gets what its signature names
     return target

@@ -36,10 +36,11 @@ def plan(recipe: Recipe, plugins: Plugins | None = None) -> list[Stage]:
     """
     plugins = plugins or default_plugins()
     student = recipe.student.model
-    if recipe.student.weights and isinstance(structure_of(student), Structure):
+    if recipe.student.weights and isinstance(_structure(student, plugins), Structure):
         raise RecipeError(
-            "student.weights: a student with how= starts from the weights of its teacher; give the config of the "
-            "student that the weights are of instead, as model: {name: derived, config: student.yaml}"
+            "student.weights: the student is made when its stage begins, with the weights that it starts from (with "
+            "how= its teacher's); give the config of the student that the weights are of instead, as model: {name: "
+            "derived, config: student.yaml}"
         )
     taught_along = plugins.load("scheme", recipe.scheme.name).trains_teacher
     teachers = {} if taught_along else recipe.all_teachers
@@ -77,7 +78,7 @@ def plan(recipe: Recipe, plugins: Plugins | None = None) -> list[Stage]:
     assistant = assistant_of(recipe, plugins)
     if recipe.assistant is None or assistant is None:
         stages.append(Stage("distilled", "distilled", student, tuple(teachers)))
-        return in_order(_derived(stages))
+        return in_order(_made(stages, plugins))
     planned = assistant.plan(recipe.teacher.model if recipe.teacher else student, student)
     if not isinstance(planned, Sequence) or not all(isinstance(stage, Stage) for stage in planned):
         raise PlanError(f"assistant {recipe.assistant.name!r}: expected a list of kdx.Stage, got {planned!r}")
@@ -88,12 +89,24 @@ def plan(recipe: Recipe, plugins: Plugins | None = None) -> list[Stage]:
         )
     for stage in planned:
         _check(stage, recipe, plugins)
-    return in_order(_derived([*stages, *planned]))
+    return in_order(_made([*stages, *planned], plugins))
 
 
-def _derived(stages: list[Stage]) -> list[Stage]:
-    """The stages, their students made from the teacher where the recipe derives them."""
-    return [replace(stage, model=structure_of(stage.model)) for stage in stages]
+def _made(stages: list[Stage], plugins: Plugins) -> list[Stage]:
+    """The stages with structures in place of their names; stages that name the same one have the same object."""
+    known: list[tuple[Ref | Structure, Ref | Structure]] = []
+    found = []
+    for stage in stages:
+        model = next((made for name, made in known if name == stage.model), None)
+        if model is None:
+            known.append((stage.model, model := _structure(stage.model, plugins)))
+        found.append(replace(stage, model=model))
+    return found
+
+
+def _structure(model: Ref | Structure, plugins: Plugins) -> Ref | Structure:
+    with locating(f"model ({model.name})" if isinstance(model, Ref) else "model"):
+        return structure_of(model, plugins)
 
 
 def assistant_of(recipe: Recipe, plugins: Plugins) -> Assistant | None:

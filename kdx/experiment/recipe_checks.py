@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 from kdx.errors import RecipeError, nearest
-from kdx.experiment.components import SMOOTHED, check_component, model_options_of, needs_of
+from kdx.experiment.components import SMOOTHED, check_component, is_structure, model_options_of, needs_of
 from kdx.experiment.recipe import Recipe
 from kdx.ref import Ref
 from kdx.registry import Plugins
@@ -27,9 +27,18 @@ def check_components(recipe: Recipe, plugins: Plugins) -> None:
         check_component("student.model.how", "student", Ref.of(how), plugins)
     for name, section in recipe.all_teachers.items():
         path = "teacher" if section is recipe.teacher else f"teachers.{name}"
-        check_component(f"{path}.model", "model", section.model, plugins, given=given)
+        made = is_structure(check_component(f"{path}.model", "model", section.model, plugins, given=given))
+        if made and plugins.load("scheme", recipe.scheme.name).trains_teacher:
+            raise RecipeError(
+                f"{path}.model: {section.model.name!r} is made when its stage begins, and scheme "
+                f"{recipe.scheme.name!r} trains the teacher along, without a stage; give a model"
+            )
     for place, peer in enumerate(recipe.peers if isinstance(recipe.peers, list) else []):
-        check_component(f"peers.{place}", "model", peer, plugins, given=given)
+        if is_structure(check_component(f"peers.{place}", "model", peer, plugins, given=given)):
+            raise RecipeError(
+                f"peers.{place}: {peer.name!r} is made when its stage begins, and a peer has no stage; give a number "
+                "of peers, all as the student is made, or models"
+            )
     for name, term in recipe.knowledge.items():
         check_component(f"knowledge.{name}", "knowledge", term, plugins)
     _check_task(recipe, plugins)

@@ -68,6 +68,10 @@ class StageRunner:
         if self.folder.finished(stage.name):
             return self.folder.checked(stage.name)
         self.folder.begin(stage.name)
+        cpu = self.recipe.device == "cpu"
+        if is_first(cpu=cpu):
+            self.assembly.ref(stage.name)  # a structure is made by the first process alone; the others read it
+        agreed(None, cpu=cpu)
         data, model = self.assembly.data_of(stage.name), self.assembly.ref(stage.name)
         set_seed(self.recipe.seed + stage.seed)
         scheme = self.assembly.scheme(stage)
@@ -75,7 +79,6 @@ class StageRunner:
         weights = self.folder.of(stage.name) / f"{name}.safetensors"
         result: dict[str, Any] = {"role": stage.role, "teachers": list(stage.teachers), "model": model.name}
         result |= self._train(stage, scheme, weights)
-        cpu = self.recipe.device == "cpu"
         if is_first(cpu=cpu):
             export_weights(student, weights, self.assembly.described(stage.name, self.name).metadata())
         output = scheme.reader(name)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from kdx.errors import StudentError
-from kdx.students.config import build
-from kdx.students.contract import Contract
 
 __all__ = ["derived"]
 
@@ -58,6 +55,11 @@ def derived(
             "the model 'derived' is built from config=, what `kdx student make` wrote; how= derives it from the "
             "trained teacher, which only the stages of a recipe with a teacher can do, and leaves no place for config="
         )
+    import torch
+
+    from kdx.students.config import build  # every plan looks at this module, and few build a derived student
+    from kdx.students.contract import Contract
+
     shape: dict[str, Any] = {"num_classes": num_classes, "input_shape": input_shape}
     model = build(config, **{name: value for name, value in shape.items() if value is not None})
     if input_shape is not None and num_classes is not None:

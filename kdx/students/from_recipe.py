@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from kdx.ref import Ref
+from kdx.registry import Plugins
 from kdx.stage import FinishedStages, Produced, Structure
+from kdx.students.derived import derived
 
 __all__ = ["DerivedStudent", "structure_of"]
 
@@ -41,8 +44,25 @@ class DerivedStudent(Structure):
         return Produced(model, student.model.state_dict() if self.inherit else None)
 
 
-def structure_of(model: Ref | Structure) -> Ref | Structure:
-    """The model that a stage trains: ``derived`` with ``how`` is made from the teacher, any other is itself."""
-    if isinstance(model, Ref) and model.name == "derived" and model.options.get("how") is not None:
+def structure_of(model: Ref | Structure, plugins: Plugins) -> Ref | Structure:
+    """The structure that a model's name stands for, which its stage makes, or the model as it is.
+
+    A model component that is a subclass of :class:`kdx.assistants.Structure` is built with the recipe's options;
+    ``derived`` with ``how`` is made from the teacher.
+
+    Args:
+        model: of a stage.
+        plugins: where components come from.
+
+    Raises:
+        TypeError: the structure refuses its options.
+    """
+    if isinstance(model, Structure):
+        return model
+    component = plugins.load("model", model.name)
+    if inspect.isclass(component) and issubclass(component, Structure):
+        made: Structure = plugins.make("model", model)
+        return made
+    if component is derived and model.options.get("how") is not None:
         return DerivedStudent(model.options)
     return model

@@ -417,7 +417,7 @@ def test_a_recipe_may_draw_new_weights_or_read_a_config_and_names_what_is_wrong(
     summary = kdx.run(check_recipe(given), folder=tmp_path / "given")
     assert summary["stages"]["distilled"]["model"] == "derived"
     both = {**RECIPE, "student": {**RECIPE["student"], "weights": "student.safetensors"}}
-    with pytest.raises(RecipeError, match=r"student\.weights: a student with how= starts from the weights of its"):
+    with pytest.raises(RecipeError, match=r"student\.weights: the student is made when its stage begins"):
         kdx.run(check_recipe(both), folder=tmp_path / "both")
     for how, message in (
         ("widht", r"student\.model\.how\.name: there is no student named 'widht'; did you mean 'width'"),
