@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from kdx.lazy import exports
 
 if TYPE_CHECKING:
+    from kdx.errors import StudentError as StudentError
+    from kdx.students.calls import Calls as Calls
+    from kdx.students.calls import record_calls as record_calls
     from kdx.students.config import StudentConfig as StudentConfig
     from kdx.students.config import build as build
     from kdx.students.config import read_config as read_config
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from kdx.students.groups import channel_groups as channel_groups
     from kdx.students.low_rank import ByLowRank as ByLowRank
     from kdx.students.low_rank import LowRank as LowRank
+    from kdx.students.narrowing import Narrowing as Narrowing
     from kdx.students.student_data import StudentData as StudentData
     from kdx.students.width import ByWidth as ByWidth
     from kdx.students.width import Width as Width
@@ -36,6 +40,8 @@ else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
+            "kdx.errors": ["StudentError"],
+            "kdx.students.calls": ["Calls", "record_calls"],
             "kdx.students.config": ["StudentConfig", "build", "read_config"],
             "kdx.students.contract": ["Contract"],
             "kdx.students.depth": ["ByDepth", "Depth", "block_sequences"],
@@ -45,6 +51,7 @@ else:
             "kdx.students.edit": ["Edit", "Kept", "Origin", "Plan"],
             "kdx.students.groups": ["ChannelGroup", "channel_groups"],
             "kdx.students.low_rank": ["ByLowRank", "LowRank"],
+            "kdx.students.narrowing": ["Narrowing"],
             "kdx.students.student_data": ["StudentData"],
             "kdx.students.width": ["ByWidth", "Width", "plan_width"],
         },

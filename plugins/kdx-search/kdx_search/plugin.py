@@ -1,1 +1,20 @@
 """The hooks of this package; it imports no torch, and neither optuna nor scipy before they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kdx import Spec, hookimpl
+
+
+@hookimpl
+def kdx_students() -> Iterable[Spec]:
+    """The derivation ``kernel``, which the sub-networks of a supernet need beside those of kdx."""
+    return [
+        Spec(
+            "kernel",
+            "kdx_search.kernel:ByKernel",
+            "smaller windows of convolutions: the centre of the teacher's",
+            "Cai et al. 2020, arXiv:1908.09791",
+        )
+    ]
