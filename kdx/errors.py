@@ -10,6 +10,7 @@ __all__ = [
     "CaptureError",
     "CheckpointError",
     "ComponentError",
+    "CountError",
     "DamageWarning",
     "DamagedError",
     "ExportError",
@@ -157,6 +158,10 @@ class StoreWarning(UserWarning):
 
 class StudentError(KdxError, ValueError):
     """A student cannot be derived from its teacher as asked, or does not keep its contract."""
+
+
+class CountError(KdxError, ValueError):
+    """Something about a model cannot be counted: its weights or its operations are where kdx cannot look."""
 
 
 class TrustError(KdxError, ValueError):

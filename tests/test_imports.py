@@ -156,6 +156,8 @@ def test_counting_operations_loads_few_modules_of_kdx() -> None:
         "kdx",
         "kdx.analysis",
         "kdx.analysis.flops",
+        "kdx.analysis.packed",
+        "kdx.analysis.quantised_flops",
         "kdx.baked_modes",
         "kdx.batch",
         "kdx.blame",

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from kdx.analysis.flops import counting_flops
+from kdx.analysis.flops import Counted, counting_flops
+from kdx.analysis.stored import count_parameters
 from kdx.batch import Batch
 from kdx.capture import Taps, call, clean_name, unwrap
+from kdx.errors import CountError
 from kdx.features.matching import Pairs, pair_by_depth, pair_by_similarity
 from kdx.features.similarity import MinibatchCKA
 from kdx.files import atomic_write
@@ -38,18 +39,19 @@ class Layer:
         kind: class of the module.
         order: its place in the forward pass, from 0, by when it ends.
         shape: of its output for one sample.
-        parameters: number of parameters, those of inner modules included.
+        parameters: number of parameters, those of inner modules included; None if they cannot be counted.
         flops: floating point operations for one sample, inner modules included, as
-            :func:`kdx.analysis.counting_flops` counts them.
-        depth: share of the model's operations that are done when this layer is, in [0, 1].
+            :func:`kdx.analysis.counting_flops` counts them; None if the model runs some that cannot be counted.
+        depth: share of the model's operations that are done when this layer is, in [0, 1]; where they cannot be
+            counted, of its layers.
     """
 
     name: str
     kind: str
     order: int
     shape: tuple[int, ...]
-    parameters: int
-    flops: int
+    parameters: int | None
+    flops: int | None
     depth: float
 
 
@@ -136,7 +138,7 @@ def list_layers(model: nn.Module, inputs: Any) -> list[Layer]:
     rows = Batch(inputs).rows
     found: list[tuple[str, nn.Module, Tensor, int]] = []
 
-    def record(counter: FlopCounterMode, name: str, module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
+    def record(counter: Counted, name: str, module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, given: Any, value: Any) -> None:
             if isinstance(module, NOTHING_OF_THEIR_OWN) and given and value is given[0]:
                 return
@@ -156,17 +158,23 @@ def list_layers(model: nn.Module, inputs: Any) -> list[Layer]:
         finally:
             for handle in handles:
                 handle.remove()
-    total = counter.get_total_flops()
+    total = 0 if counter.uncounted else counter.get_total_flops()
     by_module = counter.get_flop_counts()
     root = type(plain).__name__
     layers = []
     for order, (name, module, value, done) in enumerate(found):
-        flops = sum(by_module.get(f"{root}.{name}", {}).values())
+        flops = None if counter.uncounted else sum(by_module.get(f"{root}.{name}", {}).values()) // rows
         depth = done / total if total else (order + 1) / len(found)
-        parameters = sum(parameter.numel() for parameter in module.parameters())
         shape = tuple(value.shape[1:])
-        layers.append(Layer(name, type(module).__name__, order, shape, parameters, flops // rows, depth))
+        layers.append(Layer(name, type(module).__name__, order, shape, _parameters(module), flops, depth))
     return layers
+
+
+def _parameters(module: nn.Module) -> int | None:
+    try:
+        return count_parameters(module)
+    except CountError:
+        return None
 
 
 def compare_layers(
@@ -236,6 +244,8 @@ def _outer(layers: list[Layer], limit: int) -> list[Layer]:
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return "not counted"
     if isinstance(value, tuple):
         return "x".join(map(str, value))
     return f"{value:.0%}" if isinstance(value, float) else f"{value:,}"

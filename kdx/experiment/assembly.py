@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from kdx import rng
 from kdx.analysis.flops import count_flops
+from kdx.analysis.stored import count_parameters
 from kdx.batch import Batch
 from kdx.datasets.view import View
 from kdx.errors import PlanError, nearest
@@ -141,9 +142,7 @@ class Assembly:
         """The number of parameters of a model for the shapes of the data."""
         data = self.data  # read outside, as no data can be read on that device
         with torch.device("meta"), rng.isolated():
-            return sum(
-                parameter.numel() for parameter in new_model(ref, data.shape, data.facts, self.plugins).parameters()
-            )
+            return count_parameters(new_model(ref, data.shape, data.facts, self.plugins))
 
     def flops(self, ref: Ref) -> int:
         """Operations of one forward pass of a model on one sample."""

@@ -71,8 +71,8 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
                     ", ".join(stage.get("teachers", ())),
                     text(stage["test"][metric]),
                     text(stage["validation"][metric]),
-                    f"{stage['parameters']:,}",
-                    f"{stage['bytes'] / 1024:,.0f}",
+                    _counted(stage["parameters"]),
+                    _counted(None if stage["bytes"] is None else stage["bytes"] / 1024),
                     _latency(stage["latency_ms"], stage["latency_spread_ms"] / 2),
                     _training(stage),
                     quality.gain_text(gain) if name == "distilled" and gain is not None else "",
@@ -219,6 +219,10 @@ def _tested(stage: Mapping[str, Any], label: str) -> Mapping[str, float]:
     """The test metrics of the learner in a row of :func:`_learners`."""
     found: Mapping[str, float] = stage.get("students", {}).get(label.strip(), stage["test"])
     return found
+
+
+def _counted(number: float | None) -> str:
+    return "not counted" if number is None else f"{number:,.0f}"
 
 
 def _latency(median: float, spread: float) -> str:

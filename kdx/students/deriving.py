@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdx import rng
 from kdx.analysis.cost import Cost, measure_cost
 from kdx.analysis.flops import count_flops
+from kdx.analysis.stored import count_parameters
 from kdx.batch import Batch
 from kdx.capture import unwrap
 from kdx.errors import RunExistsError, StudentError
@@ -151,6 +152,7 @@ def derive(
     Raises:
         ValueError: no budget or several, fewer than two samples.
         UnknownNameError: there is no derivation of this name.
+        CountError: the parameters or operations that the budget is for cannot be counted; it says why.
         StudentError: the budget cannot be met (the reachable range is named, and what stands in the way), or the
             student would not keep the inputs, outputs or taps of the teacher; or the derivation needs data and there
             is none.
@@ -266,7 +268,7 @@ def _largest(name: str, plan: Plan, teacher: nn.Module, target: Target, example:
 def _cost(model: nn.Module, target: Target, example: Any) -> float:
     match target.kind:
         case "params":
-            return sum(parameter.numel() for parameter in model.parameters())
+            return count_parameters(model)
         case "flops":
             return count_flops(model, example)
         case "latency":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import nn
 
 import kdx
-from kdx.analysis.cost import measure_cost
+from kdx.analysis.cost import measure_cost, measure_latency
 from kdx.analysis.flops import count_flops
 from kdx.analysis.layers import list_layers
+from kdx.errors import CountError
 
 
 def test_costs_of_a_small_net_are_those_one_counts_by_hand(net):
@@ -51,3 +54,47 @@ def test_operations_of_an_lstm_include_those_of_its_fused_kernel():
     assert count_flops(nn.LSTM(4, 8, batch_first=True), torch.zeros(3, 5, 4)) == steps
     assert torch.backends.mkldnn.enabled
     assert torch.backends.cudnn.enabled
+
+
+def test_latency_is_of_anything_that_takes_the_inputs():
+    median, spread = measure_latency(lambda inputs: time.sleep(0.001) or inputs, torch.zeros(1), repeats=10)
+    assert 1 <= median < 50
+    assert spread >= 0
+
+
+def test_what_cannot_be_counted_is_none_with_its_reason():
+    model = nn.Sequential(nn.Linear(4, 3), Custom())
+    cost = measure_cost(model, torch.zeros(2, 4), repeats=5)
+    assert cost.parameters == 15
+    assert cost.flops is None
+    assert list(cost.uncounted) == ["flops"]
+    assert "cannot be counted: Sequential runs kdx_tests_cost.mystery" in cost.uncounted["flops"]
+    assert "register_flop_formula" in cost.as_dict()["uncounted"]["flops"]
+    with pytest.raises(CountError, match="mystery"):
+        count_flops(model, torch.zeros(2, 4))
+    assert [(layer.parameters, layer.flops) for layer in list_layers(model, torch.zeros(2, 4))] == [
+        (15, None),
+        (0, None),
+    ]
+
+
+def test_a_vector_times_a_matrix_is_counted_as_a_product():
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.by = nn.Parameter(torch.ones(6))
+
+        def forward(self, inputs):
+            return inputs @ self.by
+
+    assert count_flops(Scores(), torch.zeros(3, 6)) == 2 * 6
+
+
+@torch.library.custom_op("kdx_tests_cost::mystery", mutates_args=())
+def mystery(inputs: torch.Tensor) -> torch.Tensor:
+    return inputs @ torch.ones(inputs.shape[-1], inputs.shape[-1])
+
+
+class Custom(nn.Module):
+    def forward(self, inputs):
+        return torch.ops.kdx_tests_cost.mystery(inputs)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdx.experiment.quality import Quality
-from kdx.experiment.report import draw_curves, seeds_table, stages_table, write_report
+from kdx.experiment.report import draw_curves, seeds_table, stage_rows, stages_table, write_report
 from kdx.files import write_json
 from kdx.seal import seal_text
 from kdx.tasks import Regression
@@ -205,3 +205,9 @@ def test_a_hostile_text_is_shown_and_neither_run_nor_obeyed(folder: Path, summar
         assert "\x1b]" not in shown
         assert "\x1b[2J" not in shown
         assert "[bold red][/x]" in shown
+
+
+def test_costs_that_cannot_be_counted_are_said_to_be_so(summary: dict[str, Any]) -> None:
+    summary["stages"]["alone"] |= {"parameters": None, "flops": None, "bytes": None}
+    cells = stage_rows(summary)[0].cells
+    assert cells.count("not counted") == 2
