@@ -516,6 +516,11 @@ def kdx_tasks() -> Iterable[Spec]:
     return [
         Spec("binary", "kdx.tasks.binary:Binary", "yes or no from one logit, judged by accuracy"),
         Spec(
+            "causal-lm",
+            "kdx.tasks.causal_lm:CausalLM",
+            "the next token of a sequence: cross-entropy over the labelled, shifted tokens, by which it is judged",
+        ),
+        Spec(
             "classification",
             "kdx.tasks.classification:Classification",
             "one class a sample: cross-entropy, judged by accuracy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +41,8 @@ class Responses:
         tap: where in a model the outputs are.
         ignored: the target that stands for ``-100`` in the loss; where it is another number, what it is to knowledge
             is not known.
+        shift: whether outputs ``[N, L, C]`` are predictions of what comes next, so that the output at place l belongs
+            to the target at l + 1, as in language models; :meth:`aligned` moves targets to their outputs.
 
     Example:
         >>> Responses().axis((8, 5, 32, 32)), Responses().axis((8, 12, 5)), Responses(class_dim=1).axis((8, 5, 12))
@@ -52,10 +54,28 @@ class Responses:
     void: bool | None = False
     tap: str = "logits"
     ignored: int = -100
+    shift: bool = False
 
     def at(self, tap: str) -> Responses:
         """The same facts of outputs at another tap, as ``logits[seg]``."""
         return replace(self, tap=tap)
+
+    def aligned(self, targets: Any) -> Any:
+        """Targets, each at the place of the output that it belongs to.
+
+        Class numbers ``[N, L]`` of a task with :attr:`shift` are moved one place to the left, ``-100`` behind the last;
+        all others are given back as they are.
+
+        Example:
+            >>> import torch
+            >>> Responses(shift=True).aligned(torch.tensor([[5, 6, 7]])).tolist()
+            [[6, 7, -100]]
+        """
+        if not self.shift or getattr(targets, "dim", lambda: 0)() != 2 or targets.is_floating_point():
+            return targets
+        moved = targets.roll(-1, 1)
+        moved[:, -1:] = self.ignored
+        return moved
 
     def axis(self, shape: Sequence[int]) -> int:
         """The class axis of outputs of this shape, counted from 0.

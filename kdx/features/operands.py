@@ -51,13 +51,14 @@ def check_same_shape(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def check_same_outputs(student: Tensor, teacher: Tensor, dim: int | None = None) -> None:
+def check_same_outputs(student: Tensor, teacher: Tensor, dim: int | None = None, *, vocabulary: bool = False) -> None:
     """Raises unless two outputs are of the same rows and classes.
 
     Args:
         student: ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: of the same shape.
         dim: the axis of the classes; None: the last of three, else axis 1.
+        vocabulary: whether what compares them has the option of that name.
 
     Raises:
         ValueError: they are not; where only the classes differ the message says what can be done.
@@ -70,11 +71,15 @@ def check_same_outputs(student: Tensor, teacher: Tensor, dim: int | None = None)
     if axis >= len(ours) or len(ours) != len(theirs) or elements[0] != elements[1]:
         check_same_shape(student, teacher)
     picked = ", ".join([":"] * axis + ["classes"])
+    padded = (
+        "; of one vocabulary that the models pad to different sizes write vocabulary=n, the number of its tokens: the "
+        "first n of both are compared"
+    )
     raise ValueError(
         f"teacher: expected the student's shape {ours}, got {theirs}: {ours[axis]} classes and {theirs[axis]} on axis "
         f"{axis} cannot be compared one by one; give both models the same classes, pick in the teacher those of the "
         f"student (teacher_output=lambda out: out[{picked}]), or take knowledge that compares none: a relation, as rkd "
-        "or sp, or a feature, as hint"
+        f"or sp, or a feature, as hint{padded if vocabulary else ''}"
     )
 
 

@@ -84,6 +84,7 @@ class CTKD(Response):
         width: hidden units of the network of ``per="sample"``.
         class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
         void: whether elements with target -100 teach nothing; None: what the task says.
+        vocabulary: n, to compare the first n classes of both sides, see :class:`kdx.knowledge.Response`; None: all.
         student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: tap of the teacher's logits, the same shape.
 
@@ -111,10 +112,11 @@ class CTKD(Response):
         width: int = 64,
         class_dim: int | None = None,
         void: bool | None = None,
+        vocabulary: int | None = None,
         student: str = LOGITS,
         teacher: str = LOGITS,
     ) -> None:
-        super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=void, vocabulary=vocabulary, student=student, teacher=teacher)
         check_choice("per", per, get_args(Per))
         self.per: Per = per
         self.least = check_number("least", least, above=0)
@@ -141,7 +143,7 @@ class CTKD(Response):
     def setup(self, student: Captured, teacher: Captured) -> None:
         if self.ready:
             return
-        outputs = student[self.student_taps[0]]
+        outputs = self.narrowed(student[self.student_taps[0]], "student")
         classes = outputs.shape[self.axis(outputs.shape)]
         network = nn.Sequential(nn.Linear(2 * classes, self.width), nn.ReLU(), nn.Linear(self.width, 1))
         self.network = network.to(outputs.device, torch.promote_types(outputs.dtype, torch.float32))

@@ -173,7 +173,8 @@ class CWD(PairedLayers):
     def _mask(self, outputs: Feature, batch: Batch) -> Tensor | None:
         """The pixels of the task's outputs that are not void; None: all."""
         void = self.responses.void if self.void is None else self.void
-        return void_mask(outputs.channels_first(), 1, batch.targets, void=void, who=type(self).__name__)
+        targets = self.responses.aligned(batch.targets)
+        return void_mask(outputs.channels_first(), 1, targets, void=void, who=type(self).__name__)
 
     @override
     def extra_repr(self) -> str:

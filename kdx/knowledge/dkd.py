@@ -84,6 +84,7 @@ class DKD(Response):
         alpha: weight of TCKD, 1 in the authors' settings.
         beta: weight of NCKD; the authors' settings go from 2 to 8 on CIFAR-100 and take 0.5 on ImageNet.
         class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
+        vocabulary: n, to compare the first n classes of both sides, see :class:`kdx.knowledge.Response`; None: all.
         student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: tap of the teacher's logits, the same shape.
         backend: kernel backend of :func:`kdx.ops.softmax_kl`.
@@ -109,11 +110,12 @@ class DKD(Response):
         alpha: float = 1.0,
         beta: float = 8.0,
         class_dim: int | None = None,
+        vocabulary: int | None = None,
         student: str = LOGITS,
         teacher: str = LOGITS,
         backend: str = "auto",
     ) -> None:
-        super().__init__(class_dim=class_dim, void=True, student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=True, vocabulary=vocabulary, student=student, teacher=teacher)
         self.temperature = check_number("temperature", temperature, above=0)
         self.alpha, self.beta = check_number("alpha", alpha, least=0), check_number("beta", beta, least=0)
         self.backend = backend

@@ -54,6 +54,7 @@ class FunctionKnowledge(Response):
             torch's losses MSELoss, L1Loss, SmoothL1Loss and HuberLoss, not summed; others expect no logits.
         class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
         void: whether elements with target -100 teach nothing; None: what the task says.
+        vocabulary: n, to compare the first n classes of both sides, see :class:`kdx.knowledge.Response`; None: all.
         student: tap of the student's outputs.
         teacher: tap of the teacher's outputs, the same shape.
 
@@ -78,10 +79,11 @@ class FunctionKnowledge(Response):
         *,
         class_dim: int | None = None,
         void: bool | None = None,
+        vocabulary: int | None = None,
         student: str = LOGITS,
         teacher: str = LOGITS,
     ) -> None:
-        super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=void, vocabulary=vocabulary, student=student, teacher=teacher)
         _check(fn)
         self.fn = fn
 

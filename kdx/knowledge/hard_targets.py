@@ -42,6 +42,7 @@ class HardTargets(Response):
     Args:
         class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
         void: whether elements with target -100 teach nothing; None: what the task says.
+        vocabulary: n, to compare the first n classes of both sides, see :class:`kdx.knowledge.Response`; None: all.
         student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: tap of the teacher's logits, the same shape.
 
@@ -58,9 +59,15 @@ class HardTargets(Response):
     """
 
     def __init__(
-        self, *, class_dim: int | None = None, void: bool | None = None, student: str = LOGITS, teacher: str = LOGITS
+        self,
+        *,
+        class_dim: int | None = None,
+        void: bool | None = None,
+        vocabulary: int | None = None,
+        student: str = LOGITS,
+        teacher: str = LOGITS,
     ) -> None:
-        super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=void, vocabulary=vocabulary, student=student, teacher=teacher)
 
     @override
     def compare(self, outputs: Outputs) -> Tensor:

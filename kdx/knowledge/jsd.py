@@ -47,6 +47,7 @@ class JSD(Response):
         beta: weight of the teacher in the mixture, 0 < beta < 1.
         class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
         void: whether elements with target -100 teach nothing; None: what the task says.
+        vocabulary: n, to compare the first n classes of both sides, see :class:`kdx.knowledge.Response`; None: all.
         student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: tap of the teacher's logits, the same shape.
         backend: kernel backend, ``"auto"`` chooses.
@@ -69,11 +70,12 @@ class JSD(Response):
         beta: float = 0.5,
         class_dim: int | None = None,
         void: bool | None = None,
+        vocabulary: int | None = None,
         student: str = LOGITS,
         teacher: str = LOGITS,
         backend: str = "auto",
     ) -> None:
-        super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=void, vocabulary=vocabulary, student=student, teacher=teacher)
         self.temperature = check_number("temperature", temperature, above=0)
         self.beta = check_number("beta", beta, above=0, below=1, instead="the ends are soft-targets and reverse-kl")
         self.backend = backend

@@ -64,6 +64,8 @@ class LogitStandardisation(Knowledge):
         class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says. Not together with
             ``around``, which has its own.
         void: whether elements with target -100 teach nothing; None: what the task says. Not together with ``around``.
+        vocabulary: n, to compare the first n classes of both sides, see :class:`kdx.knowledge.Response`; None:
+            all. Not together with ``around``.
         student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``. Not together with
             ``around``.
         teacher: tap of the teacher's logits, the same shape.
@@ -88,6 +90,7 @@ class LogitStandardisation(Knowledge):
         variant: Variant = "code",
         class_dim: int | None = None,
         void: bool | None = None,
+        vocabulary: int | None = None,
         student: str = LOGITS,
         teacher: str = LOGITS,
     ) -> None:
@@ -98,13 +101,14 @@ class LogitStandardisation(Knowledge):
                 2.0 if temperature is None else temperature,
                 class_dim=class_dim,
                 void=void,
+                vocabulary=vocabulary,
                 student=student,
                 teacher=teacher,
             )
-        elif (temperature, class_dim, void, student, teacher) != (None, None, None, LOGITS, LOGITS):
+        elif (temperature, class_dim, void, vocabulary, student, teacher) != (None, None, None, None, LOGITS, LOGITS):
             raise ValueError(
-                f"around={around!r} has its own temperature, class_dim, void and taps; give them to it, not to "
-                "logit-standardisation"
+                f"around={around!r} has its own temperature, class_dim, void, vocabulary and taps; give them to it, "
+                "not to logit-standardisation"
             )
         elif around.kind != "response":
             raise ValueError(f"around: expected knowledge of kind 'response', got {around!r} of kind {around.kind!r}")
@@ -134,14 +138,18 @@ class LogitStandardisation(Knowledge):
         return self.around.mean_over(student, batch)
 
     def _standardised(self, student: Captured, teacher: Captured) -> tuple[Captured, Captured]:
-        def of(captured: Captured, taps: tuple[str, ...]) -> Captured:
+        def of(captured: Captured, taps: tuple[str, ...], side: str) -> Captured:
             values = {
-                name: standardise(captured[name], class_dim=self._axis(captured[name]), variant=self.variant)
+                name: standardise(given, class_dim=self._axis(given), variant=self.variant)
                 for name in captured.names(taps)
+                for given in [self._narrowed(captured[name], side)]
             }
             return captured.having(captured | values)
 
-        return of(student, self.student_taps), of(teacher, self.teacher_taps)
+        return of(student, self.student_taps, "student"), of(teacher, self.teacher_taps, "teacher")
+
+    def _narrowed(self, logits: Tensor, side: str) -> Tensor:
+        return self.around.narrowed(logits, side) if isinstance(self.around, Response) else logits
 
     def _axis(self, logits: Tensor) -> int:
         return (self.around if isinstance(self.around, Response) else self.responses).axis(logits.shape)

@@ -92,6 +92,7 @@ class MLLD(Response):
         variant: ``"paper"`` or ``"code"``, see above.
         class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
         void: whether elements with target -100 teach nothing; None: what the task says.
+        vocabulary: n, to compare the first n classes of both sides, see :class:`kdx.knowledge.Response`; None: all.
         student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: tap of the teacher's logits, the same shape.
 
@@ -119,10 +120,11 @@ class MLLD(Response):
         variant: Variant = "paper",
         class_dim: int | None = None,
         void: bool | None = None,
+        vocabulary: int | None = None,
         student: str = LOGITS,
         teacher: str = LOGITS,
     ) -> None:
-        super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=void, vocabulary=vocabulary, student=student, teacher=teacher)
         self.temperatures = tuple(check_number("temperatures", value, above=0) for value in temperatures)
         if not self.temperatures:
             raise ValueError("temperatures: expected one or more, got none; 2 to 6 are the default")

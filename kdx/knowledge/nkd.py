@@ -75,6 +75,7 @@ class NKD(Response):
         temperature: T > 0; 1 as in the authors' configurations.
         gamma: weight of the other classes, at least 0; 1.5 in the authors' configurations for teachers.
         class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
+        vocabulary: n, to compare the first n classes of both sides, see :class:`kdx.knowledge.Response`; None: all.
         student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: tap of the teacher's logits, the same shape.
 
@@ -99,10 +100,11 @@ class NKD(Response):
         *,
         gamma: float = 1.5,
         class_dim: int | None = None,
+        vocabulary: int | None = None,
         student: str = LOGITS,
         teacher: str = LOGITS,
     ) -> None:
-        super().__init__(class_dim=class_dim, void=True, student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=True, vocabulary=vocabulary, student=student, teacher=teacher)
         self.temperature = check_number("temperature", temperature, above=0)
         self.gamma = check_number("gamma", gamma, least=0)
 

@@ -15,6 +15,7 @@ from kdx.capture import LOGITS, Captured
 from kdx.features.operands import check_same_outputs
 from kdx.knowledge.base import Knowledge
 from kdx.losses import Count, Over
+from kdx.ranges import check_whole
 from kdx.responses import Form, Responses, class_rows
 
 __all__ = ["Outputs", "Response", "class_axis", "void_mask"]
@@ -61,13 +62,16 @@ class Response(Knowledge):
     lie otherwise. The loss is a mean over their elements: samples, tokens or pixels. Where the task's target is
     ``-100``, the teacher teaches if that means "no label", as in classification, and does not if it means "nothing
     there", as in segmentation and token classification; ``void`` goes before what the task says. The same holds for an
-    element whose soft labels, targets of the outputs' shape, are all NaN.
+    element whose soft labels, targets of the outputs' shape, are all NaN. Where the task predicts what comes next
+    (causal-lm) the target of an output is that of the next place.
 
     A subclass writes :meth:`compare`.
 
     Args:
         class_dim: axis of the classes; None: what the task says, else the rule above.
         void: whether elements with target ``-100`` teach nothing; None: what the task says.
+        vocabulary: n, to compare the first n classes of both sides alone, as of a vocabulary that two models pad to
+            different sizes: what lies behind is left out of every softmax. None: both have the same classes.
         student: tap of the student's outputs.
         teacher: tap of the teacher's outputs, the same shape.
     """
@@ -77,11 +81,18 @@ class Response(Knowledge):
     """The form that outputs must have, since the loss takes a softmax (or sigmoids) of them; None: any."""
 
     def __init__(
-        self, *, class_dim: int | None = None, void: bool | None = None, student: str = LOGITS, teacher: str = LOGITS
+        self,
+        *,
+        class_dim: int | None = None,
+        void: bool | None = None,
+        vocabulary: int | None = None,
+        student: str = LOGITS,
+        teacher: str = LOGITS,
     ) -> None:
         super().__init__(student=student, teacher=teacher)
         self.class_dim = class_dim
         self.void = void
+        self.vocabulary = None if vocabulary is None else check_whole("vocabulary", vocabulary, least=2)
 
     @override
     def bind(self, responses: Responses) -> None:
@@ -122,7 +133,7 @@ class Response(Knowledge):
         if self.over is not Over.ROWS or self.mean_over_samples is False:
             return self.over
         dim = self.axis(outputs.shape)
-        if (mask := self._mask(outputs, dim, batch.targets)) is not None:
+        if (mask := self._mask(outputs, dim, self.responses.aligned(batch.targets))) is not None:
             return Over.LABELLED if _class_numbers(batch.targets) else mask.sum()
         if outputs.dim() == 2:
             return Over.ROWS
@@ -136,20 +147,39 @@ class Response(Knowledge):
     def _said_axis(self) -> int | None:
         return self.responses.class_dim if self.class_dim is None else self.class_dim
 
+    def narrowed(self, outputs: Tensor, side: str) -> Tensor:
+        """Outputs of one side with the first ``vocabulary`` classes alone, a view; as they are where all are compared.
+
+        Raises:
+            ValueError: they have fewer.
+        """
+        if self.vocabulary is None:
+            return outputs
+        dim = self.axis(outputs.shape)
+        if outputs.shape[dim] < self.vocabulary:
+            raise ValueError(
+                f"vocabulary: the first {self.vocabulary} classes are to be compared, and the {side} has "
+                f"{outputs.shape[dim]} on axis {dim} of its outputs {list(outputs.shape)}; give the number of classes "
+                "that both have, as that of the tokens of the tokenizer"
+            )
+        return outputs.narrow(dim, 0, self.vocabulary)
+
     def outputs(self, student: Captured, teacher: Captured, batch: Batch | None) -> Outputs:
         """The outputs of both sides with their class axis and what counts.
 
         Raises:
             ValueError: shapes that differ, a softmax over a single class, or targets that do not fit the elements.
         """
-        s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
+        s = self.narrowed(student[self.student_taps[0]], "student")
+        t = self.narrowed(teacher[self.teacher_taps[0]], "teacher")
+        check_same_outputs(s, t, self._said_axis, vocabulary=self.form is not Form.BERNOULLI)
         dim = class_axis(s, t, self._said_axis, softmax=self.form is Form.CLASSES)
-        targets = None if batch is None else batch.targets
+        targets = None if batch is None else self.responses.aligned(batch.targets)
         return Outputs(s, t, dim, self._mask(s, dim, targets), targets)
 
     def _mask(self, outputs: Tensor, dim: int, targets: Any) -> Tensor | None:
-        """True where the teacher teaches, None for everywhere."""
-        if self.student_taps != (self.responses.tap,):
+        """True where the teacher teaches, None for everywhere; of targets that lie where their outputs do."""
+        if self.student_taps != (self.responses.tap,) and not self.responses.shift:
             return None
         void = self.responses.void if self.void is None else self.void
         return void_mask(outputs, dim, targets, void=void, who=type(self).__name__)

@@ -25,6 +25,7 @@ class SoftTargets(Response):
         temperature: T > 0. Small students want a low one.
         class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
         void: whether elements with target -100 teach nothing; None: what the task says.
+        vocabulary: n, to compare the first n classes of both sides, see :class:`kdx.knowledge.Response`; None: all.
         student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
         teacher: tap of the teacher's logits, the same shape.
         backend: kernel backend, ``"auto"`` chooses; see :func:`kdx.ops.explain`.
@@ -46,11 +47,12 @@ class SoftTargets(Response):
         *,
         class_dim: int | None = None,
         void: bool | None = None,
+        vocabulary: int | None = None,
         student: str = LOGITS,
         teacher: str = LOGITS,
         backend: str = "auto",
     ) -> None:
-        super().__init__(class_dim=class_dim, void=void, student=student, teacher=teacher)
+        super().__init__(class_dim=class_dim, void=void, vocabulary=vocabulary, student=student, teacher=teacher)
         self.temperature = check_number("temperature", temperature, above=0)
         self.backend = backend
 

@@ -220,7 +220,7 @@ class Scheme(nn.Module, ABC):
             with blaming("the task", task):
                 return 0 if task is None else task_count(task, batch)
         if over is Over.LABELLED:
-            return labelled(batch)
+            return labelled(batch, task)
         return elements(batch) if over is Over.ELEMENTS else batch.rows
 
     def check_ready(self) -> None:

@@ -102,7 +102,7 @@ class KDCL(Mutual):
 
     @override
     def answers(self, captured: Sequence[Captured], batch: Batch) -> dict[str, Captured]:
-        shape, targets = captured[0].logits.shape, batch.targets
+        shape, targets = captured[0].logits.shape, self.responses.aligned(batch.targets)
         dim = self.responses.axis(shape)
         elements = shape[:dim] + shape[dim + 1 :]
         if not isinstance(targets, Tensor) or targets.shape != elements or targets.is_floating_point():

@@ -107,10 +107,14 @@ def is_by_element(task: Any) -> bool:
     return isinstance(task, _BY_ELEMENT) or _function(task) in _BY_ELEMENT_FUNCTIONS
 
 
-def labelled(batch: Batch) -> Count:
-    """How many integer targets are not ``-100``; for targets of another kind the number of samples."""
+def labelled(batch: Batch, task: Any = None) -> Count:
+    """How many integer targets are not ``-100``; for targets of another kind the number of samples.
+
+    Of a task whose outputs are predictions of the next token (``Responses.shift``) the first of a sequence is none.
+    """
     if isinstance(batch.targets, Tensor) and not batch.targets.is_floating_point():
-        return (batch.targets != IGNORE).sum()
+        aligned: Tensor = responses_of(task).aligned(batch.targets)
+        return (aligned != IGNORE).sum()
     return 0 if batch.targets is None else batch.rows
 
 

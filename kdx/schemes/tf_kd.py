@@ -141,7 +141,7 @@ class TfKD(OneStudent):
             )
         value = virtual_teacher_kl(
             logits,
-            batch.targets,
+            self.responses.aligned(batch.targets),
             correct=self.correct,
             temperature=self.temperature,
             variant=self.variant,

@@ -73,7 +73,15 @@ class _ByClass(Classification):
     def _fit(self, outputs: Tensor, targets: Any) -> int:
         if isinstance(targets, Tensor) and targets.is_floating_point() and not self.soft:
             raise TypeError(f"{self.name}: expected class numbers of int64 as targets, got {targets.dtype}")
-        return super()._fit(outputs, targets)
+        axis = super()._fit(outputs, targets)
+        if outputs.dim() == 3 and outputs.shape[1] == outputs.shape[2] and not targets.is_floating_point():
+            raise ValueError(
+                f"{self.name}: it cannot be told which is the axis of the classes in outputs of shape "
+                f"{list(outputs.shape)}, as many classes as places; {self.name} would take axis 1. Take the task "
+                "causal-lm (logits of a language model, held against the next token), token-classification (a class "
+                "for each token), or classification with class_dim=1 (classes on axis 1)"
+            )
+        return axis
 
     @override
     def check_values(self, targets: Any, width: Any) -> None:

@@ -9,6 +9,7 @@ from kdx.lazy import exports
 if TYPE_CHECKING:
     from kdx.tasks.base import Task as Task
     from kdx.tasks.binary import Binary as Binary
+    from kdx.tasks.causal_lm import CausalLM as CausalLM
     from kdx.tasks.classification import Classification as Classification
     from kdx.tasks.classification import cross_entropy as cross_entropy
     from kdx.tasks.embedding import Embedding as Embedding
@@ -26,6 +27,7 @@ else:
         {
             "kdx.tasks.base": ["Task"],
             "kdx.tasks.binary": ["Binary"],
+            "kdx.tasks.causal_lm": ["CausalLM"],
             "kdx.tasks.classification": ["Classification", "cross_entropy"],
             "kdx.tasks.embedding": ["Embedding", "triplet"],
             "kdx.tasks.heads": ["Head", "Heads"],

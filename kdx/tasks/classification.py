@@ -159,9 +159,9 @@ class Classification(Task):
             )
         if outputs.dim() == 3 and self.class_dim is None:
             raise ValueError(
-                f"{self._name}: outputs of shape {list(outputs.shape)} may be [N, L, C] or [N, C, L]; say which is "
-                "the axis of the classes with the task's option class_dim (2 or 1), or take the task "
-                "token-classification ([N, L, C])"
+                f"{self._name}: outputs of shape {list(outputs.shape)} may be [N, L, C] or [N, C, L]; take the task "
+                "causal-lm (logits of a language model, held against the next token), or token-classification (a class "
+                "for each token), or say which is the axis of the classes with the option class_dim (2 or 1)"
             )
         try:
             return self.responses.axis(outputs.shape)

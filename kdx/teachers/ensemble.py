@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -105,8 +106,7 @@ class Ensemble(Teacher):
 
     @override
     def bind(self, responses: Responses) -> None:
-        if self.class_dim is None:
-            self.responses = responses
+        self.responses = responses if self.class_dim is None else replace(responses, class_dim=self.class_dim)
         for member in self.members.values():
             member.bind(responses)
 
@@ -180,7 +180,8 @@ class Ensemble(Teacher):
         if self.per_row:
             rows = torch.stack([class_rows(each, dim - 1) for each in logits])  # [K, R, C]
             elements = logits.shape[1:dim] + logits.shape[dim + 1 :]
-            weights = confidence(rows, _labels(batch, elements, logits.shape[dim])).view(-1, *elements).unsqueeze(dim)
+            targets = self.responses.aligned(batch.targets)
+            weights = confidence(rows, _labels(targets, elements, logits.shape[dim])).view(-1, *elements).unsqueeze(dim)
         else:
             weights = self.constant.to(logits.dtype).view(shape)
         if self.over == "logits":
@@ -217,8 +218,7 @@ def confidence(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(targets != IGNORE, weights, 1 / teachers).to(logits.dtype)
 
 
-def _labels(batch: Batch, elements: torch.Size, classes: int) -> Tensor:
-    targets = batch.targets
+def _labels(targets: Any, elements: torch.Size, classes: int) -> Tensor:
     if not isinstance(targets, Tensor) or targets.shape != elements or targets.is_floating_point():
         came = f"shape {list(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
         raise ValueError(

@@ -334,3 +334,35 @@ def test_the_classes_of_the_student_can_be_picked_in_the_teacher() -> None:
 def test_other_classes_and_other_elements_are_told_apart(student, teacher, dim, message) -> None:
     with pytest.raises(ValueError, match=message):
         check_same_outputs(torch.zeros(student), torch.zeros(teacher), dim)
+
+
+PADDED = ["soft-targets", "hard-targets", "reverse-kl", "jsd", "logits", "dkd", "nkd", "dist", "mlld", "ctkd"]
+
+
+@pytest.mark.parametrize("name", [*PADDED, "logit-standardisation"])
+def test_a_vocabulary_that_both_pad_is_compared_without_its_padding(name) -> None:
+    torch.manual_seed(0)
+    s, t = torch.randn(6, 9, dtype=torch.float64, requires_grad=True), torch.randn(6, 12, dtype=torch.float64)
+    batch = kdx.Batch(None, torch.arange(6))
+    padded = kdx.make("knowledge", name, vocabulary=7)
+    found = padded(Captured({"logits": s}), Captured({"logits": t}), batch)
+    (gradient,) = torch.autograd.grad(found, s)
+    same = kdx.make("knowledge", name)
+    expected = same(Captured({"logits": s[:, :7]}), Captured({"logits": t[:, :7]}), batch)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, s)[0])
+    assert gradient[:, :7].any()
+    assert not gradient[:, 7:].any()
+
+
+def test_vocabularies_of_two_sizes_are_refused_with_the_option_that_says_what_they_share() -> None:
+    s, t = Captured({"logits": torch.zeros(2, 4, 9)}), Captured({"logits": torch.zeros(2, 4, 12)})
+    message = r"9 classes and 12 on axis 2 cannot be compared .* write vocabulary=n, the number of its tokens"
+    with pytest.raises(ValueError, match=message):
+        kdx.SoftTargets(1.0)(s, t, None)
+    with pytest.raises(ValueError, match=r"the first 10 classes .* the student has 9 on axis 2"):
+        kdx.SoftTargets(1.0, vocabulary=10)(s, t, None)
+    with pytest.raises(ValueError, match=r"vocabulary must be an integer >= 2, got 1"):
+        kdx.SoftTargets(1.0, vocabulary=1)
+    with pytest.raises(ValueError, match=r"around=.* has its own temperature, .* vocabulary"):
+        kdx.make("knowledge", "logit-standardisation", around="dkd", vocabulary=7)

@@ -250,6 +250,7 @@ TASKS = {
     "multi-label": [{}, {"pos_weight": [1.0, 2.0, 0.5, 3.0, 1.0]}],
     "regression": [{}, {"loss": "l1"}, {"loss": "huber", "delta": 0.5}, {"loss": "gaussian"}],
     "segmentation": [{}, {"label_smoothing": 0.1}],
+    "causal-lm": [{}, {"label_smoothing": 0.1, "token_bytes": [1, 2, 3, 0, 4]}, {"shift": False}],
     "token-classification": [{}, {"class_weights": [1.0, 2.0, 0.5, 0.0, 3.0]}],
 }
 """Task -> the options that it is tried with."""

@@ -72,6 +72,14 @@ class Labelled(kdx.Supervised):
         return {"ce": Mean.of_sum(total, (batch.targets != IGNORE).sum(), Over.LABELLED)}
 
 
+def language_model(student: nn.Module, **options) -> kdx.Scheme:
+    """A scheme whose terms are means over labelled, shifted tokens."""
+    torch.manual_seed(1)
+    teacher = nn.Linear(5, 3, dtype=student[0].weight.dtype)
+    knowledge = {"kd": kdx.SoftTargets(2.0), "dkd": kdx.make("knowledge", "dkd")}
+    return kdx.Offline(student, teacher, knowledge=knowledge, **options)
+
+
 CASES = {
     "half-labelled rows": (kdx.Supervised, None, (64,)),
     "another name": (Own, None, (64,)),
@@ -85,6 +93,7 @@ CASES = {
     "another ignored class": (kdx.Supervised, functools.partial(F.cross_entropy, ignore_index=1), (64,)),
     "void pixels": (kdx.Supervised, image_loss, (64, 4, 4)),
     "per-token means": (kdx.Supervised, image_loss, (64, 7)),
+    "tokens of a language model": (language_model, kdx.make("task", "causal-lm"), (64, 7)),
     "a count that only the function knows": (kdx.Supervised, counted, (64, 7)),
     "a value and a count from forward": (OwnForward, None, (64,)),
     "a sum over labelled rows": (Labelled, None, (64,)),

@@ -1,0 +1,135 @@
+"""Causal language modelling: each token of a sequence is predicted from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from typing_extensions import override
+
+from kdx.batch import IGNORE
+from kdx.responses import Responses
+from kdx.tasks.token_classification import TokenClassification
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+__all__ = ["CausalLM"]
+
+
+class CausalLM(TokenClassification):
+    """Each token is predicted from those before it: cross-entropy over the labelled tokens, judged by it per token.
+
+    Outputs are logits ``[B, T, V]`` and targets int64 ``[B, T]``, the token ids of the inputs themselves as collators
+    give them, with ``-100`` for padding, prompts and all that is not to be learned: the output at place t is held
+    against the target at t + 1, the first target is never asked for and the last output never judged. Nothing is
+    learned at a place whose next token is ``-100``: not from the labels, not from a teacher.
+
+    Loss: the mean of ``-log softmax(z_t)[y_t+1]`` over the labelled, shifted tokens of the batch; micro-batches and
+    ranks are put together by how many of them each holds, as one batch would be. It is computed and given in float32
+    (float64 stays), whatever the dtype of the logits. Padding is what the data mark with
+    ``-100``; kdx reads no attention mask for it.
+
+    Metrics, over all labelled, shifted tokens: ``cross_entropy`` (nats per token), ``perplexity`` (its exponential),
+    ``accuracy`` (of the likeliest token) and, with ``token_bytes``, ``bits_per_byte``, which compares models with
+    different tokenizers: the loss of all those tokens in bits over the bytes that they stand for.
+
+    Args:
+        label_smoothing: share of a label's mass that is spread over all tokens, below 1; the metrics have none.
+        shift: False for targets that were shifted by the data: target t is then the token after input t.
+        token_bytes: number of bytes that each token stands for, ``V`` numbers by token id (0 for special tokens); None:
+            no bits per byte. Of a byte-level BPE they are ``[len(token) for token in vocabulary]``.
+
+    Raises:
+        ValueError: a share out of range, numbers of bytes that are negative; in a call, outputs and targets of other
+            shapes, or soft labels.
+
+    Example:
+        >>> logits = torch.zeros(1, 3, 4)
+        >>> task, targets = CausalLM(), torch.tensor([[0, 3, -100]])
+        >>> round(task(logits, targets).item(), 4), task.count(targets).item()
+        (1.3863, 1)
+    """
+
+    metric = "cross_entropy"
+    label = "cross-entropy per token"
+    higher_is_better = False
+    share = False
+
+    def __init__(
+        self, *, label_smoothing: float = 0.0, shift: bool = True, token_bytes: Sequence[int] | Tensor | None = None
+    ) -> None:
+        super().__init__(label_smoothing=label_smoothing)
+        self.shift = shift
+        self.token_bytes = None if token_bytes is None else torch.as_tensor(token_bytes, dtype=torch.int64).cpu()
+        if self.token_bytes is not None and (self.token_bytes.dim() != 1 or bool((self.token_bytes < 0).any())):
+            raise ValueError(
+                "token_bytes: expected one number of bytes for each token id, 0 or more, got "
+                f"{list(self.token_bytes.shape)} numbers, the least {int(self.token_bytes.min())}"
+            )
+
+    @property
+    @override
+    def responses(self) -> Responses:
+        return Responses(class_dim=2, void=True, shift=self.shift)
+
+    @override
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self._fit(outputs, targets)
+        logits = (outputs if outputs.dtype == torch.float64 else outputs.float()).flatten(0, 1)  # [B T, V]
+        wanted = self.responses.aligned(targets).flatten()
+        smoothing = self.label_smoothing
+        total = F.cross_entropy(logits, wanted, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
+        loss: Tensor = total / (wanted != IGNORE).sum().clamp(min=1)
+        return loss
+
+    @override
+    def count(self, targets: Tensor) -> Tensor:
+        """The number of labelled tokens that an output predicts."""
+        return super().count(self.responses.aligned(targets))
+
+    @override
+    def metrics(self, outputs: Tensor) -> dict[str, Metric]:
+        from torchmetrics.classification import MulticlassAccuracy
+
+        from kdx.tasks.prepared import Prepared
+        from kdx.tasks.token_loss import TokenLoss
+
+        vocabulary = outputs.shape[2]
+        found: dict[str, Metric] = {
+            "cross_entropy": TokenLoss("nats"),
+            "perplexity": TokenLoss("perplexity"),
+        }
+        if self.token_bytes is not None:
+            if len(self.token_bytes) > vocabulary:
+                raise ValueError(
+                    f"token_bytes: expected numbers for the {vocabulary} tokens of the outputs at most, got "
+                    f"{len(self.token_bytes)}; are they of another tokenizer?"
+                )
+            found["bits_per_byte"] = TokenLoss("bits_per_byte", token_bytes=self.token_bytes)
+        found = {name: Prepared(metric, self._judged) for name, metric in found.items()}
+        accuracy = MulticlassAccuracy(num_classes=vocabulary, average="micro")
+        return found | {"accuracy": Prepared(accuracy, self._flat)}
+
+    def _judged(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits ``[M, V]`` and targets ``[M]`` of all places, -100 where no label is predicted."""
+        axis = self._fit(outputs, targets)
+        self.check_values(targets, outputs.shape[axis])
+        return outputs.flatten(0, 1), self.responses.aligned(targets).flatten()
+
+    @override
+    def _flat(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        self._fit(outputs, targets)
+        return super()._flat(outputs, self.responses.aligned(targets))
+
+    @override
+    def _fit(self, outputs: Tensor, targets: Any) -> int:
+        if isinstance(targets, Tensor) and targets.is_floating_point():
+            raise ValueError(
+                f"{self._name}: expected token ids, int64 [B, T], as targets, got {targets.dtype} of shape "
+                f"{list(targets.shape)}; a teacher's probabilities are taught by knowledge, such as soft-targets"
+            )
+        return super()._fit(outputs, targets)
