@@ -299,7 +299,7 @@ class Assembly:
         return produced
 
     def _checked(self, stage: Stage, structure: Structure, produced: Any) -> Produced:
-        """What a structure was made into, with all of its weights, after it has run on an example.
+        """The model that a structure was made into, with all of its weights, after it has run on an example.
 
         Raises:
             PlanError: it is no :class:`kdx.assistants.Produced`, or has other weights than its model.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from kdx.students.channels import Ids
 from kdx.students.edit import Kept
 from kdx.students.groups import ChannelGroup, groups_of
 from kdx.students.resize import get_tensor
-from kdx.students.selection import kept_places, places_of, with_inner
+from kdx.students.selection import Selection, kept_places, places_of, with_inner
 from kdx.students.trace import Trace
 from kdx.students.tracing import trace_channels
 from kdx.students.width import Width, plan_width
@@ -47,6 +47,7 @@ class Narrowing:
     kept: list[Kept]
     pinned: list[str]
     trace: Trace
+    _last: dict[Any, tuple[set[int], Selection]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Any) -> Narrowing:
@@ -74,7 +75,7 @@ class Narrowing:
         Raises:
             StudentError: no channel of a group would stay, or not a multiple of an attention's heads.
         """
-        return kept_places(self.trace, self._dropped(stay))[0]
+        return self._selected(stay)[1][0]
 
     def edit(self, stay: Mapping[int, Collection[int]]) -> Width:
         """The change of the structure that leaves these channels.
@@ -85,8 +86,7 @@ class Narrowing:
         Raises:
             StudentError: see :meth:`kept_indices`.
         """
-        dropped = self._dropped(stay)
-        indices, pads = kept_places(self.trace, dropped)
+        dropped, (indices, pads) = self._selected(stay)
         total = sum(len(group) for group in self.groups)
         sizes = {
             name: [len(along[dim]) if dim in along else -1 for dim in range(get_tensor(self.model, name).dim())]
@@ -100,6 +100,15 @@ class Narrowing:
             pads=pads,
             pinned=self.pinned,
         )
+
+    def _selected(self, stay: Mapping[int, Collection[int]]) -> tuple[set[int], Selection]:
+        """The channels that are dropped and what that leaves; the last answer is kept, as edit and indices both ask."""
+        key = tuple((number, tuple(stay[number])) for number in sorted(stay))
+        if key not in self._last:
+            dropped = self._dropped(stay)
+            self._last.clear()
+            self._last[key] = dropped, kept_places(self.trace, dropped)
+        return self._last[key]
 
     def _dropped(self, stay: Mapping[int, Collection[int]]) -> set[int]:
         dropped: set[int] = set()

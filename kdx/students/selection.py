@@ -83,7 +83,7 @@ def _weakest(group: ChannelGroup, score: Tensor) -> list[int]:
 
 
 def kept_places(trace: Trace, dropped: set[int]) -> Selection:
-    """What stays of every weight that loses channels, and of every padding."""
+    """The indices that stay of every weight that loses channels, and the sizes of every padding."""
     gone = np.array(sorted(dropped), dtype=np.int64)
     kept: dict[str, dict[int, Ids]] = {}
     for names, _tensor, labels in trace.watched():

@@ -1,1 +1,34 @@
-"""Students searched for under the teacher's guidance: weight-sharing supernets and joint search."""
+"""Students searched for under the teacher's guidance: weight-sharing supernets and joint search.
+
+Importing the package imports neither torch nor optuna; every name is loaded from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdx_search.calibration import recalibrate as recalibrate
+    from kdx_search.kernel import ByKernel as ByKernel
+    from kdx_search.kernel import Kernel as Kernel
+    from kdx_search.space import Space as Space
+    from kdx_search.sub_network import SubNetwork as SubNetwork
+    from kdx_search.supernet import Supernet as Supernet
+
+_HOMES = {
+    "ByKernel": "kernel",
+    "Kernel": "kernel",
+    "Space": "space",
+    "SubNetwork": "sub_network",
+    "Supernet": "supernet",
+    "recalibrate": "calibration",
+}
+"""Name -> the module that defines it."""
+__all__ = sorted(_HOMES)  # noqa: PLE0605  # of the table, so that no name is written twice
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -8,6 +8,19 @@ from kdx import Spec, hookimpl
 
 
 @hookimpl
+def kdx_schemes() -> Iterable[Spec]:
+    """Schemes that train many students on shared weights."""
+    return [
+        Spec(
+            "supernet",
+            "kdx_search.supernet:Supernet",
+            "one set of weights for all sub-networks of the student; the teacher guides the largest",
+            "Yu & Huang 2019, arXiv:1903.05134",
+        )
+    ]
+
+
+@hookimpl
 def kdx_students() -> Iterable[Spec]:
     """The derivation ``kernel``, which the sub-networks of a supernet need beside those of kdx."""
     return [
