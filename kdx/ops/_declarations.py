@@ -66,6 +66,12 @@ OPS = {
             paper=_HINTON,
             family="softmax_kl",
         ),
+        Op(
+            name="linear_kl",
+            summary="soft targets and cross-entropy from hidden states, in chunks of logits",
+            paper=_HINTON,
+            benchmark=True,
+        ),
         Op(name="rkd", summary="relational losses of distances and angles together", paper=_PARK),
         Op(
             name="rkd_distance",

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdx.ops import _dispatch
 from kdx.testing.check import Check, CheckFailed, bind, fail, require, run_all
 from kdx.testing.op_inputs import AWKWARD, LAYOUTS
-from kdx.testing.op_subject import OpSubject, OpTags, Options, Result, cast, leaf, subject_of
+from kdx.testing.op_subject import OpSubject, OpTags, Options, Result, cast, subject_of
 
 __all__ = ["check_op", "op_checks"]
 
@@ -171,7 +171,7 @@ def check_zero_when_equal(op: OpSubject) -> None:
 
 def check_backward_twice(op: OpSubject) -> None:
     """A second backward pass gives the same gradients, and an upstream gradient scales them."""
-    tensors = [leaf(tensor) for tensor in cast(op.inputs(), _dtype(op))]
+    tensors = op.leaves(cast(op.inputs(), _dtype(op)))
     wanted = [tensor for tensor in tensors if tensor.requires_grad]
     for options in op.tags.options:
         total = op.call(tensors, options).sum()
@@ -220,7 +220,7 @@ def check_repeatable(op: OpSubject) -> None:
 def check_gradient_is_right(op: OpSubject) -> None:
     """In float64 the gradients of the backend, or of the reference if it has no float64, are those of the values."""
     backend = op.backend if op.why_not(torch.float64) is None else REFERENCE
-    tensors = [leaf(tensor) for tensor in op.inputs(4, 5)]
+    tensors = op.leaves(op.inputs(4, 5))
     for options in op.tags.options:
         try:
             gradcheck(lambda *x, o=options: op.call(x, o, backend=backend), tensors)
@@ -263,7 +263,7 @@ def check_compiles(op: OpSubject) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*should not be instantiated", DeprecationWarning)  # by torch's own tracer
         compiled = torch.compile(op.call, fullgraph=True, backend="aot_eager")
-        leaves = [leaf(tensor) for tensor in tensors]
+        leaves = op.leaves(tensors)
         try:
             value = compiled(leaves)
         except Exception as error:

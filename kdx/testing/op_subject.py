@@ -44,6 +44,7 @@ class OpTags:
         rows: sizes of the first.
         zero_when_equal: the value is 0, and so is its gradient, where the first two tensors are equal.
         infinities: inputs with infinities and NaN give what the reference gives.
+        constants: places of tensors that the op takes as they are, and refuses where they ask for a gradient.
         operators: ``backend -> [(operator, arguments)]`` for ``torch.library.opcheck``; None checks the operators that
             a call dispatches to.
     """
@@ -54,6 +55,7 @@ class OpTags:
     rows: Sequence[int] = (0, 1, 2, 131)
     zero_when_equal: bool = False
     infinities: bool = True
+    constants: Sequence[int] = ()
     operators: Callable[[str], Sequence[tuple[Any, tuple[Any, ...]]]] | None = None
 
 
@@ -84,6 +86,28 @@ def _distance_operators(backend: str) -> list[tuple[Any, tuple[Any, ...]]]:
     return [(torch.ops.kdx.pairwise_sq_dist.default, (student, teacher, backend))]
 
 
+def draw_heads(rows: int, columns: int, *, std: float = 1.0, gap: float = 1.0) -> tuple[Tensor, ...]:
+    """Hidden states of a student and its head for ``columns`` classes, then those of a teacher."""
+    student, teacher = draw(rows, 6, std=std, gap=gap)
+    heads = draw(columns, 6, gap=gap)
+    return student, heads[0], teacher, heads[1]
+
+
+def _linear_kl_operators(backend: str) -> list[tuple[Any, tuple[Any, ...]]]:
+    student, weight, teacher, teacher_weight = (x.float() for x in draw_heads(6, 5))
+    ones, numbers = torch.full((6,), 0.3), (0.5, 1.0, 0.0, 30.0, 4, 2.0, 2, 0.5, 1.0, 1.0)
+    rows, bias = (ones, torch.arange(6) % 4, ones), torch.ones(5)
+    op = torch.ops.kdx.linear_kl.default
+    return [
+        (op, (student, weight, own, teacher, teacher_weight, None, *rows, *numbers, reduce, backend, *wanted))
+        for own, reduce, wanted in (
+            (None, False, (False, False, False)),
+            (None, True, (True, False, False)),
+            (bias, True, (True, True, True)),
+        )
+    ]
+
+
 _RELATIONAL = OpTags(
     columns=(1, 3, 64), rows=(0, 1, 2, 3, 33), zero_when_equal=True, operators=_rkd_operators, infinities=False
 )
@@ -102,6 +126,14 @@ OWN = {
         inputs=draw_labelled,
         options=({"reduction": "none"}, {"temperature": 2.0, "alpha": 0.5}),
         operators=_softmax_kl_operators,
+    ),
+    "linear_kl": OpTags(
+        inputs=draw_heads,
+        options=({"reduction": "none"}, {"temperature": 2.0}, {"divergence": "jsd", "student_softcap": 4.0}),
+        rows=(0, 1, 2, 33),
+        infinities=False,
+        constants=(2, 3),
+        operators=_linear_kl_operators,
     ),
     "rkd": _RELATIONAL,
     "rkd_distance": _RELATIONAL,
@@ -158,23 +190,24 @@ class OpSubject:
 
     def run(self, tensors: Sequence[Tensor], options: Options | None = None, *, backend: str | None = None) -> Result:
         """Value and gradients of one call on copies of the tensors."""
-        leaves = [leaf(tensor) for tensor in tensors]
+        leaves = self.leaves(tensors)
         value = self.call(leaves, options, backend=backend)
         wanted = [tensor for tensor in leaves if tensor.requires_grad]
         found = iter(torch.autograd.grad(value.sum(), wanted, allow_unused=True, materialize_grads=True))
         return Result(value.detach(), tuple(next(found) if tensor.requires_grad else None for tensor in leaves))
+
+    def leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Copies in the same memory layout that ask for a gradient, where they can have one."""
+        return [
+            x.detach() if place in self.tags.constants else x.detach().requires_grad_(x.is_floating_point())
+            for place, x in enumerate(tensors)
+        ]
 
     def call(self, tensors: Sequence[Tensor], options: Options | None = None, *, backend: str | None = None) -> Tensor:
         """One call, with its graph."""
         chosen = self.tags.options[0] if options is None else options
         value: Tensor = self.function(*tensors, **chosen, backend=backend or self.backend)
         return value
-
-
-def leaf(tensor: Tensor) -> Tensor:
-    """A tensor with the same memory layout that asks for a gradient if it can have one."""
-    detached = tensor.detach()
-    return detached.requires_grad_() if detached.is_floating_point() else detached
 
 
 def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from kdx.ops._dtypes import accumulator
 from kdx.ops._softmax_kl import reference
 from kdx.ops._softmax_kl.autograd import BY_ENTRIES, BY_NOTHING, BY_ROWS, Options, Rows, loss_of
 
-__all__ = ["kd_loss", "softmax_kl"]
+__all__ = ["divergence_of", "kd_loss", "softmax_kl"]
 
 _DIVERGENCES = {"forward": reference.FORWARD, "reverse": reference.REVERSE, "jsd": reference.JSD}
 _DIVIDE = {"none": BY_NOTHING, "sum": BY_NOTHING, "mean": BY_ENTRIES, "batchmean": BY_ROWS}
@@ -42,7 +42,8 @@ def softmax_kl(
         teacher: logits of the same shape.
         temperature: T > 0.
         divergence: ``"forward"``, ``"reverse"`` or ``"jsd"``.
-        beta: weight of the teacher in the mixture of ``"jsd"``, 0 < beta < 1.
+        beta: weight of the teacher in the mixture of ``"jsd"``, 0 <= beta <= 1. At the ends, where the JSD itself
+            would be 0, it is the KL that the JSD divided by ``beta (1 - beta)`` tends to: 0 is forward, 1 reverse KL.
         weight: float per row (the shape of ``student`` without ``dim``), multiplies the row's loss.
         mask: bool per row; rows where it is False count for nothing and are not looked at.
         scale_by_t2: multiply by T^2, so that gradients keep their size when T changes.
@@ -73,12 +74,11 @@ def softmax_kl(
 
     """
     student, teacher, dim = _logits(student, teacher, dim)
-    _check_choices(temperature, divergence, beta, reduction)
+    _check_choices(temperature, reduction)
+    code, beta = divergence_of(divergence, beta)
     kl_rows, divide = _kl_rows(student, dim, weight, mask, _DIVIDE[reduction])
     scale = float(temperature) ** 2 if scale_by_t2 else 1.0
-    options = Options(
-        float(temperature), _DIVERGENCES[divergence], float(beta), scale, 0.0, divide, reduction != "none", backend
-    )
+    options = Options(float(temperature), code, beta, scale, 0.0, divide, reduction != "none", backend)
     loss = loss_of(student, teacher, Rows(kl_rows, None, None), options, dim)
     return loss if options.reduce else loss.reshape(_row_shape(student, dim))
 
@@ -131,7 +131,7 @@ def kd_loss(
 
     """
     student, teacher, dim = _logits(student, teacher, dim)
-    _check_choices(temperature, "forward", 0.5, reduction)
+    _check_choices(temperature, reduction)
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha: expected a share in [0, 1], got {alpha}")
     _check_labels(student, dim, labels, ignore_index, mask)
@@ -180,18 +180,26 @@ def _logits(student: Tensor, teacher: Tensor, dim: int) -> tuple[Tensor, Tensor,
     return student, teacher, dim
 
 
-def _check_choices(temperature: float, divergence: str, beta: float, reduction: str) -> None:
+def _check_choices(temperature: float, reduction: str) -> None:
     if not temperature > 0 or temperature == float("inf"):
         raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
-    if divergence not in _DIVERGENCES:
-        raise ValueError(f"divergence: there is no {divergence!r}; {nearest(divergence, _DIVERGENCES)}")
-    if not 0.0 < beta < 1.0:
-        raise ValueError(
-            f"beta: expected a number strictly between 0 and 1, got {beta}; "
-            "at the ends the JSD is 0, use divergence='forward' or 'reverse'"
-        )
     if reduction not in _DIVIDE:
         raise ValueError(f"reduction: there is no {reduction!r}; {nearest(reduction, _DIVIDE)}")
+
+
+def divergence_of(divergence: str, beta: float) -> tuple[int, float]:
+    """The number of a divergence and its ``beta``; the JSD at 0 is forward KL, at 1 reverse KL.
+
+    Raises:
+        ValueError: there is none of this name, or ``beta`` is not in [0, 1].
+    """
+    if divergence not in _DIVERGENCES:
+        raise ValueError(f"divergence: there is no {divergence!r}; {nearest(divergence, _DIVERGENCES)}")
+    if not 0.0 <= beta <= 1.0:
+        raise ValueError(f"beta: expected a number in [0, 1], got {beta}")
+    if divergence == "jsd" and beta in (0.0, 1.0):
+        return (reference.FORWARD if beta == 0.0 else reference.REVERSE), 0.5
+    return _DIVERGENCES[divergence], float(beta)
 
 
 def _check_row_tensor(name: str, x: Tensor, student: Tensor, dim: int) -> None:

@@ -1,0 +1,159 @@
+"""The loss of two heads in chunks of rows: the logits of one chunk at a time are made, compared and thrown away.
+
+Products are torch's, the loss and its gradient those of a backend of softmax_kl. Operands of half precision are
+multiplied into float32 logits; the gradients of the head are added up over the chunks in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdx.ops._dtypes import accumulator
+from kdx.ops._linear_kl.call import Gradients, Options, Rows, Side, Wanted
+
+__all__ = ["CHUNK_BYTES", "in_chunks"]
+
+CHUNK_BYTES = {"cpu": 192 << 20, "cuda": 3 << 30}
+"""Device -> bytes of the logits of both sides and of their gradient at a time."""
+FEWEST = 4
+"""Rows from which on a library's product gives a row the same bits whatever rows are multiplied with it."""
+BLOCK = 4096
+"""Classes whose weights are widened at a time, where there is no product of halves into float32."""
+
+RowLosses = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+def in_chunks(
+    row_losses: RowLosses, student: Side, teacher: Side, rows: Rows, options: Options, wanted: Wanted
+) -> tuple[Tensor, Gradients]:
+    """Row losses ``[N]`` and the gradients of their sum with respect to the student's side that are wanted.
+
+    Rows whose coefficients are 0 are never read and cost no product.
+
+    Args:
+        row_losses: ``forward`` of a backend of softmax_kl.
+        student: with a head.
+        teacher: with or without one.
+        rows: see :class:`Rows`.
+        options: see :class:`Options`.
+        wanted: see :class:`Wanted`.
+    """
+    x, weight = student.hidden, student.weight
+    assert weight is not None
+    acc, C, device = accumulator(x, weight), options.classes, x.device
+    found = torch.zeros(x.shape[0], dtype=acc, device=device)
+    d_hidden = torch.zeros_like(x, memory_format=torch.contiguous_format) if wanted.hidden else None
+    d_weight = torch.zeros(weight.shape, dtype=acc, device=device) if wanted.weight else None
+    d_bias = torch.zeros(weight.shape[0], dtype=acc, device=device) if wanted.bias else None
+    for at in _chunks(rows, C, acc):
+        kl, labels, ce = (None if each is None else each[at] for each in rows)
+        s, t = student.hidden[at], teacher.hidden[at]
+        z_s, z_t = _logits(student._replace(hidden=s), C, acc), _logits(teacher._replace(hidden=t), C, acc)
+        each, g = row_losses(
+            *(z_s.unsqueeze(2), z_t.unsqueeze(2), kl, labels, ce),
+            *(options.temperature, options.divergence, options.beta, options.kl_scale, options.ce_scale),
+            *(False, any(wanted)),
+        )
+        found[at] = each.squeeze(1)
+        del z_t
+        if g is None:
+            continue
+        g = _before_the_cap(g.squeeze(2), z_s, student)
+        del z_s
+        if d_bias is not None:
+            d_bias[:C] += g.sum(0)
+        if d_hidden is not None:
+            d_hidden[at] = _times_weight(g, weight[:C], x.dtype)
+        if d_weight is not None:
+            _add_outer(d_weight[:C], g, s)
+    cast = (None if d_weight is None else d_weight.to(weight.dtype)), _as(d_bias, student.bias)
+    return found, (d_hidden, *cast)
+
+
+def _chunks(rows: Rows, classes: int, acc: torch.dtype) -> Iterator[slice | Tensor]:
+    """The rows of each chunk: a slice where all rows count, else the numbers of those that do."""
+    counts = rows.kl != 0
+    if rows.ce is not None:
+        counts = counts | (rows.ce != 0)
+    which = counts.nonzero().squeeze(1)  # waits for the device once, instead of multiplying rows that do not count
+    total, every = which.shape[0], which.shape[0] == counts.shape[0]
+    room = CHUNK_BYTES.get(counts.device.type, CHUNK_BYTES["cuda"])
+    most = max(room // (3 * classes * torch.finfo(acc).bits // 8), 1)
+    size = -(-total // max(-(-total // most), 1))  # of equal chunks
+    for start in range(0, total, max(size, 1)):
+        yield slice(start, min(start + size, total)) if every else which[start : start + size]
+
+
+def _logits(side: Side, classes: int, acc: torch.dtype) -> Tensor:
+    """``[R, classes]`` in ``acc``."""
+    x = side.hidden
+    if side.weight is None:
+        return x[:, :classes].to(acc)
+    more = max(FEWEST - x.shape[0], 0)
+    z = _product(F.pad(x, (0, 0, 0, more)) if more else x, side.weight[:classes], acc)[: x.shape[0]]
+    if side.bias is not None:
+        z += side.bias[:classes]
+    if side.scale != 1:
+        z *= side.scale
+    if side.softcap:
+        z.div_(side.softcap).tanh_().mul_(side.softcap)
+    return z
+
+
+def _product(x: Tensor, weight: Tensor, acc: torch.dtype) -> Tensor:
+    """``x weight'`` ``[R, C]`` in ``acc``, of operands that may be narrower."""
+    if x.dtype == weight.dtype == acc:
+        return x @ weight.T
+    if _multiplies_halves(x, weight):
+        return torch.mm(x, weight.T, out_dtype=acc)
+    z, wide = x.new_empty((x.shape[0], weight.shape[0]), dtype=acc), x.to(acc)
+    for at in _blocks(weight):
+        torch.mm(wide, weight[at].to(acc).T, out=z[:, at])
+    return z
+
+
+def _times_weight(g: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """``g weight`` ``[R, H]``, added up in the dtype of ``g`` and rounded once."""
+    if weight.dtype == g.dtype:
+        return g @ weight
+    if weight.device.type == "cuda" and weight.dtype == dtype:
+        return g.to(dtype) @ weight
+    total = g.new_zeros((g.shape[0], weight.shape[1]))
+    for at in _blocks(weight):
+        total.addmm_(g[:, at], weight[at].to(g.dtype))
+    return total
+
+
+def _add_outer(total: Tensor, g: Tensor, x: Tensor) -> None:
+    """Adds ``g' x`` to ``total``."""
+    if x.device.type == "cuda" and x.dtype != total.dtype:
+        torch.addmm(total, g.to(x.dtype).T, x, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(g.T, x.to(total.dtype))
+
+
+def _before_the_cap(g: Tensor, z: Tensor, side: Side) -> Tensor:
+    """The gradient of the logits turned, in place, into that of the product; ``z`` is overwritten too."""
+    if side.softcap:
+        g.mul_(z.div_(side.softcap).square_().neg_().add_(1))
+    if side.scale != 1:
+        g.mul_(side.scale)
+    return g
+
+
+def _multiplies_halves(x: Tensor, weight: Tensor) -> bool:
+    """Whether torch has a product of these into float32."""
+    return x.device.type == "cuda" and x.dtype == weight.dtype
+
+
+def _blocks(weight: Tensor) -> Iterator[slice]:
+    for start in range(0, weight.shape[0], BLOCK):
+        yield slice(start, min(start + BLOCK, weight.shape[0]))
+
+
+def _as(gradient: Tensor | None, like: Tensor | None) -> Tensor | None:
+    return gradient if gradient is None or like is None else gradient.to(like.dtype)
