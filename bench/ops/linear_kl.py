@@ -9,14 +9,14 @@ from torch import Tensor
 from bench.registry import Case, Inputs, OpBench, Provider, backend
 from kdx.ops import linear_kl, softmax_kl
 
-CPU_SHAPES = [(1024, 512, 32000), (1024, 1024, 128256)]
+CPU_SHAPES = [(64, 128, 8000), (1024, 512, 32000), (1024, 1024, 128256)]
 GPU_SHAPES = [(8192, 4096, 32000), (8192, 4096, 128256)]
 TRUTH_LOGITS = 1 << 25  # worked on at once for the float64 truth
 
 
 def cases(device: str) -> list[Case]:
     if device == "cpu":
-        return [_case(*CPU_SHAPES[0], data=data) for data in ("spread", "near")] + [_case(*CPU_SHAPES[1])]
+        return [_case(*shape, data=data) for shape in CPU_SHAPES for data in ("spread", "near")]
     return [_case(*shape, dtype=torch.bfloat16) for shape in GPU_SHAPES]
 
 

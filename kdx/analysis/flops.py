@@ -20,7 +20,7 @@ __all__ = ["Counted", "count_flops", "counting_flops"]
 
 
 class Counted(Protocol):
-    """What :func:`counting_flops` has counted: torch's ``FlopCounterMode``, and what it could not count."""
+    """The count of :func:`counting_flops`: torch's ``FlopCounterMode``, and what it could not count."""
 
     uncounted: set[str]
     """Operations that ran, may multiply matrices, and have no formula."""

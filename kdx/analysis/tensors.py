@@ -1,4 +1,4 @@
-"""What a tensor of any kind stores: dense, sparse, quantised, or of a subclass that is made of others."""
+"""The bytes and values that a tensor of any kind stores: dense, sparse, quantised, or of a subclass that is made of others."""
 
 from __future__ import annotations
 
