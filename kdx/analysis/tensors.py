@@ -1,4 +1,4 @@
-"""The bytes and values that a tensor of any kind stores: dense, sparse, quantised, or of a subclass that is made of others."""
+"""Bytes and values that a tensor of any kind stores: dense, sparse, quantised, or of a subclass made of others."""
 
 from __future__ import annotations
 
