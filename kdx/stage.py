@@ -18,6 +18,7 @@ from kdx.batch import Batch
 from kdx.errors import PlanError, nearest
 from kdx.ref import Ref
 from kdx.schemes.weights import Weight
+from kdx.stage_name import split_name
 from kdx.tasks.base import Task
 
 __all__ = ["FinishedStages", "Produced", "Role", "Rows", "Stage", "Structure", "Term", "in_order"]
@@ -73,6 +74,8 @@ class FinishedStages(Protocol):
     """The finished stages that a structure looks at, with the rows and the task of the experiment.
 
     The test rows are not among them: what a structure is made into is decided on training and validation rows.
+    ``stage`` is the name of a stage, or ``"stage:model"`` for another model that its scheme trained, as
+    ``"co-studying:teacher"``.
     """
 
     @property
@@ -163,8 +166,14 @@ class Stage:
         role: ``"teacher"`` trains on all labels, ``"probe"``, ``"alone"`` and ``"label-smoothing"`` on the labels
             alone, ``"untrained"`` not at all, ``"assistant"`` and ``"distilled"`` under the recipe's scheme.
         model: what is trained: a model by name, or a structure that the stage produces.
-        teachers: names of earlier stages whose models teach here. A scheme with one teacher takes the first.
-        start: an earlier stage of the same model, whose trained weights this stage begins with.
+        teachers: names of earlier stages whose models teach here. A scheme with one teacher takes the first. A stage
+            hands on every model that its scheme trains (:attr:`kdx.Scheme.students`): ``"stage:model"``, as
+            ``"co-studying:teacher"``, is another one than its student. All of them are those of the epoch that the
+            student's metric selects.
+        start: an earlier stage of the same model, whose trained weights this stage begins with; ``"stage:model"`` too.
+        starts: the same for the other models that the scheme trains, by their names in it: a teacher that is trained
+            along begins with ``{"teacher": "teacher"}`` as the stage ``teacher`` left it, and is else a new one.
+            ``"student"`` is short for ``start``.
         scheme: instead of the recipe's, as ``Ref("mutual")``.
         knowledge: terms by name, instead of the recipe's, as ``{"kd": Term("soft-targets", weight=0.5)}``.
         task_weight: instead of the recipe's.
@@ -183,6 +192,7 @@ class Stage:
     model: Ref | Structure
     teachers: tuple[str, ...] = ()
     start: str | None = None
+    starts: Mapping[str, str] = field(default_factory=dict)
     scheme: Ref | None = None
     knowledge: Mapping[str, Term] | None = None
     task_weight: float | None = None
@@ -218,12 +228,25 @@ class Stage:
                 f"stage {self.name!r}: teachers: expected a tuple of names, got {self.teachers!r}; write "
                 f"({self.teachers!r},)"
             )
+        if not isinstance(self.starts, Mapping):
+            raise PlanError(
+                f"stage {self.name!r}: starts: expected a mapping, got {self.starts!r}; write "
+                '{"teacher": "stage"}, or start="stage" for the student'
+            )
+        if "student" in self.starts and self.start is not None:
+            raise PlanError(f"stage {self.name!r}: start and starts['student'] both say what the student begins with")
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The stages that must be finished first."""
         made_from = self.model.needs if isinstance(self.model, Structure) else ()
-        return tuple(dict.fromkeys((*self.teachers, *([self.start] if self.start else []), *made_from)))
+        named = (*self.teachers, *([self.start] if self.start else []), *self.starts.values(), *made_from)
+        return tuple(dict.fromkeys(split_name(each)[0] for each in named))
+
+    @property
+    def begins_with(self) -> str | None:
+        """What the weights of the student are taken from, None for new ones or those of its structure."""
+        return self.start or self.starts.get("student")
 
 
 def in_order(stages: Sequence[Stage]) -> list[Stage]:
@@ -246,7 +269,7 @@ def in_order(stages: Sequence[Stage]) -> list[Stage]:
     for stage in stages:
         for need in stage.needs:
             if need not in named:
-                what = "teacher" if need in stage.teachers else "stage"
+                what = "teacher" if need in {split_name(each)[0] for each in stage.teachers} else "stage"
                 raise PlanError(f"stage {stage.name!r} names an unknown {what} {need!r}; {nearest(need, named)}")
     try:
         TopologicalSorter({stage.name: stage.needs for stage in stages}).prepare()

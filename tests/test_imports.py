@@ -34,6 +34,7 @@ FLOORS = [
         "printable",
         "own_files",
         "weights_file",
+        "stage_name",
     },
     {"layout", "lock", "class_numbers", "seal"},
     {"tap", "evidence", "blame", "projections"},

@@ -29,6 +29,7 @@ from kdx.registry import Plugins, default_plugins
 from kdx.schemes.base import Scheme
 from kdx.schemes.supervised import Supervised
 from kdx.stage import Produced, Rows, Stage, Structure
+from kdx.stage_name import split_name
 from kdx.students.contract import Contract
 from kdx.students.student_data import StudentData
 from kdx.teachers import Frozen, Stored, Teacher
@@ -52,13 +53,13 @@ class ModelSource(Protocol):
         """Records the model that a stage's structure was made into."""
 
     def weights(self, stage: str) -> Path | None:
-        """The trained weights of a stage, None if its model is taken as it is drawn."""
+        """The trained weights of a stage, or of ``stage:model``; None if its model is taken as it is drawn."""
 
     def result(self, stage: str) -> Mapping[str, Any]:
         """The ``result.json`` of a stage."""
 
     def quality(self, stage: str) -> float:
-        """The metric of the task on the validation rows, after a stage."""
+        """The metric of the task on the validation rows, after a stage, or of ``stage:model``."""
 
     def stored(self, teacher: str, rows: View, model: nn.Module, class_dim: int | None) -> Stored:
         """A teacher that answers from its store, written from its model for the training rows if need be.
@@ -93,6 +94,7 @@ class Assembly:
         self.plugins = plugins or default_plugins()
         self.task = task_of(recipe, self.plugins)
         self._data = data
+        self._models: dict[str, dict[str, Ref]] = {}
 
     @property
     def data(self) -> ExperimentData:
@@ -103,7 +105,7 @@ class Assembly:
 
     def data_of(self, stage: str) -> ExperimentData:
         """The rows as the model of a stage takes them: a teacher of a view with inputs of its own takes those."""
-        section = self.recipe.all_teachers.get(stage)
+        section = self.recipe.all_teachers.get(split_name(stage)[0])
         return self.data.seen(section.view if section else None)
 
     @functools.cached_property
@@ -150,9 +152,30 @@ class Assembly:
             return count_flops(self.build(ref), self.example)
 
     def ref(self, stage: str) -> Ref:
-        """The model of a stage; a structure is made into one when it is first asked for."""
+        """The model of a stage, or of ``stage:model``; a structure is made into one when it is first asked for.
+
+        Raises:
+            PlanError: the scheme of the stage trains no model of this name.
+        """
+        stage, named = split_name(stage)
+        if named is not None:
+            if named not in (known := self.models(stage)):
+                raise PlanError(f"stage {stage!r} hands on no model {named!r}; {nearest(named, known)}")
+            return known[named]
         model = self.stages[stage].model
         return self._produced(self.stages[stage], model).model if isinstance(model, Structure) else model
+
+    def models(self, stage: str) -> Mapping[str, Ref]:
+        """The models that the scheme of a stage trains, by their names in it, as far as they can be built again."""
+        if stage not in self._models:
+            result = self.source.result(stage)
+            named = result.get("models", {Path(result["weights"]).stem: {"model": self.ref(stage).as_dict()}})
+            self._models[stage] = {name: Ref.of(each["model"]) for name, each in named.items()}
+        return self._models[stage]
+
+    def built(self, stage: str) -> bool:
+        """Whether the scheme of a stage was built here, so that :meth:`models` needs no result."""
+        return stage in self._models
 
     def model(self, stage: str) -> nn.Module:
         """The model of a stage with its trained weights, if it has any."""
@@ -163,7 +186,7 @@ class Assembly:
 
     def result(self, stage: str) -> Mapping[str, Any]:
         """The ``result.json`` of a finished stage."""
-        return self.source.result(stage)
+        return self.source.result(split_name(stage)[0])
 
     def quality(self, stage: str) -> float:
         """The metric of the task on the validation rows."""
@@ -177,18 +200,35 @@ class Assembly:
                 student.load_state_dict(dict(start))
         elif weights and stage.role != "teacher" and stage.model == self.recipe.student.model:
             load_weights(student, weights)
-        if stage.start is not None and (trained := self.source.weights(stage.start)):
+        if stage.begins_with and (trained := self.source.weights(stage.begins_with)):
             load_weights(student, trained, sealed=True)
         return student
 
     def scheme(self, stage: Stage) -> Scheme:
         """The scheme under which a stage trains its student; its first random draws are those of the student."""
         student = self.student(stage)
+        made = {id(student): self.ref(stage.name)}
         if stage.role not in ("assistant", "distilled"):
             smoothed = {SMOOTHED: SMOOTHING} if stage.role == "label-smoothing" else {}
-            return Supervised(student, task=task_of(self.recipe, self.plugins, **smoothed))
-        with rng.isolated():  # whatever else draws, the rows come in the order in which the student alone sees them
-            return self._taught(stage, student)
+            scheme: Scheme = Supervised(student, task=task_of(self.recipe, self.plugins, **smoothed))
+        else:
+            with rng.isolated():  # whatever else draws, the rows come in the order in which the student alone sees them
+                scheme = self._taught(stage, student, made)
+        first, *others = students = scheme.students
+        self._models[stage.name] = {first: self.ref(stage.name)} | {
+            name: made[id(students[name])] for name in others if id(students[name]) in made
+        }
+        for name, origin in stage.starts.items():
+            if name == "student":
+                continue  # it began so
+            if name not in students:
+                raise PlanError(
+                    f"stage {stage.name!r}: starts: {type(scheme).__name__} trains no model {name!r}; "
+                    f"{nearest(name, students)}"
+                )
+            if trained := self.source.weights(origin):
+                load_weights(students[name], trained, sealed=True)
+        return scheme
 
     def knowledge(self, stage: Stage) -> dict[str, Any]:
         """The weighted knowledge terms of a stage, by name."""
@@ -233,21 +273,31 @@ class Assembly:
         """Which rows of the data a stage trains on: ``all``, ``few`` or ``labelled``."""
         return stage.rows or {"teacher": "all", "assistant": "few", "distilled": "few"}.get(stage.role, "labelled")
 
-    def _taught(self, stage: Stage, student: nn.Module) -> Scheme:
-        """The scheme with all that its signature names, built in the same order for every scheme."""
+    def _taught(self, stage: Stage, student: nn.Module, made: dict[int, Ref]) -> Scheme:
+        """The scheme with all that its signature names, built in the same order for every scheme.
+
+        ``made`` is told what every model that may be trained was built from, by its ``id``.
+        """
         ref = stage.scheme or self.recipe.scheme
         target = self.plugins.load("scheme", ref.name)
         weight = self.recipe.task.weight if stage.task_weight is None else stage.task_weight
         along = target.trains_teacher
+
+        def build(ref: Ref) -> nn.Module:
+            model = self.build(ref)
+            made[id(model)] = ref
+            return model
+
+        def teacher(name: str) -> Teacher | nn.Module:
+            return self._along(name, build) if along else self._teacher(name)
+
         parts: dict[str, Callable[[], Any]] = {
             "student": lambda: student,
             "task": lambda: (weight, self.task),
             "knowledge": lambda: self.knowledge(stage),
-            "peers": lambda: [student, *(self.build(peer) for peer in self._peers(stage))],
-            "teacher": lambda: self._teacher(self._teachers_of(stage, along=along)[0], along=along),
-            "teachers": lambda: {
-                name: self._teacher(name, along=along) for name in self._teachers_of(stage, along=along)
-            },
+            "peers": lambda: [student, *map(build, self._peers(stage))],
+            "teacher": lambda: teacher(self._teachers_of(stage, along=along)[0]),
+            "teachers": lambda: {name: teacher(name) for name in self._teachers_of(stage, along=along)},
             "qualities": lambda: (
                 {name: self.quality(name) for name in stage.teachers} if self.task.higher_is_better else None
             ),
@@ -265,23 +315,32 @@ class Assembly:
         peers = self.recipe.peers
         return peers if isinstance(peers, list) else [self.ref(stage.name)] * ((peers or 2) - 1)
 
+    def taught_along(self, stage: Stage) -> list[str]:
+        """The teachers that the scheme of a stage trains along and that have a stage of their own too."""
+        taught = stage.role in ("assistant", "distilled")
+        along = taught and self.plugins.load("scheme", (stage.scheme or self.recipe.scheme).name).trains_teacher
+        return [name for name in self.recipe.all_teachers if name in self.stages] if along else []
+
     def _teachers_of(self, stage: Stage, *, along: bool) -> list[str]:
         """Names of a stage's teachers: earlier stages, or the recipe's sections if they are trained along."""
         return list(self.recipe.all_teachers) if along else list(stage.teachers)
 
-    def _teacher(self, name: str, *, along: bool) -> Teacher | nn.Module:
-        """A frozen teacher from its stage, or a new model that the scheme trains along."""
-        if along:
-            trained = self.recipe.all_teachers[name]
-            model = self.build(trained.model)
-            if trained.weights:
-                load_weights(model, trained.weights)
-            return model
-        if store_section(self.recipe, name):
+    def _along(self, name: str, build: Callable[[Ref], nn.Module]) -> nn.Module:
+        """A new model that the scheme trains along; of a teacher with a stage of its own the same."""
+        section = self.recipe.all_teachers[name]
+        model = build(self.ref(name) if name in self.stages else section.model)
+        if section.weights:
+            load_weights(model, section.weights)
+        return model
+
+    def _teacher(self, name: str) -> Teacher:
+        """A frozen teacher from its stage."""
+        stage, _ = split_name(name)
+        if store_section(self.recipe, stage):
             return self.stored(name)
-        section = self.recipe.all_teachers.get(name, self.recipe.teacher)
+        section = self.recipe.all_teachers.get(stage, self.recipe.teacher)
         view = section.view if section else None
-        if name not in self.recipe.all_teachers and self.data.seen(view) is not self.data:
+        if stage not in self.recipe.all_teachers and self.data.seen(view) is not self.data:
             view = None  # an assistant is taught on the student's inputs
         return _frozen(self.model(name), section, view=view)
 

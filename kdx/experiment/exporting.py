@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from kdx.errors import ExportError, FileError
 from kdx.experiment.recipe_files import load_recipe, plugins_beside
 from kdx.experiment.run_files import RECIPE, read_recipe
-from kdx.experiment.trained import TrainedModel, load
+from kdx.experiment.trained import TrainedModel, load, weights_file
 from kdx.files import atomic_write
 from kdx.registry import Plugins
+from kdx.stage_name import split_name
 from kdx.training.checkpoint import export_weights
 from kdx.trust import Rule, Trusted, trusting
 
@@ -51,7 +52,8 @@ def export(
             (``torch.export.load``), ``onnx``, or ``hf`` (a folder for ``from_pretrained``, of a model of transformers).
             The number of rows of the inputs stays free.
         out: the file, or the folder of ``hf``; by default beside the run's weights, as ``student.onnx``. One that is
-            there is replaced when the new one has passed; a folder is not.
+            there is replaced when the new one has passed; a folder is not, and neither are the run's own weights, which
+            are what ``safetensors`` would write.
         stage: see :func:`kdx.load`.
         inputs: ``[N, ...]`` to compare outputs on, two rows or more; None: the first test rows of the run.
         trust: see :func:`kdx.load`.
@@ -73,8 +75,9 @@ def export(
         inputs = check_inputs(run, student, trust=trust, plugins=plugins)
     if len(inputs) < 2:
         raise ExportError(f"inputs: expected two rows or more, so that their number stays free, got {len(inputs)}")
-    beside = Path(run, stage) if Path(run).is_dir() else Path(run).parent
-    path = Path(out) if out else beside / f"student{ENDINGS[to] or '-hf'}"
+    folder, model = split_name(stage)
+    beside = Path(run, folder) if Path(run).is_dir() else Path(run).parent
+    path = Path(out) if out else beside / f"{model or 'student'}{ENDINGS[to] or '-hf'}"
     if not path.parent.is_dir():
         raise FileError(f"{path} cannot be written: there is no folder {path.parent}")
     if to == "hf" and path.exists():
@@ -86,6 +89,10 @@ def export(
             "a model of several heads has several outputs, of which no single file is made; export a head"
         )
     differences: list[float] = []
+    own = weights_file(run, stage)
+    if to == "safetensors" and path.resolve() == own.resolve():
+        again = _without_gradient(load(own, trust=trust, plugins=plugins))
+        return path, max(_difference(again(inputs[:rows]), outputs) for rows, outputs in expected.items())
 
     def write(temporary: Path) -> None:
         again = _WRITERS[to](student, inputs, temporary)

@@ -14,7 +14,7 @@ from kdx import rng
 from kdx.batch import Batch
 from kdx.capture import call, logits_of
 from kdx.datasets.view import View
-from kdx.errors import RecipeError
+from kdx.errors import PlanError, RecipeError
 from kdx.experiment.assembly import Assembly
 from kdx.experiment.components import locating
 from kdx.experiment.plan import train_of
@@ -25,6 +25,7 @@ from kdx.modes import evaluating
 from kdx.ref import Ref
 from kdx.schemes.base import Scheme
 from kdx.stage import Produced, Stage
+from kdx.stage_name import split_name
 from kdx.tasks.base import Task
 from kdx.tasks.heads import Heads
 from kdx.teachers import Stored
@@ -114,12 +115,13 @@ class _Untrained:
 def _build_stage(assembly: Assembly, stage: Stage, seen: set[tuple[Ref, int]]) -> None:
     """Builds the models, the scheme, the batches, the optimizers and the schedules of a stage, as far as known."""
     scheme = None
-    if _known(assembly, stage.name, *stage.teachers):
+    if _known(assembly, stage.name, *stage.teachers, *assembly.taught_along(stage)):
         ref = assembly.ref(stage.name)
         if (ref, id(assembly.data_of(stage.name))) not in seen:
             _check_logits(assembly, ref, stage.name)
             seen.add((ref, id(assembly.data_of(stage.name))))
         scheme = assembly.scheme(stage)
+        _check_starts(assembly, stage, scheme)
     elif stage.role in ("assistant", "distilled"):
         assembly.knowledge(stage)
         for name in stage.teachers:
@@ -131,6 +133,27 @@ def _build_stage(assembly: Assembly, stage: Stage, seen: set[tuple[Ref, int]]) -
             _check_finished(assembly, stage, section)
     elif stage.role != "untrained":
         _build_training(assembly, stage, scheme)
+
+
+def _check_starts(assembly: Assembly, stage: Stage, scheme: Scheme) -> None:
+    """Checks that the models that begin with the weights of others are built alike, as far as those are known.
+
+    Raises:
+        PlanError: one is not, or the other stage hands on no such model.
+    """
+    first = next(iter(scheme.students))
+    starts = {name: origin for name, origin in stage.starts.items() if name != "student"}
+    starts |= {first: stage.begins_with} if stage.begins_with else {}
+    for name, origin in starts.items():
+        if not _known(assembly, origin) or assembly.models(stage.name).get(name) == (ref := assembly.ref(origin)):
+            continue
+        shapes = {key: value.shape for key, value in scheme.students[name].state_dict().items()}
+        wanted = {key: value.shape for key, value in assembly.build(ref).state_dict().items()}
+        if different := [key for key in {**shapes, **wanted} if shapes.get(key) != wanted.get(key)]:
+            raise PlanError(
+                f"stage {stage.name!r}: {name!r} cannot begin with the weights of {origin!r}, which is {ref} and built "
+                f"otherwise: {len(different)} weights differ, as {different[0]!r}"
+            )
 
 
 def _check_finished(assembly: Assembly, stage: Stage, section: Teacher) -> None:
@@ -216,6 +239,9 @@ def _check_outputs(where: str, task: Task, outputs: Tensor, width: int, targets:
         task.check(outputs, targets)
 
 
-def _known(assembly: Assembly, *stages: str) -> bool:
-    """True if the models of these stages are known before any is trained."""
-    return all(isinstance(assembly.stages[name].model, Ref) for name in stages)
+def _known(assembly: Assembly, *names: str) -> bool:
+    """True if the models of these stages, or of ``stage:model``, are known before any is trained."""
+    return all(
+        isinstance(assembly.stages[stage].model, Ref) if model is None else assembly.built(stage)
+        for stage, model in map(split_name, names)
+    )

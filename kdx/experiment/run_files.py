@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdx.errors import CheckpointError, DamagedError
+from kdx.errors import CheckpointError, DamagedError, FileError, nearest
 from kdx.files import named, read_json, sha256_of
 from kdx.seal import read_sealed_text
+from kdx.stage_name import split_name
 
 __all__ = [
     "check_files",
     "checksums",
+    "entry_of",
     "read_environment",
     "read_model",
     "read_recipe",
@@ -57,17 +59,34 @@ def read_result(stage: Path) -> dict[str, Any]:
     return read_json(stage / RESULT, remedy, validation=dict, test=dict, weights=str, files=dict)
 
 
-def weights_of(folder: Path, result: Mapping[str, Any], stage: str) -> Path:
-    """The trained weights that the result of a stage names.
+def entry_of(result: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The part of a stage's result about ``stage:model``: its ``weights`` and ``validation``; of a stage all of it.
+
+    Raises:
+        FileError: the stage handed on no such model.
+    """
+    stage, model = split_name(name)
+    student = Path(result["weights"]).stem
+    if model in (None, student):
+        return result
+    models: Mapping[str, Mapping[str, Any]] = result.get("models", {})
+    if model not in models:
+        raise FileError(f"stage {stage!r} handed on no model {model!r}; {nearest(str(model), [student, *models])}")
+    return models[str(model)]
+
+
+def weights_of(folder: Path, result: Mapping[str, Any], name: str) -> Path:
+    """The trained weights that the result of a stage names, for the stage's student or for ``stage:model``.
 
     Raises:
         CheckpointError: they are not in the folder of the run.
+        FileError: the stage handed on no such model.
     """
-    path = Path(folder, result["weights"])
+    path = Path(folder, entry_of(result, name)["weights"])
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CheckpointError(
-            f"{folder / stage / RESULT} names the weights {path}, which are not in the folder of the run, and a run "
-            "reads no others by itself; copy them there, or start from them with teacher.weights"
+            f"{folder / split_name(name)[0] / RESULT} names the weights {path}, which are not in the folder of the "
+            "run, and a run reads no others by itself; copy them there, or start from them with teacher.weights"
         )
     return path
 

@@ -18,6 +18,7 @@ from kdx.experiment.run_files import (
     again,
     check_files,
     checksums,
+    entry_of,
     read_model,
     read_result,
     weights_of,
@@ -26,6 +27,7 @@ from kdx.experiment.stage_store import stored_teacher
 from kdx.files import named, write_json
 from kdx.ref import Ref
 from kdx.stage import Produced
+from kdx.stage_name import split_name
 from kdx.teachers import Stored
 from kdx.training.checkpoint import load_tensors, save_tensors
 
@@ -93,16 +95,16 @@ class RunFolder:
         return result
 
     def quality(self, stage: str) -> float:
-        """The metric of the task on the validation rows."""
-        return float(self.result(stage)["validation"][self.metric])
+        """The metric of the task on the validation rows; of ``stage:model`` that of the model."""
+        return float(entry_of(self.result(split_name(stage)[0]), stage)["validation"][self.metric])
 
     def weights(self, stage: str) -> Path:
-        """The trained weights of a finished stage.
+        """The trained weights of a finished stage, or of ``stage:model``.
 
         Raises:
             CheckpointError: the result names a file outside of the folder of the run.
         """
-        return weights_of(self.folder, self.result(stage), stage)
+        return weights_of(self.folder, self.result(split_name(stage)[0]), stage)
 
     def produced(self, stage: str) -> Produced | None:
         """The model that a stage's structure was made into, None before that."""
@@ -123,4 +125,6 @@ class RunFolder:
 
     def stored(self, teacher: str, rows: View, model: nn.Module, class_dim: int | None) -> Stored:
         """A teacher that answers from its store, which is written first if it is not there."""
-        return stored_teacher(self.recipe, rows, model, teacher, self.of(teacher), class_dim, self.notify)
+        return stored_teacher(
+            self.recipe, rows, model, teacher, self.of(split_name(teacher)[0]), class_dim, self.notify
+        )

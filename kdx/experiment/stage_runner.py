@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,10 @@ class StageRunner:
         result |= self._train(stage, scheme, weights)
         if is_first(cpu=cpu):
             export_weights(student, weights, self.assembly.described(stage.name, self.name).metadata())
+            for other in list(self.assembly.models(stage.name))[1:]:
+                described = self.assembly.described(f"{stage.name}:{other}", self.name)
+                place = self.folder.of(stage.name) / f"{other}.safetensors"
+                export_weights(scheme.students[other], place, described.metadata())
         output = scheme.reader(name)
         splits: dict[str, Any] = {"validation": data.validation} | ({"test": data.test} if self.test else {})
         for split, rows in splits.items():
@@ -93,11 +97,28 @@ class StageRunner:
                 peer: evaluation.evaluate(each, loader, metrics=self.task.metrics, output=scheme.reader(peer))
                 for peer, each in scheme.students.items()
             }
+        if len(scheme.students) > 1:
+            result["models"] = self._handed_on(stage, scheme, data.evaluation(data.validation))
         result |= measure_cost(student, self.assembly.example_of(stage.name)).as_dict()
         result |= {"weights": f"{stage.name}/{name}.safetensors"}
         if is_first(cpu=cpu):
             result = self.folder.finish(stage.name, result)
         return agreed(result, cpu=cpu)
+
+    def _handed_on(self, stage: Stage, scheme: Scheme, validation: Iterable[Any]) -> dict[str, Any]:
+        """The models that later stages may take as ``stage:model``: what they are built from, their weights and
+        metrics.
+        """
+        return {
+            name: {
+                "model": model.as_dict(),
+                "weights": f"{stage.name}/{name}.safetensors",
+                "validation": evaluation.evaluate(
+                    scheme.students[name], validation, metrics=self.task.metrics, output=scheme.reader(name)
+                ),
+            }
+            for name, model in self.assembly.models(stage.name).items()
+        }
 
     def _train(self, stage: Stage, scheme: Scheme, weights: Path) -> dict[str, Any]:
         """Trains or loads the stage's model and leaves its weights in the folder."""

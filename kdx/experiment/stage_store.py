@@ -12,6 +12,7 @@ from torch import nn
 
 from kdx.datasets.view import View
 from kdx.experiment.recipe import Recipe, StoreSection
+from kdx.stage_name import split_name
 from kdx.store import Store, write_store
 from kdx.teachers import Stored
 
@@ -20,7 +21,7 @@ __all__ = ["store_section", "store_views", "stored_teacher", "write_stage_store"
 
 def store_section(recipe: Recipe, teacher: str) -> StoreSection | None:
     """The section on the store of a teacher's outputs, None if there is none; an assistant has that of the teacher."""
-    section = recipe.all_teachers.get(teacher, recipe.teacher)
+    section = recipe.all_teachers.get(split_name(teacher)[0], recipe.teacher)
     return section.store if section else None
 
 
@@ -78,8 +79,9 @@ def stored_teacher(
         recipe: the experiment.
         rows: the training rows.
         model: the trained teacher, which runs only while the store is written.
-        name: of the teacher's stage.
-        folder: of the stage; the store is its subfolder ``store`` unless the recipe says where.
+        name: of the teacher's stage, or ``stage:model``.
+        folder: of the stage; the store is its subfolder ``store`` (``store-teacher`` of ``stage:teacher``) unless the
+            recipe says where.
         class_dim: axis of the classes as the task's responses have it.
         notify: called with a sentence for the user.
     """
@@ -87,7 +89,8 @@ def stored_teacher(
     assert section is not None
     told: list[tuple[int, int]] = []
     start = time.perf_counter()
-    where = section.folder or folder / "store"
+    model_name = split_name(name)[1]
+    where = section.folder or folder / ("store" if model_name is None else f"store-{model_name}")
     store = write_stage_store(recipe, rows, model, section, where, class_dim, lambda *counts: told.append(counts))
     seconds = time.perf_counter() - start
     what = f"{', '.join(section.contents)} of {len(rows):,} samples in {store.views} views"

@@ -20,12 +20,13 @@ from kdx.experiment.run_files import CODE, RESULT, SUMMARY, again, check_files, 
 from kdx.own_files import OwnFiles
 from kdx.registry import Plugins, default_plugins
 from kdx.responses import Form, Responses
+from kdx.stage_name import split_name
 from kdx.tasks.base import Task
 from kdx.tasks.heads import Heads
 from kdx.training.weights import load_weights
 from kdx.trust import Rule, Trusted, trusting
 
-__all__ = ["Prediction", "TrainedModel", "load"]
+__all__ = ["Prediction", "TrainedModel", "load", "weights_file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,8 @@ def load(
 
     Args:
         run: the folder of a run, or a ``.safetensors`` file that one has written or :func:`kdx.export` made.
-        stage: of a folder, the stage whose model it is: ``distilled``, ``alone``, ``teacher`` ...
+        stage: of a folder, the stage whose model it is: ``distilled``, ``alone``, ``teacher`` ..., or ``stage:model``
+            for another model that its scheme trained, as ``distilled:teacher``.
         trust: modules that the description may name beside kdx and the plugins, and ``.py`` files, of which the run
             keeps copies; True: all. See :mod:`kdx.trust`.
         plugins: where the model comes from; None takes those installed.
@@ -176,7 +178,7 @@ def load(
         'Pullover'
     """
     path = Path(run)
-    weights = path if path.is_file() else _weights(path, stage)
+    weights = weights_file(run, stage)
     folder = weights.parent if path.is_file() and not (weights.parent.parent / CODE).is_dir() else weights.parent.parent
     description = Description.read(weights)
     files = OwnFiles(folder, copies=description.code)
@@ -190,11 +192,14 @@ def load(
     return TrainedModel(model, description, task, files)
 
 
-def _weights(folder: Path, stage: str) -> Path:
-    """The weights of a finished stage, compared with their checksum."""
+def weights_file(run: str | Path, stage: str) -> Path:
+    """The weights that :func:`load` reads; those of a finished stage are compared with their checksum."""
+    if (folder := Path(run)).is_file():
+        return folder
     if not folder.is_dir():
         raise FileError(f"there is no run {folder}, and no file of weights")
     stages = [path.parent.name for path in folder.glob(f"*/{RESULT}")]
+    name, (stage, _) = stage, split_name(stage)
     if stage not in stages:
         unfinished = (
             "" if (folder / SUMMARY).exists() else "; the run is not finished, kdx run --resume goes on with it"
@@ -203,7 +208,7 @@ def _weights(folder: Path, stage: str) -> Path:
     place = folder / stage
     result = read_result(place)
     check_files(place, result["files"], again(place))
-    return weights_of(folder, result, stage)
+    return weights_of(folder, result, name)
 
 
 def _row(outputs: Any, row: int) -> Any:

@@ -91,7 +91,7 @@ def verify_run(folder: str | Path) -> Verified:
             _check_stage(found, folder / name, result)
     for stage in sorted(stages):
         _check_stage(found, stage, None)
-    for store in sorted({*stores, *filter(Path.is_dir, folder.glob("*/store"))}):
+    for store in sorted({*stores, *filter(Path.is_dir, folder.glob("*/store*"))}):
         found.check(store, verify_store, store)
     return found
 
