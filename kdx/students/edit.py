@@ -31,13 +31,13 @@ class Origin:
     """Where a weight of a student comes from.
 
     Args:
-        how: ``copied`` whole, ``sliced`` or ``factorised`` from the teacher's weights.
+        how: ``copied`` whole, ``sliced`` or ``factorised`` from the teacher's weights, or ``measured`` on them or data.
         shape: in the student.
         teacher_shape: of what it was made from.
         error: of a factorisation, the Frobenius norm of what is lost over that of the teacher's weight.
     """
 
-    how: Literal["copied", "sliced", "factorised"]
+    how: Literal["copied", "sliced", "factorised", "measured"]
     shape: tuple[int, ...]
     teacher_shape: tuple[int, ...]
     error: float | None = None

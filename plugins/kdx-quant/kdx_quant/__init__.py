@@ -1,0 +1,1 @@
+"""Quantised students and teachers for kdx."""
