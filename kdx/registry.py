@@ -58,6 +58,7 @@ ELSEWHERE: Mapping[str, Mapping[Kind, tuple[str, ...]]] = {
     "kdx-eskd": {"assistant": ("early-stopped-teacher",)},
     "kdx-function-matching": {"scheme": ("function-matching",)},
     "kdx-mgd": {"knowledge": ("mgd",)},
+    "kdx-prune": {"student": ("prune",)},
     "kdx-quant": {"student": ("quantise",)},
     "kdx-search": {"scheme": ("supernet",), "student": ("kernel",)},
     "kdx-template": {"knowledge": ("transformed-teacher",)},

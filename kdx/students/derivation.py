@@ -32,7 +32,7 @@ class Derivation(ABC):
     """The class of its edits; their ``how`` is the name under which the derivation is registered."""
     needs_budget: ClassVar[bool] = True
     """Whether a budget has to be given; without one the smallest student is made."""
-    needs_data: ClassVar[bool] = False
+    needs_data: bool = False
     """Whether :meth:`plan` looks at training rows; it is then called with a :class:`kdx.students.StudentData` as its
     third argument, ``plan(model, inputs, data)``. What the rows decided has to stand in the edits, as numbers and
     names, since a student is built again without data.

@@ -1,0 +1,1 @@
+"""Pruned students for kdx: channels, blocks and n:m sparsity."""
