@@ -138,14 +138,26 @@ class StopRun(KdxError):
         reason: why, for whoever reads the report.
 
     Attributes:
+        reason: as given.
         step: optimizer steps that the run had done; None before it is known.
         epoch: epochs that it had done.
+        stage: of an experiment in which it was raised, else None.
     """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
+        self.reason = reason
         self.step: int | None = None
         self.epoch: int | None = None
+        self.stage: str | None = None
+
+    def __str__(self) -> str:
+        if self.stage is None:
+            return self.reason
+        return (
+            f"stage {self.stage!r} was stopped after step {self.step}: {self.reason}. It stays so; to go on from its "
+            f"checkpoint, remove {self.stage}/stopped.json from the folder of the run, and resume"
+        )
 
 
 class StoreError(KdxError, RuntimeError):

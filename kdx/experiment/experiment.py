@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kdx.assistants.gap import NoGainWarning, WeakTeacherWarning, gap_warnings, no_gain_warning
-from kdx.errors import RecipeError, RunExistsError
+from kdx.errors import RecipeError, RunExistsError, StopRun
 from kdx.experiment.assembly import Assembly
 from kdx.experiment.components import task_of
 from kdx.experiment.data import ExperimentData
@@ -93,6 +93,8 @@ def run(
         RunExistsError: the folder holds a run, and neither ``resume`` nor ``force`` was given.
         InUseError: another process runs in the folder.
         Interrupted: the run was stopped by a signal; ``resume`` continues it.
+        StopRun: an observer stopped a stage; the summary and the report are of the stages before, and no test row was
+            read for this one. ``resume`` says so again.
     """
     check_observers(observers)
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "recipe"
@@ -178,12 +180,13 @@ class Experiment:
             RunExistsError: the folder holds a run, and neither ``resume`` nor ``force`` was given.
             InUseError: another process runs in the folder.
             RecipeError: the run in the folder was started with another recipe.
+            StopRun: see :func:`run`.
         """
         cpu = self.recipe.device == "cpu"
         with trusting(self.rule), ExitStack() as alone:
             if is_first(cpu=cpu):
                 self._claim(alone, resume=resume, force=force)
-            finished = agreed((self.folder / SUMMARY).exists(), cpu=cpu)
+            finished = agreed(self._finished(), cpu=cpu)
             summary = read_summary(self.folder) if finished else self._run()
             return agreed(summary, cpu=cpu)  # when all processes have written what they write
 
@@ -194,12 +197,23 @@ class Experiment:
             for stage in self.plan:
                 if stage.role in ("assistant", "distilled"):
                     self._guard(results)
-                results[stage.name] = self.runner.run(stage)
+                try:
+                    results[stage.name] = self.runner.run(stage)
+                except StopRun as stop:
+                    stop.stage = stage.name
+                    self._end(results, stop)
+                    raise
             self._guard(results)
             self._judge(results)
-            summary = self._summary(results)
+            return self._end(results)
+
+    def _end(self, results: Mapping[str, dict[str, Any]], stop: StopRun | None = None) -> dict[str, Any]:
+        """Writes the report and the summary of the stages that are finished, and marks the one that was stopped."""
+        summary = self._summary(results, stop)
         if not is_first(cpu=self.recipe.device == "cpu"):
             return summary
+        if stop is not None and stop.stage is not None:
+            self.runner.folder.stop(stop.stage, stop)
         if self.report:
             from kdx.experiment.report import write_report  # imports matplotlib
 
@@ -208,12 +222,16 @@ class Experiment:
         write_json(self.folder / SUMMARY, summary)  # last, as it says that the run is finished
         return summary
 
+    def _finished(self) -> bool:
+        """Whether all stages are finished and summed up; a run that an observer stopped is not."""
+        return (self.folder / SUMMARY).exists() and not read_summary(self.folder).get("stopped")
+
     def _claim(self, alone: ExitStack, *, resume: bool, force: bool) -> None:
         """Claims the folder for this run; one that holds something else, or that another run is in, is refused, and a
         recipe that cannot run changes nothing.
         """
         folder = self.folder
-        if force or not (folder / SUMMARY).exists():  # else nothing is written
+        if force or not self._finished():  # else nothing is written
             alone.enter_context(sole_writer(folder))
         begun = (folder / RECIPE).exists()
         if begun and not force:
@@ -253,7 +271,7 @@ class Experiment:
         if (self.folder / ENVIRONMENT).exists():
             read_environment(self.folder)
             return
-        if (self.folder / SUMMARY).exists():
+        if self._finished():
             return  # a finished run is only read
         self.notify(f"warning: {self.folder / ENVIRONMENT} is missing; it is written anew, with the environment of now")
         write_json(self.folder / ENVIRONMENT, environment(self.recipe.seed))
@@ -277,7 +295,7 @@ class Experiment:
         Raises:
             RecipeError: one has changed.
         """
-        files, finished = self.plugins.files, (self.folder / SUMMARY).exists()
+        files, finished = self.plugins.files, self._finished()
         for name, kept in {} if finished else read_environment(self.folder).get("code", {}).items():
             if files is None or not files.path(name).is_file() or sha256_of(files.path(name)) != kept["sha256"]:
                 raise RecipeError(
@@ -331,7 +349,7 @@ class Experiment:
             warnings.warn(message, category, stacklevel=5)
             self.notify(f"warning: {message}")
 
-    def _summary(self, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    def _summary(self, results: Mapping[str, dict[str, Any]], stop: StopRun | None) -> dict[str, Any]:
         quality = Quality.of(self.task)
         judged = "test" if self.test else "validation"
         value = {name: result[judged][quality.metric] for name, result in results.items()}
@@ -343,7 +361,10 @@ class Experiment:
             **quality.as_dict(),
             "test_rows": len(self.data.test) if self.test else 0,  # type: ignore[arg-type]  # map-style
             "stages": dict(results),
-            "gain": quality.gain(value["distilled"], value["alone"]) if "alone" in value else None,
+            "gain": quality.gain(value["distilled"], value["alone"])
+            if {"alone", "distilled"} <= value.keys()
+            else None,
+            "stopped": stop and {name: getattr(stop, name) for name in ("stage", "reason", "step", "epoch")},
             "warnings": self.warnings,
             "files": {},
         }

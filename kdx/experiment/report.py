@@ -60,7 +60,7 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
     A stage of several learners (peers, a teacher beside its student) has a row for each; costs are those of the first.
     """
     rows = []
-    quality, gain = Quality.read(summary), summary["gain"]
+    quality, gain, stopped = Quality.read(summary), summary["gain"], summary.get("stopped")
     metric, text = quality.metric, quality.text
     for name, stage in summary["stages"].items():
         first, *others = _learners(name, stage)
@@ -82,6 +82,9 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
         )
         blank = ("",) * (len(columns(quality)) - 3)
         rows += [Row(label, ("", text(_tested(stage, label)[metric]), *blank), stage=name) for label in others]
+    if stopped:
+        name = stopped["stage"]
+        rows.append(Row(LABELS.get(name, name), ("", "stopped", *("",) * (len(columns(quality)) - 3)), stage=name))
     return rows
 
 
@@ -102,7 +105,7 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
         header = headers[i].replace(", ", ",\n")  # the unit below its quantity
         table.add_column(_shown(header), justify=justify, no_wrap=headers[i] != "taught by", overflow="fold")
     for row in stage_rows(summary):
-        if stages[row.stage].get("role") == "probe":
+        if stages.get(row.stage, {}).get("role") == "probe":
             continue  # short runs that only size the assistants; the page has them
         cells = (row.name, *row.cells)
         table.add_row(*(_shown(cells[i]) for i in narrow))
@@ -139,7 +142,8 @@ def draw_curves(folder: Path, summary: Mapping[str, Any]) -> Figure:
     quality, loss, *further = figure.subplots(1, 3 if stream else 2)
     judged = Quality.read(summary)
     metric, label_of_metric = f"/{judged.metric}", printable(judged.metric_label)
-    for name in summary["stages"]:
+    stopped = summary.get("stopped")
+    for name in [*summary["stages"], *([stopped["stage"]] if stopped else [])]:
         rows = read_metrics(folder / name / MetricsLog.name)
         label = LABELS.get(name, name)
         learners = {key for row in rows for key in row if key.startswith("eval/") and key.endswith(metric)}

@@ -19,13 +19,14 @@ __all__ = [
     "read_model",
     "read_recipe",
     "read_result",
+    "read_stopped",
     "read_summary",
     "weights_of",
 ]
 
 RECIPE, SUMMARY, ENVIRONMENT = "recipe.yaml", "summary.json", "environment.json"
 RESULT, MODEL, START = "result.json", "model.json", "start.safetensors"
-METRICS = "metrics.jsonl"
+METRICS, STOPPED = "metrics.jsonl", "stopped.json"
 CODE = "code"
 """The folder with copies of the Python files that the recipe names; ``environment.json`` has their hashes."""
 PAGE, PICTURE = "report.html", "report.png"
@@ -57,6 +58,13 @@ def read_result(stage: Path) -> dict[str, Any]:
     """The result of a finished stage, from its folder; raises as :func:`read_summary`."""
     remedy = "remove it and resume the run, which ends this stage again"
     return read_json(stage / RESULT, remedy, validation=dict, test=dict, weights=str, files=dict)
+
+
+def read_stopped(stage: Path) -> dict[str, Any] | None:
+    """Why and where a stage was stopped by an observer, None where it was not; raises as :func:`read_summary`."""
+    if not (stage / STOPPED).exists():
+        return None
+    return read_json(stage / STOPPED, f"remove it and resume the run, which goes on in {stage}", reason=str)
 
 
 def entry_of(result: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -9,18 +9,21 @@ from typing import Any
 from torch import nn
 
 from kdx.datasets.view import View
+from kdx.errors import StopRun
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.run_files import (
     METRICS,
     MODEL,
     RESULT,
     START,
+    STOPPED,
     again,
     check_files,
     checksums,
     entry_of,
     read_model,
     read_result,
+    read_stopped,
     weights_of,
 )
 from kdx.experiment.stage_store import stored_teacher
@@ -75,6 +78,21 @@ class RunFolder:
         files = checksums(folder, folder / METRICS, *sorted(folder.glob("*.safetensors")))
         write_json(folder / RESULT, whole := {**result, "files": files})
         return whole
+
+    def stop(self, stage: str, stop: StopRun) -> None:
+        """Marks a stage as stopped by an observer, which it stays as long as the mark is there."""
+        write_json(self.of(stage) / STOPPED, {"reason": stop.reason, "step": stop.step, "epoch": stop.epoch})
+
+    def check_not_stopped(self, stage: str) -> None:
+        """Checks that no observer has stopped a stage.
+
+        Raises:
+            StopRun: one has; it says why.
+        """
+        if kept := read_stopped(self.of(stage)):
+            stop = StopRun(kept["reason"])
+            stop.step, stop.epoch = kept["step"], kept["epoch"]
+            raise stop
 
     def result(self, stage: str) -> dict[str, Any]:
         """The result of a finished stage.

@@ -24,7 +24,7 @@ from kdx.training import evaluation
 from kdx.training.checkpoint import export_weights
 from kdx.training.loop import fit
 from kdx.training.ranks import agreed, is_first
-from kdx.training.run import Run
+from kdx.training.run import Run, StageInfo
 from kdx.training.weights import load_weights
 
 __all__ = ["StageRunner"]
@@ -64,9 +64,14 @@ class StageRunner:
         self.recipe, self.task = assembly.recipe, assembly.task
 
     def run(self, stage: Stage) -> dict[str, Any]:
-        """Runs one stage, or reads its result if it is finished."""
+        """Runs one stage, or reads its result if it is finished.
+
+        Raises:
+            StopRun: an observer stopped it, now or before.
+        """
         if self.folder.finished(stage.name):
             return self.folder.checked(stage.name)
+        self.folder.check_not_stopped(stage.name)
         self.folder.begin(stage.name)
         cpu = self.recipe.device == "cpu"
         if is_first(cpu=cpu):
@@ -202,6 +207,7 @@ class StageRunner:
             checkpoint_every=self._checkpoint_every(train),
             progress=False,  # an experiment shows its own
             observers=self.observers,
+            stage=StageInfo(stage.name, stage.role, stage.teachers, self.name, self.folder.folder),
         )
 
     def _checkpoint_every(self, train: Train) -> int | None:

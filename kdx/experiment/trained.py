@@ -16,7 +16,7 @@ from kdx.datasets.preprocessing import Preprocessing, preprocessing_of
 from kdx.errors import FileError, nearest
 from kdx.experiment.components import locating, new_model
 from kdx.experiment.description import Description
-from kdx.experiment.run_files import CODE, RESULT, SUMMARY, again, check_files, read_result, weights_of
+from kdx.experiment.run_files import CODE, RESULT, SUMMARY, again, check_files, read_result, read_stopped, weights_of
 from kdx.own_files import OwnFiles
 from kdx.registry import Plugins, default_plugins
 from kdx.responses import Form, Responses
@@ -201,6 +201,11 @@ def weights_file(run: str | Path, stage: str) -> Path:
     stages = [path.parent.name for path in folder.glob(f"*/{RESULT}")]
     name, (stage, _) = stage, split_name(stage)
     if stage not in stages:
+        if stopped := read_stopped(folder / stage):
+            raise FileError(
+                f"{folder} has no model of stage {stage!r}, which was stopped after step {stopped['step']}: "
+                f"{stopped['reason']}"
+            )
         unfinished = (
             "" if (folder / SUMMARY).exists() else "; the run is not finished, kdx run --resume goes on with it"
         )

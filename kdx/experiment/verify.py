@@ -15,6 +15,7 @@ from kdx.experiment.run_files import (
     METRICS,
     RECIPE,
     RESULT,
+    STOPPED,
     SUMMARY,
     again,
     check_files,
@@ -22,6 +23,7 @@ from kdx.experiment.run_files import (
     read_model,
     read_recipe,
     read_result,
+    read_stopped,
     read_summary,
 )
 from kdx.files import check_name
@@ -78,9 +80,7 @@ def verify_run(folder: str | Path) -> Verified:
     if found.check(folder / RECIPE, read_recipe, folder):
         stores = set(_stores(yaml.safe_load(read_recipe(folder))))
     found.check(folder / ENVIRONMENT, read_environment, folder)
-    stages = {path.parent for path in folder.glob(f"*/{RESULT}")} | {
-        path.parent for path in folder.glob("*/checkpoints")
-    }
+    stages = {path.parent for name in (RESULT, STOPPED, "checkpoints") for path in folder.glob(f"*/{name}")}
     if found.finished and found.check(folder / SUMMARY, read_summary, folder):
         summary = read_summary(folder)
         for name in summary["files"]:
@@ -106,6 +106,8 @@ def _check_stage(found: Verified, stage: Path, expected: object) -> None:
             found.check(stage / name, check_files, stage, {name: digest}, again(stage))
     elif (stage / METRICS).exists():
         found.check(stage / METRICS, _read_lines, stage / METRICS)
+    if (stage / STOPPED).exists():
+        found.check(stage / STOPPED, read_stopped, stage)
     if (stage / "model.json").exists():
         found.check(stage / "model.json", read_model, stage)
     for path in sorted(stage.glob("*.safetensors")):

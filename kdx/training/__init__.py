@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdx.training.optim import make_schedule as make_schedule
     from kdx.training.prequential import Prequential as Prequential
     from kdx.training.run import Run as Run
+    from kdx.training.run import StageInfo as StageInfo
     from kdx.training.weights import load_weights as load_weights
 else:
     __getattr__, __dir__, __all__ = exports(
@@ -34,7 +35,7 @@ else:
             "kdx.training.loop": ["fit"],
             "kdx.training.optim": ["OptimizerSpec", "ScheduleSpec", "make_optimizer", "make_schedule"],
             "kdx.training.prequential": ["Prequential"],
-            "kdx.training.run": ["Run"],
+            "kdx.training.run": ["Run", "StageInfo"],
             "kdx.training.weights": ["load_weights"],
         },
     )

@@ -44,7 +44,7 @@ from kdx.training.phases import Phases
 from kdx.training.prequential import Prequential
 from kdx.training.ranks import writing_alone
 from kdx.training.restoring import restoring
-from kdx.training.run import Run
+from kdx.training.run import Run, StageInfo
 from kdx.training.signals import Signals
 from kdx.training.state import State
 from kdx.training.tryout import Tryout
@@ -84,6 +84,7 @@ def fit(
     keep_eval: bool | None = None,
     progress: bool = True,
     observers: Sequence[object] = (),
+    stage: StageInfo | None = None,
 ) -> Run:
     """Trains a scheme.
 
@@ -147,6 +148,7 @@ def fit(
         observers: objects with methods marked by ``kdx.hookimpl``. :class:`kdx.observers.EarlyStopping` ends a run
             whose metric has stopped improving; an observer of one's own ends it by ``run.stop("why")``, or by
             ``raise kdx.StopRun("why")`` where its student is not wanted.
+        stage: of the experiment that the run is part of; observers find it in ``run.stage``.
 
     Returns:
         The finished run: history of losses and metrics, best row, steps, seconds, fingerprints of the frozen teachers.
@@ -185,7 +187,7 @@ def fit(
     open_ended = epochs is None and steps is not None
     epochs, total_steps = run_length(train, epochs, steps, accumulate, processes)
     where, evaluates = None if folder is None else Path(folder), evaluate is not None
-    run = Run(scheme, where, epochs, total_steps, log_every, open_ended=open_ended, evaluates=evaluates)
+    run = Run(scheme, where, epochs, total_steps, log_every, open_ended=open_ended, evaluates=evaluates, stage=stage)
 
     scheme.to(accelerator.device)
     with rng.isolated():

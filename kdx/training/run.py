@@ -8,10 +8,29 @@ from typing import Any
 
 from kdx.schemes.base import Scheme
 
-__all__ = ["Run"]
+__all__ = ["Run", "StageInfo"]
 
 _SHOWN = 6
 """Numbers of the newest epoch in the text that stands for a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageInfo:
+    """The stage of an experiment that a run is.
+
+    Args:
+        name: of the stage, as ``"distilled"``.
+        role: see :data:`kdx.stage.Role`.
+        teachers: the stages whose models teach in it.
+        recipe: name of the recipe.
+        folder: of the whole experiment; ``run.folder`` is that of the stage.
+    """
+
+    name: str
+    role: str
+    teachers: tuple[str, ...]
+    recipe: str
+    folder: Path
 
 
 @dataclass(slots=True, repr=False)
@@ -41,6 +60,7 @@ class Run:
             and accuracies, as ``prequential/student``.
         teachers: name -> fingerprint of every frozen teacher, the same before and after the run.
         evaluates: whether every epoch ends with an evaluation.
+        stage: of the experiment that it is part of, else None.
     """
 
     scheme: Scheme
@@ -60,6 +80,7 @@ class Run:
     open_ended: bool = False
     teachers: dict[str, str] = field(default_factory=dict)
     evaluates: bool = False
+    stage: StageInfo | None = None
 
     def __repr__(self) -> str:
         length = f"{self.step} of {self.total_steps} steps, {self.seconds:.1f} s"
