@@ -471,7 +471,15 @@ CALLS = {  # that make code or objects of text, by the last part of their name
         "run_module",
     ),
     *("Popen", "system", "popen", "check_output", "check_call", "load_file", "safe_load", "compose", "from_dotlist"),
-    *("from_pretrained", "for_model", "from_config", "from_string", "get_template", "memmap"),
+    *(
+        "from_pretrained",
+        "for_model",
+        "from_config",
+        "from_string",
+        "get_template",
+        "memmap",
+        "unflatten_tensor_state_dict",
+    ),
 }
 FULL = {"subprocess.run", "torch.load", "np.load", "pickle.load", "pickle.loads", "yaml.load", "OmegaConf.load", "load"}
 FULL |= {"entry.load", "self.entry.load", "rule.find", "timm.create_model", "backend.load"}

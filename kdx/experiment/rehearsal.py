@@ -30,6 +30,7 @@ from kdx.tasks.base import Task
 from kdx.tasks.heads import Heads
 from kdx.teachers import Stored
 from kdx.training.batches import first_batch
+from kdx.training.checkpoint import check_exportable
 from kdx.training.loop import run_length, set_up
 from kdx.training.optim import make_optimizer, make_schedule
 from kdx.training.phases import Phases
@@ -52,7 +53,7 @@ def rehearse(assembly: Assembly) -> None:
     Raises:
         RecipeError: a model, a scheme, a knowledge component, an optimizer or a schedule refuses its options; a model
             gives no logits for the data; a term teaches nothing (:class:`kdx.training.tryout.Tryout`).
-        KdxError: a tap that there is not, outputs that cannot be stored, weights that cannot be loaded.
+        KdxError: a tap that there is not, outputs that cannot be stored, weights that cannot be loaded or written.
     """
     with TemporaryDirectory() as folder, rng.isolated():
         untrained, seen = _untrained(assembly, folder), set[tuple[Ref, int]]()
@@ -215,10 +216,11 @@ def _try(scheme: Scheme, phases: Phases, batch: Batch) -> None:
 
 
 def _check_logits(assembly: Assembly, ref: Ref, stage: str) -> None:
-    """Runs a new model on one sample."""
+    """Runs a new model on one sample, and looks whether its weights can be written."""
     model = assembly.build(ref, stage)
     with evaluating(model), torch.no_grad():
         result = call(model, assembly.example_of(stage))
+    check_exportable(model)
     task, width = assembly.task, assembly.data.shape["num_classes"]
     targets, where = task.collate([assembly.data.test[0]]).targets, f"model ({ref.name})"
     if not isinstance(task, Heads):

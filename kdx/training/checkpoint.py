@@ -17,18 +17,22 @@ from typing import Any, BinaryIO
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdx.capture import clean_name, unwrap
 from kdx.errors import CheckpointError, DamagedError, DamageWarning
 from kdx.files import atomic_write, check_name, named, named_by_checksum
-from kdx.seal import METADATA, check_tensors, seal_tensors
+from kdx.seal import METADATA, check_tensors, read_metadata, seal_tensors
+from kdx.training.torchao_tensors import flattened, is_torchao, rebuilt
 
 __all__ = [
+    "check_exportable",
     "export_weights",
     "latest_checkpoint",
     "load_checkpoint",
     "load_tensors",
     "newest_checkpoint",
+    "packed_names",
     "save_checkpoint",
     "save_tensors",
 ]
@@ -122,26 +126,64 @@ def export_weights(model: nn.Module, path: Path, about: Mapping[str, str] | None
     Tensors that share memory (tied weights) are written as separate copies. The metadata hold the version of kdx and a
     checksum, so that :func:`kdx.training.load_weights` notices damage.
 
+    Quantised tensors of torchao are written in its own form, which other programs read too.
+
     Args:
         model: whose they are.
         path: of the file.
         about: further metadata.
 
     Raises:
+        CheckpointError: see :func:`check_exportable`.
         FileError: the disk is full, or there is no such folder.
     """
+    check_exportable(model)
     save_tensors({clean_name(name): value for name, value in unwrap(model).state_dict().items()}, path, about)
+
+
+def check_exportable(model: nn.Module) -> None:
+    """Checks that safetensors can hold all that a model's state dict holds.
+
+    Raises:
+        CheckpointError: an entry is no tensor, or one of a kind that they do not hold; it is named with what to do.
+    """
+    plain = unwrap(model)
+    state = plain.state_dict()
+    packed = packed_names(state)
+    for name, value in state.items():
+        if name in packed:
+            what = "is packed by torch.ao.quantization for one backend"
+            remedy = "write the weights before convert(), or the converted model as a program (torch.export, ONNX)"
+        elif not isinstance(value, Tensor):
+            what, remedy = f"is a {type(value).__name__}", "register what it holds as buffers, or leave it out"
+        elif value.layout != torch.strided:
+            what, remedy = f"is laid out as {value.layout}", "store it dense, as to_dense() gives it"
+        elif is_traceable_wrapper_subclass(value) and not is_torchao(value):
+            what, remedy = f"is a {type(value).__name__}", "store the plain tensors that it is made of"
+        else:
+            continue
+        raise CheckpointError(
+            f"weights of {type(plain).__name__}: {name} {what}, and safetensors hold plain tensors alone; {remedy}"
+        )
+    flattened({name: value for name, value in state.items() if is_torchao(value)})
+
+
+def packed_names(state: Mapping[str, Any]) -> list[str]:
+    """Entries of a state dict that torch.ao.quantization has packed, or that belong to such."""
+    kinds = (tuple, torch.dtype, torch.ScriptObject)
+    return [name for name, value in state.items() if isinstance(value, kinds) or getattr(value, "is_quantized", False)]
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str] | None = None) -> None:
     """Writes tensors as safetensors with their checksum, atomically; those that share memory as separate copies."""
-    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    data = seal_tensors(save(copies, METADATA | dict(about or {})))
+    parts, metadata = flattened(tensors)
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts.items()}
+    data = seal_tensors(save(copies, METADATA | metadata | dict(about or {})))
     atomic_write(path, lambda temporary: temporary.write_bytes(data))
 
 
 def load_tensors(path: Path, *, sealed: bool = False) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU.
+    """The tensors of a safetensors file, on the CPU; quantised ones of torchao as they were.
 
     Args:
         path: of the file.
@@ -150,6 +192,7 @@ def load_tensors(path: Path, *, sealed: bool = False) -> dict[str, Tensor]:
 
     Raises:
         DamagedError: it is not as it was written.
+        CheckpointError: it holds tensors of torchao, which is not installed.
         FileError: it cannot be read.
     """
     path = Path(path)
@@ -164,7 +207,7 @@ def load_tensors(path: Path, *, sealed: bool = False) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except Exception as error:  # safetensors raises its own error type, which is not public in every version
         raise DamagedError(f"{path} is damaged: {error}; get it again from its source") from error
-    return tensors
+    return rebuilt(tensors, read_metadata(path), path)
 
 
 class _Hashing:

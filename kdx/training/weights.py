@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from kdx.capture import unwrap
 from kdx.errors import CheckpointError, DamagedError
 from kdx.files import named
-from kdx.training.checkpoint import load_tensors
+from kdx.training.checkpoint import load_tensors, packed_names
+from kdx.training.torchao_tensors import fitted, form
 from kdx.training.weights_names import Names, mismatch
 from kdx.weights_file import WeightsFile
 
@@ -46,7 +49,8 @@ def load_weights(
         DamagedError: the file is not as it was written.
         FileError: it cannot be read.
         CheckpointError: it holds no state dict, or its names and shapes are not those of the model; at most ten are
-            listed, and the map that would make them fit, if there is an obvious one.
+            listed, and the map that would make them fit, if there is an obvious one. Or one of the two is quantised
+            and the other is not, or in another way.
 
     Example:
         >>> from pathlib import Path
@@ -60,6 +64,7 @@ def load_weights(
         True
     """
     given, plain = WeightsFile.of(source), unwrap(model)
+    _check_unpacked(given, plain)
     found = load_tensors(given.file, sealed=True) if sealed else read_tensors(given.file, given.entry)
     state = {name: each for name, each in plain.state_dict(keep_vars=True).items() if isinstance(each, Tensor)}
     names = Names(given)
@@ -70,10 +75,36 @@ def load_weights(
     _fill(tensors, state)
     if message := mismatch(given, found, tensors, state, type(plain).__name__):
         raise CheckpointError(message)
+    _match_forms(given, tensors, state)
     try:
         plain.load_state_dict(tensors)
     except RuntimeError as error:  # of a module that reads its state in its own way
         raise CheckpointError(f"weights {given} do not fit {type(plain).__name__}: {error}") from error
+
+
+def _check_unpacked(given: WeightsFile, model: nn.Module) -> None:
+    if packed := packed_names(model.state_dict()):
+        raise CheckpointError(
+            f"weights {given}: {type(model).__name__} keeps {packed[0]} packed by torch.ao.quantization, into which no "
+            "tensors of a file can be loaded; load them into the model before convert()"
+        )
+
+
+def _match_forms(given: WeightsFile, tensors: dict[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Checks that quantised tensors meet those that were quantised in the same way, and others plain ones."""
+    for name, own in state.items():
+        there, here = form(tensors[name]), form(own)
+        if there == here:
+            tensors[name] = tensors[name] if here is None else fitted(tensors[name], own)
+            continue
+        if there is None:
+            what, remedy = "is not quantised", "load it before the model is quantised"
+        elif here is None:
+            what, remedy = "is quantised", "quantise the model in the same way before"
+        else:
+            what, remedy = f"is quantised as {there}", "quantise the model in the same way"
+        kind = type(own).__name__ if here is None else here
+        raise CheckpointError(f"weights {given}: {name} {what}, and that of the model is a {kind}; {remedy}")
 
 
 def _fill(tensors: dict[str, Tensor], state: Mapping[str, Tensor]) -> None:
@@ -138,6 +169,7 @@ def _state_dict(path: Path, entry: str | None) -> dict[str, Tensor]:
     """The state dict that ``torch.save`` wrote, plain or as an entry of a checkpoint."""
     try:
         with named(path), path.open("rb") as file:
+            _allow_torchao(file)
             held: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -151,6 +183,19 @@ def _state_dict(path: Path, entry: str | None) -> dict[str, Tensor]:
     if not isinstance(held, Mapping):
         raise CheckpointError(f"weights: {path} holds one {type(held).__name__}; expected a state dict, name -> tensor")
     return _of_entry(path, held, entry)
+
+
+def _allow_torchao(file: BinaryIO) -> None:
+    """Imports torchao if a state dict holds its tensors: it then tells torch which of its classes are plain values."""
+    if not zipfile.is_zipfile(file):
+        file.seek(0)
+        return  # the older form of torch.save, from before torchao
+    file.seek(0)
+    strange = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    file.seek(0)
+    if any(name.startswith("torchao.") for name in strange):
+        with suppress(ModuleNotFoundError):
+            import torchao.quantization  # noqa: F401
 
 
 def _of_entry(path: Path, held: Mapping[Any, Any], entry: str | None) -> dict[str, Tensor]:

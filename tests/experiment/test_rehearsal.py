@@ -205,6 +205,19 @@ class Odd(nn.Module):
         return {"other classes": logits, "a map": logits[:, :, None], "nothing": None}[self.gives]
 
 
+class Counting(nn.Sequential):
+    """A classifier that keeps more than tensors in its state dict."""
+
+    def __init__(self, num_classes: int = 10, input_shape: tuple[int, ...] = (1, 8, 8)) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+
+    def get_extra_state(self):
+        return {"seen": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
 def needing(num_classes: int = 10, input_shape: tuple[int, ...] = (1, 8, 8)) -> nn.Module:
     raise ModuleNotFoundError("this component needs timm, which is not installed: `pip install timm`", name="timm")
 
@@ -220,7 +233,7 @@ def odd_models(plugged):
     class Plugin:
         @hookimpl
         def kdx_models(self):
-            targets = {"odd": "Odd", "narrow": "narrow", "needing": "needing"}
+            targets = {"odd": "Odd", "counting": "Counting", "narrow": "narrow", "needing": "needing"}
             return [Spec(name, f"{__name__}:{target}", "for a test") for name, target in targets.items()]
 
     plugged(Plugin(), "odd-models")
@@ -235,6 +248,7 @@ def odd_models(plugged):
             r"model \(odd\): expected logits \[1, 10\] for one sample of the data, got \[1, 7\]",
         ),
         ({"name": "odd", "gives": "a map"}, r"expected logits \[1, 10\] for one sample of the data, got \[1, 10, 1\]"),
+        ({"name": "counting"}, "weights of Counting: _extra_state is a dict, and safetensors hold"),
         ({"name": "odd", "gives": "nothing"}, "the model returned NoneType without logits"),
         (
             {"name": "narrow"},
@@ -245,7 +259,7 @@ def odd_models(plugged):
             r"model \(needing\): this component needs timm, which is not installed: `pip install timm`",
         ),
     ],
-    ids=["other classes", "a map", "nothing", "parameters", "not installed"],
+    ids=["other classes", "a map", "weights", "nothing", "parameters", "not installed"],
 )
 def test_a_model_that_does_not_fit_the_data_is_found_before_anything_is_trained(model, message, tmp_path: Path) -> None:
     with pytest.raises(KdxError, match=message):
