@@ -60,7 +60,7 @@ ELSEWHERE: Mapping[str, Mapping[Kind, tuple[str, ...]]] = {
     "kdx-mgd": {"knowledge": ("mgd",)},
     "kdx-prune": {"student": ("prune",)},
     "kdx-quant": {"student": ("quantise",)},
-    "kdx-search": {"scheme": ("supernet",), "student": ("kernel",)},
+    "kdx-search": {"scheme": ("block-wise", "supernet"), "student": ("kernel",)},
     "kdx-template": {"knowledge": ("transformed-teacher",)},
     "kdx-text": {"dataset": ("hf", "text", "wordnet-glosses", "wordnet-pieces"), "model": ("hf-encoder", "minilm")},
     "kdx-vision": {"dataset": ("torchvision",), "model": ("timm", "torchvision")},

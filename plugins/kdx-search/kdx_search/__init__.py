@@ -9,19 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdx_search.blockwise import BlockWise as BlockWise
     from kdx_search.calibration import recalibrate as recalibrate
     from kdx_search.kernel import ByKernel as ByKernel
     from kdx_search.kernel import Kernel as Kernel
+    from kdx_search.rank_agreement import Agreement as Agreement
+    from kdx_search.rank_agreement import agreement as agreement
     from kdx_search.space import Space as Space
     from kdx_search.sub_network import SubNetwork as SubNetwork
     from kdx_search.supernet import Supernet as Supernet
 
 _HOMES = {
+    "Agreement": "rank_agreement",
+    "BlockWise": "blockwise",
     "ByKernel": "kernel",
     "Kernel": "kernel",
     "Space": "space",
     "SubNetwork": "sub_network",
     "Supernet": "supernet",
+    "agreement": "rank_agreement",
     "recalibrate": "calibration",
 }
 """Name -> the module that defines it."""

@@ -12,11 +12,17 @@ def kdx_schemes() -> Iterable[Spec]:
     """Schemes that train many students on shared weights."""
     return [
         Spec(
+            "block-wise",
+            "kdx_search.blockwise:BlockWise",
+            "every block of all sub-networks learns the teacher's block, to rank them",
+            "Li et al. 2020, arXiv:1911.13053",
+        ),
+        Spec(
             "supernet",
             "kdx_search.supernet:Supernet",
             "one set of weights for all sub-networks of the student; the teacher guides the largest",
             "Yu & Huang 2019, arXiv:1903.05134",
-        )
+        ),
     ]
 
 

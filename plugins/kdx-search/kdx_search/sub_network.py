@@ -83,9 +83,23 @@ class SubNetwork(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the sub-network, of the same form as that of the whole model."""
-        for module, whole in self._modes:
-            module.training = whole.training
-        return functional_call(self.structure, self.weights(), args, kwargs)
+        return self.run("", *args, **kwargs)
+
+    def run(self, module: str, *args: Any, **kwargs: Any) -> Any:
+        """The output of one of its modules alone.
+
+        Args:
+            module: name of the module, empty for the whole sub-network.
+            *args: what the module takes.
+            **kwargs: likewise.
+        """
+        for own, whole in self._modes:
+            own.training = whole.training
+        shared = dict(self.shared.named_parameters(remove_duplicate=False))
+        path = f"{module}." if module else ""
+        used = [name for name in self._parameters_used if name.startswith(path)]
+        weights = {name.removeprefix(path): self._cut(name, shared[name]) for name in used}
+        return functional_call(self.structure.get_submodule(module), weights, args, kwargs)
 
     def _cut(self, name: str, tensor: Tensor) -> Tensor:
         for cut in self._cuts.get(name, ()):
