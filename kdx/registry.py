@@ -59,7 +59,11 @@ ELSEWHERE: Mapping[str, Mapping[Kind, tuple[str, ...]]] = {
     "kdx-function-matching": {"scheme": ("function-matching",)},
     "kdx-mgd": {"knowledge": ("mgd",)},
     "kdx-prune": {"student": ("prune",)},
-    "kdx-quant": {"student": ("quantise",)},
+    "kdx-quant": {
+        "assistant": ("int8-teacher", "qkd"),
+        "scheme": ("co-studying",),
+        "student": ("quantise", "store-int8"),
+    },
     "kdx-search": {"scheme": ("block-wise", "supernet"), "student": ("kernel",)},
     "kdx-template": {"knowledge": ("transformed-teacher",)},
     "kdx-text": {"dataset": ("hf", "text", "wordnet-glosses", "wordnet-pieces"), "model": ("hf-encoder", "minilm")},

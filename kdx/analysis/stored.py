@@ -44,7 +44,9 @@ def count_stored(model: nn.Module) -> Stored:
 
     These are parameters; tensors of torchao and other subclasses; sparse tensors; the packed objects of
     ``torch.ao.quantization``; and the integers that an exported graph dequantises (an exported graph keeps the float
-    weights that it no longer uses: they count in bytes and bits, and not as parameters).
+    weights that it no longer uses: they count in bytes and bits, and not as parameters). A module of one's own that
+    keeps an integer for each weight says so: ``kdx_codes = {"levels": ("steps",)}`` names the buffers of integers, and
+    those of the scales that belong to each.
 
     Args:
         model: any module; nothing about it changes.
@@ -157,6 +159,9 @@ def _in_graphs(model: nn.Module) -> _InGraphs:
     """Buffers that are dequantised weights, their scales, and the parameters that no node uses any more."""
     found = _InGraphs({}, {}, {})
     for module in model.modules():
+        for codes, scales in getattr(module, "kdx_codes", {}).items():
+            found.weights[id(getattr(module, codes))] = getattr(module, codes)
+            found.scales.update({id(scale): scale for scale in (getattr(module, name) for name in scales)})
         if not isinstance(module, fx.GraphModule):
             continue
         tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
@@ -204,5 +209,7 @@ def _check_buffer(name: str, tensor: Tensor) -> None:
     if tensor.dtype == torch.int8 and tensor.dim() > 1:
         raise CountError(
             f"cannot be counted: the buffer {name} is torch.int8 and may hold packed weights, and kdx does not know "
-            "how many; keep quantised weights in a tensor of torchao, or count the model before it was quantised"
+            "how many; if each integer is one weight, name it in kdx_codes of its module (see "
+            "kdx.analysis.count_stored), else keep quantised weights in a tensor of torchao, or count the model before "
+            "it was quantised"
         )

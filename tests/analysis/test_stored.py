@@ -183,3 +183,16 @@ def test_four_bits_take_half_a_byte_where_two_share_one():
     packed = torch.quantize_per_channel(weight, scales, torch.zeros(4), 0, torch.quint4x2)
     kind = packed.q_per_channel_scales().element_size() + packed.q_per_channel_zero_points().element_size()
     assert stored_bytes(packed) == 4 * 8 // 2 + 4 * kind
+
+
+def test_a_module_says_which_of_its_integers_are_weights():
+    class Codes(nn.Module):
+        kdx_codes = {"levels": ("steps",)}  # noqa: RUF012
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("levels", torch.tensor([[0, 1, -3], [2, 0, 0]], dtype=torch.int8))
+            self.register_buffer("steps", torch.ones(2))
+
+    found = count_stored(Codes())
+    assert (found.parameters, found.bytes, found.bits, found.sparsity) == (6, 14, 8 * 14 / 6, 0.5)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ class Stored(nn.Module):
     and ONNX's exporters know as quantised layers.
     """
 
+    kdx_codes: ClassVar[Mapping[str, tuple[str, ...]]] = {"levels": ("steps",)}
+    """For whoever counts weights, see :func:`kdx.analysis.count_stored`."""
     levels: Tensor
     steps: Tensor
     bits: int
