@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kdx.beside_inputs import beside_inputs, call_names
 from kdx.blame import blaming
 from kdx.errors import CaptureError, nearest
 from kdx.evidence import Evidence
@@ -94,7 +95,8 @@ class Captured(dict[str, Tensor]):
         if name == LOGITS:
             raise CaptureError(
                 "the model returned no logits; pass output=, which finds them in what it returns, or give the task "
-                "heads and read one of them, as logits[name]"
+                "heads and read one of them, as logits[name]. Of a language model nothing was said to read them: "
+                "name 'logits' among the taps of what does"
             )
         raise CaptureError(f"tap {name!r} was not captured; {nearest(name, self)}")
 
@@ -133,16 +135,24 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def call(model: nn.Module, inputs: Any) -> Any:
+def call(model: nn.Module, inputs: Any, beside: Mapping[str, Any] | None = None) -> Any:
     """Runs a model on a tensor, a tuple of arguments or a mapping of keyword arguments.
+
+    Args:
+        model: any model.
+        inputs: what it is run on.
+        beside: further keyword arguments; None: those that a model of Hugging Face is to be called with, without a
+            cache (:func:`kdx.beside_inputs.beside_inputs`).
 
     Raises:
         TypeError: it fails on the dtype of its inputs, as of images of bytes; the message says what to do.
     """
+    if beside is None:
+        beside = beside_inputs(call_names(unwrap(model)), inputs)
     if torch.compiler.is_compiling():
-        return _call(model, inputs)
+        return _call(model, inputs, beside)
     try:
-        return _call(model, inputs)
+        return _call(model, inputs, beside)
     except RuntimeError as error:
         if _OF_DTYPES.search(str(error)) and (misfit := _misfit(model, inputs)):
             raise TypeError(f"{misfit} (torch: {str(error).splitlines()[0]})") from error
@@ -168,12 +178,12 @@ def _misfit(model: nn.Module, inputs: Any) -> str | None:
     return None
 
 
-def _call(model: nn.Module, inputs: Any) -> Any:
+def _call(model: nn.Module, inputs: Any, beside: Mapping[str, Any]) -> Any:
     if isinstance(inputs, Mapping):
-        return model(**inputs)
+        return model(**inputs, **beside)
     if isinstance(inputs, tuple | list):
-        return model(*inputs)
-    return model(inputs)
+        return model(*inputs, **beside)
+    return model(inputs, **beside)
 
 
 def logits_of(result: Any) -> Tensor:
@@ -249,6 +259,9 @@ class Taps:
         self._handles: list[Any] = []
         self._norm: nn.Module | None = None
         self._layouts: dict[str, Layout | UnknownLayout] = {}
+        self._names = call_names(unwrap(model))
+        self._sparing = False
+        self._whole = True
         self.add(names)
 
     def add(self, names: Iterable[str]) -> None:
@@ -256,6 +269,26 @@ class Taps:
         for tap in names:
             if tap not in self.patterns:
                 self.patterns[tap] = (LOGITS,) if tap == LOGITS else self._item(tap) or self._resolve(tap)
+        self._whole = self._reads_logits()
+
+    def spare_logits(self) -> None:
+        """Says that nothing reads the logits, unless their tap is added later.
+
+        A causal model of Hugging Face then computes them at the last place alone (``logits_to_keep=1``), which for a
+        large vocabulary is most of its memory, and they are not captured; other models run as ever.
+        """
+        self.patterns.pop(LOGITS, None)
+        self._sparing = True
+        self._whole = self._reads_logits()
+
+    def _reads_logits(self) -> bool:
+        """Whether the logits of all places are wanted: as such, in what is made of them, or in a tap on the head."""
+        if not self._sparing or LOGITS in self.patterns or self._items or self.output is not None:
+            return True
+        head = getattr(unwrap(self.model), "get_output_embeddings", lambda: None)()
+        modules = {clean_name(name) for name, module in unwrap(self.model).named_modules() if module is head}
+        tapped = (name for names in self.patterns.values() for name in names)
+        return head is None or any(re.split(r"[:\[]", name)[0] in modules for name in tapped)
 
     def __call__(self, inputs: Any) -> Captured:
         """Runs the model and returns what the taps saw, with their graph.
@@ -265,15 +298,18 @@ class Taps:
         """
         self._values, self._versions, self._norm = {}, {}, None
         evidence = self._evidence()
+        beside = beside_inputs(self._names, inputs, logits=self._whole)
         if torch.compiler.is_compiling():
             self._stay()
-            result = self._run(inputs)
+            result = self._run(inputs, beside)
         else:
             with self._in_place(), nullcontext() if evidence is None else evidence.gathering():
-                result = self._run(inputs)
+                result = self._run(inputs, beside)
         values, self._values = self._values, {}
         if self.output is not None:
             values[LOGITS] = self.output(result)
+        elif "logits_to_keep" in beside:
+            pass
         elif (logits := logits_of(result) if LOGITS in self.patterns else _logits_in(result)) is not None:
             values[LOGITS] = logits
         values |= {tap: _pick(tap, item, result) for tap, item in self._items.items()}
@@ -298,11 +334,11 @@ class Taps:
             layouts=self._layouts | dict.fromkeys(self._unseen(), untold),
         )
 
-    def _run(self, inputs: Any) -> Any:
+    def _run(self, inputs: Any, beside: Mapping[str, Any]) -> Any:
         self._active = True
         try:
             with blaming("the model", unwrap(self.model)):
-                return call(self.model, inputs)
+                return call(self.model, inputs, beside)
         finally:
             self._active = False
 

@@ -77,6 +77,11 @@ class Knowledge(nn.Module, ABC):
         return read_features(captured, taps, told=self.told, who=who, outputs=outputs)
 
     @property
+    def reads_logits(self) -> bool:
+        """Whether it reads the models' own outputs; where nothing does, a language model need not compute them."""
+        return any(tap.partition("[")[0] == LOGITS for tap in (*self.student_taps, *self.teacher_taps))
+
+    @property
     def ready(self) -> bool:
         """Whether every learnable part exists; parts built from shapes appear in :meth:`setup`."""
         return True

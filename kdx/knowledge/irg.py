@@ -198,6 +198,11 @@ class IRG(Knowledge):
         self.transform_weight = check_number("transform_weight", transform_weight, least=0)
         self.transform, self.variant = transform, variant
 
+    @property
+    @override
+    def reads_logits(self) -> bool:
+        return self.vertex_weight != 0 or super().reads_logits
+
     @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch) -> Tensor:
         loss = irg(

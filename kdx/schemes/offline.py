@@ -76,6 +76,15 @@ class Offline(OneStudent):
         self.teacher.share_taps(self.taps)
         check_apart(self)
         tap_components(self.components, self.taps, self.teacher)
+        self._spare_logits()
+
+    def _spare_logits(self) -> None:
+        """Says where nothing reads the logits; a subclass from elsewhere may read them itself."""
+        if not type(self).__module__.startswith("kdx.") or any(each.reads_logits for each in self.components.values()):
+            return
+        self.teacher.spare_logits()
+        if self.task is None or self.task_weight == 0:
+            self.taps.spare_logits()
 
     @override
     def setup(self, batch: Batch | Any) -> None:

@@ -48,6 +48,9 @@ class Teacher(nn.Module, ABC):
     def share_taps(self, taps: Taps) -> None:  # most teachers are not part of the student
         """Receives the student's taps, before :meth:`tap`; a teacher inside the student captures through them."""
 
+    def spare_logits(self) -> None:  # most teachers run no language model
+        """Receives, after :meth:`tap`, that nothing reads the logits, see :meth:`kdx.Taps.spare_logits`."""
+
     def bind(self, responses: Responses) -> None:  # most teachers only hand outputs on
         """Receives what the task of the scheme says of the outputs; an option of the teacher goes before it."""
 

@@ -97,6 +97,10 @@ class Frozen(ModelTeacher):
     def unchanging(self) -> nn.Module:
         return self.model
 
+    @override
+    def spare_logits(self) -> None:
+        self.taps.spare_logits()
+
     def _check(self) -> None:
         if not self.train_mode:
             check_can_evaluate(self.model, "the teacher")
