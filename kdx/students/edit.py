@@ -31,13 +31,14 @@ class Origin:
     """Where a weight of a student comes from.
 
     Args:
-        how: ``copied`` whole, ``sliced`` or ``factorised`` from the teacher's weights, or ``measured`` on them or data.
+        how: ``copied`` whole, ``sliced`` or ``factorised`` from the teacher's weights, ``masked`` with entries of 0, or
+            ``measured`` on weights or data.
         shape: in the student.
         teacher_shape: of what it was made from.
-        error: of a factorisation, the Frobenius norm of what is lost over that of the teacher's weight.
+        error: of a factorisation or a mask, the Frobenius norm of what is lost over that of the teacher's weight.
     """
 
-    how: Literal["copied", "sliced", "factorised", "measured"]
+    how: Literal["copied", "sliced", "factorised", "masked", "measured"]
     shape: tuple[int, ...]
     teacher_shape: tuple[int, ...]
     error: float | None = None

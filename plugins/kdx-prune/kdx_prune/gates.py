@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import override
 
-__all__ = ["Gates", "Place", "evaluating"]
+__all__ = ["Gates", "Place", "evaluating", "run"]
 
 Place: TypeAlias = tuple[str, int]
 """A dimension of a weight: the weight's name and the number of the dimension."""
@@ -152,3 +152,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def run(model: Callable[..., Any], inputs: Any) -> Any:
+    """Calls a model on a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -12,7 +12,8 @@ from kdx import Batch, Taps
 from kdx.errors import StudentError
 from kdx.students import ChannelGroup, StudentData
 from kdx.tasks import Heads
-from kdx_prune.gates import Gates, Place, evaluating
+from kdx_prune.gates import Gates, Place, evaluating, run
+from kdx_prune.rows import first
 
 __all__ = ["Importance", "score"]
 
@@ -71,7 +72,7 @@ def score(
     seen = batches = 0
     with evaluating(model), evaluating(teacher if teacher is not None else model):
         draw = torch.Generator().manual_seed(0)
-        for batch in _first(data, rows, next((p.device for p in model.parameters()), torch.device("cpu"))):
+        for batch in first(data, rows, model):
             values, read = _values(importance, model, batch, data, teacher, draw)
             for place, group in enumerate(groups):
                 each = _of_rows(group, values, read)  # [N, C] or [C]
@@ -79,8 +80,6 @@ def score(
                     each = each.reshape(-1, len(group)).sum(0, keepdim=True)
                 total[place] += each.reshape(-1, len(group)).square().sum(0)
             seen, batches = seen + batch.rows, batches + 1
-    if not seen:
-        raise StudentError("the data has no batch, so nothing can be said of the channels; give a loader with rows")
     if importance == "activation":
         total = [one.sqrt() for one in total]
     else:
@@ -91,15 +90,6 @@ def score(
             )
         total = [one / (batches if importance == "taylor" else seen) for one in total]
     return [_at_makers(group, norms) if group.inner else one for group, one in zip(groups, total, strict=True)]
-
-
-def _first(data: StudentData, rows: int, device: torch.device) -> Iterator[Batch]:
-    seen = 0
-    for batch in data.batches():
-        if seen >= rows:
-            return
-        yield batch.to(device)
-        seen += batch.rows
 
 
 def _values(
@@ -151,12 +141,7 @@ def _direction(student: Tensor, teacher: Tensor, task: Any, draw: torch.Generato
 
 
 def _outputs(model: nn.Module, inputs: Any, task: Any) -> Any:
-    if not isinstance(task, Heads):
-        return Taps(model)(inputs)["logits"]
-    call: Callable[..., Any] = model
-    if isinstance(inputs, Mapping):
-        return task.read(call(**inputs))
-    return task.read(call(*inputs) if isinstance(inputs, tuple | list) else call(inputs))
+    return task.read(run(model, inputs)) if isinstance(task, Heads) else Taps(model)(inputs)["logits"]
 
 
 def _of_rows(group: ChannelGroup, values: Mapping[Place, Tensor], read: set[Place]) -> Tensor:
