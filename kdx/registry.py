@@ -64,7 +64,11 @@ ELSEWHERE: Mapping[str, Mapping[Kind, tuple[str, ...]]] = {
         "scheme": ("co-studying",),
         "student": ("quantise", "store-int8"),
     },
-    "kdx-search": {"scheme": ("block-wise", "supernet"), "student": ("kernel",)},
+    "kdx-search": {
+        "knowledge": ("weighted-soft-targets",),
+        "scheme": ("block-wise", "supernet"),
+        "student": ("kernel",),
+    },
     "kdx-template": {"knowledge": ("transformed-teacher",)},
     "kdx-text": {"dataset": ("hf", "text", "wordnet-glosses", "wordnet-pieces"), "model": ("hf-encoder", "minilm")},
     "kdx-vision": {"dataset": ("torchvision",), "model": ("timm", "torchvision")},

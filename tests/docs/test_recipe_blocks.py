@@ -88,10 +88,21 @@ def read(where: str) -> Recipe:
     """A recipe as a user has it who writes what is shown into a file."""
     values = yaml.load(SHOWN[where], Loader=OneOfEach)
     assert isinstance(values, dict), f"{where}: {values!r} is no part of a recipe"
+    if "search" in values:
+        return read_search(where, values)
     if "student" in values and "data" in values:
         return load_recipe(values)
     around = {**AROUND, **CHANGED.get(where.rpartition(":")[0], {})}
     return load_recipe({key: value for key, value in around.items() if value is not None}, values)
+
+
+def read_search(where: str, values: dict[str, Any]) -> Recipe:
+    """The recipe at the first point of a search, all of whose points are checked."""
+    from kdx_search.search_recipe import load_search
+
+    around = {} if "data" in values else {**AROUND, **CHANGED.get(where.rpartition(":")[0], {})}
+    search = load_search({**around, **values})
+    return search.whole(search.space.first())
 
 
 class OneOfEach(yaml.SafeLoader):

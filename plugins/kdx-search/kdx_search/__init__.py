@@ -5,12 +5,14 @@ Importing the package imports neither torch nor optuna; every name is loaded fro
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kdx.lazy import exports
 
 if TYPE_CHECKING:
     from kdx_search.blockwise import BlockWise as BlockWise
     from kdx_search.calibration import recalibrate as recalibrate
+    from kdx_search.joint import search as search
     from kdx_search.kernel import ByKernel as ByKernel
     from kdx_search.kernel import Kernel as Kernel
     from kdx_search.rank_agreement import Agreement as Agreement
@@ -18,23 +20,19 @@ if TYPE_CHECKING:
     from kdx_search.space import Space as Space
     from kdx_search.sub_network import SubNetwork as SubNetwork
     from kdx_search.supernet import Supernet as Supernet
-
-_HOMES = {
-    "Agreement": "rank_agreement",
-    "BlockWise": "blockwise",
-    "ByKernel": "kernel",
-    "Kernel": "kernel",
-    "Space": "space",
-    "SubNetwork": "sub_network",
-    "Supernet": "supernet",
-    "agreement": "rank_agreement",
-    "recalibrate": "calibration",
-}
-"""Name -> the module that defines it."""
-__all__ = sorted(_HOMES)  # noqa: PLE0605  # of the table, so that no name is written twice
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    from kdx_search.weighted_soft_targets import WeightedSoftTargets as WeightedSoftTargets
+else:
+    __getattr__, __dir__, __all__ = exports(
+        __name__,
+        {
+            "kdx_search.blockwise": ["BlockWise"],
+            "kdx_search.calibration": ["recalibrate"],
+            "kdx_search.joint": ["search"],
+            "kdx_search.kernel": ["ByKernel", "Kernel"],
+            "kdx_search.rank_agreement": ["Agreement", "agreement"],
+            "kdx_search.space": ["Space"],
+            "kdx_search.sub_network": ["SubNetwork"],
+            "kdx_search.supernet": ["Supernet"],
+            "kdx_search.weighted_soft_targets": ["WeightedSoftTargets"],
+        },
+    )

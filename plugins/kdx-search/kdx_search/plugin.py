@@ -37,3 +37,16 @@ def kdx_students() -> Iterable[Spec]:
             "Cai et al. 2020, arXiv:1908.09791",
         )
     ]
+
+
+@hookimpl
+def kdx_knowledge() -> Iterable[Spec]:
+    """Transfer that follows the gap between student and teacher."""
+    return [
+        Spec(
+            "weighted-soft-targets",
+            "kdx_search.weighted_soft_targets:WeightedSoftTargets",
+            "soft targets, weighted on each sample by how far the student is behind",
+            "Zhou et al. 2021, arXiv:2102.00650",
+        )
+    ]

@@ -1,0 +1,329 @@
+"""``search``: structure and transfer of a student searched for together, and the chosen one distilled to the end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdx.errors import InUseError, KdxError, RunExistsError
+from kdx.experiment.components import task_of
+from kdx.experiment.experiment import Experiment
+from kdx.experiment.quality import Quality
+from kdx.files import write_json
+from kdx.lock import sole_writer, taking_turns
+from kdx.registry import Plugins
+from kdx.trust import Rule, Trusted, trusting
+from kdx_search.front import chosen_of, front_of
+from kdx_search.pricing import Prices
+from kdx_search.search_recipe import SearchRecipe, load_search
+from kdx_search.study import COMPUTE, COST, SearchStudy, check_optuna
+from kdx_search.trials import TrialRunner
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial, Trial
+
+__all__ = ["search"]
+
+STUDY, TRIALS, CHOSEN, SUMMARY = "study.jsonl", "trials", "chosen", "search.json"
+SAME = "same_as"
+"""Attribute of a trial whose point was tried before; it takes the values of that one."""
+ASKS = 30
+"""Points that are asked for at most, for each trial; the others are above a limit or were tried before."""
+FAILURES = 3
+"""Trials that fail before the search gives up, if none has ended well."""
+
+
+def search(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    processes: int = 1,
+    observers: Sequence[object] = (),
+    notify: Callable[[str], object] = lambda _: None,
+    keep_trials: bool = False,
+    report: bool = True,
+    plugins: Plugins | None = None,
+    trust: Trusted = (),
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Searches a space of recipes for a student, and distils the chosen one to the end.
+
+    Each trial takes a point of the space, distils its student for a short time and judges it on the validation rows;
+    Optuna weighs that quality against the student's cost. The test rows are read once, when the chosen student has
+    been distilled as long as the recipe says.
+
+    Args:
+        recipe: a recipe with a section ``search``: name of one of this package, path of a YAML file, or plain values.
+        folder: where the search is written; ``searches/<name>`` by default. It holds the study, ``search.json``, the
+            picture of the front and, in ``chosen``, the run of the chosen student.
+        resume: go on with the search in the folder, or begin it; trials that a killed process left go on from their
+            checkpoints. A second process that resumes a search under way takes part in it.
+        processes: how many work on the trials at a time, started here.
+        observers: see :func:`kdx.fit`; they watch the trials of this process and the run of the chosen student.
+        notify: called with a sentence about each trial.
+        keep_trials: whether the folders of ended trials stay; they hold weights and logs.
+        report: whether the picture of the front and the report of the chosen student's run are drawn.
+        plugins: where components come from; None takes those installed.
+        trust: see :func:`kdx.run`.
+        **overrides: keys of the recipe, as ``search={"trials": 8}`` or ``**{"train.epochs": 2}``.
+
+    Returns:
+        What is in ``search.json``: trials, front, the chosen one, what all of it computed, and the summary of the
+        chosen student's run. While other processes still work on trials ``chosen`` is None.
+
+    Raises:
+        KdxError: Optuna is missing or too old; no trial could run.
+        RecipeError: the recipe or its space is wrong, no student is within the limits, or the study in the folder is of
+            another search.
+        RunExistsError: the folder holds a search, and ``resume`` was not given.
+        Interrupted: a signal came; ``resume`` goes on.
+    """
+    check_optuna()
+    checked = load_search(recipe, overrides, plugins=plugins, trust=trust)
+    place = Path(folder or Path("searches") / checked.name)
+    _claim(place, resume=resume)
+    if (finished := _finished(place, checked)) is not None:
+        return finished
+    prices = Prices(checked)
+    prices.check_reachable()
+    with trusting(Rule.of(trust, checked.plugins)):
+        quality = Quality.of(task_of(checked.trial(checked.space.first()), checked.plugins))
+    place.mkdir(parents=True, exist_ok=True)
+    study = SearchStudy(place / STUDY, checked, higher_is_better=quality.higher_is_better, notify=notify)
+    teachers = place.parent / ".teachers"
+    runner = TrialRunner(study, prices, place / TRIALS, teachers, quality, observers, notify, keep_trials)
+    with _helpers(processes - 1, recipe, overrides, place, trust, keep_trials=keep_trials, plugins=plugins) as joined:
+        _work(runner)
+        joined()
+    _work(runner)  # what a helper that died has left
+    with taking_turns(place / ".end", notify, "the end of the search"):
+        if (finished := _finished(place, checked)) is not None:
+            return finished
+        if running := study.trials("RUNNING"):
+            notify(f"{len(running)} trials are at work in other processes; the last of them distils the chosen student")
+            return _summary(checked, study, quality, None, {})
+        return _end(checked, study, quality, place, observers=observers, notify=notify, report=report)
+
+
+def _claim(place: Path, *, resume: bool) -> None:
+    if (place / STUDY).exists():
+        if not resume:
+            raise RunExistsError(
+                f"{place} holds a search already; --resume goes on with it or takes part in it, --folder takes another "
+                "place"
+            )
+    elif place.exists() and any(not each.name.startswith(".") for each in place.iterdir()):
+        raise RunExistsError(f"{place} is not empty and holds no search of kdx; take another folder")
+
+
+def _finished(place: Path, checked: SearchRecipe) -> dict[str, Any] | None:
+    """The summary of a search that is over, if it has as many trials as are asked for now."""
+    from kdx.files import read_json
+
+    if not (place / SUMMARY).exists():
+        return None
+    summary = read_json(place / SUMMARY, "remove it and resume the search, which writes it anew", trials=list)
+    SearchStudy(place / STUDY, checked, higher_is_better=summary["higher_is_better"])  # of the same search
+    return summary if summary["asked_for"] >= checked.settings.trials else None
+
+
+def _work(runner: TrialRunner) -> None:
+    """Runs trials until there are enough of them."""
+    failed = 0
+    while True:
+        with ExitStack() as held:
+            trial = _next(runner, held)
+            if trial is None:
+                return
+            study = runner.study
+            values = study.values(trial)
+            if (known := _tried(study, trial, values)) is not None:
+                trial.set_user_attr(SAME, known.number)
+                for name in (COST, "quality_by_epoch"):
+                    trial.set_user_attr(name, known.user_attrs[name])
+                assert known.values is not None
+                study.finish(trial, *known.values, {})
+                continue
+            error = runner.run(trial, values)
+        failed += error is not None
+        if error is not None and failed >= FAILURES and not study.trials("COMPLETE", "PRUNED"):
+            raise KdxError(
+                f"{failed} trials of the search failed and none ended well; the last one: {error}"
+            ) from error
+
+
+def _next(runner: TrialRunner, held: ExitStack) -> Trial | None:
+    """A trial that a killed process left, or a new one; None when there are enough. Its lock is held until ``held``
+    is closed.
+    """
+    study, settings = runner.study, runner.study.search.settings
+    with study.alone():
+        for left in study.trials("RUNNING"):
+            if _locked(runner.folder, left.number, held):
+                runner.notify(f"trial {left.number}: goes on, for the process that began it is gone")
+                return study.again(left)
+        begun = _counted(study)
+        compute = _compute(study)
+        asked = len(study.study.get_trials(deepcopy=False))
+        if (
+            len(begun) >= settings.trials
+            or (settings.seconds and compute["seconds"] >= settings.seconds)
+            or (settings.sample_flops and compute["flops"] >= settings.sample_flops)
+        ):
+            return None
+        if asked >= ASKS * settings.trials:
+            runner.notify(
+                f"after {asked} points of the space {len(begun)} could be tried: the others are above a limit or are "
+                "these again"
+            )
+            return None
+        trial = study.ask()
+        if not _locked(runner.folder, trial.number, held):
+            raise InUseError(f"trial {trial.number} is at work in another process")
+        return trial
+
+
+def _locked(folder: Path, number: int, held: ExitStack) -> bool:
+    try:
+        held.enter_context(sole_writer(folder, name=f".{number:04d}.lock"))
+    except InUseError:
+        return False
+    return True
+
+
+def _counted(study: SearchStudy) -> list[FrozenTrial]:
+    """The trials that are, or were, trained."""
+    return [trial for trial in study.trials() if SAME not in trial.user_attrs]
+
+
+def _tried(study: SearchStudy, trial: Trial, values: Mapping[str, Any]) -> FrozenTrial | None:
+    """The trial that ended with a quality at the same point before."""
+    for known in study.trials("COMPLETE"):
+        if known.number != trial.number and known.params == dict(values) and SAME not in known.user_attrs:
+            return known
+    return None
+
+
+def _compute(study: SearchStudy) -> dict[str, float]:
+    """What all trials took together."""
+    stages = [stage for trial in study.trials() for stage in trial.user_attrs.get(COMPUTE, {}).values()]
+    return {key: sum(stage.get(key, 0) for stage in stages) for key in ("seconds", "steps", "flops")}
+
+
+def _end(
+    checked: SearchRecipe,
+    study: SearchStudy,
+    quality: Quality,
+    place: Path,
+    *,
+    observers: Sequence[object],
+    notify: Callable[[str], object],
+    report: bool,
+) -> dict[str, Any]:
+    """Chooses, distils the chosen student to the end and writes what was found."""
+    chosen = chosen_of(study, quality, checked.settings.tolerance)
+    if chosen is None:
+        reasons = {each.user_attrs["reason"] for each in study.trials() if "reason" in each.user_attrs}
+        raise KdxError("no trial of the search ended with a quality: " + ("; ".join(sorted(reasons)[:3]) or "none ran"))
+    notify(f"trial {chosen.number} is chosen and distilled to the end")
+    if (place / CHOSEN).exists() and (place / SUMMARY).exists():  # a longer search chooses anew
+        shutil.rmtree(place / CHOSEN)
+    run = Experiment(
+        checked.whole(study.point(chosen)),
+        place / CHOSEN,
+        observers,
+        name=checked.name,
+        teachers=place.parent / ".teachers",
+        notify=notify,
+        report=report,
+        plugins=checked.plugins,
+        trust=checked.trust,
+    ).run(resume=True)
+    summary = _summary(checked, study, quality, chosen, run)
+    if report:
+        from kdx_search.pareto import draw_front  # imports matplotlib
+
+        draw_front(summary, place / "pareto.png")
+    write_json(place / SUMMARY, summary)  # last, as it says that the search is over
+    return summary
+
+
+def _summary(
+    checked: SearchRecipe, study: SearchStudy, quality: Quality, chosen: FrozenTrial | None, run: Mapping[str, Any]
+) -> dict[str, Any]:
+    counted = _counted(study)
+    return {
+        "recipe": checked.name,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds") if chosen else None,
+        **quality.as_dict(),
+        "cost": checked.settings.cost,
+        "sampler": checked.settings.sampler,
+        "asked_for": checked.settings.trials,
+        "trials": [
+            {
+                "number": trial.number,
+                "state": trial.state.name.lower(),
+                "values": dict(trial.params),
+                "quality": trial.values[0] if trial.values else None,
+                "cost": trial.user_attrs.get(COST),
+                "quality_by_epoch": trial.user_attrs.get("quality_by_epoch", []),
+                "reason": trial.user_attrs.get("reason"),
+            }
+            for trial in counted
+        ],
+        "refused": len(study.refused()),
+        "repeated": len(study.trials()) - len(counted),
+        "front": [trial.number for trial in front_of(study, quality)],
+        "chosen": chosen.number if chosen else None,
+        "compute": _compute(study) | {"trials": len(counted)},
+        "run": dict(run),
+    }
+
+
+@contextmanager
+def _helpers(
+    count: int,
+    recipe: Any,
+    overrides: Mapping[str, Any],
+    place: Path,
+    trust: Trusted,
+    *,
+    keep_trials: bool,
+    plugins: Plugins | None,
+) -> Iterator[Callable[[], None]]:
+    """Further processes that work on the trials; the block is given a function that waits for them."""
+    if count > 0 and plugins is not None:
+        raise ValueError("processes: others cannot be given plugins=; install them, or take processes=1")
+    context = multiprocessing.get_context("spawn")
+    started = [
+        context.Process(target=_help, args=(recipe, dict(overrides), place, trust, keep_trials)) for _ in range(count)
+    ]
+    for each in started:
+        each.start()
+
+    def joined() -> None:
+        for each in started:
+            each.join()
+
+    try:
+        yield joined
+    finally:
+        for each in started:
+            if each.is_alive():
+                each.terminate()
+        joined()
+
+
+def _help(recipe: Any, overrides: Mapping[str, Any], place: Path, trust: Trusted, keep: bool) -> None:
+    """Works on the trials of a search that another process has begun."""
+    checked = load_search(recipe, overrides, trust=trust)
+    with trusting(Rule.of(trust, checked.plugins)):
+        quality = Quality.of(task_of(checked.trial(checked.space.first()), checked.plugins))
+    study = SearchStudy(place / STUDY, checked, higher_is_better=quality.higher_is_better)
+    _work(TrialRunner(study, Prices(checked), place / TRIALS, place.parent / ".teachers", quality, keep=keep))
