@@ -19,6 +19,7 @@ from kdx.batch import Batch
 from kdx.capture import unwrap
 from kdx.errors import RunExistsError, StudentError
 from kdx.files import named
+from kdx.modes import evaluating
 from kdx.ref import Ref, RefLike
 from kdx.registry import default_plugins
 from kdx.students.config import StudentConfig, parse_config, read_config, write_config
@@ -189,11 +190,13 @@ def derive(
     example = _first(inputs, rows)
     with rng.isolated():  # structures are tried, with weights that are drawn and thrown away
         planning: Callable[..., Plan] = way.plan
-        plan = planning(teacher, inputs, data) if way.needs_data else planning(teacher, inputs)
+        with evaluating(teacher):  # a derivation that runs it on data would move the statistics of BatchNorm
+            plan = planning(teacher, inputs, data) if way.needs_data else planning(teacher, inputs)
         edit = plan.edit(0 if target is None else _largest(name, plan, teacher, target, example))
         if target is None and plan.settings == 1:
             raise StudentError(f"{name} changes nothing about {type(teacher).__name__}{_obstacles(plan)}")
         model = copying.deepcopy(teacher).requires_grad_()
+        model.zero_grad()  # a copy has the teacher's gradients too
         special = edit.derive(model, inputs)
     contract.check(model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -5,19 +5,25 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from kdx.capture import call
 from kdx.errors import StudentError
+from kdx.modes import evaluating
 from kdx.options import options_of
+from kdx.registry import default_plugins
+from kdx.students.calls import tensors_in
 from kdx.students.contract import Contract
 from kdx.students.derivation import Derivation
 from kdx.students.edit import Edit, Plan
+from kdx.students.student_data import StudentData
 from kdx.testing.check import Check, bind, fail, require, run_all
 from kdx.testing.tags import StudentTags
-from kdx.testing.toys import toy_teacher
+from kdx.testing.toys import toy_batches, toy_teacher
 
 __all__ = ["check_student", "student_checks"]
 
@@ -51,19 +57,24 @@ def student_checks(
             f"derivation: expected an instance of kdx.students.Derivation, got {derivation!r}; give an object of it"
         )
     subject, found = type(derivation).__name__, tags or StudentTags()
-    return bind(subject, list(_applicable()), derivation, found, expected_failures=expected_failures)
+    return bind(subject, list(_applicable(found)), derivation, found, expected_failures=expected_failures)
 
 
-def _applicable() -> Iterator[Callable[[Derivation, StudentTags], None]]:
+def _applicable(tags: StudentTags) -> Iterator[Callable[[Derivation, StudentTags], None]]:
     yield check_documented
     yield check_plan
+    yield check_deterministic
     yield check_teacher_unchanged
-    yield check_rising_cost
+    if tags.fewer_parameters:
+        yield check_rising_cost
     yield check_ends_with_the_teacher
     yield check_contract
     yield check_built_alike
     yield check_origins
     yield check_written_down
+    yield check_rebuilt
+    yield check_trainable
+    yield check_exportable
 
 
 def check_documented(derivation: Derivation, tags: StudentTags) -> None:
@@ -83,17 +94,30 @@ def check_plan(derivation: Derivation, tags: StudentTags) -> None:
         require(isinstance(edit, derivation.edit), f"the edit at place {place} is {edit!r}")
 
 
+def check_deterministic(derivation: Derivation, tags: StudentTags) -> None:
+    """The same teacher and data give the same edits, again and whatever the random state."""
+    written = []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            plan = _plan(derivation, tags)
+            written.append([plan.edit(place).model_dump_json() for place in _places(plan)])
+    require(written[0] == written[1], f"a second plan has other edits: {written[1]} instead of {written[0]}")
+
+
 def check_teacher_unchanged(derivation: Derivation, tags: StudentTags) -> None:
-    """Planning leaves the teacher's structure, weights and modes as they are."""
+    """Planning leaves the teacher's structure, weights and modes as they are, and no gradients behind."""
     teacher, inputs = _tried(tags)
     before = copy.deepcopy(teacher)
-    plan = derivation.plan(teacher, inputs)
+    plan = _planned(derivation, teacher, inputs, tags)
     for place in _places(plan):
         plan.edit(place)
     require(str(teacher) == str(before), "its modules are others now")
     require(_same(teacher, before), "its weights are others now")
     modes = [[module.training for module in model.modules()] for model in (teacher, before)]
     require(modes[0] == modes[1], "modules changed between training and evaluation mode")
+    left = [name for name, parameter in teacher.named_parameters() if parameter.grad is not None]
+    require(not left, f"{left[:3]} have a gradient now, which the student would begin with; use torch.autograd.grad")
 
 
 def check_rising_cost(derivation: Derivation, tags: StudentTags) -> None:
@@ -160,14 +184,89 @@ def check_written_down(derivation: Derivation, tags: StudentTags) -> None:
         require(isinstance(default, str) and edit.how == default, f"how is {edit.how!r}, its default {default!r}")
 
 
+def check_rebuilt(derivation: Derivation, tags: StudentTags) -> None:
+    """A student that is built from its edit, as it was written down, and loads the weights gives the same outputs."""
+    plan, (_, inputs) = _plan(derivation, tags), _tried(tags)
+    for place in _places(plan):
+        edit = plan.edit(place)
+        student, _ = _derived(edit, tags)
+        again = _built(type(edit).model_validate_json(edit.model_dump_json()), tags)
+        again.load_state_dict(student.state_dict())
+        found, wanted = _outputs(again, inputs), _outputs(student, inputs)
+        same = len(found) == len(wanted) and all(map(torch.equal, found, wanted))
+        require(same, f"at place {place} of {plan.settings} the rebuilt student gives other outputs")
+
+
+def check_trainable(derivation: Derivation, tags: StudentTags) -> None:
+    """Every parameter of a student gets a finite gradient, except those that the tags say are frozen."""
+    plan, (_, inputs) = _plan(derivation, tags), _tried(tags)
+    for place in _places(plan):
+        student = _derived(plan.edit(place), tags)[0].train()
+        with torch.random.fork_rng(devices=[]):
+            outputs = [each for each in tensors_in(call(student, inputs)) if each.is_floating_point()]
+        moving = sum((each.square().sum() for each in outputs), torch.zeros(()))
+        require(moving.requires_grad, f"at place {place} no output depends on a parameter that is trained")
+        moving.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in student.named_parameters():
+            frozen = any(fnmatchcase(name, pattern) for pattern in tags.frozen)
+            if frozen:
+                require(not parameter.requires_grad, f"at place {place} {name!r} is trained, and the tags say frozen")
+            elif parameter.grad is None:
+                why = (
+                    "no output depends on it" if parameter.requires_grad else "it is frozen, and the tags do not say so"
+                )
+                fail(f"at place {place} {name!r} gets no gradient: {why}")
+            else:
+                finite = bool(parameter.grad.isfinite().all())
+                require(finite, f"at place {place} the gradient of {name!r} is not finite")
+
+
+def check_exportable(derivation: Derivation, tags: StudentTags) -> None:
+    """The smallest student, rebuilt with its weights and run once in training, is exported by ``torch.export``."""
+    edit, (_, inputs) = _plan(derivation, tags).edit(0), _tried(tags)
+    student = _built(edit, tags)
+    student.load_state_dict(_derived(edit, tags)[0].state_dict())
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        call(student.train(), inputs)  # what is measured while training is there, as ranges and statistics
+    student.eval()
+    arguments = tuple(inputs) if isinstance(inputs, tuple | list) else () if isinstance(inputs, Mapping) else (inputs,)
+    keywords = dict(inputs) if isinstance(inputs, Mapping) else {}
+    try:
+        with torch.no_grad():
+            program = torch.export.export(student, arguments, keywords, strict=False)
+            found = tensors_in(program.module()(*arguments, **keywords))
+    except Exception as error:
+        fail(f"torch.export cannot take it: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+    for one, other in zip(found, _outputs(student, inputs), strict=True):
+        require(torch.allclose(one, other, rtol=1e-5, atol=1e-6), "the exported student gives other outputs")
+
+
+def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    with evaluating(model), torch.no_grad():
+        return list(tensors_in(call(model, inputs)))
+
+
 def _tried(tags: StudentTags) -> tuple[nn.Module, Any]:
     """The teacher, the same every time, and an example of what it takes."""
     teacher = tags.teacher() if tags.teacher is not None else toy_teacher()
-    return teacher, torch.zeros(2, 1, 8, 8) if tags.inputs is None else tags.inputs
+    drawn = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return teacher, drawn if tags.inputs is None else tags.inputs
 
 
 def _plan(derivation: Derivation, tags: StudentTags) -> Plan:
-    return derivation.plan(*_tried(tags))
+    return _planned(derivation, *_tried(tags), tags)
+
+
+def _planned(derivation: Derivation, teacher: nn.Module, inputs: Any, tags: StudentTags) -> Plan:
+    planning: Callable[..., Plan] = derivation.plan
+    if not derivation.needs_data:
+        return planning(teacher, inputs)
+    require(
+        tags.data is not None or tags.teacher is None, "it needs data: give batches for this teacher in StudentTags"
+    )
+    batches = toy_batches() if tags.data is None else tags.data
+    task = default_plugins().make("task", "classification") if tags.task is None else tags.task
+    return planning(teacher, inputs, StudentData(batches, task=task, validation=batches))
 
 
 def _places(plan: Plan) -> list[int]:
@@ -183,6 +282,7 @@ def _built(edit: Edit, tags: StudentTags) -> nn.Module:
 
 def _derived(edit: Edit, tags: StudentTags) -> tuple[nn.Module, dict[str, Any]]:
     model, inputs = _tried(tags)
+    model.requires_grad_()  # as derive() does
     return model, edit.derive(model, inputs)
 
 

@@ -92,10 +92,20 @@ class StudentTags:
     Args:
         teacher: makes it, with the same weights every time; None takes :func:`kdx.testing.toy_teacher`.
         inputs: an example of what it takes, two samples or more; None takes images ``[2, 1, 8, 8]``.
+        data: a few batches, as a list, that a derivation with ``needs_data`` looks at, as training rows and as held-out
+            ones; None takes those of :func:`kdx.testing.toy_batches`, which suit the toy teacher.
+        task: of the data; None takes ``classification``.
+        fewer_parameters: whether the smallest student has fewer parameters than the teacher. Say False where bits or
+            zeros make it smaller, or where parameters are added, as the step sizes of a quantiser.
+        frozen: names, or globs, of the parameters that an edit keeps from being trained; all others get a gradient.
     """
 
     teacher: Callable[[], nn.Module] | None = None
     inputs: Any = None
+    data: Sequence[Any] | None = None
+    task: Callable[..., Any] | None = None
+    fewer_parameters: bool = True
+    frozen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

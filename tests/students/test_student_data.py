@@ -123,3 +123,27 @@ def test_a_recipe_gives_the_rows_that_the_student_may_see(tmp_path) -> None:
     inputs = torch.stack([few.dataset[row][0] for row in few.indices.tolist()])
     assert edit.mean == pytest.approx(inputs.mean().item())
     assert ByShift.seen == [summary["stages"]["teacher"]["validation"]["accuracy"]]
+
+
+class Careless(ByShift):
+    """Runs the teacher in the mode in which it is."""
+
+    def plan(self, model, inputs, data):
+        model(inputs + 3)
+        return super().plan(model, inputs, data)
+
+
+def test_statistics_of_a_teacher_stay_as_they_are_when_a_derivation_runs_it() -> None:
+    teacher = toy_teacher().train()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    derive(teacher, EXAMPLE, how=Careless(), data=data())
+    assert all(value.equal(before[name]) for name, value in teacher.state_dict().items())
+    assert teacher.training
+
+
+def test_a_student_begins_without_the_gradients_of_its_teacher() -> None:
+    teacher = toy_teacher()
+    teacher(torch.ones(2, 1, 8, 8)).sum().backward()
+    student = derive(teacher, EXAMPLE, how="shift", data=data())
+    assert all(parameter.grad is None for parameter in student.model.parameters())
+    assert any(parameter.grad is not None for parameter in teacher.parameters())

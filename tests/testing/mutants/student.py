@@ -56,6 +56,14 @@ class ChangesTheTeacher(Sound):
         return plan
 
 
+class LeavesGradients(Sound):
+    caught_by = "teacher_unchanged"
+
+    def plan(self, model, inputs):
+        model.fc.weight.sum().backward()
+        return super().plan(model, inputs)
+
+
 class Backwards(Sound):
     caught_by = "rising_cost"
 
@@ -129,10 +137,83 @@ class LosesItsLayers(Sound):
     edit = Forgetful
 
 
+class Whimsical(Sound):
+    caught_by = "deterministic"
+
+    def plan(self, model, inputs):
+        layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        drawn = [layers[place] for place in torch.randperm(len(layers)).tolist()]
+        return Plan(len(drawn) + 1, lambda place: NoBias(layers=drawn[: len(drawn) - place]), [])
+
+
+class Reacts(NoBias):
+    def derive(self, model, inputs):
+        if self.layers:
+            model.act = nn.Tanh()  # build leaves the ReLU, which has no weights either
+        return super().derive(model, inputs)
+
+
+class RebuiltOtherwise(Sound):
+    caught_by = "rebuilt"
+    edit = Reacts
+
+
+class Freezes(NoBias):
+    def derive(self, model, inputs):
+        model.fc.weight.requires_grad_(False)
+        return super().derive(model, inputs)
+
+
+class FreezesSilently(Sound):
+    caught_by = "trainable"
+    edit = Freezes
+
+
+class Aside(nn.Module):
+    """Has a parameter that no output depends on."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.step = inner, nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class LeavesAParameterAside(Sound):
+    caught_by = "trainable"
+
+    class Edit(NoBias):
+        def derive(self, model, inputs):
+            model.act = Aside(model.act)
+            return super().derive(model, inputs)
+
+    edit = Edit
+
+
+class Undecided(nn.Module):
+    """Takes a way that depends on the values."""
+
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+
+class CannotBeExported(Sound):
+    caught_by = "exportable"
+
+    class Edit(NoBias):
+        def build(self, model):
+            model.act = Undecided()
+            super().build(model)
+
+    edit = Edit
+
+
 MUTANTS = [
     Undocumented,
     NoStudent,
     ChangesTheTeacher,
+    LeavesGradients,
     Backwards,
     NeverTheTeacher,
     BreaksTheContract,
@@ -140,4 +221,9 @@ MUTANTS = [
     Silent,
     InventsOrigins,
     LosesItsLayers,
+    Whimsical,
+    RebuiltOtherwise,
+    FreezesSilently,
+    LeavesAParameterAside,
+    CannotBeExported,
 ]
