@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from kdx.students.low_rank import LowRank as LowRank
     from kdx.students.narrowing import Narrowing as Narrowing
     from kdx.students.student_data import StudentData as StudentData
+    from kdx.students.target import Target as Target
+    from kdx.students.target import parse_target as parse_target
     from kdx.students.width import ByWidth as ByWidth
     from kdx.students.width import Width as Width
     from kdx.students.width import plan_width as plan_width
@@ -53,6 +55,7 @@ else:
             "kdx.students.low_rank": ["ByLowRank", "LowRank"],
             "kdx.students.narrowing": ["Narrowing"],
             "kdx.students.student_data": ["StudentData"],
+            "kdx.students.target": ["Target", "parse_target"],
             "kdx.students.width": ["ByWidth", "Width", "plan_width"],
         },
     )

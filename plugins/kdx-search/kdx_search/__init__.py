@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 from kdx.lazy import exports
 
 if TYPE_CHECKING:
+    from kdx_search.assistant import FromSupernet as FromSupernet
+    from kdx_search.best import Found as Found
+    from kdx_search.best import Judged as Judged
+    from kdx_search.best import best_choice as best_choice
     from kdx_search.blockwise import BlockWise as BlockWise
     from kdx_search.calibration import recalibrate as recalibrate
     from kdx_search.joint import search as search
@@ -25,6 +29,8 @@ else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
+            "kdx_search.assistant": ["FromSupernet"],
+            "kdx_search.best": ["Found", "Judged", "best_choice"],
             "kdx_search.blockwise": ["BlockWise"],
             "kdx_search.calibration": ["recalibrate"],
             "kdx_search.joint": ["search"],

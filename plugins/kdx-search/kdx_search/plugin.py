@@ -8,6 +8,19 @@ from kdx import Spec, hookimpl
 
 
 @hookimpl
+def kdx_assistants() -> Iterable[Spec]:
+    """Plans in which a student is searched for."""
+    return [
+        Spec(
+            "from-supernet",
+            "kdx_search.assistant:FromSupernet",
+            "train all sub-networks of the student at once, choose one within a budget, distil it",
+            "Cai et al. 2020, arXiv:1908.09791",
+        )
+    ]
+
+
+@hookimpl
 def kdx_schemes() -> Iterable[Spec]:
     """Schemes that train many students on shared weights."""
     return [
