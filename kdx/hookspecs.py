@@ -67,6 +67,11 @@ def kdx_ops() -> Iterable[Spec]:  # type: ignore[empty-body]
     """
 
 
+@hookspec
+def kdx_commands() -> Iterable[Spec]:  # type: ignore[empty-body]
+    """Commands: ``Spec("mine", "pkg.cli:app", "summary")`` is ``kdx mine``: a ``typer.Typer`` or a function."""
+
+
 @hookspec(historic=True)
 def kdx_configure(run: Run) -> None:
     """A run is about to take its first step; a plugin registered later is told of it too."""

@@ -31,7 +31,7 @@ from kdx.spec import Spec
 
 __all__ = ["KINDS", "Component", "Kind", "Plugins", "default_plugins", "imported"]
 
-Kind = Literal["knowledge", "scheme", "assistant", "model", "dataset", "task", "student", "op"]
+Kind = Literal["knowledge", "scheme", "assistant", "model", "dataset", "task", "student", "op", "command"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOK = {
     "knowledge": "kdx_knowledge",
@@ -42,6 +42,7 @@ _HOOK = {
     "task": "kdx_tasks",
     "student": "kdx_students",
     "op": "kdx_ops",
+    "command": "kdx_commands",
 }
 _BASE = {
     "knowledge": "kdx.knowledge.base:Knowledge",

@@ -47,7 +47,8 @@ FLOORS = [
     {"analysis", "stage"},
     {"assistants", "students"},
     {"experiment"},
-    {"cli", "testing"},
+    {"cli"},
+    {"testing"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
@@ -229,7 +230,7 @@ def test_hookspecs_need_pluggy_alone_and_stay_short() -> None:
     path = ROOT / "kdx" / "hookspecs.py"
     outside = {name.split(".")[0] for name in runtime_imports(ast.parse(path.read_text()))}
     assert outside <= {"__future__", "collections", "dataclasses", "typing", "pluggy"}
-    assert len(path.read_text().splitlines()) < 100
+    assert len(path.read_text().splitlines()) < 120
 
 
 def test_compiled_module_is_imported_by_launchers_only() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from kdx import __version__
+from kdx.cli.commands import Commands
 from kdx.cli.output import Json, Trust, print_json
 from kdx.cli.show import show_app
 from kdx.cli.student import student_app
@@ -23,6 +24,7 @@ _FORMAT = warnings.formatwarning
 
 app = typer.Typer(
     name="kdx",
+    cls=Commands,
     help="Knowledge distillation: recipes, components, plugins and kernels.",
     epilog="Examples:  kdx run fashion-offline  ·  kdx list knowledge  ·  kdx show soft-targets  ·  kdx env",
     no_args_is_help=True,

@@ -12,7 +12,8 @@ from kdx import __version__
 from kdx.cli.output import Json, Trust, print_json
 
 show_app = typer.Typer()
-_KINDS = "knowledge, scheme, assistant, model, dataset, task, student or op."
+_MADE = "knowledge, scheme, assistant, model, dataset, task, student or op."
+_KINDS = _MADE.replace(" or op", ", op or command")
 
 
 @show_app.command("plugins", epilog="Example:  kdx plugins --json")
@@ -49,7 +50,7 @@ def list_plugins(
 @show_app.command("new-plugin", epilog="Example:  kdx new-plugin kdx-my-loss --kind knowledge")
 def write_plugin(
     name: Annotated[str, typer.Argument(help="Name of the package, kebab-case.")],
-    kind: Annotated[str, typer.Option(help=_KINDS)] = "knowledge",
+    kind: Annotated[str, typer.Option(help=_MADE)] = "knowledge",
     folder: Annotated[Path, typer.Option(help="Where to make its folder.")] = Path(),
 ) -> None:
     """Write a plugin package: entry point, a working example, its tests by kdx.testing, a README."""
@@ -104,7 +105,10 @@ def show_component(name: Annotated[str, typer.Argument(help="Name of a component
         component = plugins.get(kind, name)
         target = plugins.load(kind, name)
         doc = inspect.getdoc(target) or ""
-        options = options_of(target) if callable(target) else []  # a backend is a module
+        has_options = callable(target) and kind != "command"  # a backend is a module
+        options = options_of(target) if has_options else []
+        if kind == "command":
+            doc = f"{component.spec.summary}\n\nkdx {name} --help shows how it is called."
         if as_json:
             rows = [
                 {"name": option.name, "type": option.type_name, "required": option.required, "doc": option.doc}

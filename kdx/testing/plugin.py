@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
+import typer
+
+from kdx.cli.app import app
+from kdx.cli.commands import command_of
 from kdx.errors import PluginError, nearest
 from kdx.hookspecs import PROJECT
 from kdx.options import options_of
@@ -140,13 +144,16 @@ def check_names(plugin: _Plugin) -> None:
             require(well, f"op {spec.name!r}: expected a name in snake_case, or 'op/backend' for a backend")
         else:
             require(_KEBAB.fullmatch(spec.name) is not None, f"{kind} {spec.name!r}: the name is not kebab-case")
+        if kind == "command":
+            own = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group
+            require(spec.name not in own, f"command {spec.name!r}: kdx has a command of this name; choose another")
         claims = [item.plugin for item in plugins.components(kind)[spec.name]]
         require(len(claims) == 1, f"{kind} {spec.name!r} is claimed by {claims}; choose another name")
 
 
 def check_targets(plugin: _Plugin) -> None:
-    """Every component imports and is of its kind: a subclass of the kind's base, or a callable with documentation; a
-    recipe can give its options.
+    """Every component imports and is of its kind: a subclass of the kind's base, a callable with documentation, or a
+    command that typer can read; a recipe can give the options of a component.
     """
     plugins = plugin.registry()
     for kind, spec in plugin.specs():
@@ -154,6 +161,9 @@ def check_targets(plugin: _Plugin) -> None:
         if "/" in spec.name:
             missing = [name for name in ("unsupported", "forward") if not callable(getattr(target, name, None))]
             require(not missing, f"backend {spec.name!r}: {spec.target} defines no function {missing}")
+            continue
+        if kind == "command":
+            command_of(target)
             continue
         taken = Term.keys if kind in ("knowledge", "task") else Ref.keys
         for option in options_of(target) if kind != "op" else []:
