@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from kdx.ops._rkd.api import rkd_distance as rkd_distance
     from kdx.ops._softmax_kl.api import kd_loss as kd_loss
     from kdx.ops._softmax_kl.api import softmax_kl as softmax_kl
+    from kdx.ops._topk_kl.api import topk_kl as topk_kl
+    from kdx.ops._topk_kl.targets import SparseTargets as SparseTargets
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
@@ -37,5 +39,7 @@ else:
             "kdx.ops._pairwise_sq_dist.api": ["pairwise_sq_dist"],
             "kdx.ops._rkd.api": ["rkd", "rkd_angle", "rkd_distance"],
             "kdx.ops._softmax_kl.api": ["kd_loss", "softmax_kl"],
+            "kdx.ops._topk_kl.api": ["topk_kl"],
+            "kdx.ops._topk_kl.targets": ["SparseTargets"],
         },
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdx.errors import BackendError
+from kdx.ops import SparseTargets
 from kdx.registry import default_plugins
 
 __all__ = ["OpSubject", "OpTags", "Result", "subject_of"]
@@ -44,6 +46,8 @@ class OpTags:
         rows: sizes of the first.
         zero_when_equal: the value is 0, and so is its gradient, where the first two tensors are equal.
         infinities: inputs with infinities and NaN give what the reference gives.
+        call: ``(op, *tensors, **options) -> value``, where the op does not take the tensors as they are; None calls it
+            with them.
         constants: places of tensors that the op takes as they are, and refuses where they ask for a gradient.
         operators: ``backend -> [(operator, arguments)]`` for ``torch.library.opcheck``; None checks the operators that
             a call dispatches to.
@@ -55,6 +59,7 @@ class OpTags:
     rows: Sequence[int] = (0, 1, 2, 131)
     zero_when_equal: bool = False
     infinities: bool = True
+    call: Callable[..., Tensor] | None = None
     constants: Sequence[int] = ()
     operators: Callable[[str], Sequence[tuple[Any, tuple[Any, ...]]]] | None = None
 
@@ -93,13 +98,33 @@ def draw_heads(rows: int, columns: int, *, std: float = 1.0, gap: float = 1.0) -
     return student, heads[0], teacher, heads[1]
 
 
+def _topk(op: Callable[..., Tensor], student: Tensor, teacher: Tensor, **options: Any) -> Tensor:
+    """A call against the most probable classes of the teacher's logits, three at most."""
+    temperature = options.get("temperature", 1.0)
+    logprobs, ids = torch.log_softmax(teacher / temperature, -1).topk(min(3, teacher.shape[-1]), -1)
+    return op(student, SparseTargets(ids, logprobs, temperature=temperature), **options)
+
+
+def _topk_kl_operators(backend: str) -> list[tuple[Any, tuple[Any, ...]]]:
+    student, teacher = (x.float() for x in draw(6, 5))
+    logprobs, ids = torch.log_softmax(teacher, -1).topk(2, -1)
+    known = torch.cat([logprobs, torch.log1p(-logprobs.exp().sum(1, keepdim=True))], 1)
+    ones = torch.full((6,), 0.3)
+    op = torch.ops.kdx.topk_kl.default
+    return [
+        (op, (student, ids, known, ones, *more, 5, tail, 1.0, 0, 0.5, 1.0, 1.0, reduce, backend, grad))
+        for tail, more in ((1, (None, None)), (2, (None, None)), (4, (torch.arange(6) % 5, ones)))
+        for reduce, grad in ((True, True), (False, False))
+    ]
+
+
 def _linear_kl_operators(backend: str) -> list[tuple[Any, tuple[Any, ...]]]:
     student, weight, teacher, teacher_weight = (x.float() for x in draw_heads(6, 5))
-    ones, numbers = torch.full((6,), 0.3), (0.5, 1.0, 0.0, 30.0, 4, 2.0, 2, 0.5, 1.0, 1.0)
+    ones, numbers = torch.full((6,), 0.3), (0.5, 1.0, 0.0, 30.0, 4, 0, 2.0, 2, 0.5, 1.0, 1.0)
     rows, bias = (ones, torch.arange(6) % 4, ones), torch.ones(5)
     op = torch.ops.kdx.linear_kl.default
     return [
-        (op, (student, weight, own, teacher, teacher_weight, None, *rows, *numbers, reduce, backend, *wanted))
+        (op, (student, weight, own, teacher, teacher_weight, None, None, *rows, *numbers, reduce, backend, *wanted))
         for own, reduce, wanted in (
             (None, False, (False, False, False)),
             (None, True, (True, False, False)),
@@ -134,6 +159,13 @@ OWN = {
         infinities=False,
         constants=(2, 3),
         operators=_linear_kl_operators,
+    ),
+    "topk_kl": OpTags(
+        options=({"reduction": "none"}, {"temperature": 2.0}, {"tail": "even", "divergence": "jsd"}, {"tail": "drop"}),
+        infinities=False,
+        call=_topk,
+        constants=(1,),
+        operators=_topk_kl_operators,
     ),
     "rkd": _RELATIONAL,
     "rkd_distance": _RELATIONAL,
@@ -206,7 +238,8 @@ class OpSubject:
     def call(self, tensors: Sequence[Tensor], options: Options | None = None, *, backend: str | None = None) -> Tensor:
         """One call, with its graph."""
         chosen = self.tags.options[0] if options is None else options
-        value: Tensor = self.function(*tensors, **chosen, backend=backend or self.backend)
+        function = self.function if self.tags.call is None else partial(self.tags.call, self.function)
+        value: Tensor = function(*tensors, **chosen, backend=backend or self.backend)
         return value
 
 

@@ -318,10 +318,10 @@ def test_it_compiles_whole() -> None:
 
 def test_the_op_is_well_formed() -> None:
     student, teacher = sides()
-    numbers = (1.0, 1.0, 0.0, 0.0, V, 1.0, 0, 0.5, 1.0, 0.0, True, "auto", True, True, False)
+    numbers = (1.0, 1.0, 0.0, 0.0, V, 0, 1.0, 0, 0.5, 1.0, 0.0, True, "auto", True, True, False)
     rows = (torch.ones(N), None, None)
     plain = [x.detach() for x in student]
-    torch.library.opcheck(torch.ops.kdx.linear_kl.default, (*plain, None, *teacher, None, *rows, *numbers))
+    torch.library.opcheck(torch.ops.kdx.linear_kl.default, (*plain, None, *teacher, None, None, *rows, *numbers))
 
 
 def test_the_logits_are_never_held_whole(monkeypatch) -> None:

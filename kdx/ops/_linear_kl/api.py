@@ -7,21 +7,21 @@ import math
 import torch
 from torch import Tensor
 
-from kdx.errors import nearest
 from kdx.ops._dtypes import accumulator
 from kdx.ops._linear_kl.autograd import loss_of
-from kdx.ops._linear_kl.call import Options, Rows, Side
+from kdx.ops._linear_kl.call import DENSE, Options, Side
+from kdx.ops._linear_kl.row_numbers import check_terms, coefficients_of
 from kdx.ops._softmax_kl.api import divergence_of
+from kdx.ops._topk_kl.api import sparse_call
+from kdx.ops._topk_kl.targets import SparseTargets
 
 __all__ = ["linear_kl"]
-
-_REDUCTIONS = ("none", "sum", "mean")
 
 
 def linear_kl(
     student: Tensor,
     student_weight: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | SparseTargets,
     teacher_weight: Tensor | None = None,
     *,
     student_bias: Tensor | None = None,
@@ -35,6 +35,7 @@ def linear_kl(
     temperature: float = 1.0,
     divergence: str = "forward",
     beta: float = 0.5,
+    tail: str = "bucket",
     vocabulary: int | None = None,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
@@ -55,7 +56,8 @@ def linear_kl(
     Args:
         student: hidden states ``[..., H_s]``, float32, float64, bfloat16 or float16.
         student_weight: of its output layer, ``[V, H_s]``.
-        teacher: hidden states ``[..., H_t]`` with ``teacher_weight``, else logits ``[..., V]``.
+        teacher: hidden states ``[..., H_t]`` with ``teacher_weight``, else logits ``[..., V]``, or
+            :class:`SparseTargets`, a few classes of each row.
         teacher_weight: of the teacher's output layer, ``[V, H_t]``.
         student_bias: of its output layer, ``[V]``.
         teacher_bias: of the teacher's output layer, ``[V]``.
@@ -69,6 +71,7 @@ def linear_kl(
         temperature: T > 0.
         divergence: ``"forward"``, ``"reverse"`` or ``"jsd"``, see `softmax_kl`.
         beta: weight of the teacher in the mixture of ``"jsd"``, in [0, 1]; at the ends it is forward and reverse KL.
+        tail: of the teacher's classes that :class:`SparseTargets` do not list, see `topk_kl`.
         vocabulary: the first so many classes of both sides count, where they are padded to different sizes.
         mask: bool per row; rows where it is False count for nothing, are never read and cost no product.
         weight: float per row, multiplies both terms of it.
@@ -98,29 +101,43 @@ def linear_kl(
         (5.1124, [2, 3])
 
     """
-    for name, x in (("student", student), ("student_weight", student_weight), ("teacher", teacher)):
-        _check_floating(name, x)
+    _check_floating("student", student)
+    _check_floating("student_weight", student_weight)
     shape = student.shape[:-1]
     s = _side("student", student, student_weight, student_bias, student_scale, student_softcap)
-    t = _side("teacher", teacher, teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
-    if teacher.shape[:-1] != shape:
-        raise ValueError(
-            f"teacher: expected one row for each of the student's {list(shape)}, got {list(teacher.shape[:-1])}"
-        )
-    _check_apart(t)
-    classes = _classes(s, t, teacher_weight is not None, vocabulary)
-    if reduction not in _REDUCTIONS:
-        raise ValueError(f"reduction: there is no {reduction!r}; {nearest(reduction, _REDUCTIONS)}")
     code, beta = divergence_of(divergence, beta)
-    if not temperature > 0 or math.isinf(temperature):
-        raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha: expected a share in [0, 1], got {alpha}")
-    if labels is None and alpha != 1.0:
-        raise ValueError(f"labels: are needed for the cross-entropy, whose share is 1 - alpha = {1.0 - alpha:g}")
-    rows = _rows(s, shape, classes, labels, mask, weight, ignore_index, mask_by_labels, reduction, num_items, alpha)
+    mode, taught = DENSE, None
+    if isinstance(teacher, SparseTargets):
+        classes = _vocabulary(vocabulary, student_weight.shape[0], None)
+        _without_a_head("teacher", teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
+        like = student.new_empty(0, dtype=accumulator(student, student_weight))
+        ids, known, mode = sparse_call(teacher, shape, classes, tail, code, temperature, like)
+        t, taught = Side(known, None, None, 1.0, 0.0, ids), (ids >= 0).any(1).reshape(shape)
+    else:
+        _check_floating("teacher", teacher)
+        t = _side("teacher", teacher, teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
+        if teacher.shape[:-1] != shape:
+            raise ValueError(
+                f"teacher: expected one row for each of the student's {list(shape)}, got {list(teacher.shape[:-1])}"
+            )
+        _check_apart(t, student.device)
+        other = teacher.shape[-1] if teacher_weight is None else teacher_weight.shape[0]
+        classes = _vocabulary(vocabulary, student_weight.shape[0], other)
+    check_terms(temperature, alpha, reduction, num_items, labels)
+    rows = coefficients_of(
+        *(shape, accumulator(student, student_weight), student.device, classes),
+        labels=labels,
+        mask=mask,
+        weight=weight,
+        ignore_index=ignore_index,
+        mask_by_labels=mask_by_labels,
+        mean=reduction == "mean",
+        num_items=num_items,
+        alpha=alpha,
+        taught=taught,
+    )
     options = Options(
-        *(classes, float(temperature), code, beta),
+        *(classes, mode, float(temperature), code, beta),
         *(alpha * (float(temperature) ** 2 if scale_by_t2 else 1.0), 1.0 - alpha, reduction != "none", backend),
     )
     s, t = (_autocast(side) for side in (s, t))
@@ -137,14 +154,19 @@ def _check_floating(name: str, x: Tensor) -> None:
         raise ValueError(f"{name}: expected a last dimension, got a number")
 
 
+def _without_a_head(name: str, weight: Tensor | None, bias: Tensor | None, scale: float, softcap: float | None) -> None:
+    given = {"weight": weight, "bias": bias, "softcap": softcap, "scale": None if scale == 1 else scale}
+    for what, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}_{what}: belongs to a head, and {name} holds no hidden states that go through one")
+
+
 def _side(
     name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, softcap: float | None
 ) -> Side:
     """One side, its rows along one dimension."""
     if weight is None:
-        for given, what in ((bias, "bias"), (softcap, "softcap"), (None if scale == 1 else scale, "scale")):
-            if given is not None:
-                raise ValueError(f"{name}_{what}: belongs to a head; without {name}_weight, {name} holds logits")
+        _without_a_head(name, None, bias, scale, softcap)
         return Side(x.reshape(-1, x.shape[-1]), None, None, 1.0, 0.0)
     _check_floating(f"{name}_weight", weight)
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
@@ -166,111 +188,29 @@ def _side(
     return Side(x.reshape(-1, x.shape[-1]), weight, bias, float(scale), float(softcap or 0.0))
 
 
-def _check_apart(teacher: Side) -> None:
+def _check_apart(teacher: Side, device: torch.device) -> None:
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in teacher[:3]):
         raise ValueError("teacher: gets no gradient here; pass its tensors detached, or run it under torch.no_grad()")
+    if teacher.hidden.device != device:
+        raise ValueError(f"teacher: is on {teacher.hidden.device}, the student on {device}; move one of them")
 
 
-def _classes(student: Side, teacher: Side, heads: bool, vocabulary: int | None) -> int:
-    """How many classes are compared."""
-    assert student.weight is not None
-    own = student.weight.shape[0]
-    other = teacher.hidden.shape[1] if teacher.weight is None else teacher.weight.shape[0]
-    if teacher.hidden.device != student.hidden.device:
-        raise ValueError(
-            f"teacher: is on {teacher.hidden.device}, the student on {student.hidden.device}; move one of them"
-        )
+def _vocabulary(vocabulary: int | None, own: int, other: int | None) -> int:
+    """How many classes are compared, of those of the student and the teacher (None: it has whatever it lists)."""
+    least = own if other is None else min(own, other)
     if vocabulary is None:
-        if own != other:
-            what = "teacher_weight" if heads else "teacher (logits)"
+        if other not in (own, None):
             raise ValueError(
-                f"{what}: has {other} classes, the student {own}; where the first classes are the same and the rest is "
+                f"teacher: has {other} classes, the student {own}; where the first classes are the same and the others "
                 "padding, give their number as vocabulary=; tokenizers that differ share no classes"
             )
         return own
-    if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or not 0 < vocabulary <= min(own, other):
+    if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or not 0 < vocabulary <= least:
         raise ValueError(
-            f"vocabulary: expected a number of classes that both sides have, 1 to {min(own, other)} (the student has "
-            f"{own}, the teacher {other}), got {vocabulary!r}"
+            f"vocabulary: expected a number of classes that both sides have, 1 to {least} (the student has {own}"
+            f"{'' if other is None else f', the teacher {other}'}), got {vocabulary!r}"
         )
     return vocabulary
-
-
-def _rows(
-    student: Side,
-    shape: torch.Size,
-    classes: int,
-    labels: Tensor | None,
-    mask: Tensor | None,
-    weight: Tensor | None,
-    ignore_index: int,
-    mask_by_labels: bool,
-    reduction: str,
-    num_items: float | Tensor | None,
-    alpha: float,
-) -> Rows:
-    """Coefficients of the two terms, with what the mean divides by."""
-    assert student.weight is not None
-    acc, device = accumulator(student.hidden, student.weight), student.hidden.device
-    for name, x, dtypes in (
-        ("labels", labels, (torch.int64,)),
-        ("mask", mask, (torch.bool,)),
-        ("weight", weight, None),
-    ):
-        if x is None:
-            continue
-        if dtypes and x.dtype not in dtypes:
-            raise TypeError(f"{name}: expected {str(dtypes[0]).removeprefix('torch.')}, got {x.dtype}")
-        if x.shape != shape or x.device != device:
-            raise ValueError(
-                f"{name}: expected one per row, {list(shape)} on {device}, got {list(x.shape)} on {x.device}"
-            )
-    if weight is not None:
-        _check_floating("weight", weight)
-        if weight.requires_grad and torch.is_grad_enabled():
-            raise ValueError("weight: gets no gradient; pass weight.detach()")
-    counts = torch.ones(shape, dtype=torch.bool, device=device) if mask is None else mask
-    labelled = None
-    if labels is not None:
-        labelled = counts & (labels != ignore_index)
-        _check_labels(labels, labelled, classes, ignore_index)
-        counts = labelled if mask_by_labels else counts
-    kl = _coefficients(counts, weight, acc, reduction, num_items)
-    if labels is None or labelled is None or alpha == 1.0:
-        return Rows(kl, None, None)
-    if alpha == 0.0:
-        kl = torch.zeros_like(kl)
-    return Rows(kl, labels.reshape(-1), _coefficients(labelled, weight, acc, reduction, num_items))
-
-
-def _coefficients(
-    counts: Tensor, weight: Tensor | None, acc: torch.dtype, reduction: str, num_items: float | Tensor | None
-) -> Tensor:
-    flat = counts.reshape(-1)
-    rows = flat.to(acc) if weight is None else torch.where(flat, weight.reshape(-1).to(acc), 0.0)
-    if num_items is not None and reduction != "mean":
-        raise ValueError(f"num_items: is what the mean divides by; reduction={reduction!r} divides by nothing")
-    if reduction != "mean":
-        return rows
-    if num_items is None:
-        return rows / flat.sum().clamp(min=1)
-    if isinstance(num_items, Tensor):
-        if num_items.numel() != 1:
-            raise ValueError(f"num_items: expected one number, got a tensor {list(num_items.shape)}")
-        return rows / num_items.reshape(()).to(rows)
-    if not num_items > 0:
-        raise ValueError(f"num_items: expected a number above 0, got {num_items}")
-    return rows / num_items
-
-
-def _check_labels(labels: Tensor, counts: Tensor, classes: int, ignore_index: int) -> None:
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return
-    wrong = labels[counts & ((labels < 0) | (labels >= classes))]
-    if wrong.numel():
-        raise ValueError(
-            f"labels: expected classes in [0, {classes}) or ignore_index={ignore_index}, got {int(wrong[0])}"
-        )
 
 
 def _autocast(side: Side) -> Side:

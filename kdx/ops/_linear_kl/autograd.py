@@ -15,14 +15,14 @@ from kdx.ops._linear_kl.call import Options, Rows, Side, Wanted
 
 __all__ = ["loss_of"]
 
-_TENSORS = 9
+_TENSORS = 10
 """How many arguments of the op are tensors or None: those of the two sides, then the numbers of the rows."""
 
 
 def _sides(tensors: tuple[Any, ...], numbers: tuple[float, ...]) -> tuple[Side, Side]:
     """The two sides of the op's flat arguments."""
-    (s, t), scales = (tensors[:3], tensors[3:6]), (numbers[::2], numbers[1::2])
-    return Side(*s, *scales[0]), Side(*t, *scales[1])
+    student, teacher = Side(*tensors[:3], *numbers[::2]), Side(*tensors[3:6], *numbers[1::2])
+    return student, teacher._replace(ids=tensors[6])
 
 
 def _linear_kl(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -31,7 +31,7 @@ def _linear_kl(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     options, wanted = Options(*rest[:-3]), Wanted(*rest[-3:])
     _, module = _dispatch.select("linear_kl", options.backend, student.hidden, teacher.hidden)
     with torch.autocast(student.hidden.device.type, enabled=False):
-        losses, made = module.forward(student, teacher, Rows(*tensors[6:]), options, wanted)
+        losses, made = module.forward(student, teacher, Rows(*tensors[7:]), options, wanted)
     # float64 keeps the sum of the rows the same however they are cut into chunks
     loss = losses.sum(dtype=torch.float64).to(losses.dtype) if options.reduce else losses
     return loss, *(student.hidden.new_empty(0) if each is None else each for each in made)
@@ -49,10 +49,10 @@ def _linear_kl_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 define(
     "linear_kl(Tensor student, Tensor student_weight, Tensor? student_bias, Tensor teacher, Tensor? teacher_weight, "
-    "Tensor? teacher_bias, Tensor kl_rows, Tensor? labels, Tensor? ce_rows, float student_scale, float teacher_scale, "
-    "float student_softcap, float teacher_softcap, int classes, float temperature, int divergence, float beta, "
-    "float kl_scale, float ce_scale, bool reduce, str backend, bool for_hidden, bool for_weight, bool for_bias) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? teacher_bias, Tensor? ids, Tensor kl_rows, Tensor? labels, Tensor? ce_rows, float student_scale, "
+    "float teacher_scale, float student_softcap, float teacher_softcap, int classes, int tail, float temperature, "
+    "int divergence, float beta, float kl_scale, float ce_scale, bool reduce, str backend, bool for_hidden, "
+    "bool for_weight, bool for_bias) -> (Tensor, Tensor, Tensor, Tensor)",
     _linear_kl,
     _linear_kl_fake,
 )
@@ -67,7 +67,7 @@ def _run(tensors: tuple[Any, ...], numbers: tuple[float, ...], options: Options,
 def _by_definition(tensors: tuple[Any, ...], numbers: tuple[float, ...], options: Options) -> Tensor:
     student, teacher = _sides(tensors, numbers)
     with torch.autocast(student.hidden.device.type, enabled=False):
-        losses = reference.losses(student, teacher, Rows(*tensors[6:]), options)
+        losses = reference.losses(student, teacher, Rows(*tensors[7:]), options)
     return losses.sum() if options.reduce else losses
 
 
@@ -92,14 +92,14 @@ class _Loss(torch.autograd.Function):
             student, teacher = _sides(tensors, numbers)
             each = upstream.expand(student.hidden.shape[0])
             with torch.autocast(student.hidden.device.type, enabled=False):
-                made = reference.gradients(student, teacher, Rows(*tensors[6:]), options, Wanted(*needed), each)
+                made = reference.gradients(student, teacher, Rows(*tensors[7:]), options, Wanted(*needed), each)
         elif options.reduce:
             made = [None if each is None else _scaled(each, upstream) for each in made]
         else:
-            kl, labels, ce = tensors[6:]
+            kl, labels, ce = tensors[7:]
             rows = (kl * upstream, labels, None if ce is None else ce * upstream)
-            _, *made = _run((*tensors[:6], *rows), numbers, options._replace(reduce=True), Wanted(*needed))
-        return None, None, *made, *[None] * 6
+            _, *made = _run((*tensors[:7], *rows), numbers, options._replace(reduce=True), Wanted(*needed))
+        return None, None, *made, *[None] * 7
 
 
 def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
 
 def loss_of(student: Side, teacher: Side, rows: Rows, options: Options) -> Tensor:
     """Row losses ``[N]`` or their sum, differentiable with respect to the student's side."""
-    tensors = (*student[:3], *teacher[:3], *rows)
+    tensors = (*student[:3], *teacher[:3], teacher.ids, *rows)
     numbers = (student.scale, teacher.scale, student.softcap, teacher.softcap)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return _by_definition(tensors, numbers, options)

@@ -1,4 +1,4 @@
-"""The arguments of a call of linear_kl, checked: the two sides, the numbers of the rows, and what is no tensor."""
+"""The checked arguments of linear_kl and topk_kl: the sides, the numbers of the rows, and what is no tensor."""
 
 from __future__ import annotations
 
@@ -6,20 +6,38 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Gradients", "Options", "Rows", "Side", "Wanted"]
+__all__ = [
+    "BUCKET",
+    "DENSE",
+    "DROP",
+    "EVEN",
+    "RENORMALISE",
+    "SAMPLED",
+    "Gradients",
+    "Options",
+    "Rows",
+    "Side",
+    "Wanted",
+]
+
+
+DENSE, BUCKET, EVEN, RENORMALISE, DROP, SAMPLED = range(6)
+"""The teacher's row: all classes, or a few of them and what becomes of the others (samples stand for all)."""
 
 
 class Side(NamedTuple):
     """One side's logits ``[N, V]``: hidden states and the head they go through, or the logits themselves.
 
-    The logits are ``z = scale (hidden weight' + bias)``, then ``softcap tanh(z / softcap)`` where that is not 0.
+    The logits are ``z = scale (hidden weight' + bias)``, then ``softcap tanh(z / softcap)`` where that is not 0. Of a
+    teacher known by a few classes, ``hidden`` are their log-probabilities and last that of all others.
     """
 
-    hidden: Tensor  # [N, H], or the logits [N, V] where there is no weight
+    hidden: Tensor  # [N, H], the logits [N, V] where there is no weight, or log-probabilities [N, K + 1]
     weight: Tensor | None  # [V, H]
     bias: Tensor | None  # [V]
     scale: float
     softcap: float
+    ids: Tensor | None = None  # [N, K], -1 where a row has no class
 
 
 class Rows(NamedTuple):
@@ -29,11 +47,21 @@ class Rows(NamedTuple):
     labels: Tensor | None
     ce: Tensor | None
 
+    def at(self, which: slice | Tensor) -> Rows:
+        """Those of some rows."""
+        labels, ce = (None if x is None else x[which] for x in (self.labels, self.ce))
+        return Rows(self.kl[which], labels, ce)
+
+    def counted(self) -> Tensor:
+        """Bool ``[N]``: the rows with a coefficient that is not 0."""
+        return self.kl != 0 if self.ce is None else (self.kl != 0) | (self.ce != 0)
+
 
 class Options(NamedTuple):
     """Everything about the loss that is not a tensor, with the numbers of softmax_kl's README, section "Backends"."""
 
     classes: int
+    tail: int
     temperature: float
     divergence: int
     beta: float

@@ -6,7 +6,7 @@ multiplied into float32 logits; the gradients of the head are added up over the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kdx.ops._dtypes import accumulator
 from kdx.ops._linear_kl.call import Gradients, Options, Rows, Side, Wanted
+from kdx.ops._topk_kl.rows import RowLosses, dense_rows, sparse_rows
 
-__all__ = ["CHUNK_BYTES", "in_chunks"]
+__all__ = ["CHUNK_BYTES", "chunks_of", "in_chunks"]
 
 CHUNK_BYTES = {"cpu": 192 << 20, "cuda": 3 << 30}
 """Device -> bytes of the logits of both sides and of their gradient at a time."""
@@ -23,8 +24,6 @@ FEWEST = 4
 """Rows from which on a library's product gives a row the same bits whatever rows are multiplied with it."""
 BLOCK = 4096
 """Classes whose weights are widened at a time, where there is no product of halves into float32."""
-
-RowLosses = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 def in_chunks(
@@ -49,20 +48,19 @@ def in_chunks(
     d_hidden = torch.zeros_like(x, memory_format=torch.contiguous_format) if wanted.hidden else None
     d_weight = torch.zeros(weight.shape, dtype=acc, device=device) if wanted.weight else None
     d_bias = torch.zeros(weight.shape[0], dtype=acc, device=device) if wanted.bias else None
-    for at in _chunks(rows, C, acc):
-        kl, labels, ce = (None if each is None else each[at] for each in rows)
-        s, t = student.hidden[at], teacher.hidden[at]
-        z_s, z_t = _logits(student._replace(hidden=s), C, acc), _logits(teacher._replace(hidden=t), C, acc)
-        each, g = row_losses(
-            *(z_s.unsqueeze(2), z_t.unsqueeze(2), kl, labels, ce),
-            *(options.temperature, options.divergence, options.beta, options.kl_scale, options.ce_scale),
-            *(False, any(wanted)),
-        )
-        found[at] = each.squeeze(1)
-        del z_t
+    for at in chunks_of(rows, C, acc, CHUNK_BYTES):
+        s, few = student.hidden[at], rows.at(at)
+        z_s = _logits(student._replace(hidden=s), C, acc)
+        if teacher.ids is not None:
+            each, g = sparse_rows(row_losses, z_s, teacher.ids[at], teacher.hidden[at], few, options, grad=any(wanted))
+        else:
+            z_t = _logits(teacher._replace(hidden=teacher.hidden[at]), C, acc)
+            each, g = dense_rows(row_losses, z_s, z_t, few, options, grad=any(wanted))
+            del z_t
+        found[at] = each
         if g is None:
             continue
-        g = _before_the_cap(g.squeeze(2), z_s, student)
+        g = _before_the_cap(g, z_s, student)
         del z_s
         if d_bias is not None:
             d_bias[:C] += g.sum(0)
@@ -74,15 +72,19 @@ def in_chunks(
     return found, (d_hidden, *cast)
 
 
-def _chunks(rows: Rows, classes: int, acc: torch.dtype) -> Iterator[slice | Tensor]:
-    """The rows of each chunk: a slice where all rows count, else the numbers of those that do."""
-    counts = rows.kl != 0
-    if rows.ce is not None:
-        counts = counts | (rows.ce != 0)
+def chunks_of(rows: Rows, classes: int, dtype: torch.dtype, room: Mapping[str, int]) -> Iterator[slice | Tensor]:
+    """The rows of each chunk: a slice where all rows count, else the numbers of those that do.
+
+    Args:
+        rows: those whose coefficients are 0 do not count.
+        classes: of a row.
+        dtype: of its logits, of which a chunk holds three times as many as a row has classes.
+        room: device type -> bytes of them.
+    """
+    counts = rows.counted()
     which = counts.nonzero().squeeze(1)  # waits for the device once, instead of multiplying rows that do not count
     total, every = which.shape[0], which.shape[0] == counts.shape[0]
-    room = CHUNK_BYTES.get(counts.device.type, CHUNK_BYTES["cuda"])
-    most = max(room // (3 * classes * torch.finfo(acc).bits // 8), 1)
+    most = max(room.get(counts.device.type, room["cuda"]) // (3 * classes * torch.finfo(dtype).bits // 8), 1)
     size = -(-total // max(-(-total // most), 1))  # of equal chunks
     for start in range(0, total, max(size, 1)):
         yield slice(start, min(start + size, total)) if every else which[start : start + size]

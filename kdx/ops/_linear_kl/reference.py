@@ -9,7 +9,9 @@ from torch import Tensor
 
 from kdx.ops._dtypes import accumulator
 from kdx.ops._linear_kl.call import Gradients, Options, Rows, Side, Wanted
-from kdx.ops._softmax_kl import reference as rows_reference
+from kdx.ops._softmax_kl import reference as softmax_kl
+from kdx.ops._topk_kl import reference as topk_kl
+from kdx.ops._topk_kl.rows import sparse_rows
 
 __all__ = ["forward", "gradients", "logits", "losses", "unsupported"]
 
@@ -32,8 +34,11 @@ def logits(side: Side, classes: int) -> Tensor:
 
 
 def losses(student: Side, teacher: Side, rows: Rows, options: Options) -> Tensor:
-    """Row losses ``[N]``."""
-    return rows_reference.losses(*_call(student, teacher, rows, options)).squeeze(1)
+    """Row losses ``[N]``, which autograd can follow twice."""
+    z_s, teacher = _shown(student, teacher, rows, options)
+    if teacher.ids is not None:
+        return topk_kl.losses(z_s, teacher.ids, teacher.hidden, rows, options)
+    return softmax_kl.losses(*_call(z_s, teacher, rows, options)).squeeze(1)
 
 
 def gradients(
@@ -41,23 +46,32 @@ def gradients(
 ) -> Gradients:
     """The gradients of the sum of the rows' losses, each times its ``upstream``, that are wanted.
 
-    That of the logits is softmax_kl's formula, which stays finite where autograd of the loss would not, and can be
-    differentiated once more.
+    They can be differentiated once more where gradients are enabled. That of the logits is softmax_kl's formula, which
+    stays finite where autograd of the loss would not.
     """
-    given, differentiable = student[:3], torch.is_grad_enabled()
+    given, again = student[:3], torch.is_grad_enabled()
     with torch.enable_grad():
-        if not differentiable:
+        if not again:
             hidden, weight, bias = (
                 None if x is None else x.detach().requires_grad_(want) for x, want in zip(given, wanted, strict=True)
             )
             assert hidden is not None
             student = student._replace(hidden=hidden, weight=weight, bias=bias)
-        call = _call(student, teacher, rows, options)
-        g = rows_reference.gradient(*call) if differentiable else rows_reference.gradient(call[0].detach(), *call[1:])
+        z_s, t = _shown(student, teacher, rows, options)
+        z = z_s if again else z_s.detach()
+        if t.ids is None:
+            g = softmax_kl.gradient(*_call(z, t, rows, options)).squeeze(2)
+        elif again:
+            each = topk_kl.losses(z, t.ids, t.hidden, rows, options)
+            (g,) = torch.autograd.grad(each.sum(), z, create_graph=True)
+        else:
+            _, made = sparse_rows(softmax_kl.forward, z, t.ids, t.hidden, rows, options, grad=True)
+            assert made is not None
+            g = made
         if upstream is not None:
-            g = g * upstream.reshape(-1, 1, 1)
+            g = g * upstream.unsqueeze(1)
         asked = [x for x, want in zip(student[:3], wanted, strict=True) if want and x is not None]
-        found = list(torch.autograd.grad(call[0], asked, g, create_graph=differentiable)) if asked else []
+        found = list(torch.autograd.grad(z_s, asked, g, create_graph=again)) if asked else []
     for_hidden, for_weight, for_bias = (found.pop(0) if want else None for want in wanted)
     return for_hidden, for_weight, for_bias
 
@@ -68,14 +82,17 @@ def forward(student: Side, teacher: Side, rows: Rows, options: Options, wanted: 
         return losses(student, teacher, rows, options), gradients(student, teacher, rows, options, wanted)
 
 
-def _call(student: Side, teacher: Side, rows: Rows, options: Options) -> tuple[Any, ...]:
+def _shown(student: Side, teacher: Side, rows: Rows, options: Options) -> tuple[Tensor, Side]:
+    """The student's logits, and the teacher; a row that does not count is replaced before anything is computed, so
+    that a NaN in it reaches nothing.
+    """
+    counts = rows.counted()[:, None]
+    s, t = (side._replace(hidden=torch.where(counts, side.hidden, 0.0)) for side in (student, teacher))
+    return logits(s, options.classes), t
+
+
+def _call(z_s: Tensor, teacher: Side, rows: Rows, options: Options) -> tuple[Any, ...]:
     """The arguments of softmax_kl's formulas, logits ``[N, V, 1]`` first."""
-    counts = rows.kl != 0
-    if rows.ce is not None:
-        counts = counts | (rows.ce != 0)
-    # A row that does not count is replaced before anything is computed, so that a NaN in it reaches nothing.
-    s, t = (side._replace(hidden=torch.where(counts[:, None], side.hidden, 0.0)) for side in (student, teacher))
-    z_s, z_t = logits(s, options.classes), logits(t, options.classes)
-    _, temperature, divergence, beta, kl_scale, ce_scale, *_ = options
-    numbers = (temperature, divergence, beta, kl_scale, ce_scale)
-    return z_s.unsqueeze(2), z_t.to(z_s.dtype).unsqueeze(2), *rows, *numbers
+    z_t = logits(teacher, options.classes).to(z_s.dtype)
+    numbers = (options.temperature, options.divergence, options.beta, options.kl_scale, options.ce_scale)
+    return z_s.unsqueeze(2), z_t.unsqueeze(2), *rows, *numbers
