@@ -101,8 +101,10 @@ def draw_heads(rows: int, columns: int, *, std: float = 1.0, gap: float = 1.0) -
 def _topk(op: Callable[..., Tensor], student: Tensor, teacher: Tensor, **options: Any) -> Tensor:
     """A call against the most probable classes of the teacher's logits, three at most."""
     temperature = options.get("temperature", 1.0)
-    logprobs, ids = torch.log_softmax(teacher / temperature, -1).topk(min(3, teacher.shape[-1]), -1)
-    return op(student, SparseTargets(ids, logprobs, temperature=temperature), **options)
+    every = torch.log_softmax(teacher / temperature, -1)
+    logprobs, ids = every.topk(min(3, teacher.shape[-1]), -1)
+    tail = every.scatter(1, ids, -torch.inf).logsumexp(1)
+    return op(student, SparseTargets(ids, logprobs, tail, temperature=temperature), **options)
 
 
 def _topk_kl_operators(backend: str) -> list[tuple[Any, tuple[Any, ...]]]:
