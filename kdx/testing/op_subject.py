@@ -163,7 +163,12 @@ OWN = {
         operators=_linear_kl_operators,
     ),
     "topk_kl": OpTags(
-        options=({"reduction": "none"}, {"temperature": 2.0}, {"tail": "even", "divergence": "jsd"}, {"tail": "drop"}),
+        options=(
+            {"reduction": "none"},
+            {"temperature": 2.0},
+            {"divergence": "jsd"},
+            {"tail": "drop"},
+        ),
         infinities=False,
         call=_topk,
         constants=(1,),
