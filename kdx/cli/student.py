@@ -32,7 +32,10 @@ def make_student(
     params: Annotated[str | None, typer.Option(help="Most parameters, such as 25% or 60k.")] = None,
     flops: Annotated[str | None, typer.Option(help="Most operations for one sample, such as 25% or 2M.")] = None,
     latency: Annotated[str | None, typer.Option(help="Longest time for one sample, such as 50% or 2.5ms.")] = None,
-    how: Annotated[str, typer.Option(help="A derivation by name, with options as NAME:key=value.")] = "width",
+    how: Annotated[str | None, typer.Option(help="A derivation by name, as NAME:key=value; width without one.")] = None,
+    quantise: Annotated[
+        str | None, typer.Option(help="Bits, such as int8 or w4a8; short for --how quantise:to=... of kdx-quant.")
+    ] = None,
     weights: Annotated[
         str | None, typer.Option(help="A file of the teacher's weights; without it no weights are copied.")
     ] = None,
@@ -53,8 +56,11 @@ def make_student(
     from kdx.training.weights import load_weights
     from kdx.trust import Rule, trusting
 
+    if quantise is not None and how is not None:
+        raise typer.BadParameter("--quantise is a --how of its own; give one, and derive from the result once more")
     rule = Rule.of(trust or ())
-    base, way = parse_component("model", teacher, rule), parse_component("student", how, rule)
+    way_text = how or ("width" if quantise is None else f"quantise:to={quantise}")
+    base, way = parse_component("model", teacher, rule), parse_component("student", way_text, rule)
     rows = kdx.make("dataset", data, split="test")
     shape = {"num_classes": rows.num_classes, "input_shape": list(rows.input_shape)}
     with trusting(rule):

@@ -22,6 +22,7 @@ from kdx.analysis.flops import count_flops
 from kdx.cli.app import app
 from kdx.errors import RecipeError, RunExistsError, StudentError, TrustError, UnknownNameError
 from kdx.experiment.recipe_files import check_recipe
+from kdx.registry import default_plugins
 from kdx.students import Contract, Derivation, Edit, Plan, build, derive, inherit, read_config
 from kdx.students.target import parse_target
 from tests.students import nets
@@ -430,3 +431,12 @@ def test_a_recipe_may_draw_new_weights_or_read_a_config_and_names_what_is_wrong(
             check_recipe({**RECIPE, "student": {"model": {"name": "derived", "how": how, "params": 0.5}}})
     with pytest.raises(RecipeError, match="unknown option 'paramz'; did you mean 'params'"):
         check_recipe({**RECIPE, "student": {"model": {"name": "derived", "how": "width", "paramz": 1}}})
+
+
+def test_quantise_on_the_command_line_names_its_package_and_goes_with_no_other_way(tmp_path):
+    runner, out = CliRunner(), str(tmp_path / "student.yaml")
+    if "quantise" not in default_plugins().components("student"):
+        found = runner.invoke(app, ["student", "make", "convnet", "--quantise", "int8", "--out", out])
+        assert "kdx-quant" in str(found.exception)
+    twice = runner.invoke(app, ["student", "make", "convnet", "--quantise", "int8", "--how", "depth", "--out", out])
+    assert twice.exit_code == 2

@@ -10,11 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdx_quant.layers import unrounded
 from kdx_quant.stored import converted
 
-__all__ = ["Runnable", "read_onnx", "write_onnx", "write_torch_export"]
+__all__ = ["KINDS", "Runnable", "read_onnx", "write", "write_onnx", "write_torch_export"]
 
 Runnable = Callable[[Tensor], Tensor]
+KINDS = {
+    "onnx": "student.onnx",
+    "onnx-int4": "student-int4.onnx",
+    "onnx-float": "student-float.onnx",
+    "torch-export": "student.pt2",
+}
+"""Kinds of files, and how they are named: weights as int8; those of four bits and less as int4; the same student
+without rounding, to compare size and latency with; a program of ``torch.export``.
+"""
+
+
+def write(kind: str, student: nn.Module, example: Tensor, folder: Path) -> tuple[Path, Runnable]:
+    """Writes a student as one of :data:`KINDS`; the file and what runs it."""
+    path = folder / KINDS[kind]
+    if kind == "torch-export":
+        return path, write_torch_export(student, example, path)
+    if kind == "onnx-float":
+        return path, write_onnx(unrounded(student), example, path)
+    return path, write_onnx(student, example, path, pack=kind == "onnx-int4")
 
 
 def write_onnx(student: nn.Module, example: Tensor, path: str | Path, *, pack: bool = False) -> Runnable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch.nn.functional as F
@@ -9,7 +10,15 @@ from torch import Tensor, nn
 
 from kdx_quant.rounding import InputRounding, RowRounding, WeightRounding
 
-__all__ = ["KINDS", "Quantised", "QuantisedConv1d", "QuantisedConv2d", "QuantisedConv3d", "QuantisedLinear"]
+__all__ = [
+    "KINDS",
+    "Quantised",
+    "QuantisedConv1d",
+    "QuantisedConv2d",
+    "QuantisedConv3d",
+    "QuantisedLinear",
+    "unrounded",
+]
 
 
 class Quantised(nn.Module):
@@ -68,3 +77,13 @@ KINDS: dict[type[nn.Module], type[Quantised]] = {
     nn.Linear: QuantisedLinear,
 }
 """Class of torch -> the one that takes its place."""
+
+
+def unrounded(student: nn.Module) -> nn.Module:
+    """A copy of a student that computes with its weights and inputs as they are, in layers of torch."""
+    model, back = copy.deepcopy(student), {quantised: plain for plain, quantised in KINDS.items()}
+    for layer in model.modules():
+        if isinstance(layer, Quantised):
+            del layer.weight_rounding, layer.input_rounding
+            layer.__class__ = back[type(layer)]  # type: ignore[assignment]
+    return model

@@ -22,11 +22,13 @@ class QKD(Assistant):
     3. ``distilled``: the recipe's scheme, taught by the teacher that came of phase 2, which no longer changes.
 
     The recipe's student is a quantised one, ``student: {model: {name: derived, how: {name: quantise, to: int4}}}``, and
-    its knowledge compares logits. Phase 3 trains as the recipe's section ``train`` says.
+    its knowledge compares logits. To compare with ``direct``, distilled at once, let the epochs of the phases add up to
+    those of the section ``train``.
 
     Args:
         self_studying: keys of the section ``train`` that differ in phase 1, as ``{"epochs": 2}``.
         co_studying: the same for phase 2.
+        tutoring: the same for phase 3.
 
     Paper: Kim et al., QKD: Quantization-aware Knowledge Distillation, 2019, https://arxiv.org/abs/1911.12491. There the
     student is quantised by learned intervals; here as its derivation says.
@@ -39,10 +41,15 @@ class QKD(Assistant):
     """
 
     def __init__(
-        self, *, self_studying: Mapping[str, Any] | None = None, co_studying: Mapping[str, Any] | None = None
+        self,
+        *,
+        self_studying: Mapping[str, Any] | None = None,
+        co_studying: Mapping[str, Any] | None = None,
+        tutoring: Mapping[str, Any] | None = None,
     ) -> None:
         self.self_studying = dict(self_studying or {})
         self.co_studying = dict(co_studying or {})
+        self.tutoring = dict(tutoring or {})
 
     @override
     def plan(self, teacher: Ref, student: Ref) -> list[Stage]:
@@ -65,5 +72,7 @@ class QKD(Assistant):
                 scheme=Ref("co-studying"),
                 train=self.co_studying,
             ),
-            Stage("distilled", "distilled", student, ("co-studying:teacher",), start="co-studying"),
+            Stage(
+                "distilled", "distilled", student, ("co-studying:teacher",), start="co-studying", train=self.tutoring
+            ),
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -13,9 +13,14 @@ from kdx.errors import StudentError, nearest
 from kdx.students import Derivation, Edit, Kept, Origin, Plan
 from kdx.students.calls import record_calls
 from kdx.students.factors import is_tied, layer_at, own_code
+from kdx_quant.files import KINDS as KINDS_OF_FILES
+from kdx_quant.files import write
 from kdx_quant.layers import KINDS, Quantised
 from kdx_quant.rounding import InputRounding, RowRounding, WeightRounding
 from kdx_quant.widths import Widths, read_widths
+
+if TYPE_CHECKING:
+    from kdx import Artifact, FinishedStudent
 
 __all__ = ["ByQuantise", "Quantise", "quantisable"]
 
@@ -31,11 +36,13 @@ class Quantise(Edit):
     Args:
         layers: name of a layer -> its bit widths.
         steps: ``range`` or ``learned``, see :class:`ByQuantise`.
+        files: that a stage of a recipe writes, see :class:`ByQuantise`.
     """
 
     how: Literal["quantise"] = "quantise"
     layers: dict[str, Widths]
     steps: Steps = "range"
+    files: tuple[str, ...] = ()
 
     @override
     def build(self, model: nn.Module) -> None:
@@ -50,6 +57,20 @@ class Quantise(Edit):
             for name, tensor in model.state_dict().items()
             if name not in state
         }
+
+    def finalise(self, model: nn.Module, stage: FinishedStudent) -> list[Artifact]:
+        """See :meth:`kdx.students.Edit.finalise`."""
+        from kdx import Artifact
+
+        if stage.role not in ("alone", "distilled"):
+            return []  # a step on the way
+        if not isinstance(stage.example, torch.Tensor):
+            raise StudentError(
+                f"quantise writes files of models that take one tensor, this one takes {type(stage.example).__name__}; "
+                "write files: [] in how, and export it from Python"
+            )
+        written = {kind: write(kind, model, stage.example, stage.folder) for kind in self.files}
+        return [Artifact(kind, run, [path]) for kind, (path, run) in written.items()]
 
     def _round(self, model: nn.Module) -> None:
         learned = self.steps == "learned"
@@ -78,6 +99,9 @@ class ByQuantise(Derivation):
             from.
         ends: least bits of the first and the last layer, which suffer most; 2 treats them as all others.
         skip: names of layers to leave alone, ``*`` and ``?`` allowed.
+        files: that a stage of a recipe writes beside the weights of its student, alone and distilled, and puts into the
+            report: ``onnx``, ``onnx-int4`` (weights of four bits and less two in a byte), ``onnx-float`` (without
+            rounding, to compare with), ``torch-export``.
         others: what to do about modules with weights that cannot be quantised: ``keep`` them and say so, or ``refuse``
             the student.
 
@@ -107,6 +131,7 @@ class ByQuantise(Derivation):
         ends: int = 8,
         skip: list[str] | None = None,
         others: Literal["keep", "refuse"] = "keep",
+        files: list[str] | None = None,
     ) -> None:
         self.widths = read_widths(to)
         if steps not in ("range", "learned"):
@@ -116,6 +141,9 @@ class ByQuantise(Derivation):
         if not isinstance(ends, int) or not 2 <= ends <= 8:
             raise StudentError(f"ends: expected bits from 2 to 8, got {ends!r}")
         self.steps, self.ends, self.others = steps, ends, others
+        self.files = ["onnx"] if files is None else list(files)
+        if wrong := [kind for kind in self.files if kind not in KINDS_OF_FILES]:
+            raise StudentError(f"files: expected of {', '.join(KINDS_OF_FILES)}, got {wrong[0]!r}")
         self.skip = [skip] if isinstance(skip, str) else list(skip or ())
 
     @override
@@ -132,7 +160,7 @@ class ByQuantise(Derivation):
             )
         ends = {found[0], found[-1]} if found else set()
         layers = {name: self.widths.at_least(self.ends) if name in ends else self.widths for name in found}
-        edits = [Quantise(layers=layers, steps=self.steps), Quantise(layers={}, steps=self.steps)]
+        edits = [Quantise(layers=chosen, steps=self.steps, files=tuple(self.files)) for chosen in (layers, {})]
         return Plan(2 if found else 1, lambda place: edits[place if found else 1], kept)
 
 

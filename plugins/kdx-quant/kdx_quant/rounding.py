@@ -161,7 +161,8 @@ class InputRounding(nn.Module):
 class RowRounding(nn.Module):
     """Rounds every row ``[..., D]`` of what a linear layer takes by its own largest value, at every pass (dynamic).
 
-    The levels are symmetric, as in torchao's int8 dynamic activations. It has no state.
+    The levels and the step are those of torchao's symmetric int8 activations, -128 to 127 and the largest value over
+    127.5, so that its integer kernels give the same. It has no state.
 
     Args:
         bits: of a level, 2 to 8.
@@ -173,8 +174,8 @@ class RowRounding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The rounded tensor, shape and dtype of ``x``."""
-        step = (x.detach().abs().amax(-1, keepdim=True) / self.most).clamp_min(_SMALLEST)
-        return round_to_levels(x, step, zero=0.0, least=-self.most, most=self.most)
+        step = (x.detach().abs().amax(-1, keepdim=True) / (self.most + 0.5)).clamp_min(_SMALLEST)
+        return round_to_levels(x, step, zero=0.0, least=-self.most - 1, most=self.most)
 
     def extra_repr(self) -> str:
         """Shown in ``print(model)``."""

@@ -20,7 +20,7 @@ pytestmark = [
 RECIPE = """
 data: {dataset: {name: digits}, validation: 100}
 teacher: {model: {name: mlp, hidden: [24]}, train: {epochs: 2}}
-student: {model: {name: derived, how: {name: quantise, to: w4a8, steps: learned}}}
+student: {model: {name: derived, how: {name: quantise, to: w4a8, steps: learned, files: []}}}
 knowledge: {kd: {name: soft-targets, weight: 0.9}}
 train: {epochs: 1}
 controls: []
@@ -86,6 +86,8 @@ def test_it_runs_in_a_recipe_and_the_last_phase_has_the_teacher_of_the_second(tm
 
 
 def test_phases_take_keys_of_the_section_train(tmp_path) -> None:
-    first, second, last = QKD(self_studying={"epochs": 3}, co_studying={"epochs": 4}).plan(Ref("mlp"), Ref("mlp"))
-    assert (dict(first.train), dict(second.train), dict(last.train)) == ({"epochs": 3}, {"epochs": 4}, {})
+    first, second, last = QKD(self_studying={"epochs": 3}, co_studying={"epochs": 4}, tutoring={"epochs": 5}).plan(
+        Ref("mlp"), Ref("mlp")
+    )
+    assert (dict(first.train), dict(second.train), dict(last.train)) == ({"epochs": 3}, {"epochs": 4}, {"epochs": 5})
     assert first.rows == "labelled"

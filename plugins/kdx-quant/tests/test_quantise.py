@@ -4,19 +4,19 @@ import copy
 
 import pytest
 import torch
-from kdx_quant.layers import Quantised
+from kdx_quant.layers import Quantised, unrounded
 from kdx_quant.quantise import ByQuantise
 from kdx_quant.widths import NAMES, Widths, read_widths
 from torch import nn
+from typer.testing import CliRunner
 
 import kdx
+from kdx.cli.app import app
 from kdx.errors import StudentError
-from kdx.testing import parametrize_checks
-
-SAME_NUMBER = {"rising_cost": "a quantised student has the parameters of its teacher, in fewer bits"}
+from kdx.testing import StudentTags, parametrize_checks
 
 
-@parametrize_checks(ByQuantise(to="w4a8"), expected_failures=SAME_NUMBER)
+@parametrize_checks(ByQuantise(to="w4a8"), tags=StudentTags(fewer_parameters=False))
 def test_conformance(check) -> None:
     check()
 
@@ -151,3 +151,24 @@ class _Stop:
     @kdx.hookimpl
     def kdx_epoch_end(self, run, row) -> None:
         raise kdx.StopRun("half")
+
+
+def test_the_command_line_makes_one_by_its_bits(tmp_path) -> None:
+    out = tmp_path / "student.yaml"
+    done = CliRunner().invoke(app, ["student", "make", "convnet:width=2", "--quantise", "w4a8", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert kdx.students.read_config(out).edits[0].layers["stage2.conv1"] == Widths(weights=4, activations=8)
+
+
+def test_files_are_of_a_known_kind(net) -> None:
+    with pytest.raises(
+        StudentError, match="files: expected of onnx, onnx-int4, onnx-float, torch-export, got 'tflite'"
+    ):
+        ByQuantise(files=["tflite"])
+
+
+def test_without_rounding_a_student_is_its_teacher_again(net) -> None:
+    teacher, x = net().eval(), torch.rand(2, 1, 8, 8)
+    student = _derived(teacher, x, to="w2a2").model
+    assert str(unrounded(student)) == str(teacher)
+    torch.testing.assert_close(unrounded(student).eval()(x), teacher(x), rtol=0, atol=0)
