@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from kdx import teachers as teachers
     from kdx import testing as testing
     from kdx import training as training
+    from kdx.artifact import Artifact as Artifact
+    from kdx.artifact import FinishedStudent as FinishedStudent
     from kdx.assistants.base import Assistant as Assistant
     from kdx.batch import Batch as Batch
     from kdx.capture import Captured as Captured
@@ -68,6 +70,7 @@ else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
+            "kdx.artifact": ["Artifact", "FinishedStudent"],
             "kdx.assistants.base": ["Assistant"],
             "kdx.batch": ["Batch"],
             "kdx.capture": ["Captured", "Taps"],

@@ -14,6 +14,7 @@ import pluggy
 if TYPE_CHECKING:
     from torch import nn
 
+    from kdx.artifact import Artifact, FinishedStudent
     from kdx.batch import Batch
     from kdx.losses import Losses
     from kdx.spec import Spec
@@ -83,6 +84,14 @@ def kdx_before_evaluate(run: Run, name: str, student: nn.Module, batches: Callab
 
     What a hook changes in its buffers, as recalibrated BatchNorm statistics, is evaluated, selected, exported and
     trained on; its modes and the random states are put back. ``batches()`` gives the training rows in order.
+    """
+
+
+@hookspec
+def kdx_finalise(stage: FinishedStudent, student: nn.Module) -> Artifact | Iterable[Artifact] | None:
+    """A stage has exported its student, alone or taught; what it is converted into for use, with its files.
+
+    ``student`` is a copy, on the CPU and in evaluation mode. None: nothing of this one.
     """
 
 

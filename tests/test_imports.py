@@ -45,6 +45,7 @@ FLOORS = [
     {"observers"},
     {"training"},
     {"analysis", "stage"},
+    {"artifact"},
     {"assistants", "students"},
     {"experiment"},
     {"cli"},

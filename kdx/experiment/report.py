@@ -26,7 +26,7 @@ from kdx.printable import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_curves", "seeds_table", "stage_rows", "stages_table", "write_report"]
+__all__ = ["columns", "draw_curves", "seeds_table", "stage_rows", "stages_table", "write_report"]
 
 LATENCY = "latency: median ± half the distance between the 20th and the 80th percentile, one sample on one thread"
 LABELS = {
@@ -42,7 +42,8 @@ LABELS = {
 def columns(quality: Quality) -> tuple[str, ...]:
     """The columns of the table, the name of a row first."""
     tested = (f"test{quality.unit}", f"validation{quality.unit}")
-    return ("", "taught by", *tested, "parameters", "size, KiB", "latency, ms", "training", quality.gain_column)
+    costs = ("parameters", "size, KiB", "bits", "zeros", "latency, ms")
+    return ("", "taught by", *tested, *costs, "training", quality.gain_column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
     """The table of a summary: a row per learner of each stage, the columns of :func:`columns`.
 
     A stage of several learners (peers, a teacher beside its student) has a row for each; costs are those of the first.
+    What its student was converted into, as ``kdx_finalise`` gave it, has rows below, with sizes of files.
     """
     rows = []
     quality, gain, stopped = Quality.read(summary), summary["gain"], summary.get("stopped")
@@ -72,7 +74,7 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
                     text(stage["test"][metric]),
                     text(stage["validation"][metric]),
                     _counted(stage["parameters"]),
-                    _counted(None if stage["bytes"] is None else stage["bytes"] / 1024),
+                    *_stored(stage),
                     _latency(stage["latency_ms"], stage["latency_spread_ms"] / 2),
                     _training(stage),
                     quality.gain_text(gain) if name == "distilled" and gain is not None else "",
@@ -82,6 +84,10 @@ def stage_rows(summary: Mapping[str, Any]) -> list[Row]:
         )
         blank = ("",) * (len(columns(quality)) - 3)
         rows += [Row(label, ("", text(_tested(stage, label)[metric]), *blank), stage=name) for label in others]
+        for label, each in _artifacts(stage).items():
+            latency = _latency(each["latency_ms"], each["latency_spread_ms"] / 2)
+            judged = text(each["test"][metric]), text(each["validation"][metric])
+            rows.append(Row(label, ("", *judged, "", *_stored(each), latency, "", ""), stage=name))
     if stopped:
         name = stopped["stage"]
         rows.append(Row(LABELS.get(name, name), ("", "stopped", *("",) * (len(columns(quality)) - 3)), stage=name))
@@ -96,7 +102,9 @@ def stages_table(summary: Mapping[str, Any]) -> Table:
     stages = summary["stages"]
     chain = any(len(stage.get("teachers", ())) > 1 or stage.get("role") == "assistant" for stage in stages.values())
     quality = Quality.read(summary)
-    left_out = {f"validation{quality.unit}", "size, KiB", "training", "latency, ms" if chain else "taught by"}
+    finished = any(_artifacts(stage) for stage in stages.values())
+    left_out = {f"validation{quality.unit}", "bits", "zeros", "training", "latency, ms" if chain else "taught by"}
+    left_out.add("parameters" if finished else "size, KiB")
     headers = columns(quality)
     narrow = [i for i, column in enumerate(headers) if column not in left_out]
     table = Table(title=_shown(title), caption=None if chain else LATENCY)
@@ -126,6 +134,11 @@ def seeds_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
         for label in _learners(name, stage):
             values = [_tested(item["stages"][name], label)[quality.metric] for item in summaries]
             table.add_row(_shown(label), *(quality.text(value) for value in values), _spread(values, quality))
+        for label in _artifacts(stage):
+            found = [_artifacts(item["stages"][name]).get(label, {}) for item in summaries]
+            if all(found):
+                values = [each["test"][quality.metric] for each in found]
+                table.add_row(_shown(label), *(quality.text(value) for value in values), _spread(values, quality))
     gains = [item["gain"] for item in summaries if item["gain"] is not None]
     if len(gains) == len(summaries):
         unscaled = [value / quality.scaled(1) for value in gains]
@@ -217,6 +230,21 @@ def _learners(name: str, stage: Mapping[str, Any]) -> list[str]:
     label = LABELS.get(name, name)
     first, *others = stage.get("students", {"": None})
     return [f"{label}, {first}" if others and first != "student" else label, *(f"  {other}" for other in others)]
+
+
+def _artifacts(stage: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What the student of a stage was converted into, by the name of its row."""
+    return {f"  as {name}": each for name, each in stage.get("artifacts", {}).items()}
+
+
+def _stored(stage: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The size in KiB, the bits of a weight and the share of zeros, of a student or of what it was converted into."""
+    bits, zeros = stage.get("bits"), stage.get("sparsity")
+    return (
+        _counted(None if stage["bytes"] is None else stage["bytes"] / 1024),
+        "" if bits is None else f"{bits:.3g}",
+        "" if zeros is None else f"{zeros:.1%}",
+    )
 
 
 def _tested(stage: Mapping[str, Any], label: str) -> Mapping[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,16 @@ class RunFolder:
         """True for a stage that has its result."""
         return (self.of(stage) / RESULT).exists()
 
-    def finish(self, stage: str, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes the result of a stage with the checksums of its files, which makes it finished; returns it."""
+    def finish(self, stage: str, result: Mapping[str, Any], further: Iterable[Path] = ()) -> dict[str, Any]:
+        """Writes the result of a stage with the checksums of its files, which makes it finished; returns it.
+
+        Args:
+            stage: that ends.
+            result: of it.
+            further: files of it beside its metrics and weights.
+        """
         folder = self.of(stage)
-        files = checksums(folder, folder / METRICS, *sorted(folder.glob("*.safetensors")))
+        files = checksums(folder, folder / METRICS, *sorted({*folder.glob("*.safetensors"), *further}))
         write_json(folder / RESULT, whole := {**result, "files": files})
         return whole
 

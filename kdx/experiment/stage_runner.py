@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -11,12 +12,15 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from kdx.analysis.cost import measure_cost
+from kdx.artifact import Artifact, FinishedStudent
 from kdx.experiment.assembly import Assembly
+from kdx.experiment.finishing import ROLES, finalise, measure
 from kdx.experiment.plan import train_of
 from kdx.experiment.quality import Quality
 from kdx.experiment.recipe import Train
 from kdx.experiment.run_folder import RunFolder
 from kdx.experiment.teacher_cache import Entry, TeacherCache
+from kdx.observers.dispatch import Observers
 from kdx.ref import Ref
 from kdx.schemes.base import Scheme
 from kdx.stage import Stage
@@ -90,12 +94,26 @@ class StageRunner:
                 described = self.assembly.described(f"{stage.name}:{other}", self.name)
                 place = self.folder.of(stage.name) / f"{other}.safetensors"
                 export_weights(scheme.students[other], place, described.metadata())
+        finished = FinishedStudent(
+            stage.name,
+            stage.role,
+            self.folder.of(stage.name),
+            self.assembly.example_of(stage.name),
+            self.task,
+            functools.partial(self.assembly.batches, stage=stage.name),
+        )
+        artifacts: list[Artifact] = []
+        if stage.role in ROLES and is_first(cpu=cpu):
+            observers = Observers(self.observers, scheme=scheme)
+            artifacts = finalise(finished, student, self.assembly.ref(stage.name), observers)
         output = scheme.reader(name)
         splits: dict[str, Any] = {"validation": data.validation} | ({"test": data.test} if self.test else {})
         for split, rows in splits.items():
             loader = data.evaluation(rows)
             result[split] = evaluation.evaluate(student, loader, metrics=self.task.metrics, output=output)
         result.setdefault("test", {})
+        loaders = {split: functools.partial(data.evaluation, rows) for split, rows in splits.items()}
+        result["artifacts"] = {each.name: measure(each, finished, student, loaders) for each in artifacts}
         if len(scheme.students) > 1 and self.test:
             loader = data.evaluation(data.test)
             result["students"] = {
@@ -107,7 +125,7 @@ class StageRunner:
         result |= measure_cost(student, self.assembly.example_of(stage.name)).as_dict()
         result |= {"weights": f"{stage.name}/{name}.safetensors"}
         if is_first(cpu=cpu):
-            result = self.folder.finish(stage.name, result)
+            result = self.folder.finish(stage.name, result, [path for each in artifacts for path in each.files])
         return agreed(result, cpu=cpu)
 
     def _handed_on(self, stage: Stage, scheme: Scheme, validation: Iterable[Any]) -> dict[str, Any]:

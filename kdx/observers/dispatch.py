@@ -19,6 +19,7 @@ from kdx.registry import default_plugins
 if TYPE_CHECKING:
     from torch import nn
 
+    from kdx.artifact import FinishedStudent
     from kdx.batch import Batch
     from kdx.losses import Losses
     from kdx.training.run import Run
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Observers", "check_observers", "progress_beside"]
 
 _EVENTS = ("kdx_configure", "kdx_before_evaluate", "kdx_step_end", "kdx_epoch_end", "kdx_run_end")
+_HOOKS = (*_EVENTS, "kdx_finalise")
+"""Those of a run, and the one that a stage of an experiment asks when its student is trained."""
 
 _MEANT = (PluginError, FileError, StopRun)
 """Exceptions of an observer that go on as they are."""
@@ -44,20 +47,20 @@ def check_observers(observers: object) -> None:
     if isinstance(observers, str) or not isinstance(observers, Sequence):
         raise TypeError(f"observers: expected a list of objects, got {observers!r}; write observers=[...]")
     for position, observer in enumerate(observers, start=1):
-        hooks = [name for name in _EVENTS if _is_marked(observer, name)]
+        hooks = [name for name in _HOOKS if _is_marked(observer, name)]
         if hooks and not inspect.isclass(observer):
             continue
         what = f"observers: number {position}, {_shown(observer)},"
         if hooks:
             raise TypeError(f"{what} is a class; give an object of it, {observer.__name__}(...)")
-        for name in _EVENTS:
+        for name in _HOOKS:
             if callable(getattr(observer, name, None)):
                 raise TypeError(f"{what} has a method {name} that is not marked; write @kdx.hookimpl above it")
         found = [name for name in dir(observer) if name.startswith(_ELSEWHERE) and callable(getattr(observer, name))]
         foreign = f"its {found[0]} belongs to another framework and is never called here: " if found else ""
         raise TypeError(
             f"{what} is no observer: {foreign}an observer is an object with at least one of the methods "
-            f"{', '.join(_EVENTS)}, marked by @kdx.hookimpl, as\n"
+            f"{', '.join(_HOOKS)}, marked by @kdx.hookimpl, as\n"
             "class Epochs:\n    @kdx.hookimpl\n    def kdx_epoch_end(self, run, row):\n        print(row)\n"
             "and observers=[Epochs()]"
         )
@@ -85,11 +88,11 @@ def _marked_methods(scheme: object) -> dict[str, Any]:
     named = [name for name in dir(type(scheme)) if name.startswith(f"{PROJECT}_") and callable(getattr(scheme, name))]
     for name in named:
         what = f"scheme {type(scheme).__name__} has a method {name}"
-        if not _is_marked(scheme, name) and name in _EVENTS:
+        if not _is_marked(scheme, name) and name in _HOOKS:
             raise PluginError(f"{what} that is not marked; write @kdx.hookimpl above it")
-        if _is_marked(scheme, name) and name not in _EVENTS:
-            raise PluginError(f"{what}, and a run has no such hook; {nearest(name, _EVENTS)}")
-    return {name: getattr(scheme, name) for name in named if name in _EVENTS}
+        if _is_marked(scheme, name) and name not in _HOOKS:
+            raise PluginError(f"{what}, and a run has no such hook; {nearest(name, _HOOKS)}")
+    return {name: getattr(scheme, name) for name in named if name in _HOOKS}
 
 
 def _shown(observer: object) -> str:
@@ -120,7 +123,7 @@ class Observers:
         installed = default_plugins().manager
         watching = {
             implementation.plugin_name: implementation.plugin
-            for event in _EVENTS
+            for event in _HOOKS
             for implementation in getattr(installed.hook, event).get_hookimpls()
         }
         # pluggy calls the last registered first
@@ -140,7 +143,7 @@ class Observers:
             raise PluginError(f"observer {name!r} cannot be used: it was given twice; give it once") from error
         except pluggy.PluginValidationError as error:
             raise PluginError(f"observer {name!r} cannot be used: {error}") from error
-        for event in _EVENTS:
+        for event in _HOOKS:
             for implementation in getattr(self._manager.hook, event).get_hookimpls():
                 if implementation.hookwrapper or implementation.wrapper:
                     raise PluginError(
@@ -175,6 +178,22 @@ class Observers:
             for note in (str(error), *getattr(error, "__notes__", ())):
                 ended_by.add_note(note)
 
+    def finalise(self, stage: FinishedStudent, student: Callable[[], nn.Module]) -> list[tuple[str, Any]]:
+        """Asks for artifacts of a finished stage; the name of each observer that was asked, and what it gave.
+
+        Args:
+            stage: that is finished.
+            student: makes a copy of its student; each observer gets its own.
+
+        Raises:
+            PluginError: one failed.
+            StopRun: one stopped the run.
+        """
+        return [
+            (each.plugin_name, self._call(each, "kdx_finalise", {"stage": stage, "student": student()}))
+            for each in reversed(self._manager.hook.kdx_finalise.get_hookimpls())
+        ]
+
     def _tell(self, event: str, **arguments: Any) -> None:
         failed: list[PluginError | FileError | StopRun] = []
         for implementation in reversed(getattr(self._manager.hook, event).get_hookimpls()):
@@ -190,9 +209,9 @@ class Observers:
                 failed[0].add_note(str(each))
             raise failed[0]
 
-    def _call(self, implementation: Any, event: str, arguments: Mapping[str, Any]) -> None:
+    def _call(self, implementation: Any, event: str, arguments: Mapping[str, Any]) -> Any:
         try:
-            implementation.function(*(arguments[name] for name in implementation.argnames))
+            return implementation.function(*(arguments[name] for name in implementation.argnames))
         except _MEANT:  # a file that cannot be written is no fault of who writes it
             raise
         except Exception as error:

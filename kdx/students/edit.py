@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
+
+if TYPE_CHECKING:
+    from kdx.artifact import Artifact, FinishedStudent
 
 __all__ = ["Edit", "Kept", "Origin", "Plan"]
 
@@ -71,6 +74,17 @@ class Edit(BaseModel, ABC):
         Returns:
             Name -> origin, of the weights that were not copied whole.
         """
+
+    def finalise(self, model: nn.Module, stage: FinishedStudent) -> Artifact | Iterable[Artifact] | None:
+        """What a trained student is converted into for use, with its files; None, the default: it is used as it is.
+
+        A stage of a recipe asks when it has exported its student, so that ``student.model.how`` alone brings them.
+
+        Args:
+            model: a copy of the trained student, on the CPU and in evaluation mode.
+            stage: that trained it; files are written into its ``folder``.
+        """
+        return None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdx.experiment.quality import Quality
-from kdx.experiment.report import draw_curves, seeds_table, stage_rows, stages_table, write_report
+from kdx.experiment.report import columns, draw_curves, seeds_table, stage_rows, stages_table, write_report
 from kdx.files import write_json
 from kdx.seal import seal_text
 from kdx.tasks import Regression
@@ -211,3 +211,42 @@ def test_costs_that_cannot_be_counted_are_said_to_be_so(summary: dict[str, Any])
     summary["stages"]["alone"] |= {"parameters": None, "flops": None, "bytes": None}
     cells = stage_rows(summary)[0].cells
     assert cells.count("not counted") == 2
+
+
+def artifact() -> dict[str, Any]:
+    """What a stage's student was converted into."""
+    return {
+        "test": {"accuracy": 0.8},
+        "validation": {"accuracy": 0.7},
+        "bytes": 102_400,
+        "bits": 8.5,
+        "latency_ms": 0.5,
+        "latency_spread_ms": 0.2,
+    }
+
+
+def test_what_a_student_was_converted_into_has_a_row_below_it(folder: Path, summary: dict[str, Any]) -> None:
+    summary["stages"]["alone"] |= {"artifacts": {"onnx-int8": artifact()}, "bits": 32.0, "sparsity": 0.25}
+    student, converted, *_ = stage_rows(summary)
+    headers = columns(Quality.read(summary))[1:]
+    assert dict(zip(headers, student.cells, strict=True))["bits"] == "32"
+    assert dict(zip(headers, student.cells, strict=True))["zeros"] == "25.0%"
+    cells = dict(zip(headers, converted.cells, strict=True))
+    assert converted.name == "  as onnx-int8"
+    assert [cells[name] for name in ("size, KiB", "bits", "zeros", "parameters")] == ["100", "8.5", "", ""]
+    assert cells["test, %"] == "80.00"
+    assert cells["latency, ms"] == "0.50 ± 0.10"
+    shown = printed(stages_table(summary))
+    assert re.search(r"as onnx-int8 .* 80\.00 .* 100 ", shown)
+    assert "as onnx-int8" in write_report(folder, summary).read_text()
+
+
+def test_what_students_were_converted_into_is_averaged_over_seeds(summary: dict[str, Any]) -> None:
+    other = json.loads(json.dumps(summary)) | {"seed": 1}
+    for each, accuracy in ((summary, 0.8), (other, 0.6)):
+        converted = artifact() | {"test": {"accuracy": accuracy}}
+        each["stages"]["alone"]["artifacts"] = {"onnx-int8": converted}
+    summary["stages"]["distilled"]["artifacts"] = {"of-one-seed": artifact()}
+    shown = printed(seeds_table([summary, other]))
+    assert re.search(r"as onnx-int8 .*80\.00.*60\.00.*70\.00 ± 14\.14", shown)
+    assert "of-one-seed" not in shown
