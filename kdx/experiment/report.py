@@ -233,7 +233,7 @@ def _learners(name: str, stage: Mapping[str, Any]) -> list[str]:
 
 
 def _artifacts(stage: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """What the student of a stage was converted into, by the name of its row."""
+    """The artifacts of a stage's student, by the names of their rows."""
     return {f"  as {name}": each for name, each in stage.get("artifacts", {}).items()}
 
 

@@ -76,7 +76,7 @@ class Edit(BaseModel, ABC):
         """
 
     def finalise(self, model: nn.Module, stage: FinishedStudent) -> Artifact | Iterable[Artifact] | None:
-        """What a trained student is converted into for use, with its files; None, the default: it is used as it is.
+        """Converts a trained student for use and writes its files; None, the default: it is used as it is.
 
         A stage of a recipe asks when it has exported its student, so that ``student.model.how`` alone brings them.
 
