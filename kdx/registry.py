@@ -59,7 +59,11 @@ ELSEWHERE: Mapping[str, Mapping[Kind, tuple[str, ...]]] = {
     "kdx-eskd": {"assistant": ("early-stopped-teacher",)},
     "kdx-function-matching": {"scheme": ("function-matching",)},
     "kdx-mgd": {"knowledge": ("mgd",)},
-    "kdx-prune": {"student": ("prune", "prune-blocks", "semi-structured")},
+    "kdx-prune": {
+        "assistant": ("iterative-pruning", "minitron"),
+        "model": ("pruned",),
+        "student": ("prune", "prune-blocks", "semi-structured"),
+    },
     "kdx-quant": {
         "assistant": ("int8-teacher", "qkd"),
         "scheme": ("co-studying",),

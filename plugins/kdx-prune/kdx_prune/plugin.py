@@ -30,3 +30,32 @@ def kdx_students() -> Iterable[Spec]:
             "Mishra et al. 2021, arXiv:2104.08378",
         ),
     ]
+
+
+@hookimpl
+def kdx_models() -> Iterable[Spec]:
+    """Students that are made when their stage begins."""
+    return [
+        Spec(
+            "pruned", "kdx_prune.pruned:Pruned", "an earlier stage's model pruned in several ways, one after the other"
+        )
+    ]
+
+
+@hookimpl
+def kdx_assistants() -> Iterable[Spec]:
+    """Pruning and distilling in turns."""
+    return [
+        Spec(
+            "iterative-pruning",
+            "kdx_prune.iterative:IterativePruning",
+            "the teacher is pruned a little, distilled, pruned a little more, down to the student's size",
+            "Molchanov et al. 2017, arXiv:1611.06440",
+        ),
+        Spec(
+            "minitron",
+            "kdx_prune.minitron:Minitron",
+            "the teacher's depth and width pruned by activations in several shapes, the best one distilled",
+            "Muralidharan et al. 2024, arXiv:2407.14679",
+        ),
+    ]

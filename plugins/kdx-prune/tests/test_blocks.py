@@ -11,10 +11,16 @@ import kdx
 from kdx.errors import StudentError
 from kdx.features import unbiased_cka
 from kdx.students import StudentData, derive
+from kdx.testing import parametrize_checks
 
 TASK = kdx.make("task", "classification")
 ROWS = torch.randn(64, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 DATA = StudentData([kdx.Batch(ROWS[:32], None), kdx.Batch(ROWS[32:], None)], task=TASK)
+
+
+@parametrize_checks(ByBlocks(rows=12))
+def test_conformance(check) -> None:
+    check()
 
 
 class Residual(nn.Module):
