@@ -32,6 +32,9 @@ class Teacher(nn.Module, ABC):
     def forward(self, batch: Batch) -> Captured:
         """The captured tensors of a batch."""
 
+    inside_student: bool = False
+    """Whether it is the student without a part of it, so that both share memory and modules on purpose."""
+
     @property
     def unchanging(self) -> nn.Module | None:
         """The model that teaches and must not change while it does; None for a teacher that follows the student, is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from kdx.capture import Captured, Output, Taps
 from kdx.inference import inference_tensors
 from kdx.modes import check_can_evaluate, hold, unchanged_buffers
 from kdx.teachers.base import ModelTeacher, Teacher
+from kdx.teachers.without_adapter import Base, check_has_adapter, check_not_trained, without_adapter
 
 __all__ = ["Frozen", "as_teacher"]
 
@@ -44,11 +45,15 @@ class Frozen(ModelTeacher):
             its results are on the device of the batch.
         view: which inputs the teacher sees, where not those of the student: the name of one of ``batch.views``, or a
             function of the batch that gives them.
+        adapter: ``"off"`` for a student with adapters (LoRA) that learns from its own base: ``model`` is the student,
+            a model of peft or any other with a context ``disable_adapter()``, and teaches without its adapters. It is
+            in evaluation mode for its answers alone, and shares its memory with the student on purpose.
 
     Raises:
-        TypeError: ``dtype`` is not a floating dtype.
-        ValueError: the model was exported or traced in the other mode, or, with ``train_mode``, its parameters or
-            buffers were made under ``torch.inference_mode``.
+        TypeError: ``dtype`` is not a floating dtype; with ``adapter`` the model cannot turn its adapters off.
+        ValueError: ``adapter`` is neither None nor "off", or beside ``train_mode``; in the first answer, the base of
+            the adapters is trained too. The model was exported or traced in the other mode, or, with ``train_mode``,
+            its parameters or buffers were made under ``torch.inference_mode``.
 
     Example:
         >>> import torch
@@ -68,8 +73,14 @@ class Frozen(ModelTeacher):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         view: Sight = None,
+        adapter: Literal["off"] | None = None,
     ) -> None:
         super().__init__()
+        if adapter not in (None, "off") or (adapter and train_mode):
+            got = "it beside train_mode" if adapter == "off" else repr(adapter)
+            raise ValueError(f"adapter: expected 'off', for a student that teaches without its adapters, got {got}")
+        if adapter:
+            check_has_adapter(model)
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating dtype, such as torch.bfloat16; got {dtype}")
         self.dtype = dtype
@@ -77,6 +88,9 @@ class Frozen(ModelTeacher):
         if dtype is not None or device is not None:
             model = self._converted(model)
         self.train_mode = train_mode
+        self.adapter = adapter
+        self.inside_student = adapter is not None and not self._pinned
+        self._base_is_frozen = not self.inside_student
         self.taps = Taps(model, (), output=output)
         self.view = view
         self._check()
@@ -95,11 +109,12 @@ class Frozen(ModelTeacher):
     @property
     @override
     def unchanging(self) -> nn.Module:
-        return self.model
+        return Base(self.model) if self.inside_student else self.model
 
     @override
     def spare_logits(self) -> None:
-        self.taps.spare_logits()
+        if not self.inside_student:  # whose every pass is held against the targets
+            self.taps.spare_logits()
 
     def _check(self) -> None:
         if not self.train_mode:
@@ -117,6 +132,8 @@ class Frozen(ModelTeacher):
 
     def _hold(self) -> None:
         """Puts every submodule back into the mode in which it teaches."""
+        if self.inside_student:
+            return  # the modes are the student's
         if not self.train_mode:
             hold(self.model)
             return
@@ -128,8 +145,18 @@ class Frozen(ModelTeacher):
     @override
     def forward(self, batch: Batch) -> Captured:
         batch = batch.seen(self.view)
+        if self.adapter is not None:
+            return self._without_adapter(batch)
         self._hold()
         with torch.no_grad(), unchanged_buffers(self.model) if self.train_mode else nullcontext():
+            captured = self._held(batch) if self._pinned else self.taps(batch.inputs)
+        return captured.detach()
+
+    def _without_adapter(self, batch: Batch) -> Captured:
+        if not self._base_is_frozen and not torch.compiler.is_compiling():
+            check_not_trained(self.model, lambda: self.taps(batch.inputs))
+            self._base_is_frozen = True
+        with torch.no_grad(), without_adapter(self.model):
             captured = self._held(batch) if self._pinned else self.taps(batch.inputs)
         return captured.detach()
 
@@ -156,6 +183,8 @@ class Frozen(ModelTeacher):
         Raises:
             ValueError: parameters or buffers were made under ``torch.inference_mode``.
         """
+        if self.adapter is not None:
+            raise ValueError("adapter='off' is for a student that learns from its own base; give the base by itself")
         if made := inference_tensors(self.model):
             raise ValueError(
                 f"{made[0]!r} of the teacher was made under torch.inference_mode, and no gradient can pass it; build "

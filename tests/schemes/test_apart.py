@@ -118,11 +118,20 @@ def test_a_scheme_of_ones_own_is_checked_before_it_is_trained() -> None:
 def test_what_stays_as_it_is_in_both_may_be_shared() -> None:
     student, teacher = Net(nn.Linear(4, 6)), Net(nn.Linear(4, 6))
     student.body.requires_grad_(False)
-    teacher.body = student.body
+    teacher.body.weight, teacher.body.bias = student.body.weight, student.body.bias
     kdx.fit(kdx.Offline(student, teacher, **KD), [BATCH], device="cpu")
     two = {"a": Net(), "b": Net()}
     two["b"].fc = two["a"].fc
     kdx.Offline(Net(), kdx.teachers.Ensemble(two), **KD)
+
+
+def test_a_module_in_both_is_refused_where_all_of_it_is_frozen_too() -> None:
+    student, teacher = Net(nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5))), Net()
+    student.body.requires_grad_(False)
+    teacher.body = student.body
+    message = r"teacher 'teacher' shares modules .* its 'body' is 'student\.body' of Offline\. .* adapter='off'"
+    with pytest.raises(ValueError, match=message):
+        kdx.Offline(student, teacher, **KD)
 
 
 def test_teachers_of_the_student_by_design_are_no_frozen_ones() -> None:
