@@ -43,6 +43,8 @@ class Responses:
             is not known.
         shift: whether outputs ``[N, L, C]`` are predictions of what comes next, so that the output at place l belongs
             to the target at l + 1, as in language models; :meth:`aligned` moves targets to their outputs.
+        taught: the item of the inputs, ``[N, L]``, that is not 0 at the tokens that a teacher teaches, as
+            ``"attention_mask"``, instead of those that have a label.
 
     Example:
         >>> Responses().axis((8, 5, 32, 32)), Responses().axis((8, 12, 5)), Responses(class_dim=1).axis((8, 5, 12))
@@ -55,6 +57,7 @@ class Responses:
     tap: str = "logits"
     ignored: int = -100
     shift: bool = False
+    taught: str | None = None
 
     def at(self, tap: str) -> Responses:
         """The same facts of outputs at another tap, as ``logits[seg]``."""

@@ -60,6 +60,24 @@ def test_documents_in_one_row_do_not_see_each_other(documents) -> None:
     assert abs(cached.terms["kd"] / together.terms["kd"] - 1) > 0.005  # what transformers does by default
 
 
+def test_a_mask_beside_packed_documents_is_refused_before_training(documents) -> None:
+    batch = packed(documents)
+    scheme = kdx.Supervised(llama(), task=CausalLM())
+    mask = torch.ones_like(batch["input_ids"])
+    with pytest.raises(
+        ValueError, match=r"first batch of train: its position_ids begin anew .* Leave attention_mask out"
+    ):
+        kdx.fit(scheme, [batch | {"attention_mask": mask}], device="cpu", progress=False)
+    padded = {  # on the left, as for generation
+        "input_ids": documents[0][None],
+        "labels": documents[0][None],
+        "position_ids": torch.tensor([[1, 1, 0, 1, 2, 3, 4, 5, 6]]),
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1]]),
+    }
+    for right in (batch, padded):
+        assert kdx.fit(scheme, [right], device="cpu", progress=False).step == 1
+
+
 def test_a_model_is_called_without_a_cache_unless_the_inputs_ask_for_one(documents) -> None:
     model, ids = llama(), documents[0][None]
     for inputs in (ids, (ids,), {"input_ids": ids}):

@@ -95,13 +95,20 @@ class Assembly:
         self.task = task_of(recipe, self.plugins)
         self._data = data
         self._models: dict[str, dict[str, Ref]] = {}
+        if data is not None:
+            self._tell(data)
 
     @property
     def data(self) -> ExperimentData:
         """The rows."""
         if self._data is None:
             self._data = ExperimentData(self.recipe, self.plugins)
+            self._tell(self._data)
         return self._data
+
+    def _tell(self, data: ExperimentData) -> None:
+        with locating(f"task ({self.recipe.task.name})"):
+            self.task.dataset(data.whole)
 
     def data_of(self, stage: str) -> ExperimentData:
         """The rows as the model of a stage takes them: a teacher of a view with inputs of its own takes those."""

@@ -63,6 +63,7 @@ class ExperimentData:
         whole = made["train"]
         sights = {name: _others(name, each, made, plugins) for name, each in data.views.items() if each.own_inputs}
         self.task = task = task_of(recipe, plugins)
+        self.whole = whole
         with locating(f"task ({recipe.task.name})"):
             width = task.outputs(whole.num_classes)
         self.shape = {"num_classes": width, "input_shape": whole.input_shape}

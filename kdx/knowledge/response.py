@@ -14,6 +14,7 @@ from kdx.batch import IGNORE, Batch
 from kdx.capture import LOGITS, Captured
 from kdx.features.operands import check_same_outputs
 from kdx.knowledge.base import Knowledge
+from kdx.knowledge.tokens import real_tokens
 from kdx.losses import Count, Over
 from kdx.ranges import check_whole
 from kdx.responses import Form, Responses, class_rows
@@ -133,7 +134,9 @@ class Response(Knowledge):
         if self.over is not Over.ROWS or self.mean_over_samples is False:
             return self.over
         dim = self.axis(outputs.shape)
-        if (mask := self._mask(outputs, dim, self.responses.aligned(batch.targets))) is not None:
+        if (mask := self._mask(outputs, dim, batch)) is not None:
+            if self._by_inputs:
+                return mask.sum()
             return Over.LABELLED if _class_numbers(batch.targets) else mask.sum()
         if outputs.dim() == 2:
             return Over.ROWS
@@ -175,12 +178,22 @@ class Response(Knowledge):
         check_same_outputs(s, t, self._said_axis, vocabulary=self.form is not Form.BERNOULLI)
         dim = class_axis(s, t, self._said_axis, softmax=self.form is Form.CLASSES)
         targets = None if batch is None else self.responses.aligned(batch.targets)
-        return Outputs(s, t, dim, self._mask(s, dim, targets), targets)
+        return Outputs(s, t, dim, self._mask(s, dim, batch), targets)
 
-    def _mask(self, outputs: Tensor, dim: int, targets: Any) -> Tensor | None:
-        """True where the teacher teaches, None for everywhere; of targets that lie where their outputs do."""
+    @property
+    def _by_inputs(self) -> bool:
+        """Whether an item of the inputs says where the teacher teaches."""
+        return self.responses.taught is not None and self.void is None
+
+    def _mask(self, outputs: Tensor, dim: int, batch: Batch | None) -> Tensor | None:
+        """True where the teacher teaches, None for everywhere."""
         if self.student_taps != (self.responses.tap,) and not self.responses.shift:
             return None
+        if self._by_inputs and batch is not None:
+            size = (outputs.shape[0], outputs.shape[1])
+            real = real_tokens(batch.inputs, size, mask=self.responses.taught, who=type(self).__name__)
+            return None if real is None else self.responses.aligned(real.long().where(real, IGNORE)) != IGNORE
+        targets = None if batch is None else self.responses.aligned(batch.targets)
         void = self.responses.void if self.void is None else self.void
         return void_mask(outputs, dim, targets, void=void, who=type(self).__name__)
 

@@ -140,6 +140,9 @@ class Task(ABC):
         """The class of every row, int64 ``[N]``, by which splits and few labels are balanced; None without classes."""
         return None
 
+    def dataset(self, data: Any) -> None:  # noqa: B027  # most tasks need nothing of it
+        """Receives the data set of a recipe, before models are judged; an option of the task goes before it."""
+
     def collate(self, rows: Sequence[Batch]) -> Batch:
         """Puts rows of a data set, each a :class:`kdx.Batch` of one sample, into a batch; the base as torch does."""
         batch: Batch = default_collate(list(rows))

@@ -26,12 +26,12 @@ class CausalLM(TokenClassification):
     Outputs are logits ``[B, T, V]`` and targets int64 ``[B, T]``, the token ids of the inputs themselves as collators
     give them, with ``-100`` for padding, prompts and all that is not to be learned: the output at place t is held
     against the target at t + 1, the first target is never asked for and the last output never judged. Nothing is
-    learned at a place whose next token is ``-100``: not from the labels, not from a teacher.
+    learned at a place whose next token is ``-100``: not from the labels and, without ``taught``, not from a teacher.
 
     Loss: the mean of ``-log softmax(z_t)[y_t+1]`` over the labelled, shifted tokens of the batch; micro-batches and
     ranks are put together by how many of them each holds, as one batch would be. It is computed and given in float32
-    (float64 stays), whatever the dtype of the logits. Padding is what the data mark with
-    ``-100``; kdx reads no attention mask for it.
+    (float64 stays), whatever the dtype of the logits. Padding is what the data mark with ``-100``; no attention mask is
+    read for it.
 
     Metrics, over all labelled, shifted tokens: ``cross_entropy`` (nats per token), ``perplexity`` (its exponential),
     ``accuracy`` (of the likeliest token) and, with ``token_bytes``, ``bits_per_byte``, which compares models with
@@ -39,9 +39,12 @@ class CausalLM(TokenClassification):
 
     Args:
         label_smoothing: share of a label's mass that is spread over all tokens, below 1; the metrics have none.
+        taught: item of the inputs that is not 0 at the tokens that a teacher teaches, as ``"attention_mask"``, so that
+            it teaches prompts too and padding not; None: the labelled ones.
         shift: False for targets that were shifted by the data: target t is then the token after input t.
         token_bytes: number of bytes that each token stands for, ``V`` numbers by token id (0 for special tokens); None:
-            no bits per byte. Of a byte-level BPE they are ``[len(token) for token in vocabulary]``.
+            those that a recipe's data set has as its attribute ``token_bytes``, else no bits per byte. Of a byte-level
+            BPE they are ``[len(token) for token in vocabulary]``.
 
     Raises:
         ValueError: a share out of range, numbers of bytes that are negative; in a call, outputs and targets of other
@@ -60,21 +63,27 @@ class CausalLM(TokenClassification):
     share = False
 
     def __init__(
-        self, *, label_smoothing: float = 0.0, shift: bool = True, token_bytes: Sequence[int] | Tensor | None = None
+        self,
+        *,
+        label_smoothing: float = 0.0,
+        taught: str | None = None,
+        shift: bool = True,
+        token_bytes: Sequence[int] | Tensor | None = None,
     ) -> None:
         super().__init__(label_smoothing=label_smoothing)
+        self.taught = taught
         self.shift = shift
-        self.token_bytes = None if token_bytes is None else torch.as_tensor(token_bytes, dtype=torch.int64).cpu()
-        if self.token_bytes is not None and (self.token_bytes.dim() != 1 or bool((self.token_bytes < 0).any())):
-            raise ValueError(
-                "token_bytes: expected one number of bytes for each token id, 0 or more, got "
-                f"{list(self.token_bytes.shape)} numbers, the least {int(self.token_bytes.min())}"
-            )
+        self.token_bytes = None if token_bytes is None else _sizes(token_bytes)
+
+    @override
+    def dataset(self, data: Any) -> None:
+        if self.token_bytes is None and (found := getattr(data, "token_bytes", None)) is not None:
+            self.token_bytes = _sizes(found)
 
     @property
     @override
     def responses(self) -> Responses:
-        return Responses(class_dim=2, void=True, shift=self.shift)
+        return Responses(class_dim=2, void=True, shift=self.shift, taught=self.taught)
 
     @override
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -133,3 +142,13 @@ class CausalLM(TokenClassification):
                 f"{list(targets.shape)}; a teacher's probabilities are taught by knowledge, such as soft-targets"
             )
         return super()._fit(outputs, targets)
+
+
+def _sizes(token_bytes: Sequence[int] | Tensor) -> Tensor:
+    found = torch.as_tensor(token_bytes, dtype=torch.int64).cpu()
+    if found.dim() != 1 or bool((found < 0).any()):
+        raise ValueError(
+            "token_bytes: expected one number of bytes for each token id, 0 or more, got "
+            f"{list(found.shape)} numbers, the least {int(found.min())}"
+        )
+    return found

@@ -249,6 +249,11 @@ class Heads(Task):
         return made if isinstance(targets, Mapping) else tuple(made.values())
 
     @override
+    def dataset(self, data: Any) -> None:
+        for part in self.parts:
+            part.dataset(data)
+
+    @override
     def outputs(self, num_classes: Any) -> Any:
         """The widths of the heads' outputs by name: the models' ``num_classes``.
 

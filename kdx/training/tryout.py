@@ -14,6 +14,7 @@ from kdx.schemes.base import Scheme
 from kdx.schemes.phase import Phase, shown
 from kdx.training.incoming import holes
 from kdx.training.no_trace import leaving_no_trace
+from kdx.training.packed import overlooked_documents
 from kdx.training.probabilities import check_logits
 from kdx.training.reach import reaches, unreached
 from kdx.training.seen import Call, Seen, components_of
@@ -67,14 +68,16 @@ class Tryout:
 
         Raises:
             ValueError: a term teaches nothing; the message names it, what it reads, and what is likely the cause. Or a
-                model gives probabilities where logits are taken, ``whole`` and a parameter is not reached, or inputs
-                are NaN.
+                model gives probabilities where logits are taken, ``whole`` and a parameter is not reached, inputs are
+                NaN, or documents packed in one row would see each other.
             CaptureError: an operation in place overwrote a tensor that a component reads.
         """
         if self._taught is None:
             self._check_trained()
             if found := holes(window[0]):
                 raise ValueError(f"the first batch of train: its {found}; mend or leave out those samples")
+            if found := overlooked_documents(window[0], self.scheme.students.values()):
+                raise ValueError(f"the first batch of train: its {found}")
             self._taught = self._try(window[0])
             if self.learn is not None:
                 self.learn(self.width, window)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from typing_extensions import override
 import kdx
 from kdx.schemes.kdcl import KDCL, min_logit_ensemble
 from kdx.schemes.tf_kd import TfKD, virtual_teacher_kl
-from kdx.tasks import CausalLM, Classification
+from kdx.tasks import CausalLM, Classification, Head, Heads
 from kdx.teachers import Ensemble
 from kdx.teachers.ensemble import confidence
 
@@ -155,6 +156,46 @@ def test_void_false_teaches_every_token() -> None:
     assert losses.counts["kd"] == ids.numel()
 
 
+def test_a_mask_of_the_inputs_may_say_where_the_teacher_teaches() -> None:
+    ids, labels = tokens()
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = mask[3, :2] = 0
+
+    class Masked(Model):
+        @override
+        def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(ids)
+
+    batch = kdx.Batch({"ids": ids, "attention_mask": mask}, labels)
+    student, teacher = Masked(), Masked(seed=5)
+    knowledge = {"kd": kdx.SoftTargets(1.0), "own": kdx.SoftTargets(1.0, void=True)}
+    scheme = kdx.Offline(student, teacher, task=CausalLM(taught="attention_mask"), knowledge=knowledge)
+    losses = scheme(batch)
+    shown = ids.masked_fill(mask == 0, -100)
+    for name, given in (("kd", shown), ("own", labels)):
+        (s, wanted), (t, _) = picked(Model()(ids), given), picked(Model(seed=5)(ids), given)
+        expected = F.kl_div(s.log_softmax(1), t.log_softmax(1), log_target=True, reduction="batchmean")
+        torch.testing.assert_close(losses.terms[name], expected)
+        assert losses.counts[name] == len(wanted)
+    assert losses.counts["task"] == losses.counts["own"]
+    whole = stepped(scheme, batch)
+    parts = stepped(scheme, *(batch.at(slice(row, row + 1)) for row in range(4)))
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-14)
+    elsewhere = kdx.Offline(student, teacher, task=CausalLM(taught="mask"), knowledge={"kd": kdx.SoftTargets(1.0)})
+    with pytest.raises(ValueError, match="mask='mask' names no item of the inputs"):
+        elsewhere(batch)
+
+
+def stepped(scheme: kdx.Scheme, *batches: kdx.Batch) -> Tensor:
+    """What one step of a scheme on micro-batches takes from the weights of its student's head."""
+    before = scheme.student.head.weight.detach().clone()
+    sgd = {"name": "SGD", "lr": 1.0, "momentum": 0.0}
+    kdx.fit(scheme, batches, accumulate=len(batches), optimizer=sgd, schedule=None, device="cpu", progress=False)
+    moved = before - scheme.student.head.weight.detach()
+    scheme.student.load_state_dict(Model().state_dict())
+    return moved
+
+
 def test_the_head_as_a_tap_is_masked_as_the_logits_are() -> None:
     ids, labels = tokens()
     made = [
@@ -189,12 +230,10 @@ def test_a_step_on_26_and_3_tokens_is_the_step_on_one_batch() -> None:
     labels[0, :4] = labels[1, :27] = -100  # 26 and 3 labelled tokens
 
     def gradient(*batches: kdx.Batch) -> Tensor:
-        student = Model()
-        before = student.head.weight.detach().clone()
-        scheme = kdx.Offline(student, Model(seed=5), task=(0.5, CausalLM()), knowledge={"kd": kdx.SoftTargets(2.0)})
-        sgd = {"name": "SGD", "lr": 1.0, "momentum": 0.0}
-        kdx.fit(scheme, batches, accumulate=len(batches), optimizer=sgd, schedule=None, device="cpu", progress=False)
-        return before - student.head.weight.detach()
+        return stepped(
+            kdx.Offline(Model(), Model(seed=5), task=(0.5, CausalLM()), knowledge={"kd": kdx.SoftTargets(2.0)}),
+            *batches,
+        )
 
     whole = gradient(kdx.Batch(ids, labels))
     parts = gradient(*(kdx.Batch(ids[row : row + 1], labels[row : row + 1]) for row in range(2)))
@@ -242,6 +281,19 @@ def test_a_loss_of_torch_refuses_as_many_tokens_as_classes(task) -> None:
 def test_outputs_and_targets_that_do_not_belong_together_are_refused(task, outputs, targets, error, message) -> None:
     with pytest.raises(error, match=message):
         task.check(torch.zeros(outputs), targets)
+
+
+def test_a_data_set_may_say_how_many_bytes_a_token_stands_for() -> None:
+    data = SimpleNamespace(token_bytes=[1, 2, 3])
+    task, own = CausalLM(), CausalLM(token_bytes=[4, 5, 6])
+    several = Heads({"text": Head(task), "other": Head("classification")})
+    several.dataset(data)
+    own.dataset(data)
+    assert task.token_bytes.tolist() == [1, 2, 3]
+    assert own.token_bytes.tolist() == [4, 5, 6]
+    task = CausalLM()
+    task.dataset(SimpleNamespace())
+    assert task.token_bytes is None
 
 
 def test_token_bytes_of_another_tokenizer_are_refused() -> None:
