@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from kdx.errors import StudentError
 from kdx_quant.layers import unrounded
 from kdx_quant.stored import converted
 
-__all__ = ["KINDS", "Runnable", "read_onnx", "write", "write_onnx", "write_torch_export"]
+__all__ = ["KINDS", "Kind", "Runnable", "check_installed", "read_onnx", "write", "write_onnx", "write_torch_export"]
 
 Runnable = Callable[[Tensor], Tensor]
-KINDS = {
+Kind = Literal["onnx", "onnx-int4", "onnx-float", "torch-export"]
+KINDS: dict[Kind, str] = {
     "onnx": "student.onnx",
     "onnx-int4": "student-int4.onnx",
     "onnx-float": "student-float.onnx",
@@ -27,7 +30,20 @@ without rounding, to compare size and latency with; a program of ``torch.export`
 """
 
 
-def write(kind: str, student: nn.Module, example: Tensor, folder: Path) -> tuple[Path, Runnable]:
+def check_installed(kinds: Iterable[Kind]) -> None:
+    """Looks for the packages that kinds of files need.
+
+    Raises:
+        StudentError: one is not installed; it says which.
+    """
+    needed = ("onnx", "onnxruntime", "onnxscript") if any(kind.startswith("onnx") for kind in kinds) else ()
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise StudentError(
+            f"files: onnx needs {', '.join(missing)}: pip install {' '.join(missing)}; or write files: [] in how"
+        )
+
+
+def write(kind: Kind, student: nn.Module, example: Tensor, folder: Path) -> tuple[Path, Runnable]:
     """Writes a student as one of :data:`KINDS`; the file and what runs it."""
     path = folder / KINDS[kind]
     if kind == "torch-export":

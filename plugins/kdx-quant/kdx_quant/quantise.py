@@ -14,7 +14,7 @@ from kdx.students import Derivation, Edit, Kept, Origin, Plan
 from kdx.students.calls import record_calls
 from kdx.students.factors import is_tied, layer_at, own_code
 from kdx_quant.files import KINDS as KINDS_OF_FILES
-from kdx_quant.files import write
+from kdx_quant.files import Kind, check_installed, write
 from kdx_quant.layers import KINDS, Quantised
 from kdx_quant.rounding import InputRounding, RowRounding, WeightRounding
 from kdx_quant.widths import Widths, read_widths
@@ -42,7 +42,7 @@ class Quantise(Edit):
     how: Literal["quantise"] = "quantise"
     layers: dict[str, Widths]
     steps: Steps = "range"
-    files: tuple[str, ...] = ()
+    files: tuple[Kind, ...] = ()
 
     @override
     def build(self, model: nn.Module) -> None:
@@ -64,11 +64,6 @@ class Quantise(Edit):
 
         if stage.role not in ("alone", "distilled"):
             return []  # a step on the way
-        if not isinstance(stage.example, torch.Tensor):
-            raise StudentError(
-                f"quantise writes files of models that take one tensor, this one takes {type(stage.example).__name__}; "
-                "write files: [] in how, and export it from Python"
-            )
         written = {kind: write(kind, model, stage.example, stage.folder) for kind in self.files}
         return [Artifact(kind, run, [path]) for kind, (path, run) in written.items()]
 
@@ -101,7 +96,7 @@ class ByQuantise(Derivation):
         skip: names of layers to leave alone, ``*`` and ``?`` allowed.
         files: that a stage of a recipe writes beside the weights of its student, alone and distilled, and puts into the
             report: ``onnx``, ``onnx-int4`` (weights of four bits and less two in a byte), ``onnx-float`` (without
-            rounding, to compare with), ``torch-export``.
+            rounding, to compare with), ``torch-export``. None writes ``onnx`` where the model takes one tensor.
         others: what to do about modules with weights that cannot be quantised: ``keep`` them and say so, or ``refuse``
             the student.
 
@@ -131,7 +126,7 @@ class ByQuantise(Derivation):
         ends: int = 8,
         skip: list[str] | None = None,
         others: Literal["keep", "refuse"] = "keep",
-        files: list[str] | None = None,
+        files: list[Kind] | None = None,
     ) -> None:
         self.widths = read_widths(to)
         if steps not in ("range", "learned"):
@@ -141,9 +136,10 @@ class ByQuantise(Derivation):
         if not isinstance(ends, int) or not 2 <= ends <= 8:
             raise StudentError(f"ends: expected bits from 2 to 8, got {ends!r}")
         self.steps, self.ends, self.others = steps, ends, others
-        self.files = ["onnx"] if files is None else list(files)
-        if wrong := [kind for kind in self.files if kind not in KINDS_OF_FILES]:
+        self.files = files if files is None else list(files)
+        if wrong := [kind for kind in files or () if kind not in KINDS_OF_FILES]:
             raise StudentError(f"files: expected of {', '.join(KINDS_OF_FILES)}, got {wrong[0]!r}")
+        check_installed(files or ())
         self.skip = [skip] if isinstance(skip, str) else list(skip or ())
 
     @override
@@ -160,8 +156,22 @@ class ByQuantise(Derivation):
             )
         ends = {found[0], found[-1]} if found else set()
         layers = {name: self.widths.at_least(self.ends) if name in ends else self.widths for name in found}
-        edits = [Quantise(layers=chosen, steps=self.steps, files=tuple(self.files)) for chosen in (layers, {})]
+        files = self._files(inputs)
+        edits = [Quantise(layers=chosen, steps=self.steps, files=files) for chosen in (layers, {})]
         return Plan(2 if found else 1, lambda place: edits[place if found else 1], kept)
+
+    def _files(self, inputs: Any) -> tuple[Kind, ...]:
+        """The files that a stage writes, known to be possible before it trains."""
+        one = isinstance(inputs, torch.Tensor)
+        if self.files and not one:
+            raise StudentError(
+                f"files: are written of models that take one tensor, this one takes {type(inputs).__name__}; write "
+                "files: [], and export the student from Python"
+            )
+        if self.files is None and one:
+            check_installed(["onnx"])
+            return ("onnx",)
+        return tuple(self.files or ())
 
 
 _SKIPPED = "left alone, as skip says"

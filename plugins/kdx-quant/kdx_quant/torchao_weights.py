@@ -28,6 +28,7 @@ def with_torchao(student: nn.Module) -> nn.Module:
         The copy, in evaluation mode, its parameters frozen.
 
     Raises:
+        ModuleNotFoundError: torchao is not installed, or too old.
         StudentError: a layer is quantised that is no linear one, or whose input has one range for all rows; it is
             named.
 
@@ -39,9 +40,13 @@ def with_torchao(student: nn.Module) -> nn.Module:
         >>> type(with_torchao(student)[0].weight).__name__
         'Int8Tensor'
     """
-    from torchao.quantization import PerRow
-    from torchao.quantization.quantize_.workflows import Int8Tensor, QuantizeTensorToInt8Kwargs
-
+    try:
+        from torchao.quantization import PerRow
+        from torchao.quantization.quantize_.workflows import Int8Tensor, QuantizeTensorToInt8Kwargs
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f'weights of torchao need torchao 0.18: pip install "torchao>=0.18,<0.19" ({error})', name="torchao"
+        ) from error
     model = copy.deepcopy(student).eval().requires_grad_(False)
     for name, layer in model.named_modules():
         if not isinstance(layer, Quantised):

@@ -167,6 +167,15 @@ def test_files_are_of_a_known_kind(net) -> None:
         ByQuantise(files=["tflite"])
 
 
+def test_a_package_that_files_need_and_that_is_missing_is_named_before_training(net, monkeypatch) -> None:
+    monkeypatch.setattr("kdx_quant.files.find_spec", lambda name: None if name == "onnxscript" else True)
+    with pytest.raises(
+        StudentError, match=r"files: onnx needs onnxscript: pip install onnxscript; or write files: \[\]"
+    ):
+        _derived(net(), torch.zeros(2, 1, 8, 8))
+    _derived(net(), torch.zeros(2, 1, 8, 8), files=[])
+
+
 def test_without_rounding_a_student_is_its_teacher_again(net) -> None:
     teacher, x = net().eval(), torch.rand(2, 1, 8, 8)
     student = _derived(teacher, x, to="w2a2").model
