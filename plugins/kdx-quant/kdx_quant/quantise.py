@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from typing_extensions import override
 
+from kdx import Artifact, FinishedStudent
 from kdx.errors import StudentError, nearest
 from kdx.students import Derivation, Edit, Kept, Origin, Plan
 from kdx.students.calls import record_calls
@@ -18,9 +19,6 @@ from kdx_quant.files import Kind, check_installed, write
 from kdx_quant.layers import KINDS, Quantised
 from kdx_quant.rounding import InputRounding, RowRounding, WeightRounding
 from kdx_quant.widths import Widths, read_widths
-
-if TYPE_CHECKING:
-    from kdx import Artifact, FinishedStudent
 
 __all__ = ["ByQuantise", "Quantise", "quantisable"]
 
@@ -58,10 +56,8 @@ class Quantise(Edit):
             if name not in state
         }
 
+    @override
     def finalise(self, model: nn.Module, stage: FinishedStudent) -> list[Artifact]:
-        """See :meth:`kdx.students.Edit.finalise`."""
-        from kdx import Artifact
-
         if stage.role not in ("alone", "distilled"):
             return []  # a step on the way
         written = {kind: write(kind, model, stage.example, stage.folder) for kind in self.files}

@@ -1,6 +1,7 @@
 """The derivation: the kit's checks, which layers, at which widths, and what is refused."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -158,6 +159,27 @@ def test_the_command_line_makes_one_by_its_bits(tmp_path) -> None:
     done = CliRunner().invoke(app, ["student", "make", "convnet:width=2", "--quantise", "w4a8", "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert kdx.students.read_config(out).edits[0].layers["stage2.conv1"] == Widths(weights=4, activations=8)
+
+
+@pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning")
+def test_a_stage_of_a_recipe_writes_the_file_and_reports_it(tmp_path) -> None:
+    recipe = tmp_path / "int8.yaml"
+    recipe.write_text(
+        """
+        data: {dataset: {name: digits}, validation: 100}
+        teacher: {model: {name: mlp, hidden: [24]}, train: {epochs: 4}}
+        student: {model: {name: derived, how: {name: quantise, to: int8, files: [torch-export]}}}
+        knowledge: {kd: {name: soft-targets, weight: 0.9}}
+        train: {epochs: 1}
+        controls: []
+        """
+    )
+    kdx.run(recipe, folder=tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "distilled" / "result.json").read_text())
+    found = result["artifacts"]["torch-export"]
+    assert abs(found["test"]["accuracy"] - result["test"]["accuracy"]) <= 0.005
+    assert found["bytes"] == (tmp_path / "run" / "distilled" / "student.pt2").stat().st_size
+    assert found["latency_ms"] > 0
 
 
 def test_files_are_of_a_known_kind(net) -> None:
