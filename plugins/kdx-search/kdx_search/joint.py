@@ -14,6 +14,7 @@ from kdx.errors import InUseError, KdxError, RunExistsError
 from kdx.experiment.components import task_of
 from kdx.experiment.experiment import Experiment
 from kdx.experiment.quality import Quality
+from kdx.experiment.store_command import cache_teacher
 from kdx.files import write_json
 from kdx.lock import sole_writer, taking_turns
 from kdx.registry import Plugins
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["search"]
 
-STUDY, TRIALS, CHOSEN, SUMMARY = "study.jsonl", "trials", "chosen", "search.json"
+STUDY, TRIALS, CHOSEN, SUMMARY, STORE = "study.jsonl", "trials", "chosen", "search.json", "store"
 SAME = "same_as"
 """Attribute of a trial whose point was tried before; it takes the values of that one."""
 ASKS = 30
@@ -96,8 +97,7 @@ def search(
         quality = Quality.of(task_of(checked.trial(checked.space.first()), checked.plugins))
     place.mkdir(parents=True, exist_ok=True)
     study = SearchStudy(place / STUDY, checked, higher_is_better=quality.higher_is_better, notify=notify)
-    teachers = place.parent / ".teachers"
-    runner = TrialRunner(study, prices, place / TRIALS, teachers, quality, observers, notify, keep_trials)
+    runner = _runner(study, prices, place, quality, observers=observers, notify=notify, keep=keep_trials)
     with _helpers(processes - 1, recipe, overrides, place, trust, keep_trials=keep_trials, plugins=plugins) as joined:
         _work(runner)
         joined()
@@ -109,6 +109,32 @@ def search(
             notify(f"{len(running)} trials are at work in other processes; the last of them distils the chosen student")
             return _summary(checked, study, quality, None, {})
         return _end(checked, study, quality, place, observers=observers, notify=notify, report=report)
+
+
+def _runner(
+    study: SearchStudy,
+    prices: Prices,
+    place: Path,
+    quality: Quality,
+    *,
+    observers: Sequence[object] = (),
+    notify: Callable[[str], object] = lambda _: None,
+    keep: bool = False,
+) -> TrialRunner:
+    """What runs the trials, once the teacher's outputs are stored if all trials learn from them."""
+    search, teachers = study.search, place.parent / ".teachers"
+    store = place / STORE if search.shares_store else None
+    if store is not None:
+        with taking_turns(place / ".storing", notify, "the store of the teacher's outputs"):
+            cache_teacher(
+                search.trial(search.space.first()),
+                store,
+                teachers=teachers,
+                notify=notify,
+                plugins=search.plugins,
+                trust=search.trust,
+            )
+    return TrialRunner(study, prices, place / TRIALS, teachers, quality, observers, notify, keep, store)
 
 
 def _claim(place: Path, *, resume: bool) -> None:
@@ -174,7 +200,7 @@ def _next(runner: TrialRunner, held: ExitStack) -> Trial | None:
         if (
             len(begun) >= settings.trials
             or (settings.seconds and compute["seconds"] >= settings.seconds)
-            or (settings.sample_flops and compute["flops"] >= settings.sample_flops)
+            or (settings.compute and compute["flops"] >= settings.compute)
         ):
             return None
         if asked >= ASKS * settings.trials:
@@ -235,7 +261,7 @@ def _end(
     if (place / CHOSEN).exists() and (place / SUMMARY).exists():  # a longer search chooses anew
         shutil.rmtree(place / CHOSEN)
     run = Experiment(
-        checked.whole(study.point(chosen)),
+        checked.whole(study.point(chosen), place / STORE if checked.shares_store else None),
         place / CHOSEN,
         observers,
         name=checked.name,
@@ -282,8 +308,14 @@ def _summary(
         "front": [trial.number for trial in front_of(study, quality)],
         "chosen": chosen.number if chosen else None,
         "compute": _compute(study) | {"trials": len(counted)},
+        "rows_per_step": _rows_per_step(checked),
         "run": dict(run),
     }
+
+
+def _rows_per_step(checked: SearchRecipe) -> int:
+    train = checked.whole(checked.space.first()).train
+    return train.batch_size * train.accumulate
 
 
 @contextmanager
@@ -326,4 +358,4 @@ def _help(recipe: Any, overrides: Mapping[str, Any], place: Path, trust: Trusted
     with trusting(Rule.of(trust, checked.plugins)):
         quality = Quality.of(task_of(checked.trial(checked.space.first()), checked.plugins))
     study = SearchStudy(place / STUDY, checked, higher_is_better=quality.higher_is_better)
-    _work(TrialRunner(study, Prices(checked), place / TRIALS, place.parent / ".teachers", quality, keep=keep))
+    _work(_runner(study, Prices(checked), place, quality, keep=keep))

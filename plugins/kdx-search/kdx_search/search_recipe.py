@@ -55,8 +55,8 @@ class Settings(BaseModel):
         0.0, ge=0, description="the cheapest student within this distance of the best quality is chosen, in its unit"
     )
     seconds: float | None = Field(None, gt=0, description="begin no trial once all trials took so long together")
-    sample_flops: float | None = Field(
-        None, gt=0, description="begin no trial once all trials computed so much; two searches are compared at it"
+    compute: float | None = Field(
+        None, gt=0, description="begin no trial once all trials took so many operations; makes two searches comparable"
     )
 
     @model_validator(mode="after")
@@ -102,18 +102,32 @@ class SearchRecipe:
     plugins: Plugins
     trust: Trusted = ()
 
-    def trial(self, values: Mapping[str, Any]) -> Recipe:
-        """The recipe of a trial: one point of the space, a short distillation, no controls."""
-        return self._recipe(self.space.overrides(values) | self.settings.length | {"controls": []})
+    def trial(self, values: Mapping[str, Any], store: Path | None = None) -> Recipe:
+        """The recipe of a trial: one point of the space, a short distillation, no controls.
 
-    def whole(self, values: Mapping[str, Any]) -> Recipe:
+        Args:
+            values: of the dimensions that are there at the point.
+            store: folder of the teacher's outputs that all trials share, if they do.
+        """
+        return self._recipe(self.space.overrides(values) | self.settings.length | {"controls": []}, store)
+
+    def whole(self, values: Mapping[str, Any], store: Path | None = None) -> Recipe:
         """The recipe by which the student at one point of the space is distilled to the end."""
-        return self._recipe(self.space.overrides(values))
+        return self._recipe(self.space.overrides(values), store)
+
+    @property
+    def shares_store(self) -> bool:
+        """Whether all trials learn from one store of the teacher's outputs, as a recipe with a store lets them."""
+        recipe = self.trial(self.space.first())
+        own = recipe.teacher.store if recipe.teacher else None
+        return (
+            own is not None and own.folder is None and not any(key.startswith("teacher") for key in self.space.written)
+        )
 
     @property
     def identity(self) -> dict[str, Any]:
         """What makes two searches one: all but how many trials they take and which student is chosen."""
-        free = {"trials", "tolerance", "seconds", "sample_flops"}
+        free = {"trials", "tolerance", "seconds", "compute"}
         written = {SECTION: self.settings.model_dump(mode="json", exclude=free), **self.sections}
         plain: dict[str, Any] = json.loads(json.dumps(written, default=str))
         return plain
@@ -122,8 +136,12 @@ class SearchRecipe:
         """The recipe as it may be written."""
         return {SECTION: self.settings.model_dump(mode="json"), **self.sections}
 
-    def _recipe(self, overrides: Mapping[str, Any]) -> Recipe:
-        return load_recipe(self.sections, overrides, plugins=self.plugins, trust=self.trust)
+    def _recipe(self, overrides: Mapping[str, Any], store: Path | None = None) -> Recipe:
+        found = load_recipe(self.sections, overrides, plugins=self.plugins, trust=self.trust)
+        if store is None or found.assistant is not None:  # the store of an assistant is another one
+            return found
+        shared = {**overrides, "teacher.store.folder": str(store)}
+        return load_recipe(self.sections, shared, plugins=self.plugins, trust=self.trust)
 
 
 def search_recipes() -> dict[str, Path]:

@@ -15,7 +15,7 @@ from kdx.errors import FileError, Interrupted, InUseError, KdxError, StopRun
 from kdx.experiment.experiment import Experiment
 from kdx.experiment.quality import Quality
 from kdx.hookspecs import hookimpl
-from kdx_search.pricing import STUDENT, Prices, shown_cost
+from kdx_search.pricing import STUDENT, Prices, cost_of, shown_cost
 from kdx_search.study import BY_EPOCH, COMPUTE, COST, SearchStudy, behind
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class TrialRunner:
         observers: see :func:`kdx.fit`; they watch every stage of every trial.
         notify: called with a sentence about each trial.
         keep: whether the folders of ended trials stay.
+        store: the teacher's outputs that all trials learn from, None where each runs its teacher.
     """
 
     study: SearchStudy
@@ -49,6 +50,7 @@ class TrialRunner:
     observers: Sequence[object] = ()
     notify: Callable[[str], object] = lambda _: None
     keep: bool = False
+    store: Path | None = None
 
     def run(self, trial: Trial, values: Mapping[str, Any]) -> Exception | None:
         """Runs one trial to its end and tells the study; one that was interrupted goes on from its checkpoint.
@@ -103,7 +105,7 @@ class TrialRunner:
             for category in (WeakTeacherWarning, GapWarning, NoGainWarning):
                 warnings.simplefilter("ignore", category)  # the chosen student's run says them
             experiment = Experiment(
-                search.trial(values),
+                search.trial(values, self.store),
                 place,
                 [watch, *self.observers],
                 teachers=self.teachers,
@@ -112,6 +114,7 @@ class TrialRunner:
                 trust=search.trust,
             )
             watch.example = lambda: experiment.assembly.example
+            watch.rows = experiment.recipe.train.batch_size * experiment.recipe.train.accumulate
             summary = experiment.run(resume=True)
         if watch.costs is None:  # it was finished before this process began
             watch.price(experiment.assembly.model(STUDENT))
@@ -133,6 +136,8 @@ class _Watch:
         self.costs = costs
         self.refusal: str | None = None
         self.example: Callable[[], Any] = lambda: None
+        self.rows = 0
+        """Rows of one optimizer step."""
 
     def price(self, student: Any) -> None:
         """Measures the student, if its cost was not known before."""
@@ -179,14 +184,25 @@ class _Watch:
     @hookimpl
     def kdx_run_end(self, run: Run) -> None:
         """Adds what the stage computed."""
-        role = "student" if _is_student(run) else "teacher" if run.folder and run.folder.name == "teacher" else "others"
+        if run.stage is None or run.stage.role == "teacher":  # trained once for all trials
+            return
         known = dict(self.trial.user_attrs.get(COMPUTE, {}))
-        known[run.folder.name if run.folder else role] = {"seconds": run.seconds, "steps": run.step, "role": role}
+        known[run.stage.name] = {
+            "role": run.stage.role,
+            "seconds": run.seconds,
+            "steps": run.step,
+            "flops": self._flops(run),
+        }
         self.trial.set_user_attr(COMPUTE, known)
+
+    def _flops(self, run: Run) -> float:
+        """Operations of the students' training so far: forward, and twice as many backward, of every row."""
+        students = list(run.scheme.students.values())
+        return 3.0 * run.step * self.rows * sum(cost_of("flops", each, self.example()) for each in students)
 
 
 def _is_student(run: Run) -> bool:
-    return run.folder is not None and run.folder.name == STUDENT
+    return run.stage is not None and run.stage.name == STUDENT
 
 
 def _shown(values: Mapping[str, Any]) -> str:

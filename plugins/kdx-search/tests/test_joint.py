@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kdx_search.compare import compare, table
 from kdx_search.joint import search
 from kdx_search.pricing import Prices
 from kdx_search.search_recipe import load_search
@@ -19,6 +20,7 @@ from kdx.errors import KdxError, RecipeError, RunExistsError
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.run_files import read_summary
 from kdx.hookspecs import hookimpl
+from kdx.teachers import Stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning")
 ROOT = Path(__file__).parents[3]
@@ -61,7 +63,7 @@ def test_the_best_trial_is_distilled_to_the_end_and_the_test_rows_are_read_for_i
     assert summary["run"]["stages"]["distilled"]["steps"] == 20  # two epochs, and trials have one
     assert not list((kept / "one" / "trials").glob("[0-9]*"))
     assert (kept / "one" / "pareto.png").read_bytes().startswith(b"\x89PNG")
-    assert summary["compute"]["steps"] == 20 + 3 * 10  # the teacher and three trials
+    assert summary["compute"]["steps"] == 3 * 10  # of the trials; the teacher is trained once for all of them
     assert sum("trial" in line for line in told) >= 4
     with pytest.raises(RunExistsError, match="--resume goes on with it or takes part"):
         search(tiny(), folder=kept / "one")
@@ -168,6 +170,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from kdx.hookspecs import hookimpl
+from kdx.teachers import Stored
 from kdx_search import search
 
 class Wait:
@@ -219,3 +222,49 @@ def test_a_folder_that_holds_something_else_is_left_alone(tiny, tmp_path: Path) 
     with pytest.raises(RunExistsError, match="holds no search"):
         search(tiny(), folder=tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_trials_share_one_store_of_the_teachers_outputs(tiny, kept: Path) -> None:
+    ran, store = [], kept / "stored" / "store"
+    recipe = tiny()
+    recipe["teacher"]["store"] = {"views": 1, "dtype": "fp32"}
+
+    class Runs:
+        @hookimpl
+        def kdx_configure(self, run):
+            ran.append([each.store.folder for each in run.scheme.modules() if isinstance(each, Stored)])
+
+    stored = search(recipe, folder=kept / "stored", observers=[Runs()], report=False)
+    assert ran == [[store]] * 4  # three trials and the chosen student
+    plain = search(tiny(), folder=kept / "not-stored", report=False)
+    assert [each["values"] for each in stored["trials"]] == [each["values"] for each in plain["trials"]]
+    for one, other in zip(stored["trials"], plain["trials"], strict=True):
+        assert one["quality"] == pytest.approx(other["quality"], abs=0.02)  # a row or two of a hundred
+
+
+def test_a_search_ends_at_its_budget_of_operations(tiny, kept: Path) -> None:
+    whole = search(tiny(trials=4), folder=kept / "rich", report=False)
+    rows, per_trial = whole["rows_per_step"], [each["cost"] for each in whole["trials"]]
+    spent = 3.0 * 10 * rows * sum(per_trial)
+    assert whole["compute"]["flops"] == spent
+    poor = search(tiny(trials=4, compute=spent * 0.6), folder=kept / "poor", report=False)
+    assert 1 < len(poor["trials"]) < 4
+    assert poor["trials"] == whole["trials"][: len(poor["trials"])]
+
+
+def test_a_search_is_compared_with_its_controls_at_equal_compute(tiny, kept: Path) -> None:
+    recipe = tiny(trials=2)
+    recipe["train"]["epochs"] = 1
+    rows = compare(recipe, [0, 1], kept / "compared")
+    by = {(row["arm"], row["seed"]): row for row in rows}
+    assert len(by) == 8
+    for seed in (0, 1):
+        found = by["search", seed]
+        assert by["random", seed]["trials"] >= 2
+        assert by["width", seed]["flops"] <= found["flops"]
+        longer = by["width, longer", seed]["compute"]
+        assert found["compute"] - found["flops"] * 3 * 1280 <= longer <= found["compute"] * 1.2
+    lines = table(rows).splitlines()
+    assert len(lines) == 2 + 4
+    assert all("±" in line for line in lines[2:])
+    assert compare(recipe, [0, 1], kept / "compared") == rows  # read, not run again
