@@ -70,6 +70,7 @@ ELSEWHERE: Mapping[str, Mapping[Kind, tuple[str, ...]]] = {
         "student": ("quantise", "store-int8"),
     },
     "kdx-search": {
+        "command": ("search",),
         "assistant": ("from-supernet",),
         "knowledge": ("weighted-soft-targets",),
         "scheme": ("block-wise", "supernet"),

@@ -47,6 +47,9 @@ READMES = {
 EXTRA = {
     "components/store.md": "kdx/store/README.md",
     "kernels/benchmarks.md": "bench/README.md",
+    "plugins/kdx-prune.md": "plugins/kdx-prune/README.md",
+    "plugins/kdx-quant.md": "plugins/kdx-quant/README.md",
+    "plugins/kdx-search.md": "plugins/kdx-search/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }

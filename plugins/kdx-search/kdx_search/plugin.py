@@ -63,3 +63,9 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Zhou et al. 2021, arXiv:2102.00650",
         )
     ]
+
+
+@hookimpl
+def kdx_commands() -> Iterable[Spec]:
+    """The command ``kdx search``."""
+    return [Spec("search", "kdx_search.cli:app", "Search structure and transfer of a student together.")]
