@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -20,7 +20,9 @@ from kdx.errors import PlanError, nearest
 from kdx.experiment.components import SMOOTHED, check_void, locating, needs_of, new_model, task_of
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.description import Description
+from kdx.experiment.model_source import ModelSource
 from kdx.experiment.plan import train_of
+from kdx.experiment.producing import produce
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe import Teacher as TeacherSection
 from kdx.experiment.stage_store import store_section, store_views
@@ -30,42 +32,16 @@ from kdx.schemes.base import Scheme
 from kdx.schemes.supervised import Supervised
 from kdx.stage import Produced, Rows, Stage, Structure
 from kdx.stage_name import split_name
-from kdx.students.contract import Contract
 from kdx.students.student_data import StudentData
 from kdx.teachers import Frozen, Stored, Teacher
 from kdx.training.evaluation import Measured
 from kdx.training.weights import load_weights
 
-__all__ = ["Assembly", "ModelSource"]
+__all__ = ["Assembly"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMOOTHING = 0.1
 """Of the control with smoothed labels; Szegedy et al. 2016 and most work since."""
-
-
-class ModelSource(Protocol):
-    """The models, results and stores of earlier stages: from the folder of a run, or untrained ones in a rehearsal."""
-
-    def produced(self, stage: str) -> Produced | None:
-        """The model that a stage's structure was made into, None before that."""
-
-    def keep(self, stage: str, produced: Produced) -> None:
-        """Records the model that a stage's structure was made into."""
-
-    def weights(self, stage: str) -> Path | None:
-        """The trained weights of a stage, or of ``stage:model``; None if its model is taken as it is drawn."""
-
-    def result(self, stage: str) -> Mapping[str, Any]:
-        """The ``result.json`` of a stage."""
-
-    def quality(self, stage: str) -> float:
-        """The metric of the task on the validation rows, after a stage, or of ``stage:model``."""
-
-    def stored(self, teacher: str, rows: View, model: nn.Module, class_dim: int | None) -> Stored:
-        """A teacher that answers from its store, written from its model for the training rows if need be.
-
-        ``class_dim`` is the axis of the classes as the task's responses have it.
-        """
 
 
 class Assembly:
@@ -117,12 +93,12 @@ class Assembly:
 
     @functools.cached_property
     def example(self) -> Any:
-        """The inputs of one test row, as a batch."""
+        """The inputs of one validation row, as a batch."""
         return self.example_of("")
 
     def example_of(self, stage: str) -> Any:
-        """The inputs of one test row, as a batch for the model of a stage."""
-        return self.task.example(self.data_of(stage).test[0])
+        """The inputs of one validation row, as a batch for the model of a stage."""
+        return self.task.example(self.data_of(stage).validation[0])
 
     def build(self, ref: Ref, stage: str = "") -> nn.Module:
         """A new model for the shapes of the data, as a stage takes them."""
@@ -358,41 +334,9 @@ class Assembly:
         alike = [other.name for other in self.stages.values() if (other.model, other.seed) == (structure, stage.seed)]
         produced = next(filter(None, map(self.source.produced, alike)), None)
         if produced is None:
-            with rng.isolated():
-                torch.manual_seed(self.recipe.seed + stage.seed)
-                produced = self._checked(stage, structure, structure.produce(self))
+            produced = produce(self, stage, structure)
         self.source.keep(stage.name, produced)
         return produced
-
-    def _checked(self, stage: Stage, structure: Structure, produced: Any) -> Produced:
-        """The model that a structure was made into, with all of its weights, after it has run on an example.
-
-        Raises:
-            PlanError: it is no :class:`kdx.assistants.Produced`, or has other weights than its model.
-            StudentError: it does not run on the data, or gives outputs of another shape than the task or the models
-                before it have.
-        """
-        if not isinstance(produced, Produced):
-            raise PlanError(
-                f"stage {stage.name!r}: {type(structure).__name__}.produce has to return kdx.assistants.Produced(Ref, "
-                f"weights), got {produced!r}"
-            )
-        model, example = self.build(produced.model, stage.name), self.example_of(stage.name)
-        if self.task.one_class:
-            Contract(example, (((1, self.data.shape["num_classes"]), torch.float32),)).check(model)
-        elif before := (*structure.needs, *stage.teachers):  # outputs of another shape are those of the models before
-            outputs = Contract.of(self.model(before[0]), self.example_of(before[0])).outputs
-            Contract(example, outputs).check(model)
-        if produced.weights is None:
-            return produced
-        try:
-            model.load_state_dict(dict(produced.weights))
-        except RuntimeError as error:
-            raise PlanError(
-                f"stage {stage.name!r}: the weights that {type(structure).__name__} gave are not those of the model "
-                f"{produced.model.name!r} that it gave: {error}"
-            ) from error
-        return Produced(produced.model, model.state_dict())
 
 
 def _frozen(model: nn.Module, section: TeacherSection | None, *, view: str | None) -> Frozen:

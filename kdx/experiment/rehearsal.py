@@ -222,7 +222,7 @@ def _check_logits(assembly: Assembly, ref: Ref, stage: str) -> None:
         result = call(model, assembly.example_of(stage))
     check_exportable(model)
     task, width = assembly.task, assembly.data.shape["num_classes"]
-    targets, where = task.collate([assembly.data.test[0]]).targets, f"model ({ref.name})"
+    targets, where = task.collate([assembly.data.validation[0]]).targets, f"model ({ref.name})"
     if not isinstance(task, Heads):
         _check_outputs(where, task, logits_of(result), width, targets)
         return

@@ -38,7 +38,7 @@ __all__ = ["RunFolder"]
 
 
 class RunFolder:
-    """The models, results and stores of the finished stages: the :class:`kdx.experiment.assembly.ModelSource` of a run.
+    """The models, results and stores of finished stages: a :class:`kdx.experiment.model_source.ModelSource`.
 
     Args:
         recipe: what is run.

@@ -21,9 +21,9 @@ from kdx.experiment.recipe import Train
 from kdx.experiment.run_folder import RunFolder
 from kdx.experiment.teacher_cache import Entry, TeacherCache
 from kdx.observers.dispatch import Observers
-from kdx.ref import Ref
 from kdx.schemes.base import Scheme
-from kdx.stage import Stage
+from kdx.stage import Stage, Structure
+from kdx.store.fingerprint import teacher_hash
 from kdx.training import evaluation
 from kdx.training.checkpoint import export_weights
 from kdx.training.loop import fit
@@ -155,8 +155,15 @@ class StageRunner:
         if stage.role == "untrained":
             export_weights(student, weights)
             return {}
-        if section and section.reuse and isinstance(stage.model, Ref):
-            kept = self.cache.entry(stage, self.recipe, self.assembly.data_of(stage.name), self.assembly.plugins)
+        if section and section.reuse:
+            kept = self.cache.entry(
+                stage,
+                self.recipe,
+                self.assembly.data_of(stage.name),
+                self.assembly.plugins,
+                model=self.assembly.ref(stage.name),
+                begins=teacher_hash(student) if isinstance(stage.model, Structure) else None,
+            )
             if kept:
                 return self._reuse(kept, stage, scheme, weights)
             self.notify(f"{stage.name}: not kept for other runs, for some of its code is in no file")

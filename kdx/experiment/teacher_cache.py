@@ -52,7 +52,8 @@ class TeacherCache:
     Whatever of it changes, the teacher is trained anew.
 
     ============== ==================================================================================================
-    model          its name and options; for a file that they name the content, not the path
+    model          its name and options; for a file that they name the content, not the path; of a structure the model
+                   that it was made into, and the weights that it begins with
     code           of kdx, its kernels, the packages of the model, the data set and the task, and what they import
     data           the section of the recipe, but for the labels that a student sees and the loader's processes
     rows           their positions, every label, the pixels of 64 of them; those held out too, which select the epoch
@@ -76,12 +77,29 @@ class TeacherCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def entry(self, stage: Stage, recipe: Recipe, data: ExperimentData, plugins: Plugins) -> Entry | None:
-        """The place of a stage's teacher, whether it is there or not; None if its code is in no file."""
-        assert isinstance(stage.model, Ref)  # a structure has no key before it is produced
+    def entry(
+        self,
+        stage: Stage,
+        recipe: Recipe,
+        data: ExperimentData,
+        plugins: Plugins,
+        *,
+        model: Ref,
+        begins: str | None = None,
+    ) -> Entry | None:
+        """The place of a stage's teacher, whether it is there or not; None if its code is in no file.
+
+        Args:
+            stage: that trains it.
+            recipe: the experiment.
+            data: the rows as the teacher takes them.
+            plugins: where components come from.
+            model: what the teacher is built from; of a structure what it was made into.
+            begins: hash of the weights that a structure gave it; None: they are drawn.
+        """
         cpu = recipe.device == "cpu"
         parts = {
-            "model": stage.model.as_dict(),
+            "model": model.as_dict(),
             # which labels the student may see and how rows are fetched are nothing to the teacher
             "data": recipe.data.model_dump(mode="json", exclude={"labelled", "balanced", "workers"}),
             "task": recipe.task.model_dump(mode="json", exclude={"weight"}),
@@ -95,6 +113,7 @@ class TeacherCache:
             "torch": torch.__version__,
             **parts,
             "model": _with_contents(parts["model"]),
+            **({} if begins is None else {"begins": begins}),
             "code": code,
             "shape": data.shape | data.facts,
             "rows": _fingerprint(data.all),

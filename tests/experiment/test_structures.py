@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 import kdx
@@ -34,10 +35,12 @@ class Searched(Structure):
     Args:
         widths: of the hidden layer, one of which is chosen.
         needed: stages that it looks at.
+        factor: of the weights.
     """
 
     widths: list[int]
     needed: list[str] | tuple[str, ...] = ("teacher",)
+    factor: float = 1.0
     calls = []  # noqa: RUF012
 
     @property
@@ -49,7 +52,8 @@ class Searched(Structure):
         tried = {width: finished.build(Ref("mlp", hidden=[width, 8])) for width in self.widths}
         quality = {width: finished.evaluate(model)[finished.metric] for width, model in tried.items()}
         best = max(quality, key=quality.__getitem__)
-        return Produced(Ref("mlp", hidden=[best, 8]), tried[best].state_dict())
+        weights = {name: self.factor * value for name, value in tried[best].state_dict().items()}
+        return Produced(Ref("mlp", hidden=[best, 8]), weights)
 
 
 class Odd(Structure):
@@ -60,11 +64,13 @@ class Odd(Structure):
     """
 
     def __init__(self, *, what: str) -> None:
-        if what not in ("nothing", "weights"):
+        if what not in ("nothing", "weights", "error"):
             raise ValueError(f"what must be 'nothing' or 'weights', got {what!r}")
         self.what = what
 
     def produce(self, finished) -> Produced:
+        if self.what == "error":
+            raise RuntimeError("out of ideas")
         found = {"nothing": None, "weights": Produced(Ref("mlp", hidden=[4]), {"fc.weight": torch.zeros(2)})}
         return found[self.what]
 
@@ -124,6 +130,21 @@ def test_a_teacher_may_be_made_from_another_stage(run, tmp_path) -> None:
     assert kdx.load(tmp_path / "run", stage="teacher").description.model == Ref("mlp", hidden=[24, 8])
 
 
+def test_a_teacher_that_was_made_is_kept_by_what_it_was_made_into(run, tmp_path) -> None:
+    def teacher(**options):
+        return {**TINY["teacher"], "model": {"name": "searched", "widths": [24], "needed": [], **options}}
+
+    first = run("first", teacher=teacher(), controls=[])
+    again = run("again", teacher=teacher(), controls=[])
+    wider = run("wider", teacher=teacher(widths=[20]), controls=[])
+    assert "reused" not in first["stages"]["teacher"]
+    assert "reused" in again["stages"]["teacher"]
+    assert "reused" not in wider["stages"]["teacher"]
+    assert same(weights(tmp_path / "first", "teacher"), weights(tmp_path / "again", "teacher"))
+    other = run("other", teacher=teacher(factor=0.5), controls=[])  # the same model, other weights to begin with
+    assert "reused" not in other["stages"]["teacher"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -163,6 +184,7 @@ def test_what_a_plan_cannot_do_is_said_before_anything_runs(tmp_path) -> None:
     ("what", "message"),
     [
         ("nothing", r"stage 'alone': Odd\.produce has to return kdx\.assistants\.Produced\(Ref, weights\), got None"),
+        ("error", r"stage 'alone': the structure \(Odd of .*\) raised RuntimeError: out of ideas"),
         ("weights", r"stage 'alone': the weights that Odd gave are not those of the model 'mlp' that it gave"),
     ],
 )
@@ -191,3 +213,44 @@ def test_names_stand_for_structures_by_what_is_registered_under_them() -> None:
     assert isinstance(structure_of(Ref("derived", how="width", params=0.5), plugins), DerivedStudent)
     for model in (Ref("mlp"), Ref("derived", config="student.yaml"), Searched([4])):
         assert structure_of(model, plugins) is model
+
+
+OWN = '''
+from dataclasses import dataclass
+from kdx import Ref
+from kdx.assistants import Produced, Structure
+from kdx.models import MLP
+
+
+class Net(MLP):
+    """A perceptron of one's own.
+
+    Args:
+        hidden: sizes.
+    """
+
+
+@dataclass(frozen=True)
+class Halved(Structure):
+    """Half of what the teacher has.
+
+    Args:
+        share: of the teacher's widths.
+    """
+
+    share: float = 0.5
+    needs = ("teacher",)
+
+    def produce(self, finished):
+        hidden = [int(self.share * size) for size in finished.ref("teacher").options["hidden"]]
+        return Produced(Ref("mine.py:Net", hidden=hidden))
+'''
+
+
+def test_a_structure_of_ones_own_file_is_named_as_a_model_is(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    written = recipe(controls=[]).dump() | {"student": {"model": {"name": "mine.py:Halved", "share": 0.25}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(written))
+    kdx.run(tmp_path / "mine.yaml", folder=tmp_path / "run", report=False, progress=False)
+    student = kdx.load(tmp_path / "run", trust=True)
+    assert student.description.model == Ref("mine.py:Net", hidden=[6, 4])

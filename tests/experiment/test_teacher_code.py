@@ -26,7 +26,7 @@ def place(**changes) -> str:
     experiment = Experiment(recipe(**changes), Path("nowhere"))
     stage = next(stage for stage in experiment.plan if stage.name == "teacher")
     data = experiment.assembly.data_of("teacher")
-    entry = experiment.runner.cache.entry(stage, experiment.recipe, data, experiment.plugins)
+    entry = experiment.runner.cache.entry(stage, experiment.recipe, data, experiment.plugins, model=stage.model)
     assert entry is not None
     return entry.folder.name
 
