@@ -46,6 +46,7 @@ from kdx.observers.dispatch import check_observers, progress_beside
 from kdx.registry import Plugins
 from kdx.seal import seal_text
 from kdx.stage import Stage
+from kdx.training.ledger import Compute
 from kdx.training.ranks import agreed, is_first
 from kdx.trust import Rule, Trusted, trusting
 
@@ -364,6 +365,9 @@ class Experiment:
             "gain": quality.gain(value["distilled"], value["alone"])
             if {"alone", "distilled"} <= value.keys()
             else None,
+            "compute": sum(
+                (Compute.of(result["compute"]) for result in results.values() if "compute" in result), Compute()
+            ).as_dict(),
             "stopped": stop and {name: getattr(stop, name) for name in ("stage", "reason", "step", "epoch")},
             "warnings": self.warnings,
             "files": {},

@@ -196,6 +196,7 @@ class StageRunner:
             "seconds": run.seconds,
             "steps": run.step,
             "epoch": (run.best or {}).get("epoch"),
+            "compute": run.compute.as_dict(),
         }
         if run.teachers:
             result["fingerprints"] = run.teachers

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kdx.training.evaluation import classification as classification
     from kdx.training.evaluation import evaluate as evaluate
     from kdx.training.gradients import term_gradients as term_gradients
+    from kdx.training.ledger import Compute as Compute
     from kdx.training.loop import fit as fit
     from kdx.training.optim import OptimizerSpec as OptimizerSpec
     from kdx.training.optim import ScheduleSpec as ScheduleSpec
@@ -35,6 +36,7 @@ else:
             "kdx.training.loop": ["fit"],
             "kdx.training.optim": ["OptimizerSpec", "ScheduleSpec", "make_optimizer", "make_schedule"],
             "kdx.training.prequential": ["Prequential"],
+            "kdx.training.ledger": ["Compute"],
             "kdx.training.run": ["Run", "StageInfo"],
             "kdx.training.weights": ["load_weights"],
         },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from kdx.blame import blaming
 from kdx.sample_index import check_index
 from kdx.schemes.torch_losses import checks_of
 from kdx.training.dataset_facts import dataset_labels
-from kdx.training.run import Run
+
+if TYPE_CHECKING:
+    from kdx.training.run import Run
 
 __all__ = ["Incoming", "holes", "leaves"]
 

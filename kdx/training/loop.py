@@ -187,7 +187,8 @@ def fit(
     open_ended = epochs is None and steps is not None
     epochs, total_steps = run_length(train, epochs, steps, accumulate, processes)
     where, evaluates = None if folder is None else Path(folder), evaluate is not None
-    run = Run(scheme, where, epochs, total_steps, log_every, open_ended=open_ended, evaluates=evaluates, stage=stage)
+    run = Run(scheme, where, epochs, total_steps, log_every, open_ended=open_ended, evaluates=evaluates)
+    run.stage, run.processes = stage, processes
 
     scheme.to(accelerator.device)
     with rng.isolated():
@@ -433,12 +434,14 @@ def _step(
     measured: dict[str, float],
 ) -> Losses:
     """Takes every phase for one window; returns the losses of the step, with what was measured."""
-    scheme, parts = run.scheme, []
+    scheme, parts, compiled = run.scheme, [], runs is not engine
+    if compiled:
+        run.ledger.count(window)
     for number, phase in enumerate(phases.phases):
         named = phase.name if len(phases) > 1 else None
         forward = functools.partial(_losses, runs, scheme, phase=named)
         for _ in range(phase.steps):
-            with scheme.only(phase) if named else nullcontext():
+            with scheme.only(phase) if named else nullcontext(), nullcontext() if compiled else run.ledger.counting():
                 measure = _measuring(forward, run, log_gradients, measured)
                 found = accumulate_gradient(accelerator, engine, measure, scheme, window)
             if clip_grad_norm is not None:

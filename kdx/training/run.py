@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdx.schemes.base import Scheme
+from kdx.training.ledger import Compute, Ledger
 
 __all__ = ["Run", "StageInfo"]
 
@@ -61,6 +62,10 @@ class Run:
         teachers: name -> fingerprint of every frozen teacher, the same before and after the run.
         evaluates: whether every epoch ends with an evaluation.
         stage: of the experiment that it is part of, else None.
+        processes: how many train together.
+
+    Attributes:
+        ledger: counts the forward passes; :attr:`compute` is what they come to.
     """
 
     scheme: Scheme
@@ -81,6 +86,11 @@ class Run:
     teachers: dict[str, str] = field(default_factory=dict)
     evaluates: bool = False
     stage: StageInfo | None = None
+    processes: int = 1
+    ledger: Ledger = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.scheme, self.processes)
 
     def __repr__(self) -> str:
         length = f"{self.step} of {self.total_steps} steps, {self.seconds:.1f} s"
@@ -99,6 +109,11 @@ class Run:
         """Whether another epoch begins, or goes on."""
         more = self.open_ended or self.epoch < self.epochs
         return more and self.step < self.total_steps and not self.stopped
+
+    @property
+    def compute(self) -> Compute:
+        """The cost of the run so far. Its operations are counted when this is asked for, in a second or two."""
+        return self.ledger.compute(self.step, self.seconds)
 
     def logs(self, step: int) -> bool:
         """Whether the losses of this step are logged."""

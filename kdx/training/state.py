@@ -93,6 +93,7 @@ class State:
                 "total_steps": run.total_steps,
                 "stopped": run.stopped,
                 "teachers": run.teachers,
+                "ledger": run.ledger.state_dict(),
             },
         }
         save_checkpoint(self.run.folder / "checkpoints", run.step, state)
@@ -145,6 +146,7 @@ class State:
         run.history, run.best, self.best = saved["history"], saved["best"], state["best"]
         run.prequential, run.higher_is_better = saved["prequential"], saved["higher_is_better"]
         run.stopped = saved.get("stopped")
+        run.ledger.load_state_dict(saved.get("ledger", {}))
         run.learning_rate = self.phases.learning_rate
         rng.restore(state["rng"])
 
@@ -179,8 +181,11 @@ class State:
         row: dict[str, Any] = {}
         for name, student in run.scheme.students.items():
             output = run.scheme.reader(name)
-            prepare(name, student)
-            found = evaluation.evaluate(student, loader, metrics=metrics, device=self.accelerator.device, output=output)
+            with run.ledger.counting():
+                prepare(name, student)
+                found = evaluation.evaluate(
+                    student, loader, metrics=metrics, device=self.accelerator.device, output=output
+                )
             row |= {f"{name}/{metric}": value for metric, value in found.items()}
             run.higher_is_better |= {f"{name}/{metric}": better for metric, better in found.higher_is_better.items()}
         return row
@@ -221,6 +226,7 @@ class State:
         for name, student in run.scheme.students.items():
             if name in self.best:
                 student.load_state_dict(self.best[name])
-            prepare(name, student)
+            with run.ledger.counting():
+                prepare(name, student)
             if run.folder is not None and self.accelerator.is_main_process:
                 export_weights(student, run.folder / f"{name}.safetensors")

@@ -103,5 +103,8 @@ def test_resuming_says_it_again_and_goes_on_once_the_mark_is_gone(stopped) -> No
     assert list(summary["stages"]) == ["teacher", "alone", "distilled"]
     assert summary["stopped"] is None
     assert (folder / "teacher/result.json").read_bytes() == before
+    parts = [stage["compute"]["flops"] for stage in summary["stages"].values() if "compute" in stage]
+    assert summary["compute"]["flops"] == sum(parts) > 0
+    assert summary["stages"]["distilled"]["compute"]["teacher_samples"] > 0
     whole = experiment(folder.parent / "whole", report=False).run()
     assert summary["stages"]["distilled"]["test"] == whole["stages"]["distilled"]["test"]
