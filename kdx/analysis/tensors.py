@@ -24,8 +24,8 @@ def stored_bytes(tensor: Tensor) -> int:
     Example:
         >>> stored_bytes(torch.zeros(4, 3))
         48
-        >>> stored_bytes(torch.quantize_per_tensor(torch.zeros(4, 3), 0.1, 0, torch.qint8))  # scale and zero point: 16
-        28
+        >>> stored_bytes(torch.eye(4).to_sparse())  # four values, and two indices of eight bytes for each
+        80
     """
     if hasattr(tensor, "full_tensor"):  # spread over ranks: of all of it
         return tensor.numel() * tensor.element_size()

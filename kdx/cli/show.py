@@ -13,6 +13,7 @@ from kdx.cli.output import Json, Trust, print_json
 
 show_app = typer.Typer()
 _MADE = "knowledge, scheme, assistant, model, dataset, task, student or op."
+_BOTH = ("teacher", "student")
 _KINDS = _MADE.replace(" or op", ", op or command")
 
 
@@ -128,10 +129,15 @@ def show_component(name: Annotated[str, typer.Argument(help="Name of a component
         print_json(shown)
 
 
-@show_app.command("inspect", epilog="Example:  kdx inspect convnet:width=24 convnet:width=8,stages=2 --figure cka.png")
+@show_app.command(
+    "inspect",
+    epilog="Examples:  kdx inspect convnet:width=24 convnet:width=8,stages=2 --figure cka.png  ·  kdx inspect RUN",
+)
 def inspect_models(
-    teacher: Annotated[str, typer.Argument(help="A model by name, with options as NAME:key=value,key=value.")],
-    student: Annotated[str, typer.Argument(help="Another model, in the same form.")],
+    teacher: Annotated[
+        str, typer.Argument(help="A model by name, with options as NAME:key=value,key=value; or the folder of a run.")
+    ],
+    student: Annotated[str | None, typer.Argument(help="Another model, in the same form; of a run none.")] = None,
     data: Annotated[str, typer.Option(help="The data set to compare them on.")] = "fashion-mnist",
     samples: Annotated[int, typer.Option(min=4, help="Number of samples to compare them on.")] = 512,
     teacher_weights: Annotated[
@@ -147,10 +153,15 @@ def inspect_models(
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """List the layers of two models, how alike they are, and which to pair."""
+    """List costs and layers of two models, how alike they are, and which to pair; of a run the costs of its models."""
+    if student is None:
+        _inspect_run(Path(teacher), as_json=as_json)
+        return
     from torch.utils.data import DataLoader, Subset
 
     import kdx
+    from kdx.analysis.cost import measure_cost
+    from kdx.analysis.cost_table import cost_table
     from kdx.analysis.layers import compare_layers
     from kdx.cli.component_text import parse_component, parse_weights
     from kdx.training.weights import load_weights
@@ -167,17 +178,32 @@ def inspect_models(
         if weights is not None:
             load_weights(models[-1], parse_weights(weights))
     loader = DataLoader(Subset(rows, range(min(samples, len(rows)))), batch_size=128, drop_last=samples >= 128)
+    example = kdx.Batch.of(next(iter(DataLoader(Subset(rows, [0]))))).inputs
+    costs = {name: measure_cost(each, example).as_dict() for name, each in zip(_BOTH, models, strict=True)}
     comparison = compare_layers(models[0], models[1], loader, max_layers=max_layers)
     figure.parent.mkdir(parents=True, exist_ok=True)
     comparison.draw(figure)
     if as_json:
-        print_json(comparison.as_dict() | {"figure": str(figure)})
+        print_json(comparison.as_dict() | {"costs": costs, "figure": str(figure)})
         return
-    typer.echo(f"{comparison.table()}\n\nsimilarities of all layers: {figure}")
+    typer.echo(f"{cost_table(costs, shares=True)}\n\n{comparison.table()}\n\nsimilarities of all layers: {figure}")
     if None in (teacher_weights, student_weights):
         typer.echo(
             "without --teacher-weights and --student-weights the weights are random, and so are the similarities"
         )
+
+
+def _inspect_run(folder: Path, *, as_json: bool) -> None:
+    from kdx.analysis.cost_table import cost_table
+    from kdx.experiment.run_costs import run_costs
+
+    if not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is no folder of a run; give two models to compare, or the folder of a run")
+    costs = run_costs(folder)
+    if as_json:
+        print_json({name.strip(): cost for name, cost in costs.items()})
+        return
+    typer.echo(cost_table(costs))
 
 
 @show_app.command("env", epilog="Example:  kdx env --json")

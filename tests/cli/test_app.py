@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from kdx.cli.app import app
 from kdx.errors import KdxError
+from kdx.files import write_json
 
 ROOT = Path(__file__).parents[2]
 runner = CliRunner(env={"COLUMNS": "200"})
@@ -90,8 +91,14 @@ def test_inspect_lists_layers_proposes_pairs_and_draws(tmp_path: Path) -> None:
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert [layer["name"] for layer in report["student"]][-1] == "fc"
     assert report["pairs"]["relative"][-1] == ["fc", "fc"]
+    assert report["costs"]["student"]["bits"] == 32
+    assert report["costs"]["teacher"]["parameters"] > report["costs"]["student"]["parameters"]
     text = ok(*arguments)
     assert "by CKA" in text
+    header, teacher, student, shares = text.splitlines()[:4]
+    assert header.split()[:5] == ["parameters", "FLOPs", "size", "bits", "zeros"]
+    assert [line.split()[0] for line in (teacher, student)] == ["teacher", "student"]
+    assert shares.lstrip()[0].isdigit()
     assert "stage4" in text
     assert "random" in text  # no weights were given
     assert "stage1.conv1" not in ok(*arguments, "--max-layers", "8")
@@ -99,6 +106,33 @@ def test_inspect_lists_layers_proposes_pairs_and_draws(tmp_path: Path) -> None:
         runner.invoke(app, ["inspect", "convnet:witdh=4", "convnet"], catch_exceptions=False)
     with pytest.raises(KdxError, match="NAME:key=value,key=value; got '4'"):
         runner.invoke(app, ["inspect", "convnet:4", "convnet"], catch_exceptions=False)
+
+
+def test_inspect_shows_what_the_models_of_a_run_cost_finished_or_not(tmp_path: Path) -> None:
+    cost = {"parameters": 100, "flops": 2000, "bytes": 4096, "bits": 32.0, "sparsity": 0.5, "uncounted": {}}
+    time = {"latency_ms": 1.5, "latency_spread_ms": 0.25}
+    artifact = {"test": {}, "validation": {}, "bytes": 1024, "bits": 8.5, **time, "files": {"a.onnx": "0"}}
+    stage = {"validation": {}, "test": {}, "weights": "w", "files": {}, **cost, **time}
+    for name, artifacts in (("teacher", {}), ("distilled", {"onnx-int8": artifact})):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "result.json", {**stage, "artifacts": artifacts})
+    text = ok("inspect", str(tmp_path))
+    assert [line.split("  ")[0] for line in text.splitlines()[1:3]] == ["teacher", "distilled"]
+    assert "distilled as onnx-int8" in text
+    assert "1.0 KiB" in text
+    assert "8.5" in text
+    assert "50.0%" in text
+    stages = {"distilled": {**stage, "artifacts": {"onnx-int8": artifact}}}
+    write_json(tmp_path / "summary.json", {"stages": stages, "files": {}})
+    found = json.loads(ok("inspect", str(tmp_path), "--json"))
+    assert list(found) == ["distilled", "distilled as onnx-int8"]
+    assert found["distilled as onnx-int8"]["files"] == {"a.onnx": "0"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KdxError, match="holds no run with a finished stage"):
+        runner.invoke(app, ["inspect", str(tmp_path / "empty")], catch_exceptions=False)
+    alone = runner.invoke(app, ["inspect", "convnet"])
+    assert alone.exit_code == 2
+    assert "give two models to compare" in alone.output
 
 
 def test_recipes_are_listed_and_resolved_without_running() -> None:

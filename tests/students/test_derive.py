@@ -106,7 +106,7 @@ def test_a_smaller_student_that_takes_longer_is_passed_over(monkeypatch):
 
 def test_the_table_shows_what_both_cost_and_where_weights_come_from():
     derived = derive(kdx.make("model", "mlp", hidden=(60, 60)), GREY, how="width", params="60%")
-    for text in ("latency (20-80 % spread)", " ms (", "FLOPs", "KiB", "hidden1.0.weight", "sliced", "60x784"):
+    for text in ("latency (20-80 % spread)", " ms (", "FLOPs", "KiB", "bits", "zeros", "hidden1.0.weight", "60x784"):
         assert text in derived.table()
     json.dumps(derived.as_dict())
 
