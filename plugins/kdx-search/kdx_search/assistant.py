@@ -85,7 +85,8 @@ class FromSupernet(Assistant):
     @override
     def plan(self, teacher: Ref, student: Ref) -> list[Stage]:
         options = {name: list(value) if isinstance(value, tuple) else value for name, value in self.space.items()}
-        scheme = Ref("supernet", samples=self.samples, seed=self.seed, **options)
+        budget = {name: self.search[name] for name in ("params", "flops") if self.search[name] is not None}
+        scheme = Ref("supernet", samples=self.samples, seed=self.seed, **budget, **options)  # refused before training
         train = {} if self.epochs is None else {"epochs": self.epochs}
         chosen = SubNetworkOf(
             "supernet", tuple(self.space.items()), tuple(self.search.items()), self.calibration, self.inherit

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from kdx.students import StudentError, parse_target
 from kdx_search.space import Choice, Space, SubCost
 
-__all__ = ["Found", "Judged", "best_choice"]
+__all__ = ["Found", "Judged", "best_choice", "limits_of"]
+
+Limits = dict[str, float]
 
 _MUTATED = 0.2
 """The probability that a dimension of a child is drawn anew."""
@@ -89,7 +91,7 @@ def best_choice(
         raise ValueError(f"evaluations must be a whole number, 1 or more; got {evaluations!r}")
     if strategy not in ("evolution", "random"):
         raise ValueError(f"strategy must be 'evolution' or 'random'; got {strategy!r}")
-    limits = _limits(space, params, flops)
+    limits = limits_of(space, params, flops)
     generator = random.Random(seed)
     judged: dict[tuple[int, ...], Judged] = {}
     for attempt in range(20 * evaluations):
@@ -108,10 +110,18 @@ def best_choice(
     return Found(max(judged.values(), key=lambda one: one.score), list(judged.values()))
 
 
-Limits = dict[str, float]
+def limits_of(space: Space, params: str | float | None, flops: str | float | None) -> Limits:
+    """The most that a sub-network may cost, by the name of the cost.
 
+    Args:
+        space: the sub-networks.
+        params: see :func:`best_choice`.
+        flops: likewise.
 
-def _limits(space: Space, params: Any, flops: Any) -> Limits:
+    Raises:
+        ValueError: a budget cannot be read.
+        StudentError: no sub-network is within it; the cheapest one is said.
+    """
     most, least = space.cost(space.largest), space.cost(space.smallest)
     found: Limits = {}
     for name, kind, value in (("parameters", "params", params), ("flops", "flops", flops)):

@@ -14,6 +14,7 @@ from kdx.knowledge import Knowledge
 from kdx.schemes import KnowledgeTerms, Task
 from kdx.tasks import cross_entropy
 from kdx.teachers import Teacher
+from kdx_search.best import limits_of
 from kdx_search.space import Space
 from kdx_search.sub_network import SubNetwork
 
@@ -51,6 +52,8 @@ class Supernet(Offline):
         depth: whether blocks can be left out.
         kernels: whether windows of convolutions can be smaller.
         keep: names of dimensions that are left as they are, globs allowed.
+        params: a budget that some sub-network must meet, see :func:`kdx_search.best_choice`; nothing else comes of it.
+        flops: likewise.
         samples: sub-networks drawn at random in every step.
         weight: v, of every other sub-network's term, without a term ``in-place`` of one's own.
         temperature: T of that term.
@@ -61,7 +64,7 @@ class Supernet(Offline):
     Raises:
         ValueError: a number of samples below 0, or a term ``in-place`` that reads layers, which sub-networks have in
             other sizes.
-        StudentError: in :meth:`setup`, see :meth:`kdx_search.Space.of`.
+        StudentError: in :meth:`setup`, see :meth:`kdx_search.Space.of`; or no sub-network meets the budget.
 
     Papers: Yu and Huang, Universally Slimmable Networks, ICCV 2019, https://arxiv.org/abs/1903.05134 (sandwich rule,
     in-place distillation, statistics measured afterwards); Cai et al., Once-for-All, ICLR 2020,
@@ -88,6 +91,8 @@ class Supernet(Offline):
         depth: bool = True,
         kernels: bool = True,
         keep: Sequence[str] = (),
+        params: str | float | None = None,
+        flops: str | float | None = None,
         samples: int = 2,
         weight: float = 1.0,
         temperature: float = 1.0,
@@ -113,6 +118,7 @@ class Supernet(Offline):
             )
         self.samples, self.seed = samples, seed
         self.space: Space | None = None
+        self._budget = params, flops
         self._options: dict[str, Any] = {"widths": widths, "depth": depth, "kernels": kernels, "keep": keep}
         self._step = 0
         self._kept: dict[tuple[int, ...], Taps] = {}
@@ -135,7 +141,9 @@ class Supernet(Offline):
     def setup(self, batch: Batch | Any) -> None:
         batch = Batch.of(batch)
         if self.space is None:
-            self.space = Space.of(self.student, batch.at(slice(0, 2)).inputs, **self._options)
+            space = Space.of(self.student, batch.at(slice(0, 2)).inputs, **self._options)
+            limits_of(space, *self._budget)
+            self.space = space
         super().setup(batch)
 
     @override

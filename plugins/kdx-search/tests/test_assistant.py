@@ -42,6 +42,13 @@ def test_the_plan_trains_the_supernet_first_and_says_how() -> None:
         FromSupernet()
 
 
+def test_a_budget_that_nothing_meets_is_refused_before_anything_is_trained(tmp_path) -> None:
+    (tmp_path / "searched.yaml").write_text(RECIPE.replace("50%", "0.1%"))
+    with pytest.raises(kdx.KdxError, match=r"stage supernet: no sub-network has at most \d+ flops: the smallest has"):
+        kdx.run(tmp_path / "searched.yaml", folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.filterwarnings("ignore::kdx.assistants.gap.GapWarning")  # two epochs make no student
 def test_it_runs_in_a_recipe_and_the_student_is_a_sub_network_within_the_budget(tmp_path) -> None:
     (tmp_path / "searched.yaml").write_text(RECIPE)
