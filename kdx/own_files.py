@@ -84,6 +84,16 @@ class OwnFiles:
             kept[name] = Path("code", name if inside else f"{digest[:12]}/{path.name}")
         return kept
 
+    def runs(self, name: str) -> bool:
+        """Whether the file that a name stands for has been run already, as the recipe names it, or is trusted.
+
+        A file that a run wrote may name no other.
+        """
+        match = _NAME.fullmatch(name)
+        assert match is not None
+        path = self.path(match["file"])
+        return self._all or path in self._trusted or path in self.loaded.values()
+
     def load(self, name: str) -> Any:
         """The class or function that a name like ``my_models.py:Net`` stands for.
 

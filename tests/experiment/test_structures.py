@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 import kdx
 from kdx.cli.app import app
-from kdx.errors import KdxError, PlanError, RecipeError
+from kdx.errors import KdxError, PlanError, RecipeError, TrustError
 from kdx.experiment.experiment import Experiment
 from kdx.experiment.rehearsal import rehearse
 from kdx.experiment.run_files import read_model
 from kdx.experiment.verify import verify_run
+from kdx.files import write_json
 from kdx.ref import Ref
 from kdx.registry import default_plugins
 from kdx.stage import Produced, Stage, Structure
@@ -254,3 +255,23 @@ def test_a_structure_of_ones_own_file_is_named_as_a_model_is(tmp_path) -> None:
     kdx.run(tmp_path / "mine.yaml", folder=tmp_path / "run", report=False, progress=False)
     student = kdx.load(tmp_path / "run", trust=True)
     assert student.description.model == Ref("mine.py:Net", hidden=[6, 4])
+
+
+def test_a_file_of_the_run_names_no_python_file_that_the_recipe_does_not(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "other.py").write_text(f"{OWN}\nraise SystemExit('ran')\n")
+    written = recipe(controls=[]).dump() | {"student": {"model": {"name": "mine.py:Halved", "share": 0.25}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(written))
+    folder = tmp_path / "run"
+    kdx.run(tmp_path / "mine.yaml", folder=folder, report=False, progress=False)
+    (folder / "summary.json").unlink()
+    (folder / "distilled" / "result.json").unlink()
+    made = read_model(folder / "distilled")
+    kept = {**made, "model": {**made["model"], "name": "other.py:Net"}}
+    write_json(folder / "distilled" / "model.json", {"model": kept["model"], "start": False})
+    with pytest.raises(
+        TrustError, match=r"stage 'distilled': .* its model is 'other\.py:Net', and the recipe names no"
+    ):
+        kdx.run(tmp_path / "mine.yaml", folder=folder, report=False, progress=False, resume=True)
+    write_json(folder / "distilled" / "model.json", {"model": made["model"], "start": False})
+    kdx.run(tmp_path / "mine.yaml", folder=folder, report=False, progress=False, resume=True)
