@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kdx_search import BlockWise, Space, SubNetwork, Supernet, agreement, recalibrate
+from kdx_search import Agreement, BlockWise, Space, SubNetwork, Supernet, agreement, recalibrate
 from torch.utils.data import DataLoader, Subset
 
 import kdx
@@ -153,53 +153,60 @@ class Measurement:
         kdx.fit(scheme, self.loader(), **optimised(EPOCHS["alone"], seed=seed))
         return evaluate(student, self.test)["accuracy"]
 
-    def run(self, seeds: list[int]) -> None:
+    def run(self, seeds: list[int], pieces: list[str]) -> None:
         """Measures what is left of every seed."""
         for seed in seeds:
-            self.keep(f"supernet-{seed}", lambda seed=seed: self.supernet(seed))  # type: ignore[misc]
-            self.keep(f"blocks-{seed}", lambda seed=seed: self.block_wise(seed))  # type: ignore[misc]
-            for number in range(COUNT):
+            if "supernet" in pieces:
+                self.keep(f"supernet-{seed}", lambda seed=seed: self.supernet(seed))  # type: ignore[misc]
+            if "blocks" in pieces:
+                self.keep(f"blocks-{seed}", lambda seed=seed: self.block_wise(seed))  # type: ignore[misc]
+            for number in range(COUNT) if "alone" in pieces else ():
                 self.keep(f"alone-{number}-{seed}", lambda n=number, seed=seed: self.alone(n, seed))  # type: ignore[misc]
 
 
 def table(found: dict[str, Any]) -> str:
     """The rank correlations as a table in Markdown."""
-    seeds = [seed for seed in range(100) if f"alone-{COUNT - 1}-{seed}" in found]
-    truths = {seed: [found[f"alone-{number}-{seed}"] for number in range(COUNT)] for seed in seeds}
-    truth = [statistics.mean(values) for values in zip(*truths.values(), strict=True)]
+    truths = [
+        [found[f"alone-{number}-{seed}"] for number in range(COUNT)]
+        for seed in range(100)
+        if f"alone-{COUNT - 1}-{seed}" in found
+    ]
+    truth = [statistics.mean(values) for values in zip(*truths, strict=True)]
     lines = [
-        f"{COUNT} sub-networks, {len(seeds)} seeds; alone {min(truth):.1%} to {max(truth):.1%}, teacher "
-        f"{found['teacher']:.1%}",
+        f"{COUNT} sub-networks; trained alone with {len(truths)} seeds: {min(truth):.1%} to {max(truth):.1%}, teacher "
+        f"{found['teacher']:.1%}.",
         "",
-        "| judged by | Kendall's tau [95 %], p | of each seed |",
-        "|---|---|---|",
+        "| judged by | seeds | Kendall's tau [95 %] | p | of each seed |",
+        "|---|---|---|---|---|",
     ]
     for proxy, what in PROXIES.items():
-        each = []
-        for seed in seeds:
-            values = {"blocks": found[f"blocks-{seed}"], **found[f"supernet-{seed}"]}
-            each.append(values.get(proxy) or found[proxy])
+        supernets = [found[name] for name in sorted(found) if name.startswith("supernet-")]
+        shared = [one[proxy] for one in supernets if proxy in one]
+        blocks = [found[name] for name in sorted(found) if name.startswith("blocks-") and proxy == "blocks"]
+        each = shared or blocks or [found[proxy]]
         mean = [statistics.mean(values) for values in zip(*each, strict=True)]
-        whole, parts = agreement(mean, truth), [agreement(one, truth, resamples=1).tau for one in each]
-        shown = "" if proxy in ("flops", "parameters") else ", ".join(f"{tau:.2f}" for tau in parts)
-        lines.append(
-            f"| {what} | {whole.tau:.2f} [{whole.low:.2f}, {whole.high:.2f}], p = {whole.p_value:.1g} | {shown} |"
-        )
-    if len(seeds) > 1:
-        halves = agreement(truths[seeds[0]], truths[seeds[1]])
-        lines.append(f"| trained alone with another seed | {halves.tau:.2f} [{halves.low:.2f}, {halves.high:.2f}] | |")
+        lines.append(_line(what, len(each) if proxy not in found else None, agreement(mean, truth), each, truth))
+    if len(truths) > 1:
+        lines.append(_line("training alone, one seed by another", 1, agreement(*truths[:2]), [], truth))
     return "\n".join(lines)
+
+
+def _line(what: str, seeds: int | None, whole: Agreement, each: list[list[float]], truth: list[float]) -> str:
+    parts = ", ".join(f"{agreement(one, truth, resamples=1).tau:.2f}" for one in each) if len(each) > 1 else ""
+    interval = f"{whole.tau:.2f} [{whole.low:.2f}, {whole.high:.2f}]"
+    return f"| {what} | {seeds or '-'} | {interval} | {whole.p_value:.2g} | {parts} |"
 
 
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--pieces", nargs="*", default=["supernet", "blocks", "alone"], help="of every seed")
     parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.table:
-        Measurement(FILE).run(options.seeds)
+        Measurement(FILE).run(options.seeds, options.pieces)
     print(table(json.loads(FILE.read_text())))
 
 

@@ -5,9 +5,8 @@ Importing the package imports neither torch nor optuna; every name is loaded fro
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from kdx.lazy import exports
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdx_search.assistant import FromSupernet as FromSupernet
@@ -25,20 +24,29 @@ if TYPE_CHECKING:
     from kdx_search.sub_network import SubNetwork as SubNetwork
     from kdx_search.supernet import Supernet as Supernet
     from kdx_search.weighted_soft_targets import WeightedSoftTargets as WeightedSoftTargets
-else:
-    __getattr__, __dir__, __all__ = exports(
-        __name__,
-        {
-            "kdx_search.assistant": ["FromSupernet"],
-            "kdx_search.best": ["Found", "Judged", "best_choice"],
-            "kdx_search.blockwise": ["BlockWise"],
-            "kdx_search.calibration": ["recalibrate"],
-            "kdx_search.joint": ["search"],
-            "kdx_search.kernel": ["ByKernel", "Kernel"],
-            "kdx_search.rank_agreement": ["Agreement", "agreement"],
-            "kdx_search.space": ["Space"],
-            "kdx_search.sub_network": ["SubNetwork"],
-            "kdx_search.supernet": ["Supernet"],
-            "kdx_search.weighted_soft_targets": ["WeightedSoftTargets"],
-        },
-    )
+
+_HOMES = {
+    "Agreement": "rank_agreement",
+    "agreement": "rank_agreement",
+    "best_choice": "best",
+    "BlockWise": "blockwise",
+    "ByKernel": "kernel",
+    "Found": "best",
+    "FromSupernet": "assistant",
+    "Judged": "best",
+    "Kernel": "kernel",
+    "recalibrate": "calibration",
+    "search": "joint",
+    "Space": "space",
+    "SubNetwork": "sub_network",
+    "Supernet": "supernet",
+    "WeightedSoftTargets": "weighted_soft_targets",
+}
+"""Name -> the module that defines it."""
+__all__ = sorted(_HOMES)  # noqa: PLE0605  # of the table, so that no name is written twice
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
