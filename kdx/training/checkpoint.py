@@ -30,6 +30,7 @@ __all__ = [
     "export_weights",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_parts",
     "load_tensors",
     "newest_checkpoint",
     "packed_names",
@@ -195,7 +196,20 @@ def load_tensors(path: Path, *, sealed: bool = False) -> dict[str, Tensor]:
         CheckpointError: it holds tensors of torchao, which is not installed.
         FileError: it cannot be read.
     """
-    path = Path(path)
+    return rebuilt(*load_parts(Path(path), sealed=sealed), Path(path))
+
+
+def load_parts(path: Path, *, sealed: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a safetensors file as they lie in it, on the CPU, and its metadata.
+
+    Args:
+        path: see :func:`load_tensors`.
+        sealed: see :func:`load_tensors`.
+
+    Raises:
+        DamagedError: it is not as it was written.
+        FileError: it cannot be read.
+    """
     check_tensors(
         path,
         f"remove the folder {path.parent} and resume the run, which runs this stage again"
@@ -207,7 +221,7 @@ def load_tensors(path: Path, *, sealed: bool = False) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except Exception as error:  # safetensors raises its own error type, which is not public in every version
         raise DamagedError(f"{path} is damaged: {error}; get it again from its source") from error
-    return rebuilt(tensors, read_metadata(path), path)
+    return tensors, read_metadata(path)
 
 
 class _Hashing:

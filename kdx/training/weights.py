@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from kdx.capture import unwrap
 from kdx.errors import CheckpointError, DamagedError
 from kdx.files import named
-from kdx.training.checkpoint import load_tensors, packed_names
-from kdx.training.torchao_tensors import fitted, form
+from kdx.training.checkpoint import load_parts, load_tensors, packed_names
+from kdx.training.torchao_tensors import fitted, form, rebuilt
 from kdx.training.weights_names import Names, mismatch
 from kdx.weights_file import WeightsFile
 
@@ -158,11 +158,17 @@ def _sharded(index: Path, entry: str | None) -> dict[str, Tensor]:
     if strange := [name for name in files if not isinstance(name, str) or Path(name).name != name]:
         raise CheckpointError(f"weights: {index} names {strange[0]!r}; expected files beside it")
     tensors: dict[str, Tensor] = {}
+    metadata: dict[str, Any] = {}
     for name in files:
-        tensors |= read_tensors(index.with_name(name), entry)
+        path = index.with_name(name)
+        if path.suffix == ".safetensors" and entry is None:
+            parts, further = load_parts(path)
+            tensors, metadata = tensors | parts, metadata | further
+        else:
+            tensors |= read_tensors(path, entry)
     if lacking := sorted(places.keys() - tensors.keys()):
         raise CheckpointError(f"weights: {index} names {lacking[0]!r}, which {places[lacking[0]]} does not hold")
-    return tensors
+    return rebuilt(tensors, metadata, index)  # the parts of a quantised tensor may lie in several files
 
 
 def _state_dict(path: Path, entry: str | None) -> dict[str, Tensor]:

@@ -69,6 +69,23 @@ def test_the_file_is_as_small_as_its_integers_and_other_programs_read_it(tmp_pat
     assert "7.bias" in left
 
 
+def test_parts_of_a_tensor_in_several_files_are_put_together(tmp_path: Path) -> None:
+    model, fresh = trained("int8"), MODELS["int8"]()
+    export_weights(model, tmp_path / "whole.safetensors")
+    tensors = load_file(tmp_path / "whole.safetensors")
+    metadata = {
+        name: value for name, value in read_metadata(tmp_path / "whole.safetensors").items() if "kdx" not in name
+    }
+    shards = {f"model-{number}-of-2.safetensors": sorted(tensors)[number - 1 :: 2] for number in (1, 2)}
+    for file, names in shards.items():  # as transformers writes them: each file with all metadata
+        save_file({name: tensors[name] for name in names}, tmp_path / file, metadata)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: file for file, names in shards.items() for name in names}}))
+    load_weights(fresh, index)
+    with torch.no_grad():
+        assert fresh(EXAMPLE).equal(model(EXAMPLE))
+
+
 def test_a_tensor_without_a_module_around_it_is_written_too(tmp_path: Path) -> None:
     import torchao.quantization as ao
 
