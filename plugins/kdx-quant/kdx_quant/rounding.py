@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["InputRounding", "RowRounding", "WeightRounding", "round_to_levels"]
+__all__ = ["InputRounding", "RowRounding", "WeightRounding", "first_step", "round_to_levels"]
 
 _SMALLEST = 1e-8
 """Least step: a channel of zeros has a range of zero."""
@@ -39,6 +39,20 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
     return x.detach() + (x - x.detach()) * factor
 
 
+def first_step(mean: Tensor, largest: Tensor, most: float | Tensor) -> Tensor:
+    """The step that learning begins with: that of LSQ, ``2 * mean / sqrt(most)``, or the range's if that is smaller.
+
+    LSQ's is right for few levels. Of many it makes a range far beyond the largest value, and most levels stay unused:
+    at 8 bits 32 times the mean.
+
+    Args:
+        mean: of the absolute values.
+        largest: of the absolute values.
+        most: highest level.
+    """
+    return torch.minimum(2 * mean / most**0.5, largest / most).clamp_min(_SMALLEST)
+
+
 class WeightRounding(nn.Module):
     """Rounds a weight ``[O, ...]`` to ``2**bits - 1`` levels around 0, with one step for each output channel.
 
@@ -46,7 +60,7 @@ class WeightRounding(nn.Module):
     into the steps whatever the sign of its scale.
 
     Args:
-        weight: to be rounded, ``[O, ...]``; learned steps begin at ``2 * mean(abs(weight)) / sqrt(most)``.
+        weight: to be rounded, ``[O, ...]``; learned steps begin at :func:`first_step`.
         bits: of a level, 2 to 8.
         learned: whether the steps are parameters (LSQ); else a channel's step is its largest absolute weight over the
             highest level, at every pass.
@@ -83,7 +97,8 @@ class WeightRounding(nn.Module):
         return f"bits={self.bits}, learned={self.learned}"
 
     def _first(self, weight: Tensor) -> Tensor:
-        return (2 * weight.flatten(1).abs().mean(1) / self.most**0.5).clamp_min(_SMALLEST)
+        size = weight.flatten(1).abs()
+        return first_step(size.mean(1), size.amax(1), self.most)
 
 
 class InputRounding(nn.Module):
@@ -95,8 +110,8 @@ class InputRounding(nn.Module):
 
     Args:
         bits: of a level, 2 to 8.
-        learned: whether the step is a parameter (LSQ), set by the first batch to ``2 * mean(abs(x)) / sqrt(most)``;
-            else it follows the largest value of the batches in training, as a moving average of weight 0.1.
+        learned: whether the step is a parameter (LSQ), which begins at :func:`first_step` of the first batch; else it
+            follows the largest value of the batches in training, as a moving average of weight 0.1.
         device: of the step.
 
     Paper: see :class:`WeightRounding`.
@@ -144,7 +159,7 @@ class InputRounding(nn.Module):
         self.zero.copy_(torch.where(signed > 0, middle, self.zero))
         above = torch.where(self.zero > 0, middle - 1, float(self.most))
         if self.learned:
-            self.step.copy_((2 * mean / above.sqrt()).clamp_min(_SMALLEST))
+            self.step.copy_(first_step(mean, largest, above))
         else:
             now = (largest / above).clamp_min(_SMALLEST)
             self.step.copy_(torch.where(self.step == 0, now, torch.lerp(self.step, now, 0.1)))

@@ -51,8 +51,11 @@ class Stored(nn.Module):
         if self.taken is not None:
             step, zero, most = self.taken
             x = _uint8(x, step, zero)
-            if most < 255:  # runtimes saturate at 255; between two roundings the layer before keeps its integer kernel
-                x = _uint8(x.clamp(max=(most - zero) * step), step, zero)
+            if most < 255:
+                # the first rounding is fused with the layer before and saturates at 255; the second has a step so much
+                # finer that it uses all of uint8, as runtimes round a bias to multiples of this and the weight's step
+                finer = 256 // (most + 1)
+                x = _uint8(x.clamp(max=(most - zero) * step), step / finer, zero * finer)
         return x
 
     def extra_repr(self) -> str:

@@ -16,6 +16,7 @@ def test_the_gradient_of_a_learned_step_is_that_of_the_paper() -> None:
     torch.manual_seed(3)
     weight = torch.randn(3, 5, dtype=torch.float64).requires_grad_()
     rounding = WeightRounding(weight, 3, learned=True).double()
+    rounding.step.data *= 0.7  # some weights are beyond the range
     upstream = torch.randn_like(weight)
     rounding(weight).backward(upstream)
     most, steps = 3, rounding.step.detach()
@@ -33,9 +34,15 @@ def test_the_gradient_of_a_learned_step_is_that_of_the_paper() -> None:
         assert rounding.step.grad[channel].item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_learned_step_begins_as_in_the_paper() -> None:
-    weight = torch.tensor([[1.0, -2.0, 3.0]])
-    assert WeightRounding(weight, 4, learned=True).step.item() == pytest.approx(2 * 2.0 / 7**0.5)
+def test_a_learned_step_begins_as_in_the_paper_or_at_the_range_of_many_levels() -> None:
+    weight = torch.tensor([[1.0, -2.0, 3.0], [1.0, -1.0, 7.0]])
+    assert WeightRounding(weight, 2, learned=True).step.tolist() == [3.0, 6.0]
+    found = WeightRounding(weight, 4, learned=True).step.tolist()
+    assert found == pytest.approx([3 / 7, min(2 * 3 / 7**0.5, 1.0)])
+    assert WeightRounding(weight, 8, learned=True).step.tolist() == pytest.approx([3 / 127, 7 / 127])
+    many = torch.cat([torch.full((1, 63), 0.01), torch.ones(1, 1)], 1)
+    mean = (0.63 + 1) / 64
+    assert WeightRounding(many, 3, learned=True).step.item() == pytest.approx(2 * mean / 3**0.5)
 
 
 def test_a_range_follows_the_weight_and_its_end_is_a_level() -> None:
