@@ -196,6 +196,27 @@ def stepped(scheme: kdx.Scheme, *batches: kdx.Batch) -> Tensor:
     return moved
 
 
+def test_a_head_of_several_counts_its_own_shifted_tokens() -> None:
+    ids, labels = tokens()
+
+    class Both(Model):
+        @override
+        def forward(self, ids: Tensor) -> dict[str, Tensor]:
+            logits = super().forward(ids)
+            return {"text": logits, "kind": logits.mean(1)}
+
+    student, teacher = Both(), Both(seed=5)
+    knowledge = {"kd": kdx.SoftTargets(1.0, student="logits[text]", teacher="logits[text]")}
+    heads = Heads({"text": Head("causal-lm"), "kind": Head("classification")})
+    batch = kdx.Batch(ids, {"text": labels, "kind": torch.arange(4)})
+    losses = kdx.Offline(student, teacher, task=heads, knowledge=knowledge)(batch)
+    (s, wanted), (t, _) = (picked(model(ids)["text"], labels) for model in (student, teacher))
+    expected = F.kl_div(s.log_softmax(1), t.log_softmax(1), log_target=True, reduction="batchmean")
+    torch.testing.assert_close(losses.terms["kd"], expected)
+    torch.testing.assert_close(losses.terms["task/text"], F.cross_entropy(s, wanted))
+    assert losses.counts["kd"] == losses.counts["task/text"] == len(wanted)
+
+
 def test_the_head_as_a_tap_is_masked_as_the_logits_are() -> None:
     ids, labels = tokens()
     made = [
