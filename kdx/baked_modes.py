@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["baked_training", "bakes_mode"]
+__all__ = ["baked_training", "bakes_mode", "switch"]
 
 _SWITCHES = ("train", "training")
 _RATES = ("p", "dropout", "dropout_p")
@@ -35,6 +35,27 @@ def baked_training(model: nn.Module) -> list[str]:
     for child in model.children():
         found |= set(baked_training(child))
     return sorted(found)
+
+
+def switch(graph: fx.GraphModule, *, training: bool) -> None:
+    """Lets every operation of an exported graph that has a switch for it run as in training, or as in evaluation.
+
+    Rates, momenta and every other argument stay. Attention has no such switch.
+    """
+    changed = False
+    for node in graph.graph.nodes:
+        names = _arguments(node.target) if isinstance(node.target, torch._ops.OpOverload) else []
+        for place, name in enumerate(names):
+            if name not in _SWITCHES or node.op != "call_function":
+                continue
+            if place < len(node.args):
+                changed |= node.args[place] is not training
+                node.update_arg(place, training)
+            else:
+                changed |= node.kwargs.get(name) is not training
+                node.update_kwarg(name, training)
+    if changed:
+        graph.recompile()
 
 
 def _in_graph(model: fx.GraphModule) -> Iterator[str]:

@@ -6,11 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from kdx.baked_modes import baked_training
+from kdx.baked_modes import baked_training, switch
 
-__all__ = ["borrowed_buffers", "check_can_evaluate", "evaluating", "hold", "keeping_modes", "unchanged_buffers"]
+__all__ = [
+    "borrowed_buffers",
+    "check_can_evaluate",
+    "evaluating",
+    "hold",
+    "keeping_modes",
+    "mode_of",
+    "put_into",
+    "switches",
+    "train",
+    "unchanged_buffers",
+]
 
 
 @contextmanager
@@ -22,35 +33,84 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     """
     with keeping_modes(*models):
         for model in models:
-            check_can_evaluate(model)
+            for graph in filter(switches, model.modules()):
+                put_into(graph, training=False)  # its attribute may say something else than its operations
             hold(model)
+            check_can_evaluate(model)
         yield
 
 
 @contextmanager
 def keeping_modes(*models: nn.Module) -> Iterator[None]:
     """Puts every module of some models back into its own mode afterwards, training or evaluation."""
-    modes = [(module, module.training) for model in models for module in model.modules() if _has_mode(module)]
+    modes = [(module, mode_of(module)) for model in models for module in model.modules() if _has_mode(module)]
     try:
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            put_into(module, training=mode)
+
+
+def switches(module: nn.Module) -> bool:
+    """Whether a module is an exported graph that its user lets be trained: ``train()`` no longer refuses every call.
+
+    ``torchao.quantization.pt2e.allow_exported_model_train_eval`` does that. Its own ``train()`` forgets rates of
+    dropout and momenta of BatchNorm that are not the defaults, so that kdx does not call it, and turns the switches of
+    the operations itself (:func:`kdx.baked_modes.switch`). Only ``num_batches_tracked`` of a graph that was exported
+    while training counts evaluations too.
+    """
+    if not isinstance(module, fx.GraphModule) or "train" not in vars(module):
+        return False
+    code = getattr(vars(module)["train"], "__code__", None)
+    return code is None or "NotImplementedError" not in code.co_names
+
+
+def mode_of(module: nn.Module) -> bool:
+    """Whether one module is in training mode; of a graph that switches its operations say, not its attribute."""
+    return bool(baked_training(module)) if switches(module) else bool(module.training)
+
+
+def put_into(module: nn.Module, *, training: bool) -> None:
+    """Puts one module into a mode, and not those in it."""
+    if switches(module):
+        switch(module, training=training)  # type: ignore[arg-type]  # a graph
+    module.training = training
+
+
+def train(model: nn.Module, *, training: bool = True) -> None:
+    """Calls ``train()`` of a model, and switches the graphs in it that switch.
+
+    Raises:
+        NotImplementedError: another exported graph is in it, which has no modes.
+    """
+    graphs = [(module, vars(module)["train"]) for module in model.modules() if switches(module)]
+    for graph, _ in graphs:
+        vars(graph)["train"] = _unasked
+    try:
+        model.train(training)
+    finally:
+        for graph, own in graphs:
+            vars(graph)["train"] = own
+            put_into(graph, training=training)
+
+
+def _unasked(mode: bool = True) -> None:
+    """Takes the place of the ``train()`` of a graph that kdx switches itself."""
 
 
 def hold(model: nn.Module, *, training: bool = False) -> None:
     """Puts a model and all of its submodules into one mode, if any of them is in the other.
 
-    A ``train`` method of the model's own is called; what it leaves in the other mode is set. Exported graphs, which
-    have no ``train()``, and modules without a mode stay as they are.
+    A ``train`` method of the model's own is called; what it leaves in the other mode is set. Exported graphs without a
+    ``train()`` of their own (see :func:`switches`) and modules without a mode stay as they are.
     """
     if not _any_in_mode(model, not training):
         return
     with suppress(NotImplementedError):  # an exported graph, here or inside
-        model.train(training)
+        train(model, training=training)
     for module in model.modules():
         if _has_mode(module) and module.training != training:
-            module.training = training
+            put_into(module, training=training)
 
 
 def check_can_evaluate(model: nn.Module, what: str = "the model") -> None:
@@ -66,7 +126,8 @@ def check_can_evaluate(model: nn.Module, what: str = "the model") -> None:
     if baked := baked_training(model):
         raise ValueError(
             f"{what} ({type(model).__name__}) was exported or traced in training mode and does {' and '.join(baked)} "
-            "as in training whatever its mode; export or trace it again after model.eval()"
+            "as in training whatever its mode; export or trace it again after model.eval(), or let "
+            "torchao.quantization.pt2e.allow_exported_model_train_eval switch an exported graph"
         )
 
 

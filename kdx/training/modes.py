@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from kdx.modes import mode_of, put_into, switches, train
 from kdx.schemes.base import Scheme
 
 __all__ = ["put_into_training", "resting_modules"]
@@ -30,8 +31,9 @@ def resting_modules(scheme: Scheme, keep_eval: bool | None) -> list[nn.Module]:
     """
     resting: list[nn.Module] = []
     for name, student in scheme.students.items():
-        at_rest = {path: module for path, module in student.named_modules() if not module.training}
-        if keep_eval is None and not student.training:
+        modules = {path: module for path, module in student.named_modules() if not switches(module)}
+        at_rest = {path: module for path, module in modules.items() if not module.training}
+        if keep_eval is None and not mode_of(student):
             at_rest = {path: module for path, module in at_rest.items() if _is_frozen_norm(module)}
         elif keep_eval is None and (unclear := next(_unclear(at_rest), None)) is not None:
             raise ValueError(
@@ -50,14 +52,15 @@ def put_into_training(scheme: Scheme, resting: Iterable[nn.Module]) -> None:
         ValueError: a student is an exported graph, which has no training mode.
     """
     try:
-        scheme.train()
+        train(scheme)
     except NotImplementedError as error:
         raise ValueError(
             f"{' or '.join(scheme.students)} is an exported graph, or holds one, and has no training mode; train the "
-            "model that it was made from"
+            "model that it was made from, or say with torchao.quantization.pt2e.allow_exported_model_train_eval(graph) "
+            "that its dropout and BatchNorm are to be switched"
         ) from error
     for module in resting:
-        module.training = False
+        put_into(module, training=False)
 
 
 def _unclear(at_rest: dict[str, nn.Module]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import nn
 
 from kdx.capture import hooks_removed
+from kdx.modes import mode_of, put_into
 
 __all__ = ["restored", "restoring"]
 
@@ -26,7 +27,7 @@ def restored(scheme: nn.Module) -> Iterator[None]:
 
     Every module that was there before is put back into its own mode, training or evaluation.
     """
-    modes = [(module, module.training) for module in scheme.modules()]
+    modes = [(module, mode_of(module)) for module in scheme.modules()]
     own = set(vars(scheme))
     try:
         with hooks_removed():
@@ -36,7 +37,7 @@ def restored(scheme: nn.Module) -> Iterator[None]:
             if name not in own:
                 vars(scheme).pop(name, None)
         for module, mode in modes:
-            module.training = mode
+            put_into(module, training=mode)
 
 
 def restoring(run: Callable[P, R]) -> Callable[P, R]:
