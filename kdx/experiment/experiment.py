@@ -225,7 +225,9 @@ class Experiment:
 
     def _finished(self) -> bool:
         """Whether all stages are finished and summed up; a run that an observer stopped is not."""
-        return (self.folder / SUMMARY).exists() and not read_summary(self.folder).get("stopped")
+        if not all((self.folder / name).exists() for name in (RECIPE, SUMMARY)):
+            return False  # a summary without a recipe is something else's
+        return not read_summary(self.folder).get("stopped")
 
     def _claim(self, alone: ExitStack, *, resume: bool, force: bool) -> None:
         """Claims the folder for this run; one that holds something else, or that another run is in, is refused, and a
