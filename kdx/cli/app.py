@@ -135,7 +135,9 @@ def run_recipe(
         typer.echo(checked.yaml(), nl=False)
         typer.echo("# stages:")
         for stage in plan(checked, plugins):
-            typer.echo(f"#   {stage.name}" + (f", taught by {', '.join(stage.teachers)}" if stage.teachers else ""))
+            taught = f", taught by {', '.join(stage.teachers)}" if stage.teachers else ""
+            begins = ([f"student: {stage.start}"] if stage.start else []) + [": ".join(i) for i in stage.starts.items()]
+            typer.echo(f"#   {stage.name}{taught}" + (f", begins with {', '.join(begins)}" if begins else ""))
         return
     name = Path(recipe).stem
     options = {"name": name, "plugins": plugins, "trust": trust or []}

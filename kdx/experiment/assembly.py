@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +16,7 @@ from kdx.analysis.flops import count_flops
 from kdx.analysis.stored import count_parameters
 from kdx.batch import Batch
 from kdx.datasets.view import View
-from kdx.errors import PlanError, TrustError, nearest
+from kdx.errors import PlanError, nearest
 from kdx.experiment.components import SMOOTHED, check_void, locating, needs_of, new_model, task_of
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.description import Description
@@ -26,7 +26,7 @@ from kdx.experiment.producing import produce
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe import Teacher as TeacherSection
 from kdx.experiment.stage_store import store_section, store_views
-from kdx.own_files import is_own
+from kdx.experiment.told_model import told_model
 from kdx.ref import Ref
 from kdx.registry import Plugins, default_plugins
 from kdx.schemes.base import Scheme
@@ -154,7 +154,9 @@ class Assembly:
         if stage not in self._models:
             result = self.source.result(stage)
             named = result.get("models", {Path(result["weights"]).stem: {"model": self.ref(stage).as_dict()}})
-            self._models[stage] = {name: self._told(stage, Ref.of(each["model"])) for name, each in named.items()}
+            self._models[stage] = {
+                name: told_model(Ref.of(each["model"]), stage, self.plugins.files) for name, each in named.items()
+            }
         return self._models[stage]
 
     def built(self, stage: str) -> bool:
@@ -331,7 +333,7 @@ class Assembly:
     def _produced(self, stage: Stage, structure: Structure) -> Produced:
         """The model that a structure is made into: once, then as the source kept it."""
         if (kept := self.source.produced(stage.name)) is not None:
-            self._told(stage.name, kept.model)
+            told_model(kept.model, stage.name, self.plugins.files)
             return kept
         alike = [other.name for other in self.stages.values() if (other.model, other.seed) == (structure, stage.seed)]
         produced = next(filter(None, map(self.source.produced, alike)), None)
@@ -339,31 +341,6 @@ class Assembly:
             produced = produce(self, stage, structure)
         self.source.keep(stage.name, produced)
         return produced
-
-    def _told(self, stage: str, model: Ref) -> Ref:
-        """A model that a file of the run names; it may name the Python files that the recipe names, and no others.
-
-        Raises:
-            TrustError: it names another.
-        """
-        files = self.plugins.files
-        for name in filter(is_own, _texts(model.as_dict())):
-            if files is None or not files.runs(name):
-                raise TrustError(
-                    f"stage {stage!r}: the run's files say that its model is {name!r}, and the recipe names no such "
-                    "file, so it is not run; remove the folder of the stage, which is then run again, or allow it with "
-                    "--trust FILE.py (trust= in Python) if you know what it does"
-                )
-        return model
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in plain values."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
 
 
 def _frozen(model: nn.Module, section: TeacherSection | None, *, view: str | None) -> Frozen:

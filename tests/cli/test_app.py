@@ -140,6 +140,10 @@ def test_recipes_are_listed_and_resolved_without_running() -> None:
     resolved = ok("run", "fashion-offline", "train.epochs=3", "--dry-run")
     assert "epochs: 3" in resolved
     assert "nesterov: true" in resolved
+    assistant = "assistant={name: hint-then-distil, student_layer: stage1, teacher_layer: stage1}"
+    stages = ok("run", "fashion-offline", assistant, "--dry-run").partition("# stages:")[2]
+    assert "#   hint, taught by teacher\n" in stages
+    assert "#   distilled, taught by teacher, begins with student: hint\n" in stages
 
 
 def test_errors_are_one_message_and_a_status_not_a_traceback(tmp_path: Path) -> None:
