@@ -23,6 +23,7 @@ from kdx.inference import usable
 from kdx.items import ITEMS, item_of
 from kdx.layout import Layout, UnknownLayout
 from kdx.projections import check_attention, projections_of
+from kdx.tap_aliases import aliases_of
 
 __all__ = [
     "LOGITS",
@@ -255,6 +256,7 @@ class Taps:
         self._values: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._active = False
+        self._aliases: dict[str, str] = {}
         self._hooks: dict[str, Callable[[], Any]] = {}
         self._handles: list[Any] = []
         self._norm: nn.Module | None = None
@@ -315,8 +317,8 @@ class Taps:
         values |= {tap: _pick(tap, item, result) for tap, item in self._items.items()}
         if missed := [name for names in self.patterns.values() for name in names if name not in values]:
             raise CaptureError(
-                f"tapped modules {missed} did not run in the forward pass, so they have no output to distil; "
-                "tap a module that runs, or the block that holds it"
+                f"tapped modules {[self._shown(name) for name in missed]} did not run in the forward pass, so they "
+                "have no output to distil; tap a module that runs, or the block that holds it"
             )
         if overwritten := [name for name, version in self._versions.items() if values[name]._version != version]:
             raise CaptureError(
@@ -391,7 +393,13 @@ class Taps:
         for name in self._unseen():
             form = _TAP.fullmatch(name)
             assert form is not None  # checked when the tap was added
-            self._layouts[name] = evidence.layout_of(values[name], form["module"], entering=form["end"] is not None)
+            module = self._aliases.get(form["module"], form["module"])
+            self._layouts[name] = evidence.layout_of(values[name], module, entering=form["end"] is not None)
+
+    def _shown(self, name: str) -> str:
+        """A tap, with the module that it stands for now if that has another name."""
+        module = re.split(r"[:\[]", name)[0]
+        return f"{name} (now {self._aliases[module]})" if module in self._aliases else name
 
     def _item(self, tap: str) -> tuple[str, ...] | None:
         """A tap that is one item of what the model returns, None for one in the model."""
@@ -410,11 +418,17 @@ class Taps:
             )
         modules = {clean_name(name): module for name, module in unwrap(self.model).named_modules()}
         modules.pop("", None)
+        self._aliases = aliases_of(unwrap(self.model))
+        for old, new in self._aliases.items():
+            modules.pop(old, None)
+            if new in modules:
+                modules[old] = modules[new]
         pattern, suffix = form["module"], tap[form.end("module") :]
         names = [name for name in modules if _matches(name, pattern)] if _GLOB.search(pattern) else [pattern]
         if not names or names[0] not in modules:
             raise CaptureError(
-                f"tap {tap!r} names no module of {type(unwrap(self.model)).__name__}; {nearest(pattern, modules)}"
+                f"tap {self._shown(tap)!r} names no module of {type(unwrap(self.model)).__name__}; "
+                f"{nearest(pattern, modules)}"
             )
         if any(hasattr(module, "_orig_mod") for module in self.model.modules()):
             raise CaptureError(

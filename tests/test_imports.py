@@ -37,7 +37,7 @@ FLOORS = [
         "stage_name",
     },
     {"layout", "lock", "class_numbers", "seal"},
-    {"tap", "evidence", "blame", "projections"},
+    {"tap", "evidence", "blame", "projections", "tap_aliases"},
     {"deprecation", "options", "registry", "capture", "losses"},
     {"ops", "features", "datasets", "store", "models", "tasks", "trust"},
     {"knowledge", "teachers", "builtin", "analysis"},
@@ -174,6 +174,7 @@ def test_counting_operations_loads_few_modules_of_kdx() -> None:
         "kdx.lazy",
         "kdx.modes",
         "kdx.projections",
+        "kdx.tap_aliases",
     }
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from kdx.students.width import ByWidth as ByWidth
     from kdx.students.width import Width as Width
     from kdx.students.width import plan_width as plan_width
+    from kdx.tap_aliases import alias_taps as alias_taps
+    from kdx.tap_aliases import tap_exported as tap_exported
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
@@ -57,5 +59,6 @@ else:
             "kdx.students.student_data": ["StudentData"],
             "kdx.students.target": ["Target", "parse_target"],
             "kdx.students.width": ["ByWidth", "Width", "plan_width"],
+            "kdx.tap_aliases": ["alias_taps", "tap_exported"],
         },
     )
