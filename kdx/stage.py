@@ -245,7 +245,7 @@ class Stage:
 
     @property
     def begins_with(self) -> str | None:
-        """What the weights of the student are taken from, None for new ones or those of its structure."""
+        """The stage, or ``stage:model``, whose weights the student begins with; None: new ones, or its structure's."""
         return self.start or self.starts.get("student")
 
 

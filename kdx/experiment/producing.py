@@ -50,7 +50,7 @@ def produce(assembly: Assembly, stage: Stage, structure: Structure) -> Produced:
 
 
 def _whole(assembly: Assembly, stage: Stage, structure: Structure, produced: Produced) -> Produced:
-    """What was produced, after its model has run on an example and taken its weights."""
+    """The produced model with all of its weights, after it has run on an example."""
     model, example = assembly.build(produced.model, stage.name), assembly.example_of(stage.name)
     if assembly.task.one_class:
         Contract(example, (((1, assembly.data.shape["num_classes"]), torch.float32),)).check(model)
