@@ -26,6 +26,7 @@ from kdx.ref import Ref
 from kdx.schemes.base import Scheme
 from kdx.stage import Produced, Stage
 from kdx.stage_name import split_name
+from kdx.store import Store
 from kdx.tasks.base import Task
 from kdx.tasks.heads import Heads
 from kdx.teachers import Stored
@@ -89,6 +90,7 @@ class _Untrained:
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.recipe = recipe
         self.folder = folder
+        self.stores: dict[str, Store] = {}
 
     def produced(self, stage: str) -> Produced | None:
         return None
@@ -110,7 +112,10 @@ class _Untrained:
         assert section is not None
         few = View(rows.dataset, rows.indices[:ROWS])
         one_view = section.model_copy(update={"views": 1})
-        return Stored(write_stage_store(self.recipe, few, model, one_view, self.folder / teacher, class_dim))
+        if teacher not in self.stores:  # an untrained teacher is drawn anew for every stage
+            place = self.folder / teacher
+            self.stores[teacher] = write_stage_store(self.recipe, few, model, one_view, place, class_dim)
+        return Stored(self.stores[teacher])
 
 
 def _build_stage(assembly: Assembly, stage: Stage, seen: set[tuple[Ref, int]]) -> None:

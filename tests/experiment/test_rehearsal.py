@@ -128,6 +128,17 @@ def test_of_a_student_made_from_its_trained_teacher_everything_but_the_student_i
     assert (tmp_path / "run").exists() == (not change)
 
 
+def test_several_students_that_are_not_known_yet_are_tried_with_one_store(planned, tmp_path: Path) -> None:
+    student = Ref("derived", how="width", params=0.5)
+    stages = [
+        Stage("first", "assistant", student, ("teacher",)),
+        Stage("distilled", "distilled", student, ("teacher",)),
+    ]
+    given = recipe(assistant=planned(stages), teacher=stored("logits"), controls=[])
+    with pytest.raises(KdxError, match="Trained"):  # nothing is wrong
+        Experiment(given, tmp_path / "run", [NoStep()]).run()
+
+
 @pytest.mark.parametrize(
     "scheme", [{"name": "offline"}, {"name": "mutual"}, {"name": "cs-kd"}, {"name": "ema-teacher"}]
 )

@@ -44,7 +44,7 @@ class ByBlocks(Derivation):
         ValueError: an option out of range.
 
     Example:
-        >>> import kdx
+        >>> import torch, kdx
         >>> data = kdx.students.StudentData(kdx.testing.toy_batches(2), task=kdx.make("task", "classification"))
         >>> images = torch.zeros(2, 1, 8, 8)
         >>> kdx.students.derive(kdx.testing.toy_teacher(), images, how=ByBlocks(), params="60%", data=data).edit.removed

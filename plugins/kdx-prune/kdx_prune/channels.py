@@ -20,7 +20,7 @@ Unfit = Literal["skip", "refuse"]
 
 
 class ByImportance(Derivation):
-    """Fewer channels, those that matter least gone first: by norm, activation, task loss or distillation loss.
+    """Fewer channels, those that matter least gone first: by activation, norm, task loss or distillation loss.
 
     Channels are followed as ``width`` follows them: through residual sums, concatenations, depth-wise convolutions,
     norms, flattening, padded shortcuts and attention, whatever the control flow. The edit is that of ``width`` with the
@@ -30,8 +30,8 @@ class ByImportance(Derivation):
         importance: ``l1`` and ``l2`` (filters), ``activation``, ``taylor`` or ``distillation``; see
             :func:`kdx_prune.importance.score`.
         spread: ``uniform`` keeps the same share of every layer's channels; under ``global`` all channels of the network
-            compete, so that layers end up with unequal shares. What is not comparable between layers (norms,
-            activations) is divided by its mean within a layer first.
+            compete, so that layers end up with unequal shares. Importances are divided by their mean within a layer
+            first: as they are, wide layers lose most of their channels at once, each of which alone matters little.
         least: under ``global`` the share of each layer's channels that always stays.
         rows: training rows that are looked at, at most.
         unfit: what to do about layers that cannot lose channels: ``skip`` keeps them (``kept`` says which and why),
@@ -45,12 +45,12 @@ class ByImportance(Derivation):
     https://arxiv.org/abs/1801.05787.
 
     Example:
-        >>> import kdx
+        >>> import torch, kdx
         >>> data = kdx.students.StudentData(kdx.testing.toy_batches(2), task=kdx.make("task", "classification"))
-        >>> way = ByImportance(importance="taylor", spread="global")
-        >>> pruned = kdx.students.derive(kdx.testing.toy_teacher(), data.example, how=way, params="50%", data=data)
-        >>> len(pruned.edit.dropped)
-        5
+        >>> way, images = ByImportance(importance="taylor"), torch.zeros(2, 1, 8, 8)
+        >>> pruned = kdx.students.derive(kdx.testing.toy_teacher(), images, how=way, params="50%", data=data)
+        >>> pruned.edit.importance, pruned.model.hidden.out_features
+        ('given', 22)
     """
 
     edit = Width
@@ -58,8 +58,8 @@ class ByImportance(Derivation):
     def __init__(
         self,
         *,
-        importance: Importance = "distillation",
-        spread: Spread = "global",
+        importance: Importance = "activation",
+        spread: Spread = "uniform",
         least: float = 0.1,
         rows: int = 1024,
         unfit: Unfit = "skip",
@@ -99,7 +99,7 @@ class ByImportance(Derivation):
 
         def scores(groups: Sequence[ChannelGroup]) -> list[Tensor]:
             found = score(self.importance, model, groups, data, rows=self.rows, teacher=self.teacher)
-            if self.spread == "global" and self.importance in ("l1", "l2", "activation"):
+            if self.spread == "global":
                 return [one / one.mean().clamp(min=1e-30) for one in found]
             return found
 

@@ -54,7 +54,7 @@ def edits(folder, stage):
 
 def test_the_teacher_is_pruned_and_distilled_in_turns_and_resumes(tmp_path):
     text = (
-        "student: {model: {name: derived, how: {name: prune, rows: 64}, flops: 36%}}\n"
+        "student: {model: {name: derived, how: {name: prune, importance: distillation, rows: 64}, flops: 36%}}\n"
         "assistant: {name: iterative-pruning, steps: 2}\n"
     )
     summary, folder = ran(tmp_path, text)
@@ -149,6 +149,7 @@ def test_wrong_options_are_refused(make, told):
 
 
 def test_a_budget_nobody_can_meet_names_the_nearest_and_the_stage(tmp_path):
-    text = "student: {model: {name: pruned, cuts: [{how: {name: prune, rows: 64, least: 0.5}, flops: 1%}]}}\n"
+    how = "{name: prune, spread: global, rows: 64, least: 0.5}"
+    text = f"student: {{model: {{name: pruned, cuts: [{{how: {how}, flops: 1%}}]}}}}\n"
     with pytest.raises(KdxError, match=r"cannot bring .* down to .* it reaches"):
         ran(tmp_path, text)

@@ -25,7 +25,7 @@ def test_conformance_by_norm(check) -> None:
     check()
 
 
-@parametrize_checks(ByImportance())
+@parametrize_checks(ByImportance(importance="distillation", spread="global"))
 def test_conformance_by_distillation_loss(check) -> None:
     check()
 
@@ -81,10 +81,12 @@ def taught():
 def test_channels_that_nothing_depends_on_go_first_however_large_their_filters(importance):
     net, images = taught(), torch.randn(6, 1, 8, 8)
     data = StudentData([kdx.Batch(images, torch.arange(6) % 3)], task=TASK)
-    student = derive(net, images, how=ByImportance(importance=importance, least=0.0), params="45%", data=data)
+    student = derive(
+        net, images, how=ByImportance(importance=importance, spread="global", least=0.0), params="45%", data=data
+    )
     assert torch.equal(student.model[2].bias, net[2].bias[:3])
     assert student.model[0].out_channels > 2  # unequal shares
-    by_norm = derive(net, images, how=ByImportance(importance="l1"), params="45%")
+    by_norm = derive(net, images, how=ByImportance(importance="l1", spread="global"), params="45%")
     assert not set(by_norm.model[2].bias.tolist()) & set(net[2].bias[:3].tolist())
 
 
@@ -113,7 +115,7 @@ def test_a_hugging_face_encoder_is_pruned_with_its_teachers_guidance():
     teacher = transformers.BertForSequenceClassification(config)
     inputs = {"input_ids": torch.randint(0, 30, (4, 6)), "attention_mask": torch.ones(4, 6, dtype=torch.long)}
     data = StudentData([kdx.Batch(inputs, None)], task=TASK)
-    student = derive(teacher, inputs, how=ByImportance(), params="70%", data=data)
+    student = derive(teacher, inputs, how=ByImportance(importance="distillation"), params="70%", data=data)
     inner = [layer.intermediate.dense.out_features for layer in student.model.bert.encoder.layer]
     assert max(inner) < 48
     assert student.model(**inputs).logits.shape == (4, 3)
@@ -126,7 +128,7 @@ def test_a_budget_nobody_can_meet_is_refused_with_the_nearest_one():
         derive(
             toy_teacher(),
             torch.zeros(2, 1, 8, 8),
-            how={"name": "prune", "importance": "l1", "least": 0.3},
+            how={"name": "prune", "importance": "l1", "spread": "global", "least": 0.3},
             flops="0.1%",
         )
 
@@ -162,7 +164,7 @@ def test_planning_leaves_modes_gradients_and_the_random_state_alone():
     teacher[2].eval()
     modes, state = [module.training for module in teacher.modules()], torch.get_rng_state()
     data = StudentData(toy_batches(1), task=TASK)
-    derive(teacher, torch.zeros(2, 1, 8, 8), how=ByImportance(), params="50%", data=data)
+    derive(teacher, torch.zeros(2, 1, 8, 8), how=ByImportance(importance="taylor"), params="50%", data=data)
     assert [module.training for module in teacher.modules()] == modes
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert torch.equal(torch.get_rng_state(), state)
