@@ -7,6 +7,7 @@ import inspect
 from kdx.errors import RecipeError, nearest
 from kdx.experiment.components import SMOOTHED, check_component, is_structure, model_options_of, needs_of
 from kdx.experiment.recipe import Recipe
+from kdx.own_files import is_own
 from kdx.ref import Ref
 from kdx.registry import Plugins
 
@@ -24,6 +25,11 @@ def check_components(recipe: Recipe, plugins: Plugins) -> None:
     given = model_options_of(recipe, plugins)
     check_component("student.model", "model", recipe.student.model, plugins, given=given)
     if recipe.student.model.name == "derived" and (how := recipe.student.model.options.get("how")) is not None:
+        if is_own(name := Ref.of(how).name):
+            raise RecipeError(
+                f"student.model.how: {name!r} is in a file, and a derived student is built from its config, which "
+                "names no files; put the derivation into a plugin package (kdx new-plugin NAME --kind student)"
+            )
         check_component("student.model.how", "student", Ref.of(how), plugins)
     for name, section in recipe.all_teachers.items():
         path = "teacher" if section is recipe.teacher else f"teachers.{name}"

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import kdx
 from kdx.cli.app import app
-from kdx.errors import StudentError
+from kdx.errors import RecipeError, StudentError
 from kdx.experiment.experiment import Experiment
 from kdx.students import Derivation, Edit, Plan, StudentData, build, derive
 from kdx.testing import toy_batches, toy_teacher
@@ -139,6 +139,11 @@ def test_statistics_of_a_teacher_stay_as_they_are_when_a_derivation_runs_it() ->
     derive(teacher, EXAMPLE, how=Careless(), data=data())
     assert all(value.equal(before[name]) for name, value in teacher.state_dict().items())
     assert teacher.training
+
+
+def test_a_derivation_in_a_file_is_refused_before_anything_runs() -> None:
+    with pytest.raises(RecipeError, match=r"student\.model\.how: 'mine\.py:ByMine' is in a file, .* --kind student"):
+        recipe(student={"model": {"name": "derived", "how": "mine.py:ByMine"}})
 
 
 def test_a_student_begins_without_the_gradients_of_its_teacher() -> None:
