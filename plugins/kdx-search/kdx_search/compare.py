@@ -73,14 +73,9 @@ def _row(found: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "quality": student["test"][found["metric"]],
         "flops": student["flops"],
-        "compute": found["compute"]["flops"] + _training(student, found["rows_per_step"]),
+        "compute": found["compute"]["flops"] + student["compute"]["flops"],
         "trials": found["compute"]["trials"],
     }
-
-
-def _training(stage: Mapping[str, Any], rows: int) -> float:
-    """Operations of a student's training: a pass forward, and one backward of twice as many, for every row."""
-    return 3.0 * stage["flops"] * stage["steps"] * rows
 
 
 def _width(
@@ -97,8 +92,7 @@ def _width(
     """
     search = load_search(recipe, given)
     whole = load_recipe(search.sections, plugins=search.plugins)
-    rows = whole.train.batch_size * whole.train.accumulate
-    epoch = _training(student, rows) / whole.train.epochs
+    epoch = student["compute"]["flops"] / whole.train.epochs
     changes = {
         "student.model": {"name": "derived", "how": "width", "flops": student["flops"]},
         "train.epochs": whole.train.epochs + round(more / epoch),
@@ -113,7 +107,7 @@ def _width(
     )
     stage = summary["stages"]["distilled"]
     found = {"quality": stage["test"][summary["metric"]], "flops": stage["flops"]}
-    return {**found, "compute": _training(stage, rows), "trials": 0}
+    return {**found, "compute": stage["compute"]["flops"], "trials": 0}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -5,38 +5,33 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdx.errors import InUseError, KdxError, RunExistsError
+from kdx.errors import KdxError, RunExistsError
 from kdx.experiment.components import task_of
 from kdx.experiment.experiment import Experiment
 from kdx.experiment.quality import Quality
 from kdx.experiment.store_command import cache_teacher
 from kdx.files import write_json
-from kdx.lock import sole_writer, taking_turns
+from kdx.lock import taking_turns
 from kdx.registry import Plugins
 from kdx.trust import Rule, Trusted, trusting
 from kdx_search.front import chosen_of, front_of
 from kdx_search.pricing import Prices
 from kdx_search.search_recipe import SearchRecipe, load_search
-from kdx_search.study import COMPUTE, COST, SearchStudy, check_optuna
+from kdx_search.study import COST, SearchStudy, check_optuna
 from kdx_search.trials import TrialRunner
+from kdx_search.working import compute_of, counted, work
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial, Trial
+    from optuna.trial import FrozenTrial
 
 __all__ = ["search"]
 
 STUDY, TRIALS, CHOSEN, SUMMARY, STORE = "study.jsonl", "trials", "chosen", "search.json", "store"
-SAME = "same_as"
-"""Attribute of a trial whose point was tried before; it takes the values of that one."""
-ASKS = 30
-"""Points that are asked for at most, for each trial; the others are above a limit or were tried before."""
-FAILURES = 3
-"""Trials that fail before the search gives up, if none has ended well."""
 
 
 def search(
@@ -99,9 +94,9 @@ def search(
     study = SearchStudy(place / STUDY, checked, higher_is_better=quality.higher_is_better, notify=notify)
     runner = _runner(study, prices, place, quality, observers=observers, notify=notify, keep=keep_trials)
     with _helpers(processes - 1, recipe, overrides, place, trust, keep_trials=keep_trials, plugins=plugins) as joined:
-        _work(runner)
+        work(runner)
         joined()
-    _work(runner)  # what a helper that died has left
+    work(runner)  # what a helper that died has left
     with taking_turns(place / ".end", notify, "the end of the search"):
         if (finished := _finished(place, checked)) is not None:
             return finished
@@ -159,89 +154,6 @@ def _finished(place: Path, checked: SearchRecipe) -> dict[str, Any] | None:
     return summary if summary["asked_for"] >= checked.settings.trials else None
 
 
-def _work(runner: TrialRunner) -> None:
-    """Runs trials until there are enough of them."""
-    failed = 0
-    while True:
-        with ExitStack() as held:
-            trial = _next(runner, held)
-            if trial is None:
-                return
-            study = runner.study
-            values = study.values(trial)
-            if (known := _tried(study, trial, values)) is not None:
-                trial.set_user_attr(SAME, known.number)
-                for name in (COST, "quality_by_epoch"):
-                    trial.set_user_attr(name, known.user_attrs[name])
-                assert known.values is not None
-                study.finish(trial, *known.values, {})
-                continue
-            error = runner.run(trial, values)
-        failed += error is not None
-        if error is not None and failed >= FAILURES and not study.trials("COMPLETE", "PRUNED"):
-            raise KdxError(
-                f"{failed} trials of the search failed and none ended well; the last one: {error}"
-            ) from error
-
-
-def _next(runner: TrialRunner, held: ExitStack) -> Trial | None:
-    """A trial that a killed process left, or a new one; None when there are enough. Its lock is held until ``held``
-    is closed.
-    """
-    study, settings = runner.study, runner.study.search.settings
-    with study.alone():
-        for left in study.trials("RUNNING"):
-            if _locked(runner.folder, left.number, held):
-                runner.notify(f"trial {left.number}: goes on, for the process that began it is gone")
-                return study.again(left)
-        begun = _counted(study)
-        compute = _compute(study)
-        asked = len(study.study.get_trials(deepcopy=False))
-        if (
-            len(begun) >= settings.trials
-            or (settings.seconds and compute["seconds"] >= settings.seconds)
-            or (settings.compute and compute["flops"] >= settings.compute)
-        ):
-            return None
-        if asked >= ASKS * settings.trials:
-            runner.notify(
-                f"after {asked} points of the space {len(begun)} could be tried: the others are above a limit or are "
-                "these again"
-            )
-            return None
-        trial = study.ask()
-        if not _locked(runner.folder, trial.number, held):
-            raise InUseError(f"trial {trial.number} is at work in another process")
-        return trial
-
-
-def _locked(folder: Path, number: int, held: ExitStack) -> bool:
-    try:
-        held.enter_context(sole_writer(folder, name=f".{number:04d}.lock"))
-    except InUseError:
-        return False
-    return True
-
-
-def _counted(study: SearchStudy) -> list[FrozenTrial]:
-    """The trials that are, or were, trained."""
-    return [trial for trial in study.trials() if SAME not in trial.user_attrs]
-
-
-def _tried(study: SearchStudy, trial: Trial, values: Mapping[str, Any]) -> FrozenTrial | None:
-    """The trial that ended with a quality at the same point before."""
-    for known in study.trials("COMPLETE"):
-        if known.number != trial.number and known.params == dict(values) and SAME not in known.user_attrs:
-            return known
-    return None
-
-
-def _compute(study: SearchStudy) -> dict[str, float]:
-    """What all trials took together."""
-    stages = [stage for trial in study.trials() for stage in trial.user_attrs.get(COMPUTE, {}).values()]
-    return {key: sum(stage.get(key, 0) for stage in stages) for key in ("seconds", "steps", "flops")}
-
-
 def _end(
     checked: SearchRecipe,
     study: SearchStudy,
@@ -283,7 +195,7 @@ def _end(
 def _summary(
     checked: SearchRecipe, study: SearchStudy, quality: Quality, chosen: FrozenTrial | None, run: Mapping[str, Any]
 ) -> dict[str, Any]:
-    counted = _counted(study)
+    tried = counted(study)
     return {
         "recipe": checked.name,
         "finished": datetime.now(UTC).isoformat(timespec="seconds") if chosen else None,
@@ -301,21 +213,15 @@ def _summary(
                 "quality_by_epoch": trial.user_attrs.get("quality_by_epoch", []),
                 "reason": trial.user_attrs.get("reason"),
             }
-            for trial in counted
+            for trial in tried
         ],
         "refused": len(study.refused()),
-        "repeated": len(study.trials()) - len(counted),
+        "repeated": len(study.trials()) - len(tried),
         "front": [trial.number for trial in front_of(study, quality)],
         "chosen": chosen.number if chosen else None,
-        "compute": _compute(study) | {"trials": len(counted)},
-        "rows_per_step": _rows_per_step(checked),
+        "compute": compute_of(study).as_dict(),
         "run": dict(run),
     }
-
-
-def _rows_per_step(checked: SearchRecipe) -> int:
-    train = checked.whole(checked.space.first()).train
-    return train.batch_size * train.accumulate
 
 
 @contextmanager
@@ -358,4 +264,4 @@ def _help(recipe: Any, overrides: Mapping[str, Any], place: Path, trust: Trusted
     with trusting(Rule.of(trust, checked.plugins)):
         quality = Quality.of(task_of(checked.trial(checked.space.first()), checked.plugins))
     study = SearchStudy(place / STUDY, checked, higher_is_better=quality.higher_is_better)
-    _work(_runner(study, Prices(checked), place, quality, keep=keep))
+    work(_runner(study, Prices(checked), place, quality, keep=keep))

@@ -15,7 +15,7 @@ from kdx.errors import FileError, Interrupted, InUseError, KdxError, StopRun
 from kdx.experiment.experiment import Experiment
 from kdx.experiment.quality import Quality
 from kdx.hookspecs import hookimpl
-from kdx_search.pricing import STUDENT, Prices, cost_of, shown_cost
+from kdx_search.pricing import STUDENT, Prices, shown_cost
 from kdx_search.study import BY_EPOCH, COMPUTE, COST, SearchStudy, behind
 
 if TYPE_CHECKING:
@@ -114,7 +114,6 @@ class TrialRunner:
                 trust=search.trust,
             )
             watch.example = lambda: experiment.assembly.example
-            watch.rows = experiment.recipe.train.batch_size * experiment.recipe.train.accumulate
             summary = experiment.run(resume=True)
         if watch.costs is None:  # it was finished before this process began
             watch.price(experiment.assembly.model(STUDENT))
@@ -136,8 +135,6 @@ class _Watch:
         self.costs = costs
         self.refusal: str | None = None
         self.example: Callable[[], Any] = lambda: None
-        self.rows = 0
-        """Rows of one optimizer step."""
 
     def price(self, student: Any) -> None:
         """Measures the student, if its cost was not known before."""
@@ -187,18 +184,7 @@ class _Watch:
         if run.stage is None or run.stage.role == "teacher":  # trained once for all trials
             return
         known = dict(self.trial.user_attrs.get(COMPUTE, {}))
-        known[run.stage.name] = {
-            "role": run.stage.role,
-            "seconds": run.seconds,
-            "steps": run.step,
-            "flops": self._flops(run),
-        }
-        self.trial.set_user_attr(COMPUTE, known)
-
-    def _flops(self, run: Run) -> float:
-        """Operations of the students' training so far: forward, and twice as many backward, of every row."""
-        students = list(run.scheme.students.values())
-        return 3.0 * run.step * self.rows * sum(cost_of("flops", each, self.example()) for each in students)
+        self.trial.set_user_attr(COMPUTE, known | {run.stage.name: run.compute.as_dict()})
 
 
 def _is_student(run: Run) -> bool:
