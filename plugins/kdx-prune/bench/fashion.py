@@ -32,7 +32,7 @@ PACKAGE = Path(__file__).parents[1]
 FILE = PACKAGE.parents[1] / "bench" / "results" / "prune" / "fashion.csv"
 README = PACKAGE / "README.md"
 RECIPE = PACKAGE / "kdx_prune" / "recipes" / "fashion-prune.yaml"
-SHARES, ARMS, SEEDS = (50, 25, 10), ("pruned", "scratch", "width"), range(3)
+SHARES, ARMS, SEEDS = (50, 25, 10), ("pruned", "scratch", "width"), range(5)
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Number of pairs -> the factor of a two-sided 95 % interval of Student's t."""
 

@@ -46,9 +46,11 @@ class ByBlocks(Derivation):
     Example:
         >>> import torch, kdx
         >>> data = kdx.students.StudentData(kdx.testing.toy_batches(2), task=kdx.make("task", "classification"))
-        >>> images = torch.zeros(2, 1, 8, 8)
-        >>> kdx.students.derive(kdx.testing.toy_teacher(), images, how=ByBlocks(), params="60%", data=data).edit.removed
-        ['body.1', 'body.2']
+        >>> layers = [torch.nn.Conv2d(1, 8, 3), *(torch.nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))]
+        >>> teacher = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(288, 3))
+        >>> how, images = ByBlocks(), torch.zeros(2, 1, 8, 8)
+        >>> len(kdx.students.derive(teacher, images, how=how, params="85%", data=data).edit.removed)
+        1
     """
 
     edit = Depth

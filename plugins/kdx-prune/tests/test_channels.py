@@ -180,7 +180,7 @@ RECIPE = """
 """
 
 
-@pytest.mark.filterwarnings("ignore::kdx.assistants.GapWarning")
+@pytest.mark.filterwarnings("ignore::kdx.assistants.GapWarning", "ignore::kdx.assistants.WeakTeacherWarning")
 def test_it_runs_in_a_recipe(tmp_path) -> None:
     recipe = tmp_path / "pruned.yaml"
     recipe.write_text(RECIPE)
