@@ -73,6 +73,7 @@ CHANGED: dict[str, dict[str, Any]] = {
 """Page -> sections of the recipe around its parts."""
 
 SHORT: dict[str, dict[str, Any]] = {
+    "plugins/kdx-quant/fashion-int4.yaml": {"student.model.how.files": []},  # every one takes seconds
     "plugins/kdx-text/glosses-text.yaml": {
         "data.dataset.limit": 300,
         "data.dataset.length": 16,

@@ -87,7 +87,7 @@ class WeightRounding(nn.Module):
         return round_to_levels(weight, step, zero=0.0, least=-self.most, most=self.most)
 
     def levels(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """What is stored of a weight: levels as int8 ``[O, ...]``, and the steps ``[O]``, float32."""
+        """The form in which a weight is stored: levels as int8 ``[O, ...]``, and the steps ``[O]``, float32."""
         weight, step = weight.detach(), self.steps(weight).detach()
         rounded = (weight / step.view(-1, *[1] * (weight.dim() - 1))).clamp(-self.most, self.most).round()
         return rounded.to(torch.int8), step.float()

@@ -45,7 +45,7 @@ class Stored(nn.Module):
         return result
 
     def rounded(self, x: Tensor) -> Tensor:
-        """What the layer takes as it computes with it."""
+        """The input as the layer computes with it."""
         if self.rows is not None:
             x = self.rows(x)
         if self.taken is not None:
