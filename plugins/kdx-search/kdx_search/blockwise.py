@@ -189,6 +189,7 @@ class BlockWise(Offline):
             raise ValueError("batches: expected at least one, to rate the sub-network on; got none")
         return {name: value / rows for name, value in sums.items()}
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # else each new sub-network would be compiled
     def _losses(self, choice: Choice, teacher: Captured) -> dict[str, Tensor]:
         part = self._part(choice)
         found = {}

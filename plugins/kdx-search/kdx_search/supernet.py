@@ -6,10 +6,11 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from typing_extensions import override
 
-from kdx import Batch, Mean, Offline, SoftTargets, Taps
+from kdx import Batch, Captured, Mean, Offline, SoftTargets, Taps
 from kdx.knowledge import Knowledge
 from kdx.schemes import KnowledgeTerms, Task
 from kdx.tasks import cross_entropy
@@ -162,11 +163,8 @@ class Supernet(Offline):
         if self.teacher.teaches and guidance:
             teacher = self.teacher.captured_for(batch, largest)
             terms |= self.knowledge_terms(guidance, largest, teacher, batch)
-        taught = largest.detach()
-        for name, taps in self._others():
-            found = self.knowledge_terms(lesson, taps(batch.inputs), taught, batch)
-            terms |= {f"{name}/{term}": mean for term, mean in found.items()}
-        return terms
+        others: dict[str, Mean] = self._in_place(lesson, largest.detach(), batch)
+        return terms | others
 
     def choices(self, step: int) -> dict[str, dict[str, int]]:
         """The sub-networks of a step beside the largest: name -> choice.
@@ -178,6 +176,14 @@ class Supernet(Offline):
         drawn = random.Random(f"{self.seed} {step}")
         found = {"smallest": self.space.smallest}
         return found | {f"random{k}": self.space.sample(drawn) for k in range(1, self.samples + 1)}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # else each new sub-network would be compiled
+    def _in_place(self, lesson: dict[str, Knowledge], taught: Captured, batch: Batch) -> dict[str, Mean]:
+        terms: dict[str, Mean] = {}
+        for name, taps in self._others():
+            found = self.knowledge_terms(lesson, taps(batch.inputs), taught, batch)
+            terms |= {f"{name}/{term}": mean for term, mean in found.items()}
+        return terms
 
     def _others(self) -> Iterator[tuple[str, Taps]]:
         """The sub-networks of this step, each with what is captured in it."""

@@ -133,3 +133,16 @@ def test_what_would_teach_nothing_or_cannot_be_is_refused() -> None:
         made(knowledge={"in-place": kdx.make("knowledge", "hint", student="stem", teacher="stem")})
     with pytest.raises(RuntimeError, match=r"call scheme.setup\(batch\) once"):
         made()((images(4), torch.zeros(4, dtype=torch.int64)))
+
+
+def test_parts_of_a_batch_put_together_are_the_whole() -> None:
+    scheme = made(samples=1).double()
+    batch = kdx.Batch(images(12).double(), torch.arange(12) % 3)
+    scheme.setup(batch)
+    scheme.eval().advance(2, 4)
+    scheme(batch).total.backward()
+    whole = scheme.student.stem.weight.grad.clone()
+    scheme.zero_grad()
+    for rows in (slice(0, 6), slice(6, 12)):
+        (scheme(batch.at(rows)).total / 2).backward()
+    torch.testing.assert_close(scheme.student.stem.weight.grad, whole, rtol=1e-9, atol=1e-12)
