@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kdx import analysis as analysis
     from kdx import assistants as assistants
+    from kdx import authoring as authoring
     from kdx import datasets as datasets
     from kdx import errors as errors
     from kdx import experiment as experiment
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from kdx.artifact import FinishedStudent as FinishedStudent
     from kdx.assistants.base import Assistant as Assistant
     from kdx.batch import Batch as Batch
+    from kdx.capture import LOGITS as LOGITS
     from kdx.capture import Captured as Captured
     from kdx.capture import Taps as Taps
     from kdx.directions import Highest as Highest
@@ -73,7 +75,7 @@ else:
             "kdx.artifact": ["Artifact", "FinishedStudent"],
             "kdx.assistants.base": ["Assistant"],
             "kdx.batch": ["Batch"],
-            "kdx.capture": ["Captured", "Taps"],
+            "kdx.capture": ["LOGITS", "Captured", "Taps"],
             "kdx.directions": ["Highest", "Lowest"],
             "kdx.errors": ["KdxError", "StopRun"],
             "kdx.experiment.experiment": ["run"],
@@ -101,6 +103,7 @@ else:
         packages=[
             "analysis",
             "assistants",
+            "authoring",
             "datasets",
             "errors",
             "experiment",

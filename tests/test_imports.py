@@ -49,7 +49,7 @@ FLOORS = [
     {"assistants", "students"},
     {"experiment"},
     {"cli"},
-    {"testing"},
+    {"testing", "authoring"},
     {"__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}

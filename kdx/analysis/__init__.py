@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from kdx.analysis.cost import Cost as Cost
     from kdx.analysis.cost import measure_cost as measure_cost
     from kdx.analysis.cost import measure_latency as measure_latency
-    from kdx.analysis.cost_table import cost_table as cost_table
+    from kdx.analysis.costs import cost_table as cost_table
     from kdx.analysis.flops import count_flops as count_flops
     from kdx.analysis.flops import counting_flops as counting_flops
     from kdx.analysis.layers import Comparison as Comparison
@@ -25,7 +25,7 @@ else:
         __name__,
         {
             "kdx.analysis.cost": ["Cost", "measure_cost", "measure_latency"],
-            "kdx.analysis.cost_table": ["cost_table"],
+            "kdx.analysis.costs": ["cost_table"],
             "kdx.analysis.flops": ["count_flops", "counting_flops"],
             "kdx.analysis.layers": ["Comparison", "Layer", "compare_layers", "list_layers"],
             "kdx.analysis.stored": ["Stored", "count_parameters", "count_stored"],

@@ -130,11 +130,11 @@ def run_recipe(
     plugins = plugins_beside(recipe)
     checked = load_recipe(recipe, overrides or [], plugins=plugins, trust=trust or ())
     if dry_run:
-        from kdx.experiment.plan import plan
+        from kdx.experiment.plan import stages_of
 
         typer.echo(checked.yaml(), nl=False)
         typer.echo("# stages:")
-        for stage in plan(checked, plugins):
+        for stage in stages_of(checked, plugins):
             taught = f", taught by {', '.join(stage.teachers)}" if stage.teachers else ""
             begins = ([f"student: {stage.start}"] if stage.start else []) + [": ".join(i) for i in stage.starts.items()]
             typer.echo(f"#   {stage.name}{taught}" + (f", begins with {', '.join(begins)}" if begins else ""))

@@ -161,7 +161,7 @@ def inspect_models(
 
     import kdx
     from kdx.analysis.cost import measure_cost
-    from kdx.analysis.cost_table import cost_table
+    from kdx.analysis.costs import cost_table
     from kdx.analysis.layers import compare_layers
     from kdx.cli.component_text import parse_component, parse_weights
     from kdx.training.weights import load_weights
@@ -194,7 +194,7 @@ def inspect_models(
 
 
 def _inspect_run(folder: Path, *, as_json: bool) -> None:
-    from kdx.analysis.cost_table import cost_table
+    from kdx.analysis.costs import cost_table
     from kdx.experiment.run_costs import run_costs
 
     if not folder.is_dir():

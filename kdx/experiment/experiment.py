@@ -20,7 +20,7 @@ from kdx.experiment.assembly import Assembly
 from kdx.experiment.components import task_of
 from kdx.experiment.data import ExperimentData
 from kdx.experiment.environment import environment
-from kdx.experiment.plan import assistant_of, plan
+from kdx.experiment.plan import assistant_of, stages_of
 from kdx.experiment.quality import Quality
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe_files import load_recipe, plugins_beside
@@ -158,7 +158,7 @@ class Experiment:
         self.trust, self.rule = trust, Rule.of(trust, plugins)
         self.plugins = self.rule.plugins
         with trusting(self.rule):
-            self.plan = plan(recipe, self.plugins)
+            self.plan = stages_of(recipe, self.plugins)
             self.task = task_of(recipe, self.plugins)
         stages = RunFolder(recipe, folder, self.task.metric, notify)
         self.assembly = Assembly(recipe, self.plan, stages, plugins=self.plugins)

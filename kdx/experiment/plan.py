@@ -17,10 +17,10 @@ from kdx.registry import Plugins, default_plugins
 from kdx.stage import Stage, Structure, in_order
 from kdx.students.from_recipe import structure_of
 
-__all__ = ["assistant_of", "plan", "train_of"]
+__all__ = ["assistant_of", "stages_of", "train_of"]
 
 
-def plan(recipe: Recipe, plugins: Plugins | None = None) -> list[Stage]:
+def stages_of(recipe: Recipe, plugins: Plugins | None = None) -> list[Stage]:
     """The stages of a recipe, each after those it needs: teachers, controls, then the student's.
 
     Teachers that the scheme trains along have no stage. An assistant plans what comes after the controls; it always

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdx.errors import RecipeError
 from kdx.experiment.experiment import Experiment, threads
-from kdx.experiment.plan import plan
+from kdx.experiment.plan import stages_of
 from kdx.experiment.recipe import Recipe, StoreSection
 from kdx.experiment.recipe_files import check_recipe
 from kdx.experiment.rehearsal import rehearse_store
@@ -56,7 +56,7 @@ def cache_teacher(
         InUseError: another process writes into the folder.
         TrustError: see :func:`kdx.run`.
     """
-    if recipe.teacher is None or not any(stage.name == "teacher" for stage in plan(recipe, plugins)):
+    if recipe.teacher is None or not any(stage.name == "teacher" for stage in stages_of(recipe, plugins)):
         raise RecipeError("a store needs a teacher that is trained before the student, and the recipe has none")
     values = recipe.dump()
     given = {key: value for key, value in options.items() if value is not None}

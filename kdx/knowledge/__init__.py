@@ -58,10 +58,12 @@ if TYPE_CHECKING:
     from kdx.knowledge.tokens import TokenLayers as TokenLayers
     from kdx.knowledge.tokens import real_tokens as real_tokens
     from kdx.knowledge.vid import VID as VID
+    from kdx.responses import class_rows as class_rows
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
+            "kdx.responses": ["class_rows"],
             "kdx.knowledge.ab": ["AB"],
             "kdx.knowledge.attention_layers": ["AttentionLayers"],
             "kdx.knowledge.attention_scores": ["AttentionScores"],

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from kdx.students.edit import Kept as Kept
     from kdx.students.edit import Origin as Origin
     from kdx.students.edit import Plan as Plan
+    from kdx.students.factors import is_tied as is_tied
+    from kdx.students.factors import layer_at as layer_at
+    from kdx.students.factors import own_code as own_code
+    from kdx.students.from_recipe import DerivedStudent as DerivedStudent
     from kdx.students.groups import ChannelGroup as ChannelGroup
     from kdx.students.groups import channel_groups as channel_groups
     from kdx.students.low_rank import ByLowRank as ByLowRank
@@ -44,6 +48,8 @@ else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
+            "kdx.students.from_recipe": ["DerivedStudent"],
+            "kdx.students.factors": ["is_tied", "layer_at", "own_code"],
             "kdx.errors": ["StudentError"],
             "kdx.students.calls": ["Calls", "record_calls"],
             "kdx.students.config": ["StudentConfig", "build", "read_config"],

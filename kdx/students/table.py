@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kdx.analysis.cost import Cost
-from kdx.analysis.cost_table import cost_table
+from kdx.analysis.costs import cost_table
 from kdx.students.edit import Kept, Origin
 
 __all__ = ["table"]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from kdx.training.checkpoint import export_weights as export_weights
     from kdx.training.checkpoint import latest_checkpoint as latest_checkpoint
     from kdx.training.checkpoint import load_checkpoint as load_checkpoint
+    from kdx.training.checkpoint import load_tensors as load_tensors
     from kdx.training.evaluation import Metrics as Metrics
     from kdx.training.evaluation import classification as classification
     from kdx.training.evaluation import evaluate as evaluate
@@ -30,7 +31,7 @@ else:
         __name__,
         {
             "kdx.training.batches": ["ResumableLoader"],
-            "kdx.training.checkpoint": ["export_weights", "latest_checkpoint", "load_checkpoint"],
+            "kdx.training.checkpoint": ["export_weights", "latest_checkpoint", "load_checkpoint", "load_tensors"],
             "kdx.training.evaluation": ["Metrics", "classification", "evaluate"],
             "kdx.training.gradients": ["term_gradients"],
             "kdx.training.loop": ["fit"],

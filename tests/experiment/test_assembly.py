@@ -12,7 +12,7 @@ from torch import nn
 import kdx
 from kdx.experiment.assembly import Assembly
 from kdx.experiment.components import NEEDS, needs_of
-from kdx.experiment.plan import plan
+from kdx.experiment.plan import stages_of
 from kdx.ref import Ref
 from kdx.schemes.supervised import Supervised
 from kdx.stage import Produced, Stage, Structure, Term
@@ -88,7 +88,7 @@ def test_a_scheme_is_given_all_that_it_needs(plugged, trained: Path) -> None:
 
     plugged(Plugin(), "everything")
     given = recipe(scheme="everything", peers=3, task={"weight": 0.5})
-    assembly = Assembly(given, plan(given), InMemory(teacher=trained))
+    assembly = Assembly(given, stages_of(given), InMemory(teacher=trained))
     stage = Stage("distilled", "distilled", MODEL, ("teacher",), knowledge={"a": Term("logits", weight=2.0)})
     parts = assembly.scheme(stage).given
     student = parts["student"]
@@ -104,7 +104,7 @@ def test_a_scheme_is_given_all_that_it_needs(plugged, trained: Path) -> None:
 
 def test_a_stage_under_no_scheme_trains_on_its_labels_and_begins_with_the_weights_of_another(trained: Path) -> None:
     given = recipe()
-    assembly = Assembly(given, stages := plan(given), InMemory(teacher=trained))
+    assembly = Assembly(given, stages := stages_of(given), InMemory(teacher=trained))
     teacher, alone = stages[0], stages[1]
     assert isinstance(scheme := assembly.scheme(teacher), Supervised)
     assert not same(scheme.student, assembly.model("teacher"))  # it is about to be trained
@@ -134,12 +134,12 @@ def test_a_structure_is_made_once_and_kept_by_the_source(trained: Path) -> None:
     given = recipe()
     stage = Stage("narrow", "alone", Narrow())
     source = InMemory(teacher=trained)
-    assembly = Assembly(given, [*plan(given), stage], source)
+    assembly = Assembly(given, [*stages_of(given), stage], source)
     state = torch.get_rng_state()
     assert assembly.ref("narrow") == Ref("mlp", hidden=[4, 4])
     assert torch.get_rng_state().equal(state)
     assert all(value.eq(1).all() for value in assembly.student(stage).parameters())
     assert Narrow.calls == 1
-    later = Assembly(given, [*plan(given), stage], source)
+    later = Assembly(given, [*stages_of(given), stage], source)
     assert later.ref("narrow") == source.kept["narrow"].model
     assert Narrow.calls == 1

@@ -7,7 +7,7 @@ import torch
 
 from kdx.errors import PlanError
 from kdx.experiment.assembly import Assembly
-from kdx.experiment.plan import plan
+from kdx.experiment.plan import stages_of
 from kdx.modes import hold
 from kdx.ref import Ref
 from kdx.stage import Produced, Stage, Structure
@@ -24,7 +24,7 @@ AUGMENTED = {
 
 def assembly(**changes) -> Assembly:
     given = recipe(**{"data": AUGMENTED, **changes})
-    return Assembly(given, plan(given), InMemory())
+    return Assembly(given, stages_of(given), InMemory())
 
 
 @pytest.mark.parametrize("rows", ["all", "few", "labelled", "validation"])

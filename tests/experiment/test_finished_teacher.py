@@ -126,9 +126,9 @@ def test_a_loaded_teacher_needs_no_steps_beside_a_stream(trained, tmp_path) -> N
     checked = recipe(
         data=data, teacher={"model": NET, "weights": str(tmp_path / "w.pt")}, train={"steps": 4}, controls=[]
     )
-    from kdx.experiment.plan import plan
+    from kdx.experiment.plan import stages_of
 
-    assert [stage.name for stage in plan(checked)] == ["teacher", "distilled"]
+    assert [stage.name for stage in stages_of(checked)] == ["teacher", "distilled"]
 
 
 @pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning")

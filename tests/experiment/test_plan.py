@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from kdx.cli.app import app
 from kdx.errors import KdxError, PlanError, RecipeError
-from kdx.experiment.plan import plan
+from kdx.experiment.plan import stages_of
 from kdx.experiment.recipe_files import check_recipe, load_recipe, recipe_names
 from kdx.ref import Ref
 from kdx.stage import Stage, Term, in_order
@@ -70,7 +70,7 @@ def test_a_stage_is_named_like_a_folder_and_has_a_known_role() -> None:
 )
 def test_bad_overrides_of_a_stage_are_named_before_anything_runs(stage: Stage, message: str, planned) -> None:
     with pytest.raises(RecipeError, match=message):
-        plan(recipe(assistant=planned([stage, Stage("distilled", "distilled", NET, ("teacher",))])))
+        stages_of(recipe(assistant=planned([stage, Stage("distilled", "distilled", NET, ("teacher",))])))
 
 
 @pytest.mark.parametrize(
@@ -103,21 +103,21 @@ def test_bad_overrides_of_a_stage_are_named_before_anything_runs(stage: Stage, m
 )
 def test_what_an_assistant_plans_wrongly_is_named(stages, message: str, planned) -> None:
     with pytest.raises(PlanError, match=message):
-        plan(recipe(assistant=planned(stages())))
+        stages_of(recipe(assistant=planned(stages())))
 
 
 def test_the_last_stage_of_a_plan_trains_the_student(planned) -> None:
     with pytest.raises(
         PlanError, match="the last stage of a plan trains the student and is named 'distilled', got 'x'"
     ):
-        plan(recipe(assistant=planned([Stage("x", "assistant", NET)])))
+        stages_of(recipe(assistant=planned([Stage("x", "assistant", NET)])))
 
 
 def test_options_of_an_assistant_that_do_not_go_together_are_an_error_of_the_recipe() -> None:
     with pytest.raises(RecipeError, match=r"assistant \(takd\): give the assistants by models or by sizes"):
-        plan(recipe(assistant={"name": "takd"}))
+        stages_of(recipe(assistant={"name": "takd"}))
     with pytest.raises(RecipeError, match=r"assistant \(born-again\): generations must be >= 1"):
-        plan(recipe(assistant={"name": "born-again", "generations": 0}, teacher=None))
+        stages_of(recipe(assistant={"name": "born-again", "generations": 0}, teacher=None))
 
 
 def test_a_dry_run_prints_the_stages_and_who_teaches_them(tmp_path: Path) -> None:
@@ -133,27 +133,27 @@ def test_a_dry_run_prints_the_stages_and_who_teaches_them(tmp_path: Path) -> Non
 @pytest.mark.parametrize("option", [{"dtype": "bf16"}, {"device": "cpu"}, {"batch_statistics": True}])
 def test_how_a_finished_teacher_is_held_is_refused_for_one_that_is_trained_along(option) -> None:
     with pytest.raises(RecipeError, match="trains the teacher along, as the student is trained; remove dtype"):
-        plan(recipe(scheme={"name": "online"}, teacher={"model": TINY["teacher"]["model"], **option}))
+        stages_of(recipe(scheme={"name": "online"}, teacher={"model": TINY["teacher"]["model"], **option}))
 
 
 def test_a_training_of_its_own_is_refused_for_a_teacher_that_is_trained_along() -> None:
     untrained = {"model": TINY["teacher"]["model"]}
     message = r"teacher\.train: scheme 'online' trains the teacher along, .* train says; got batch_size, epochs; remove"
     with pytest.raises(RecipeError, match=message):
-        plan(recipe(scheme={"name": "online"}, teacher=TINY["teacher"]))
+        stages_of(recipe(scheme={"name": "online"}, teacher=TINY["teacher"]))
     resolved = recipe(scheme={"name": "online"}, teacher=untrained)  # its dump spells the defaults out
-    assert [stage.name for stage in plan(check_recipe(resolved.dump()))] == ["alone", "distilled"]
+    assert [stage.name for stage in stages_of(check_recipe(resolved.dump()))] == ["alone", "distilled"]
 
 
 def test_a_teacher_of_a_name_that_is_no_folder_is_refused() -> None:
     small = {"model": {"name": "mlp"}}
     with pytest.raises(PlanError, match=r"stage name '\.\./x' must consist of"):
-        plan(recipe(scheme={"name": "dense-guidance"}, teachers={"../x": small}))
+        stages_of(recipe(scheme={"name": "dense-guidance"}, teachers={"../x": small}))
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_that_comes_with_kdx_has_a_plan(name: str) -> None:
-    stages = plan(load_recipe(name))
+    stages = stages_of(load_recipe(name))
     assert stages[-1].name == "distilled"
     assert len({stage.name for stage in stages}) == len(stages)
 

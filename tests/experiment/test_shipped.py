@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import kdx
-from kdx.experiment.plan import plan
+from kdx.experiment.plan import stages_of
 from kdx.experiment.recipe_files import load_recipe, recipe_names
 from kdx.registry import default_plugins
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherW
 
 @pytest.mark.parametrize("name", sorted(recipe_names()))
 def test_every_recipe_has_a_plan_that_ends_in_the_distilled_student(name: str) -> None:
-    stages = plan(load_recipe(name), default_plugins())
+    stages = stages_of(load_recipe(name), default_plugins())
     assert stages[-1].role == "distilled"
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import kdx
 from kdx.errors import Interrupted, RecipeError
-from kdx.experiment.plan import plan
+from kdx.experiment.plan import stages_of
 from kdx.experiment.recipe_files import check_recipe, load_recipe
 from kdx.hookspecs import hookimpl
 from kdx.models import ConvNet
@@ -69,7 +69,7 @@ def test_generations_are_taught_by_the_one_before_and_resume_amid_one(tmp_path: 
     recipe = load_recipe(
         "fashion-born-again", SHORT | {"assistant.generations": 2, "data.labelled": 120, "student.model.width": 2}
     )
-    stages = {stage.name: (stage.teachers, stage.seed) for stage in plan(recipe)}
+    stages = {stage.name: (stage.teachers, stage.seed) for stage in stages_of(recipe)}
     assert stages == {
         "alone": ((), 0),
         "generation1": (("alone",), 1),

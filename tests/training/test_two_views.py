@@ -12,7 +12,7 @@ from kdx.batch import Batch
 from kdx.datasets import Digits, SampleStream, ShiftFlip, View
 from kdx.errors import RecipeError, StoreError
 from kdx.experiment.assembly import Assembly
-from kdx.experiment.plan import plan
+from kdx.experiment.plan import stages_of
 from kdx.experiment.recipe_files import check_recipe
 from kdx.schemes import EmaTeacher, SnapshotDistillation
 from kdx.store import write_store
@@ -172,7 +172,7 @@ VIEWS = {"dataset": {"name": "digits"}, "validation": 100, "augment": {"shift": 
 
 def test_a_recipe_shows_its_teacher_what_is_not_augmented() -> None:
     recipe = check_recipe({**TINY, "data": VIEWS, "teacher": {**TINY["teacher"], "view": "weak"}})
-    assembly = Assembly(recipe, plan(recipe), Untrained())
+    assembly = Assembly(recipe, stages_of(recipe), Untrained())
     stage = assembly.stages["distilled"]
     scheme = assembly.scheme(stage)
     batch = next(iter(assembly.training(stage, scheme)))

@@ -7,12 +7,9 @@ from typing import Any
 from torch import nn
 from typing_extensions import override
 
-from kdx import Batch, Knowledge
-from kdx.capture import LOGITS
-from kdx.losses import Mean
-from kdx.schemes import Online
-from kdx.schemes.base import KnowledgeTerms, Task
-from kdx.tasks.classification import cross_entropy
+from kdx import LOGITS, Batch, Knowledge, Mean
+from kdx.schemes import KnowledgeTerms, Online, Task
+from kdx.tasks import cross_entropy
 from kdx.teachers import Live
 
 __all__ = ["CoStudying"]

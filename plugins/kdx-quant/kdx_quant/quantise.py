@@ -11,9 +11,7 @@ from typing_extensions import override
 
 from kdx import Artifact, FinishedStudent
 from kdx.errors import StudentError, nearest
-from kdx.students import Derivation, Edit, Kept, Origin, Plan
-from kdx.students.calls import record_calls
-from kdx.students.factors import is_tied, layer_at, own_code
+from kdx.students import Derivation, Edit, Kept, Origin, Plan, is_tied, layer_at, own_code, record_calls
 from kdx_quant.files import KINDS as KINDS_OF_FILES
 from kdx_quant.files import Kind, check_installed, write
 from kdx_quant.layers import KINDS, Quantised

@@ -8,8 +8,7 @@ from torch import nn
 from typing_extensions import override
 
 from kdx import Assistant, Ref, Stage
-from kdx.students import Derivation, Edit, Origin, Plan
-from kdx.students.factors import layer_at
+from kdx.students import Derivation, Edit, Origin, Plan, layer_at
 from kdx_quant.quantise import quantisable
 from kdx_quant.stored import STORED, store_layer
 

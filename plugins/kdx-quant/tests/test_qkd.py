@@ -10,7 +10,7 @@ from kdx_quant.qkd import QKD
 import kdx
 from kdx import Ref
 from kdx.testing import parametrize_checks, toy_model
-from kdx.training.checkpoint import load_tensors
+from kdx.training import load_tensors
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::kdx.assistants.gap.GapWarning"),  # one epoch makes no student

@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import kdx
-from kdx.cli.app import app
+from kdx.authoring import app
 from kdx.errors import StudentError
 from kdx.testing import StudentTags, parametrize_checks
 

@@ -11,7 +11,7 @@ from torch import nn
 import kdx
 from kdx.analysis import measure_cost
 from kdx.errors import StudentError
-from kdx.training.checkpoint import export_weights
+from kdx.training import export_weights
 
 
 def _student(to: str, **options: object) -> tuple[nn.Module, torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdx.cli.output import Json, Trust, print_json
+from kdx.authoring import Json, Trust, print_json
 
 __all__ = ["app"]
 
@@ -36,7 +36,7 @@ def search_command(
     as_json: Json = False,
 ) -> None:
     """Search structure and transfer of a student together under its teacher, and distil the chosen one to the end."""
-    from kdx.printable import printable
+    from kdx.authoring import printable
     from kdx_search.joint import search
     from kdx_search.search_recipe import search_recipes
 
@@ -80,9 +80,8 @@ def _parsed(overrides: list[str]) -> dict[str, Any]:
 def _print(summary: dict[str, Any], place: Path) -> None:
     from rich.console import Console
 
-    from kdx.experiment.quality import Quality
-    from kdx.experiment.report import stages_table
-    from kdx.printable import printable
+    from kdx.authoring import printable
+    from kdx.experiment import Quality, stages_table
     from kdx_search.pricing import shown_cost
 
     console, quality = Console(), Quality.read(summary)

@@ -1,4 +1,4 @@
-"""What a search buys: its student against random search and the default student of the same size, paired by seed.
+"""The worth of a search: its student against random search and the default student of the same size, paired by seed.
 
 ``python -m kdx_search.compare fashion-search --seeds 0,1,2 --folder searches/compared`` writes a line of JSON per arm
 and seed, and prints the table of the README.

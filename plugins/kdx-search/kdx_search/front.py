@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kdx.experiment.quality import Quality
+from kdx.experiment import Quality
 from kdx_search.study import SearchStudy
 
 if TYPE_CHECKING:

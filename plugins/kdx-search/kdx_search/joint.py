@@ -10,15 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdx import Plugins
+from kdx.authoring import Rule, Trusted, taking_turns, trusting, write_json
 from kdx.errors import KdxError, RunExistsError
-from kdx.experiment.components import task_of
-from kdx.experiment.experiment import Experiment
-from kdx.experiment.quality import Quality
-from kdx.experiment.store_command import cache_teacher
-from kdx.files import write_json
-from kdx.lock import taking_turns
-from kdx.registry import Plugins
-from kdx.trust import Rule, Trusted, trusting
+from kdx.experiment import Experiment, Quality, cache_teacher, task_of
 from kdx_search.front import chosen_of, front_of
 from kdx_search.pricing import Prices
 from kdx_search.search_recipe import SearchRecipe, load_search
@@ -116,7 +111,7 @@ def _runner(
     notify: Callable[[str], object] = lambda _: None,
     keep: bool = False,
 ) -> TrialRunner:
-    """What runs the trials, once the teacher's outputs are stored if all trials learn from them."""
+    """The runner of the trials, once the teacher's outputs are stored if all trials learn from them."""
     search, teachers = study.search, place.parent / ".teachers"
     store = place / STORE if search.shares_store else None
     if store is not None:
@@ -145,7 +140,7 @@ def _claim(place: Path, *, resume: bool) -> None:
 
 def _finished(place: Path, checked: SearchRecipe) -> dict[str, Any] | None:
     """The summary of a search that is over, if it has as many trials as are asked for now."""
-    from kdx.files import read_json
+    from kdx.authoring import read_json
 
     if not (place / SUMMARY).exists():
         return None

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdx.experiment.quality import Quality
-from kdx.files import atomic_write
+from kdx.authoring import atomic_write
+from kdx.experiment import Quality
 from kdx_search.pricing import UNIT
 
 __all__ = ["draw_front"]

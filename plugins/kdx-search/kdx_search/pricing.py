@@ -9,22 +9,15 @@ from typing import Any
 
 from torch import nn
 
-from kdx import rng
-from kdx.analysis.cost import measure_cost
-from kdx.analysis.flops import count_flops
-from kdx.datasets.view import View
+from kdx import Plugins, Ref
+from kdx.analysis import count_flops, measure_cost
+from kdx.assistants import Produced, Structure
+from kdx.authoring import Rule, isolated, trusting
+from kdx.datasets import View
 from kdx.errors import RecipeError
-from kdx.experiment.assembly import Assembly
-from kdx.experiment.data import ExperimentData
-from kdx.experiment.plan import plan
-from kdx.experiment.recipe import Recipe
-from kdx.ref import Ref
-from kdx.registry import Plugins
-from kdx.stage import Produced, Structure
-from kdx.students.from_recipe import DerivedStudent
-from kdx.students.target import Target
+from kdx.experiment import Assembly, ExperimentData, Recipe, stages_of
+from kdx.students import DerivedStudent, Target
 from kdx.teachers import Stored
-from kdx.trust import Rule, trusting
 from kdx_search.recipe_space import ends
 from kdx_search.search_recipe import SearchRecipe
 
@@ -34,7 +27,7 @@ STUDENT = "distilled"
 """The stage whose student is searched for."""
 
 UNIT = {"flops": "operations of one sample", "latency": "ms for one sample", "params": "parameters"}
-"""What a cost counts, in words."""
+"""The unit of a cost, in words."""
 
 _REPEATS = 30
 
@@ -81,7 +74,7 @@ class Prices:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What is measured: the cost that is weighed against quality, then what else is limited."""
+        """The measured costs: the cost that is weighed against quality, then what else is limited."""
         settings = self.search.settings
         return tuple(dict.fromkeys((settings.cost, *settings.limits)))
 
@@ -103,7 +96,7 @@ class Prices:
         return {kind: cost_of(kind, model, example) for kind in self.kinds}
 
     def excess(self, values: Mapping[str, Any], costs: Mapping[str, float]) -> dict[str, float]:
-        """What is limited -> how far a point is above its limit, as a share of the limit; at most 0 within it."""
+        """Limited cost -> how far a point is above its limit, as a share of the limit; at most 0 within it."""
         return {
             kind: costs[kind] / self._most(kind, limit, values) - 1
             for kind, limit in self.search.settings.limits.items()
@@ -163,7 +156,7 @@ class Prices:
         return point, lowest
 
     def _price(self, recipe: Recipe) -> dict[str, float] | None:
-        with trusting(self.rule), rng.isolated():
+        with trusting(self.rule), isolated():
             assembly = self._assembly(recipe)
             model = assembly.stages[STUDENT].model
             if isinstance(model, Structure) and not _only_shapes(model, assembly.plugins):
@@ -179,7 +172,7 @@ class Prices:
             raise RecipeError(f"search.max_{kind}: a share is one of the teacher's cost, and there is no teacher")
         key = f"{kind} {recipe.teacher.model!r}"
         if key not in self._teacher:
-            with trusting(self.rule), rng.isolated():
+            with trusting(self.rule), isolated():
                 assembly = self._assembly(recipe)
                 teacher = assembly.build(recipe.teacher.model, "teacher")
                 self._teacher[key] = cost_of(kind, teacher, assembly.example_of("teacher"))
@@ -188,7 +181,7 @@ class Prices:
     def _assembly(self, recipe: Recipe) -> Assembly:
         if self._data is None:
             self._data = ExperimentData(recipe, self.search.plugins)
-        stages = plan(recipe, self.search.plugins)
+        stages = stages_of(recipe, self.search.plugins)
         return Assembly(recipe, stages, _Untrained(), data=self._data, plugins=self.search.plugins)
 
 

@@ -15,16 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from yaml import YAMLError
 
+from kdx import Plugins
+from kdx.authoring import Rule, Trusted, problems, read_text, trusting
 from kdx.errors import FileError, KdxError, RecipeError, TrustError, nearest
-from kdx.experiment.plan import plan
-from kdx.experiment.recipe import Recipe
-from kdx.experiment.recipe_files import load_recipe, plugins_beside
-from kdx.experiment.recipe_texts import check_interpolation, check_printable
-from kdx.files import read_text
-from kdx.options import problems
-from kdx.registry import Plugins
-from kdx.students.target import Target, parse_target
-from kdx.trust import Rule, Trusted, trusting
+from kdx.experiment import Recipe, check_interpolation, check_printable, load_recipe, plugins_beside, stages_of
+from kdx.students import Target, parse_target
 from kdx_search.recipe_space import RecipeSpace
 
 __all__ = ["SearchRecipe", "Settings", "changes_of", "load_search", "search_recipes"]
@@ -77,7 +72,7 @@ class Settings(BaseModel):
 
     @property
     def limits(self) -> dict[str, Target]:
-        """What is limited (``flops``, ``latency``, ``params``) -> how."""
+        """The limited costs (``flops``, ``latency``, ``params``) -> how."""
         found = {kind: getattr(self, key) for key, kind in LIMITS.items()}
         return {kind: parse_target(kind, value) for kind, value in found.items() if value is not None}  # type: ignore[arg-type]
 
@@ -126,7 +121,7 @@ class SearchRecipe:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two searches one: all but how many trials they take and which student is chosen."""
+        """The values that make two searches one: all but how many trials they take and which student is chosen."""
         free = {"trials", "tolerance", "seconds", "compute"}
         written = {SECTION: self.settings.model_dump(mode="json", exclude=free), **self.sections}
         plain: dict[str, Any] = json.loads(json.dumps(written, default=str))
@@ -261,7 +256,7 @@ def _check_points(found: SearchRecipe, rule: Rule) -> None:
             try:
                 recipe = make(values)
                 with trusting(rule):
-                    plan(recipe, rule.plugins)
+                    stages_of(recipe, rule.plugins)
             except TrustError as error:
                 raise TrustError(f"search.space at {shown}: {error}") from error
             except KdxError as error:

@@ -11,9 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdx.authoring import named, taking_turns
 from kdx.errors import DamagedError, KdxError, RecipeError
-from kdx.files import named
-from kdx.lock import taking_turns
 from kdx_search.recipe_space import Range, Spec
 from kdx_search.search_recipe import SearchRecipe
 
@@ -33,7 +32,7 @@ PEERS = 4
 STARTUP = 8
 """Trials that are drawn at random before the sampler learns from them."""
 _NO_JOURNAL = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
-"""What Optuna raises over a file that is no journal."""
+"""The exceptions that Optuna raises over a file that is no journal."""
 
 
 def check_optuna() -> None:

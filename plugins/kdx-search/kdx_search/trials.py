@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdx.assistants.gap import GapWarning, NoGainWarning, WeakTeacherWarning
+from kdx import hookimpl
+from kdx.assistants import GapWarning, NoGainWarning, WeakTeacherWarning
 from kdx.errors import FileError, Interrupted, InUseError, KdxError, StopRun
-from kdx.experiment.experiment import Experiment
-from kdx.experiment.quality import Quality
-from kdx.hookspecs import hookimpl
+from kdx.experiment import Experiment, Quality
 from kdx_search.pricing import STUDENT, Prices, shown_cost
 from kdx_search.study import BY_EPOCH, COMPUTE, COST, SearchStudy, behind
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-    from kdx.training.run import Run
+    from kdx.training import Run
 
 __all__ = ["TrialRunner"]
 

@@ -8,13 +8,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.capture import LOGITS
-from kdx.features.operands import in_full_precision
-from kdx.knowledge.labels import label_masks
-from kdx.knowledge.response import Outputs, Response, class_axis
-from kdx.losses import Over
-from kdx.ranges import check_number
-from kdx.responses import class_rows
+from kdx import LOGITS, Over
+from kdx.authoring import check_number
+from kdx.features import in_full_precision
+from kdx.knowledge import Outputs, Response, class_axis, class_rows, label_masks
 
 __all__ = ["WeightedSoftTargets", "weighted_soft_targets"]
 
@@ -79,8 +76,8 @@ class WeightedSoftTargets(Response):
     2021, https://arxiv.org/abs/2102.00650; code: https://github.com/bellymonster/Weighted-Soft-Label-Distillation.
 
     Example:
-        >>> from kdx.batch import Batch
-        >>> from kdx.capture import Captured
+        >>> from kdx import Batch
+        >>> from kdx import Captured
         >>> s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]])
         >>> batch = Batch(None, torch.tensor([0]))
         >>> round(WeightedSoftTargets(4.0)(Captured({"logits": s}), Captured({"logits": t}), batch).item(), 4)

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdx.authoring import sole_writer
 from kdx.errors import InUseError, KdxError
-from kdx.lock import sole_writer
 from kdx.training import Compute
 from kdx_search.study import COMPUTE, COST, SearchStudy
 from kdx_search.trials import TrialRunner
@@ -104,7 +104,7 @@ def _tried(study: SearchStudy, trial: Trial, values: Mapping[str, Any]) -> Froze
 
 
 def compute_of(study: SearchStudy) -> Compute:
-    """What all trials took together; the teacher, trained once for all of them, is not in it."""
+    """The compute of all trials together; the teacher, trained once for all of them, is not in it."""
     trials = study.trials()
     stages = [Compute.of(stage) for trial in trials for stage in trial.user_attrs.get(COMPUTE, {}).values()]
     return sum(stages, Compute(trials=len(counted(study))))

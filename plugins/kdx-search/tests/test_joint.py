@@ -16,10 +16,9 @@ from kdx_search.pricing import Prices
 from kdx_search.search_recipe import load_search
 from safetensors.torch import load_file
 
+from kdx import hookimpl
 from kdx.errors import KdxError, RecipeError, RunExistsError
-from kdx.experiment.data import ExperimentData
-from kdx.experiment.run_files import read_summary
-from kdx.hookspecs import hookimpl
+from kdx.experiment import ExperimentData, read_summary
 from kdx.teachers import Stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning")
@@ -169,7 +168,7 @@ def test_the_cheapest_within_the_tolerance_is_chosen(tiny, kept: Path) -> None:
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from kdx.hookspecs import hookimpl
+from kdx import hookimpl
 from kdx.teachers import Stored
 from kdx_search import search
 

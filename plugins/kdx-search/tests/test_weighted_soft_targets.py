@@ -5,9 +5,7 @@ import pytest
 import torch
 from kdx_search.weighted_soft_targets import WeightedSoftTargets, weighted_soft_targets
 
-from kdx import SoftTargets
-from kdx.batch import Batch
-from kdx.capture import Captured
+from kdx import Batch, Captured, SoftTargets
 from kdx.testing import KnowledgeTags, parametrize_checks
 
 
