@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kdx import Plugins
 from kdx.authoring import Rule, Trusted, taking_turns, trusting, write_json
 from kdx.errors import KdxError, RunExistsError
-from kdx.experiment import Experiment, Quality, cache_teacher, task_of
+from kdx.experiment import Experiment, Quality, cache_teacher, load_recipe, task_of
 from kdx_search.front import chosen_of, front_of
 from kdx_search.pricing import Prices
 from kdx_search.search_recipe import SearchRecipe, load_search
@@ -165,10 +165,12 @@ def _end(
         reasons = {each.user_attrs["reason"] for each in study.trials() if "reason" in each.user_attrs}
         raise KdxError("no trial of the search ended with a quality: " + ("; ".join(sorted(reasons)[:3]) or "none ran"))
     notify(f"trial {chosen.number} is chosen and distilled to the end")
-    if (place / CHOSEN).exists() and (place / SUMMARY).exists():  # a longer search chooses anew
-        shutil.rmtree(place / CHOSEN)
+    recipe = checked.whole(study.point(chosen), place / STORE if checked.shares_store else None)
+    kept = place / CHOSEN / "recipe.yaml"
+    if kept.exists() and load_recipe(kept, plugins=checked.plugins, trust=checked.trust).dump() != recipe.dump():
+        shutil.rmtree(place / CHOSEN)  # a longer search chooses anew
     run = Experiment(
-        checked.whole(study.point(chosen), place / STORE if checked.shares_store else None),
+        recipe,
         place / CHOSEN,
         observers,
         name=checked.name,
