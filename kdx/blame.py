@@ -31,6 +31,7 @@ def blaming(what: str, thing: object) -> Iterator[None]:
         raise
     except Exception as error:
         if lost := _lost_worker(error):  # noticed in a signal handler, whatever was running
+            _forget_workers(error)
             raise ComponentError.of(_lost(lost), lost) from error
         raise ComponentError.of(
             f"{what}{_shown(thing)} raised {type(error).__name__}: {_last(error)}", error
@@ -50,7 +51,17 @@ def explaining_lost_workers() -> Iterator[None]:
         lost = None if isinstance(error, ComponentError) else _lost_worker(error)
         if lost is None:
             raise
+        _forget_workers(error)
         raise ComponentError.of(_lost(lost), lost) from error
+
+
+def _forget_workers(error: BaseException | None) -> None:
+    """Lets go of the loader that the error holds on to: as long as it lives, torch raises the error again wherever a
+    process of any kind ends.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _lost_worker(error: BaseException | None) -> Exception | None:
