@@ -108,12 +108,23 @@ def test_the_lock_of_a_killed_process_ends_with_it_and_not_with_its_children(ins
             first.kill()
             first.wait()
             assert all(Path(f"/proc/{child}/status").exists() for child in children)
+            while any(holds(child, tmp_path) for child in children):  # one that has just been forked has yet to let go
+                time.sleep(0.01)
             with writing(tmp_path):
                 pass
         finally:
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(child), signal.SIGKILL)
+
+
+def holds(process: str, folder: Path) -> bool:
+    """Whether a process has the file of the lock open."""
+    for file in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just been closed
+            if os.readlink(file) == str(folder / "run" / ".lock"):
+                return True
+    return False
 
 
 def test_a_forked_process_that_leaves_the_block_does_not_give_the_lock_away(tmp_path: Path) -> None:

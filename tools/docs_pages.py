@@ -356,7 +356,7 @@ def entries(package: str) -> Iterator[str]:
     module = import_module(package)
     for name in module.__all__:
         value = getattr(module, name)
-        if inspect.ismodule(value) or isinstance(value, str):
+        if inspect.ismodule(value) or name == "__version__":
             continue
         home = next((other for other in packages("kdx") if package == "kdx" and shares(other, name, value)), None)
         if home is not None:

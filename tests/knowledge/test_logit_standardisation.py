@@ -127,7 +127,7 @@ def test_the_component_stands_what_all_do(random, check_component, around):
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(ValueError, match="has its own temperature, class_dim, void and taps; give them to it"):
+    with pytest.raises(ValueError, match="its own temperature, class_dim, void, vocabulary and taps; give them to it"):
         LogitStandardisation(3.0, around=DKD())
     with pytest.raises(ValueError, match="expected knowledge of kind 'response', got SP"):
         LogitStandardisation(around=SP())

@@ -91,7 +91,7 @@ def test_loss_and_gradients_are_those_of_all_logits(backend, of_sides, options, 
 @pytest.mark.parametrize("gap", [None, 1e-1, 1e-3])
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])
 def test_logits_of_half_precision_operands_are_not_rounded(backend, dtype, gap, divergence) -> None:
-    if dtype == torch.float64 and backend in ("triton", "cuda"):
+    if dtype == torch.float64 and backend == "triton":
         pytest.skip("no float64 kernel")
     student, teacher = sides(dtype, gap)
     loss = linear_kl(*student, *teacher, divergence=divergence, backend=backend)

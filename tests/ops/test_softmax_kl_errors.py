@@ -25,7 +25,11 @@ Y = torch.arange(4)
         (lambda: softmax_kl(S, T, temperature=float("nan")), ValueError, "temperature: .* got nan"),
         (lambda: softmax_kl(S, T, temperature=float("inf")), ValueError, "temperature: .* got inf"),
         (lambda: softmax_kl(S, T, divergence="foward"), ValueError, "divergence: .*'foward'; did you mean 'forward'"),
-        (lambda: softmax_kl(S, T, divergence="jsd", beta=1.0), ValueError, "beta: .*between 0 and 1, got 1.0"),
+        (
+            lambda: softmax_kl(S, T, divergence="jsd", beta=1.5),
+            ValueError,
+            r"beta: .* in \[0, 1\], got 1.5",
+        ),
         (lambda: softmax_kl(S, T, reduction="avg"), ValueError, "reduction: there is no 'avg'"),
         (lambda: softmax_kl(S, T, dim=2), ValueError, r"dim: expected a dimension of \(4, 10\), got 2"),
         (lambda: softmax_kl(S[:, :0], T[:, :0]), ValueError, "dim: dimension 1 .* has no classes"),
