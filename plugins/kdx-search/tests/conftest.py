@@ -1,10 +1,14 @@
 """A small search: perceptrons on digits, a trial takes a tenth of a second."""
 
 import copy
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))  # search_nets.py, also where pytest imports by file
 
 TINY = {
     "threads": 1,

@@ -22,7 +22,6 @@ from kdx.experiment import ExperimentData, read_summary
 from kdx.teachers import Stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning")
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -190,12 +189,11 @@ def test_a_search_that_was_killed_goes_on_with_the_trial_that_it_was_at(tiny, ke
     recipe = tiny(epochs=2, prune=False)
     whole = search(recipe, folder=kept / "unbroken", report=False)
     (kept / "recipe.json").write_text(json.dumps(recipe))
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/plugins/kdx-search", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     place = kept / "killed"
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, kept / "recipe.json", place], env=environment)
-    for _ in range(600):
-        if (place / "here").exists():
-            break
+    while not (place / "here").exists():
+        assert process.poll() is None, "it ended before it was killed"
         time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
