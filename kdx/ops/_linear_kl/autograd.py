@@ -13,7 +13,7 @@ from kdx.ops._library import define
 from kdx.ops._linear_kl import reference
 from kdx.ops._linear_kl.call import Options, Rows, Side, Wanted
 
-__all__ = ["loss_of"]
+__all__ = ["loss_of", "scaled"]
 
 _TENSORS = 10
 """How many arguments of the op are tensors or None: those of the two sides, then the numbers of the rows."""
@@ -94,7 +94,7 @@ class _Loss(torch.autograd.Function):
             with torch.autocast(student.hidden.device.type, enabled=False):
                 made = reference.gradients(student, teacher, Rows(*tensors[7:]), options, Wanted(*needed), each)
         elif options.reduce:
-            made = [None if each is None else _scaled(each, upstream) for each in made]
+            made = [None if each is None else scaled(each, upstream) for each in made]
         else:
             kl, labels, ce = tensors[7:]
             rows = (kl * upstream, labels, None if ce is None else ce * upstream)
@@ -102,7 +102,7 @@ class _Loss(torch.autograd.Function):
         return None, None, *made, *[None] * 7
 
 
-def _scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
+def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
     """``gradient * upstream``; ``gradient`` is left alone for a second backward."""
     if upstream.device.type == "cpu" and not torch.compiler.is_compiling() and upstream.item() == 1.0:
         return gradient

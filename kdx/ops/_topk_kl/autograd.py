@@ -10,6 +10,7 @@ from torch import Tensor
 from kdx.ops import _dispatch
 from kdx.ops._dtypes import accumulator
 from kdx.ops._library import define
+from kdx.ops._linear_kl.autograd import scaled
 from kdx.ops._linear_kl.call import Options, Rows
 from kdx.ops._topk_kl import reference
 
@@ -66,15 +67,11 @@ class _Loss(torch.autograd.Function):
             loss = _by_definition(student, ids, known, rows, options)
             (found,) = torch.autograd.grad(loss, student, upstream, create_graph=True)
         elif made is not None:
-            found = made if _is_one(upstream) else (made * upstream).to(made.dtype)
+            found = scaled(made, upstream)
         else:
             rows = Rows(kl * upstream, labels, None if ce is None else ce * upstream)
             _, found = torch.ops.kdx.topk_kl(student, ids, known, *rows, *options._replace(reduce=True), True)
         return None, found, *[None] * 5
-
-
-def _is_one(upstream: Tensor) -> bool:
-    return upstream.device.type == "cpu" and not torch.compiler.is_compiling() and upstream.item() == 1.0
 
 
 def loss_of(student: Tensor, ids: Tensor, known: Tensor, rows: Rows, options: Options) -> Tensor:
