@@ -449,6 +449,12 @@ def kdx_models() -> Iterable[Spec]:
         Spec("resnet", "kdx.models.resnet:ResNet", "residual CNN of CIFAR style, depth 8, 20, 32, ...", he),
         Spec("token-conv", "kdx.models.token_conv:TokenConv", "convolutions over token ids, for rows or every token"),
         Spec(
+            "token-decoder",
+            "kdx.models.token_decoder:TokenDecoder",
+            "small causal language model on token ids; taps blocks.*, reduce, fc",
+            "Vaswani et al. 2017, arXiv:1706.03762",
+        ),
+        Spec(
             "token-transformer",
             "kdx.models.token_transformer:TokenTransformer",
             "transformer encoder on token ids, for rows or every token",

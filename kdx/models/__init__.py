@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdx.models.residual_sum import ResidualSum as ResidualSum
     from kdx.models.resnet import ResNet as ResNet
     from kdx.models.token_conv import TokenConv as TokenConv
+    from kdx.models.token_decoder import TokenDecoder as TokenDecoder
     from kdx.models.token_transformer import TokenTransformer as TokenTransformer
     from kdx.models.unet import UNet as UNet
     from kdx.models.vit import ViT as ViT
@@ -32,6 +33,7 @@ else:
             "kdx.models.residual_sum": ["ResidualSum"],
             "kdx.models.resnet": ["ResNet"],
             "kdx.models.token_conv": ["TokenConv"],
+            "kdx.models.token_decoder": ["TokenDecoder"],
             "kdx.models.token_transformer": ["TokenTransformer"],
             "kdx.models.unet": ["UNet"],
             "kdx.models.vit": ["ViT"],
