@@ -229,7 +229,7 @@ class Assembly:
 
     def stored(self, teacher: str) -> Stored:
         """A teacher of this recipe that answers from its store."""
-        return self.source.stored(teacher, self.data.few, self.model(teacher), self.task.responses.class_dim)
+        return self.source.stored(teacher, self.data.few, self.model(teacher), self.task)
 
     @property
     def metric(self) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from kdx.datasets.view import View
 from kdx.stage import Produced
+from kdx.tasks.base import Task
 from kdx.teachers import Stored
 
 __all__ = ["ModelSource"]
@@ -33,8 +34,8 @@ class ModelSource(Protocol):
     def quality(self, stage: str) -> float:
         """The metric of the task on the validation rows, after a stage, or of ``stage:model``."""
 
-    def stored(self, teacher: str, rows: View, model: nn.Module, class_dim: int | None) -> Stored:
+    def stored(self, teacher: str, rows: View, model: nn.Module, task: Task) -> Stored:
         """A teacher that answers from its store, written from its model for the training rows if need be.
 
-        ``class_dim`` is the axis of the classes as the task's responses have it.
+        ``task`` puts rows into batches, and its responses say where the classes are.
         """

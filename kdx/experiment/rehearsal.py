@@ -107,14 +107,14 @@ class _Untrained:
     def quality(self, stage: str) -> float:
         return 1.0
 
-    def stored(self, teacher: str, rows: View, model: nn.Module, class_dim: int | None) -> Stored:
+    def stored(self, teacher: str, rows: View, model: nn.Module, task: Task) -> Stored:
         section = store_section(self.recipe, teacher)
         assert section is not None
         few = View(rows.dataset, rows.indices[:ROWS])
         one_view = section.model_copy(update={"views": 1})
         if teacher not in self.stores:  # an untrained teacher is drawn anew for every stage
             place = self.folder / teacher
-            self.stores[teacher] = write_stage_store(self.recipe, few, model, one_view, place, class_dim)
+            self.stores[teacher] = write_stage_store(self.recipe, few, model, one_view, place, task)
         return Stored(self.stores[teacher])
 
 

@@ -31,6 +31,7 @@ from kdx.files import named, write_json
 from kdx.ref import Ref
 from kdx.stage import Produced
 from kdx.stage_name import split_name
+from kdx.tasks.base import Task
 from kdx.teachers import Stored
 from kdx.training.checkpoint import load_tensors, save_tensors
 
@@ -147,8 +148,6 @@ class RunFolder:
             self.of(stage) / MODEL, {"model": produced.model.as_dict(), "start": produced.weights is not None}
         )  # last, as it says that the weights are there
 
-    def stored(self, teacher: str, rows: View, model: nn.Module, class_dim: int | None) -> Stored:
+    def stored(self, teacher: str, rows: View, model: nn.Module, task: Task) -> Stored:
         """A teacher that answers from its store, which is written first if it is not there."""
-        return stored_teacher(
-            self.recipe, rows, model, teacher, self.of(split_name(teacher)[0]), class_dim, self.notify
-        )
+        return stored_teacher(self.recipe, rows, model, teacher, self.of(split_name(teacher)[0]), task, self.notify)

@@ -14,6 +14,7 @@ from kdx.datasets.view import View
 from kdx.experiment.recipe import Recipe, StoreSection
 from kdx.stage_name import split_name
 from kdx.store import Store, write_store
+from kdx.tasks.base import Task
 from kdx.teachers import Stored
 
 __all__ = ["store_section", "store_views", "stored_teacher", "write_stage_store"]
@@ -37,12 +38,12 @@ def write_stage_store(
     model: nn.Module,
     section: StoreSection,
     folder: Path,
-    class_dim: int | None,
+    task: Task,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Store:
     """Writes the store of a trained teacher, or what is missing of it; one that matches is only opened.
 
-    ``class_dim`` is the axis of the classes as the task's responses have it.
+    ``task`` puts rows into batches, and its responses say where the classes are.
 
     Raises:
         StoreError: the folder holds another store, or the disk is full.
@@ -58,7 +59,8 @@ def write_stage_store(
         batch_size=section.batch_size,
         workers=recipe.data.workers,
         seed=recipe.seed,
-        class_dim=class_dim,
+        class_dim=task.responses.class_dim,
+        collate=task.collate,
         origin={"options": json.dumps(recipe.data.dataset.options, sort_keys=True, default=str)},
         progress=progress,
     )
@@ -70,7 +72,7 @@ def stored_teacher(
     model: nn.Module,
     name: str,
     folder: Path,
-    class_dim: int | None,
+    task: Task,
     notify: Callable[[str], object],
 ) -> Stored:
     """The teacher of a stage that learns from a store; the store is written first, if it is not there.
@@ -82,7 +84,7 @@ def stored_teacher(
         name: of the teacher's stage, or ``stage:model``.
         folder: of the stage; the store is its subfolder ``store`` (``store-teacher`` of ``stage:teacher``) unless the
             recipe says where.
-        class_dim: axis of the classes as the task's responses have it.
+        task: puts rows into batches, and its responses say where the classes are.
         notify: called with a sentence for the user.
     """
     section = store_section(recipe, name)
@@ -91,7 +93,7 @@ def stored_teacher(
     start = time.perf_counter()
     model_name = split_name(name)[1]
     where = section.folder or folder / ("store" if model_name is None else f"store-{model_name}")
-    store = write_stage_store(recipe, rows, model, section, where, class_dim, lambda *counts: told.append(counts))
+    store = write_stage_store(recipe, rows, model, section, where, task, lambda *counts: told.append(counts))
     seconds = time.perf_counter() - start
     what = f"{', '.join(section.contents)} of {len(rows):,} samples in {store.views} views"
     if told[0][0] == told[0][1]:

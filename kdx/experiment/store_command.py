@@ -71,5 +71,6 @@ def cache_teacher(
         rehearse_store(assembly, "teacher")
         alone.enter_context(sole_writer(out, name=".cache.lock"))  # .lock is that of the store, which is written here
         experiment.runner.run(assembly.stages["teacher"])
-        class_dim = assembly.task.responses.class_dim
-        return write_stage_store(recipe, assembly.data.few, assembly.model("teacher"), store, out, class_dim, progress)
+        return write_stage_store(
+            recipe, assembly.data.few, assembly.model("teacher"), store, out, assembly.task, progress
+        )

@@ -105,6 +105,11 @@ class Knowledge(nn.Module, ABC):
         """Says what the loss of this batch, if it is a plain scalar, is a mean over: :attr:`over`, or a number."""
         return self.over
 
+    @property
+    def passes_padding(self) -> bool:
+        """Whether it learns nothing at the padding of sequences, of which a store holds nothing; asked once bound."""
+        return False
+
     def accepts_estimate(self, temperature: float) -> bool:
         """Whether the loss stays unbiased on teacher logits whose softmax at ``temperature`` is an unbiased estimate.
 

@@ -142,6 +142,13 @@ class Response(Knowledge):
             return Over.ROWS
         return Over.ELEMENTS if _class_numbers(batch.targets) else outputs.numel() // max(1, outputs.shape[dim])
 
+    @property
+    @override
+    def passes_padding(self) -> bool:
+        if self.student_taps != (self.responses.tap,) and not self.responses.shift:
+            return False
+        return self._by_inputs or bool(self.responses.void if self.void is None else self.void)
+
     def axis(self, shape: torch.Size) -> int:
         """The class axis of outputs of this shape."""
         return Responses(class_dim=self._said_axis).axis(shape)

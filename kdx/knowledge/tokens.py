@@ -85,6 +85,11 @@ class TokenLayers(PairedLayers):
     ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """The tensors of one pair of layers that are compared, in float32 (float64 stays), each ``[N, L, ...]``."""
 
+    @property
+    @override
+    def passes_padding(self) -> bool:
+        return self.mask != ALL
+
     @override
     def compare(self, pair: int, student: Feature, teacher: Feature) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} compares tokens with the batch that they are of")

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from kdx.capture import LOGITS, Captured
 from kdx.errors import StoreError
+from kdx.layout import Layout, UnknownLayout
 from kdx.responses import Responses
 
 __all__ = ["DTYPES", "Content", "Whole", "class_dtype", "rounded"]
@@ -40,6 +41,13 @@ class Content(ABC):
         """The temperature at which the mass of classes that are stored as one is right, None if there are none."""
         return None
 
+    def layout(self, stored: str, teacher: Captured) -> Layout | UnknownLayout | None:
+        """The meaning of the axes of a tensor to be stored, None where only its shape tells it.
+
+        The logits of sparse contents have their classes last, whatever their axis was.
+        """
+        return None
+
     @abstractmethod
     def encode(self, teacher: Captured, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
         """Name -> ``[N, ...]``, to be written."""
@@ -59,6 +67,13 @@ class Whole(Content):
     def encode(self, teacher: Captured, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor]:
         names = teacher.patterns.get(self.tap, (self.tap,))
         return {f"whole.{name}": rounded(teacher[name], dtype, name) for name in names}
+
+    @override
+    def layout(self, stored: str, teacher: Captured) -> Layout | UnknownLayout | None:
+        name = stored.removeprefix("whole.")
+        if name == LOGITS and teacher[name].dim() == 3:
+            return Layout("nlc" if self.axis(3) == 2 else "ncl")
+        return teacher.layouts.get(name)
 
     @override
     def decode(self, stored: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:

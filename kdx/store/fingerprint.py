@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdx.capture import clean_name, unwrap
+from kdx.store.sequences import places_of
 
 __all__ = ["describe", "digest_of", "input_digests", "teacher_hash", "tensor_digests"]
 
@@ -59,12 +60,18 @@ def describe(data: Any) -> dict[str, str]:
 
 
 def input_digests(inputs: Any, rows: int) -> Tensor:
-    """A 64-bit hash of each sample's inputs, int64 ``[N]``: of every tensor in them, bit for bit."""
+    """A 64-bit hash of each sample's inputs, int64 ``[N]``: of every tensor in them, bit for bit.
+
+    Of sequences the places that hold a token count (:func:`kdx.store.sequences.places_of`), so that a sample has one
+    hash however far its batch is padded, and on which side.
+    """
     hashes = [hashlib.blake2b(digest_size=8) for _ in range(rows)]
+    places = places_of(inputs)
     for tensor in _tensors(inputs):
-        head = f"{tensor.dtype} {list(tensor.shape[1:])}".encode()
-        for digest, row in zip(hashes, tensor.detach().cpu(), strict=True):
-            digest.update(head)
+        held = places if places is not None and tensor.shape[:2] == places.shape else None
+        for number, (digest, each) in enumerate(zip(hashes, tensor.detach().cpu(), strict=True)):
+            row = each if held is None else each[held[number]]
+            digest.update(f"{row.dtype} {list(row.shape)}".encode())
             digest.update(_bytes(row))
     values = [int.from_bytes(digest.digest(), "little", signed=True) for digest in hashes]
     return torch.tensor(values, dtype=torch.int64)

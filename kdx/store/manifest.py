@@ -59,6 +59,8 @@ class Manifest:
         class_dim: their axis, where :class:`kdx.responses.Responses` does not tell it.
         patterns: feature taps as written -> concrete names.
         tensors: stored name -> the content it belongs to.
+        ragged: those of them that hold something for each place of a sequence, rows one after the other without their
+            padding; each file then says how long its rows are.
         files: the complete files by name.
         data_hash: sha256 of ``data``.
         kdx: version that wrote it.
@@ -82,6 +84,7 @@ class Manifest:
     kdx: str
     class_dim: int | None = None
     layouts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ragged: list[str] = field(default_factory=list)
     format: int = FORMAT
     files: dict[str, FileEntry] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from typing_extensions import override
 from kdx.capture import Provenance
 from kdx.errors import StoreWarning
 
-__all__ = ["SampledClasses", "TopClasses"]
+__all__ = ["SampledClasses", "TopClasses", "WithoutPadding"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +79,29 @@ class TopClasses(Provenance):
                     StoreWarning,
                     stacklevel=2,
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutPadding(Provenance):
+    """Sequences of which the store holds the tokens alone: at the padding of a batch there is nothing to learn.
+
+    Args:
+        predicted: number of a sample whose first token is to be predicted from the padding before it; None: there is
+            none in the batch.
+    """
+
+    predicted: int | None = None
+
+    @override
+    def check(self, what: str, tap: str, component: Any) -> None:
+        if not component.passes_padding:
+            raise ValueError(
+                f"{what}: learns from the padding of the batch too, and of {tap!r} the store holds the tokens alone; "
+                "let it pass over padding (the task 'causal-lm' does, void=True, a mask), or give batches without "
+                "padding"
+            )
+        if self.predicted is not None and component.kind == "response":
+            raise ValueError(
+                f"{what}: the first token of sample {self.predicted} is to be predicted from the padding before it, of "
+                "which the store holds nothing; give the first token of a sequence the label -100, or pad behind it"
+            )

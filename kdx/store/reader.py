@@ -19,12 +19,16 @@ from kdx.errors import StoreError
 from kdx.layout import Layout, UnknownLayout, layout_from_json
 from kdx.store.contents import parse
 from kdx.store.manifest import INDEX, FileEntry, Manifest, shard_name, verify_store
-from kdx.store.provenance import SampledClasses, TopClasses
+from kdx.store.provenance import SampledClasses, TopClasses, WithoutPadding
+from kdx.store.sequences import check_lengths, padded, spread_over, stretches
 
-__all__ = ["DIGESTS", "Store", "mapped"]
+__all__ = ["DIGESTS", "LENGTHS", "Store", "mapped"]
 
 DIGESTS = "inputs.digest"
 """The hash of the inputs that the teacher saw, one of each sample and view."""
+
+LENGTHS = "rows.lengths"
+"""How many places each row of a file has, where it holds sequences."""
 
 _DTYPES: dict[str, tuple[Any, torch.dtype]] = {
     "F16": (np.float16, torch.float16),
@@ -88,6 +92,11 @@ class Store:
         return sum(entry.bytes for entry in self.manifest.files.values())
 
     @property
+    def _sequences(self) -> set[str]:
+        """The contents that hold something for each token."""
+        return {self.manifest.tensors[name] for name in self.manifest.ragged}
+
+    @property
     def _layouts(self) -> dict[str, Layout | UnknownLayout]:
         """The layouts of the stored features, as far as the teacher's modules said them when they were written."""
         said = self.manifest.layouts
@@ -95,20 +104,30 @@ class Store:
         features = (name for names in self.taps.values() for name in names if name != LOGITS)
         return {name: layout_from_json(said[name]) if name in said else unsaid for name in features}
 
-    def read(self, index: Tensor, view: int = 0) -> Captured:
+    def read(self, index: Tensor, view: int = 0, places: Tensor | None = None) -> Captured:
         """The teacher's outputs for samples in one view.
 
         Args:
             index: rows of the data set, int64 ``[N]`` with N >= 1, in any order, on any device.
             view: 0 .. views - 1.
+            places: of sequences, where the batch has their tokens, bool ``[N, L]``
+                (:func:`kdx.store.sequences.places_of`); None: from 0 on, padded behind to the longest.
 
         Returns:
-            fp32 tensors ``[N, ...]`` on the device of ``index``.
+            fp32 tensors ``[N, ...]`` on the device of ``index``; what is read back for padding is the same for all of
+            it and means nothing.
 
         Raises:
-            StoreError: a sample or the view is not in the store, or a file is damaged or cannot be read.
+            StoreError: a sample or the view is not in the store, sequences have other lengths, or a file is damaged or
+                cannot be read.
         """
-        stored = self._gather(index, view)
+        stored, lengths = self._gather(index, view)
+        if lengths is not None:
+            if places is None:
+                places = padded(lengths)
+            else:
+                check_lengths(places, lengths, index, self.folder)
+            stored |= {name: spread_over(places, stored[name]) for name in self.manifest.ragged}
         manifest = self.manifest
         values: dict[str, Tensor] = {}
         provenance: dict[str, tuple[Provenance, ...]] = {}
@@ -119,12 +138,14 @@ class Store:
                 provenance[content.tap] = (SampledClasses(content.temperature),)
             if (temperature := content.tail_temperature(manifest.classes)) is not None:
                 provenance[content.tap] = (TopClasses(frozenset([temperature])),)
+            if places is not None and text in self._sequences and not bool(places.all()):
+                provenance[content.tap] = (*provenance.get(content.tap, ()), WithoutPadding())
         values = {name: value.to(index.device) for name, value in values.items()}
         return Captured(values, self.taps, provenance=provenance, layouts=self._layouts)
 
     def digests(self, index: Tensor, view: int = 0) -> Tensor:
         """The hashes of the inputs that the teacher saw; see :func:`kdx.store.fingerprint.input_digests`."""
-        return self._gather(index, view, only=DIGESTS)[DIGESTS]
+        return self._gather(index, view, only=DIGESTS)[0][DIGESTS]
 
     def verify(self) -> int:
         """Reads every file, compares its checksum and returns the number of files.
@@ -153,24 +174,41 @@ class Store:
             )
         return self._order[at]
 
-    def _gather(self, index: Tensor, view: int, only: str | None = None) -> dict[str, Tensor]:
+    def _gather(self, index: Tensor, view: int, only: str | None = None) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Stored name -> the rows of samples, of sequences one after the other, and the lengths of those."""
         if not 0 <= view < self.views:
             raise StoreError(f"view {view} is not in the store {self.folder}, which has {self.views} (from 0)")
-        positions = self.positions(index).numpy()
+        positions = self.positions(index)
         size = self.manifest.shard_rows
         shards = positions // size
+        found = []  # of each shard: which of the samples, their rows, its tensors
+        for shard in sorted({*shards.tolist()}):
+            here = (shards == shard).nonzero().flatten()
+            tensors = self._shard(view * self.manifest.shards_per_view + shard)
+            found.append((here, positions[here] - shard * size, tensors))
+        lengths = None
+        if self.manifest.ragged and not only:
+            lengths = torch.empty(len(positions), dtype=torch.int64)
+            for here, rows, tensors in found:
+                lengths[here] = _taken(tensors[LENGTHS], rows).long()
+            begins = lengths.cumsum(0) - lengths
         result: dict[str, Tensor] = {}
-        for shard in np.unique(shards).tolist():
-            here = shards == shard
-            rows = positions[here] - shard * size
-            for name, (values, dtype) in self._shard(view * self.manifest.shards_per_view + shard).items():
-                if (name != only) if only else (name == DIGESTS):
+        for here, rows, tensors in found:
+            in_order, in_file = here, rows
+            if lengths is not None:
+                in_order = stretches(begins[here], lengths[here])
+                ends = _taken(tensors[LENGTHS], None).long().cumsum(0)
+                in_file = stretches(ends[rows] - lengths[here], lengths[here])
+            for name, tensor in tensors.items():
+                if name == LENGTHS or ((name != only) if only else (name == DIGESTS)):
                     continue
-                part = torch.from_numpy(np.asarray(values[rows])).view(dtype)
+                ragged = name in self.manifest.ragged
+                part = _taken(tensor, in_file if ragged else rows)
                 if name not in result:
-                    result[name] = part.new_empty((len(positions), *part.shape[1:]))
-                result[name][torch.from_numpy(here)] = part
-        return result
+                    count = int(lengths.sum()) if ragged and lengths is not None else len(positions)
+                    result[name] = part.new_empty((count, *part.shape[1:]))
+                result[name][in_order if ragged else here] = part
+        return result, lengths
 
     def _shard(self, number: int) -> dict[str, tuple[npt.NDArray[Any], torch.dtype]]:
         if number not in self._shards:
@@ -196,6 +234,12 @@ def mapped(path: Path, entry: FileEntry) -> dict[str, tuple[npt.NDArray[Any], to
             start = 8 + length + tensor["data_offsets"][0]
             found[name] = (np.memmap(path, dtype, "r", start, tuple(tensor["shape"])), torch_dtype)
     return found
+
+
+def _taken(tensor: tuple[npt.NDArray[Any], torch.dtype], rows: Tensor | None) -> Tensor:
+    """Rows of a tensor in a file, copied; None: all."""
+    values, dtype = tensor
+    return torch.from_numpy(np.array(values if rows is None else values[rows.numpy()])).view(dtype)
 
 
 def _check_intact(path: Path, entry: FileEntry) -> None:

@@ -14,21 +14,20 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from kdx import __version__, rng
+from kdx import __version__
 from kdx.batch import Batch
-from kdx.capture import Captured, Output, Taps
+from kdx.capture import Output
 from kdx.errors import StoreError
 from kdx.files import atomic_write, remove_leftovers
-from kdx.layout import Layout, UnknownLayout, layout_to_json
+from kdx.layout import layout_to_json
 from kdx.lock import sole_writer
-from kdx.modes import evaluating
-from kdx.store.content import DTYPES, Content
+from kdx.store.content import DTYPES
 from kdx.store.contents import parse
-from kdx.store.fingerprint import describe, input_digests, teacher_hash
+from kdx.store.fingerprint import describe, teacher_hash
 from kdx.store.manifest import INDEX, MANIFEST, Manifest, differences, file_entry, shard_name
 from kdx.store.reader import DIGESTS, Store, mapped
+from kdx.store.source import Source
 
 __all__ = ["write_store"]
 
@@ -49,6 +48,7 @@ def write_store(
     shard_rows: int | None = None,
     output: Output = None,
     class_dim: int | None = None,
+    collate: Callable[[Sequence[Batch]], Any] | None = None,
     origin: Mapping[str, str] | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Store:
@@ -74,6 +74,8 @@ def write_store(
         output: see :class:`kdx.Taps`.
         class_dim: axis of the classes in the logits; None: axis 1 of ``[N, C]`` and ``[N, C, d1, d2, ...]``, the last
             of ``[N, L, C]``.
+        collate: puts items into a batch, as the ``collate_fn`` of a loader; one that pads sequences of different length
+            gives the inputs an ``attention_mask``, so that each is stored without its padding. None: as torch does.
         origin: more about the data, as plain text by topic, to be compared when the store is used.
         progress: called with the number of finished shards and of all shards.
 
@@ -105,7 +107,7 @@ def write_store(
             raise ValueError(f"{name} must be 1 or more, got {value}")
     if views > 1 and not callable(getattr(data, "set_epoch", None)):
         raise ValueError(f"views={views} needs data with set_epoch, as kdx.datasets.View; without it all views are one")
-    source = _Source(teacher, data, contents, DTYPES[dtype], batch_size, workers, seed, output)
+    source = Source(teacher, data, contents, DTYPES[dtype], batch_size, workers, seed, output, collate)
     with source.opened():
         about = describe(data) | dict(origin or {})
         first = source.encode(0, range(min(batch_size, len(source.rows))))
@@ -123,6 +125,7 @@ def write_store(
             class_dim=class_dim,
             patterns={name: list(taps) for name, taps in source.taps.patterns.items()},
             tensors=dict(source.owners),
+            ragged=list(source.ragged or ()),
             layouts={name: layout_to_json(layout) for name, layout in source.layouts.items()},
             kdx=__version__,
         )
@@ -135,85 +138,6 @@ def write_store(
                 # once more, for another writer may have gone on until now
                 _write(folder, _continued(folder, wanted, source.rows, first[DIGESTS]), source, progress)
     return Store(folder)
-
-
-class _Source:
-    """The teacher's encoded outputs for any positions of the data in any view."""
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        data: Any,
-        contents: Mapping[str, Content],
-        dtype: torch.dtype,
-        batch_size: int,
-        workers: int,
-        seed: int,
-        output: Output,
-    ) -> None:
-        self.teacher, self.data, self.contents, self.dtype = teacher, data, contents, dtype
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        self.taps = Taps(teacher, [content.tap for content in contents.values()], output=output)
-        indices = getattr(data, "indices", None)
-        self.rows = torch.arange(len(data)) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
-        if len(self.rows) == 0:
-            raise ValueError("data is empty; give at least one sample")
-        self.owners: dict[str, str] = {}
-        self.classes = 0
-        self.layouts: dict[str, Layout | UnknownLayout] = {}
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        epoch = getattr(self.data, "epoch", 0)
-        try:
-            with rng.isolated(), evaluating(self.teacher), torch.no_grad():
-                yield
-        finally:
-            if callable(getattr(self.data, "set_epoch", None)):
-                self.data.set_epoch(epoch)
-
-    def encode(self, view: int, positions: range) -> dict[str, Tensor]:
-        """Stored name -> ``[len(positions), ...]`` on the CPU."""
-        if callable(getattr(self.data, "set_epoch", None)):
-            self.data.set_epoch(view)
-        size = self.batch_size
-        batches = [list(positions[start : start + size]) for start in range(0, len(positions), size)]
-        device = next((parameter.device for parameter in self.teacher.parameters()), torch.device("cpu"))
-        # a draw of its own for each view and place, whatever was written before
-        key = (self.seed * 1_000_003 + view) * 1_000_003 + positions.start
-        generator = torch.Generator().manual_seed(key % (1 << 63))
-        parts: dict[str, list[Tensor]] = {}
-        for wanted, item in zip(
-            batches, DataLoader(self.data, batch_sampler=batches, num_workers=self.workers), strict=True
-        ):
-            batch = Batch.of(item)
-            if batch.index is None or not torch.equal(batch.index.cpu(), self.rows[wanted]):
-                raise ValueError(
-                    "data must give each sample its index (kdx.Batch(inputs, targets, index)), the one in its "
-                    "indices or else its position; wrap it in kdx.datasets.View"
-                )
-            captured = self.taps(batch.to(device).inputs)
-            encoded = self._encode(captured, batch.rows, generator) | {DIGESTS: input_digests(batch.inputs, batch.rows)}
-            for name, value in encoded.items():
-                parts.setdefault(name, []).append(value.cpu())
-        return {name: torch.cat(values) for name, values in parts.items()}
-
-    def _encode(self, captured: Captured, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
-        logits = captured.logits
-        self.classes = logits.shape[next(iter(self.contents.values())).axis(logits.dim())]
-        self.layouts = captured.layouts
-        encoded: dict[str, Tensor] = {}
-        for text, content in self.contents.items():
-            found = content.encode(captured, self.dtype, generator)
-            for name, value in found.items():
-                if len(value) != rows:
-                    raise StoreError(
-                        f"{text}: {name.partition('.')[2]!r} has shape {list(value.shape)} for a batch of {rows}; only "
-                        "what has samples along its first dimension can be stored"
-                    )
-            self.owners |= dict.fromkeys(found, text)
-            encoded |= found
-        return encoded
 
 
 def _shard_rows(first: Mapping[str, Tensor], batch_size: int, wanted: int | None) -> int:
@@ -269,7 +193,7 @@ def _compare_inputs(folder: Path, manifest: Manifest, digests: Tensor, rows: Ten
         )
 
 
-def _write(folder: Path, manifest: Manifest, source: _Source, progress: Callable[[int, int], object]) -> None:
+def _write(folder: Path, manifest: Manifest, source: Source, progress: Callable[[int, int], object]) -> None:
     """Writes what is missing: the manifest, which makes the folder this store's, then file by file."""
     remove_leftovers([folder])
     if not (folder / MANIFEST).exists():

@@ -10,13 +10,16 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from kdx.batch import Batch
-from kdx.capture import Captured
+from kdx.batch import IGNORE, Batch
+from kdx.capture import LOGITS, Captured
 from kdx.errors import CaptureError, StoreError
+from kdx.responses import Responses
 from kdx.sample_index import check_index
 from kdx.store.fingerprint import describe, input_digests, teacher_hash
 from kdx.store.manifest import differences
+from kdx.store.provenance import WithoutPadding
 from kdx.store.reader import Store
+from kdx.store.sequences import places_of
 from kdx.teachers.base import Teacher
 
 __all__ = ["Stored"]
@@ -28,6 +31,9 @@ class Stored(Teacher):
     The view is the epoch modulo the store's views, a buffer, so that a resumed run goes on with the right one. The
     training data must show the same views: ``View(..., views=V)``. Whether they do is checked bit for bit on the first
     batch of every epoch, against the hashes of what the teacher saw.
+
+    Sequences are read back padded as the batch has them (:func:`kdx.store.sequences.places_of`); one that is longer or
+    shorter than the stored one is an error.
 
     Args:
         store: a :class:`kdx.store.Store` or its folder.
@@ -69,6 +75,7 @@ class Stored(Teacher):
         self.store = store if isinstance(store, Store) else Store(store)
         self.register_buffer("view", torch.zeros((), dtype=torch.int64))
         self._unchecked = True
+        self.responses = Responses()
         manifest = self.store.manifest
         wrong = differences(manifest.data, {**(describe(data) if data is not None else {}), **(origin or {})}, "data.")
         if data is not None and getattr(data, "transform", None) is not None:
@@ -97,6 +104,10 @@ class Stored(Teacher):
                 )
 
     @override
+    def bind(self, responses: Responses) -> None:
+        self.responses = responses
+
+    @override
     def epoch_start(self, epoch: int, epochs: int) -> None:
         self.view.fill_(epoch % self.store.views)
         self._unchecked = True
@@ -109,10 +120,28 @@ class Stored(Teacher):
             )
         check_index("a stored teacher", batch.index, batch.rows, targets=batch.targets)
         view = int(self.view)
+        places = places_of(batch.inputs)
+        captured = self.store.read(batch.index, view, places)
         if self._unchecked:
             self._check(batch, batch.index, view)
             self._unchecked = False
-        return self.store.read(batch.index, view)
+        if WithoutPadding() in (said := captured.provenance.get(LOGITS, ())) and places is not None:
+            row = self._predicted_from_padding(batch, places)
+            sample = None if row is None else int(batch.index[row])
+            captured.provenance[LOGITS] = (*(part for part in said if part != WithoutPadding()), WithoutPadding(sample))
+        return captured
+
+    def _predicted_from_padding(self, batch: Batch, places: torch.Tensor) -> int | None:
+        """The first row that is taught something at a place of padding, None without one."""
+        wanted = batch.targets
+        if self.responses.taught is not None and isinstance(batch.inputs, Mapping):
+            held = torch.as_tensor(batch.inputs[self.responses.taught]) != 0
+            wanted = held.long().where(held, IGNORE)
+        wanted = self.responses.aligned(wanted)
+        if not isinstance(wanted, torch.Tensor) or wanted.shape != places.shape or wanted.is_floating_point():
+            return None
+        rows = ((wanted.cpu() != IGNORE) & ~places).any(1).nonzero().flatten()
+        return int(rows[0]) if len(rows) else None
 
     def _check(self, batch: Batch, index: torch.Tensor, view: int) -> None:
         seen = self.store.digests(index, view)
