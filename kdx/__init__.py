@@ -44,11 +44,13 @@ if TYPE_CHECKING:
     from kdx.experiment.experiment import run as run
     from kdx.experiment.exporting import export as export
     from kdx.experiment.trained import load as load
+    from kdx.head import Head as Head
     from kdx.hookspecs import hookimpl as hookimpl
     from kdx.knowledge.base import Knowledge as Knowledge
     from kdx.knowledge.hint import Hint as Hint
     from kdx.knowledge.soft_targets import SoftTargets as SoftTargets
     from kdx.layout import Layout as Layout
+    from kdx.linear_logits import LinearLogits as LinearLogits
     from kdx.losses import Losses as Losses
     from kdx.losses import Mean as Mean
     from kdx.losses import Over as Over
@@ -81,11 +83,13 @@ else:
             "kdx.experiment.experiment": ["run"],
             "kdx.experiment.exporting": ["export"],
             "kdx.experiment.trained": ["load"],
+            "kdx.head": ["Head"],
             "kdx.hookspecs": ["hookimpl"],
             "kdx.knowledge.base": ["Knowledge"],
             "kdx.knowledge.hint": ["Hint"],
             "kdx.knowledge.soft_targets": ["SoftTargets"],
             "kdx.layout": ["Layout"],
+            "kdx.linear_logits": ["LinearLogits"],
             "kdx.losses": ["Losses", "Mean", "Over"],
             "kdx.ref": ["Ref"],
             "kdx.registry": ["Plugins"],

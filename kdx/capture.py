@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
@@ -17,17 +16,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdx.beside_inputs import beside_inputs, call_names
 from kdx.blame import blaming
+from kdx.captured import LOGITS, Captured, Held, Provenance
 from kdx.errors import CaptureError, nearest
 from kdx.evidence import Evidence
-from kdx.inference import usable
+from kdx.head import Head
 from kdx.items import ITEMS, item_of
 from kdx.layout import Layout, UnknownLayout
 from kdx.projections import check_attention, projections_of
 from kdx.tap_aliases import aliases_of
+from kdx.wrapped import clean_name, unwrap
 
 __all__ = [
     "LOGITS",
     "Captured",
+    "Held",
     "Output",
     "Provenance",
     "Taps",
@@ -36,104 +38,17 @@ __all__ = [
     "hooks_removed",
     "logits_of",
     "reader",
+    "reading",
     "unwrap",
 ]
 
-LOGITS = "logits"
-"""The tap that is the model's own output."""
-
-Output = Callable[[Any], Tensor] | str | None
-"""The way to the logits in what a model returns: a function, the path of an item as ``"[1][0]"``, None: as usual."""
+Output = Callable[[Any], Tensor] | str | Head | None
+"""The way to the logits in what a model returns: a function, the path of an item as ``"[1][0]"``, None: as usual; or a
+:class:`kdx.Head`, with which they are not made whole."""
 
 _TAP = re.compile(r"(?P<module>[^:\[\]]+)(?P<end>:input|:qkv)?(?P<item>" + ITEMS + r")?(?P<affine>:affine)?")
 _OF_DTYPES = re.compile(r"dtype|should be the same|scalar type|not implemented for", re.IGNORECASE)
 _GLOB = re.compile(r"[*?]")
-
-
-class Provenance(ABC):
-    """Says what a captured tensor is good for that did not simply come out of a model."""
-
-    @abstractmethod
-    def check(self, what: str, tap: str, component: Any) -> None:
-        """Raises or warns if a component must not, or should not, learn from the tensor.
-
-        Args:
-            what: how a message names the component.
-            tap: of the tensor.
-            component: the :class:`kdx.Knowledge` that reads it.
-        """
-
-
-class Captured(dict[str, Tensor]):
-    """Tap name -> tensor, for one forward pass of one model.
-
-    Tensors made under ``torch.inference_mode``, as by a model that turns it on by itself, are cloned, so that a loss
-    can be computed from them.
-
-    Args:
-        values: concrete tap name -> tensor, in the order the taps were asked for.
-        patterns: tap as written (a glob, say) -> the concrete names it stands for.
-        provenance: tap -> what its tensor is, where it is not simply what a model gave, as the sampled or top classes
-            of a store; asked before knowledge reads it.
-        layouts: tap -> what the axes of its tensor mean, or that nobody knows. A tensor without an entry is laid out as
-            kdx documents: ``[N, C]``, tokens ``[N, L, C]``, ``[N, C, H, W]``, ``[N, C, D, H, W]``.
-    """
-
-    def __init__(
-        self,
-        values: Mapping[str, Tensor],
-        patterns: Mapping[str, tuple[str, ...]] | None = None,
-        *,
-        provenance: Mapping[str, tuple[Provenance, ...]] | None = None,
-        layouts: Mapping[str, Layout | UnknownLayout] | None = None,
-    ) -> None:
-        super().__init__(usable(values))
-        self.patterns = dict(patterns or {})
-        self.provenance = dict(provenance or {})
-        self.layouts = dict(layouts or {})
-
-    def __missing__(self, name: str) -> Tensor:
-        if name == LOGITS:
-            raise CaptureError(
-                "the model returned no logits; pass output=, which finds them in what it returns, or give the task "
-                "heads and read one of them, as logits[name]. Of a language model nothing was said to read them: "
-                "name 'logits' among the taps of what does"
-            )
-        raise CaptureError(f"tap {name!r} was not captured; {nearest(name, self)}")
-
-    @property
-    def logits(self) -> Tensor:
-        """The model's output, usually ``[N, C]``."""
-        return self[LOGITS]
-
-    def names(self, taps: str | Iterable[str]) -> list[str]:
-        """Concrete names of one or several taps as written, globs expanded in the order of the model."""
-        asked = (taps,) if isinstance(taps, str) else taps
-        return [name for tap in asked for name in self.patterns.get(tap, (tap,))]
-
-    def select(self, taps: str | Iterable[str]) -> list[Tensor]:
-        """Tensors of one or several taps as written, globs expanded in the order of the model."""
-        return [self[name] for name in self.names(taps)]
-
-    def having(self, values: Mapping[str, Tensor]) -> Captured:
-        """The same taps with other tensors, whose axes mean what those of the old ones did."""
-        return Captured(values, self.patterns, provenance=self.provenance, layouts=self.layouts)
-
-    def detach(self) -> Captured:
-        """The same tensors without their graph."""
-        return self.having({name: value.detach() for name, value in self.items()})
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside ``DistributedDataParallel`` and ``torch.compile`` wrappers."""
-    while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module) or (
-            type(model).__name__ in ("DistributedDataParallel", "DataParallel")
-            and isinstance(inner := getattr(model, "module", None), nn.Module)
-        ):
-            model = inner
-        else:
-            return model
 
 
 def call(model: nn.Module, inputs: Any, beside: Mapping[str, Any] | None = None) -> Any:
@@ -235,11 +150,13 @@ class Taps:
         model: any ``nn.Module``; wrappers of DDP and torch.compile are looked through.
         names: taps to capture. A model without logits, as one with several heads, needs ``names`` without ``logits``.
         output: gets what the model returns and gives the logits, or names the item that they are, as ``"[1][0]"``; only
-            for models whose output is neither a tensor nor has ``logits``.
+            for models whose output is neither a tensor nor has ``logits``. A :class:`kdx.Head` says what logits are
+            made of: the tap ``logits`` is then :class:`kdx.LinearLogits`, which ``captured.response`` gives.
 
     Raises:
-        CaptureError: a name matches no module (the near ones are listed), or the model is already compiled; in a call,
-            a tapped module did not run, or an operation in place overwrote what it gave.
+        CaptureError: a name matches no module (the near ones are listed), the model is already compiled, or the head's
+            layer is not a plain linear one; in a call, a tapped module did not run, an operation in place overwrote
+            what it gave, or the model's own logits are not those of the head.
     """
 
     def __init__(
@@ -250,7 +167,9 @@ class Taps:
         output: Output = None,
     ) -> None:
         self.model = model
-        self.output = reader(output) if isinstance(output, str) else output
+        self.head = output if isinstance(output, Head) else None
+        """The head that the logits are held as, None where they are made."""
+        self.output = reader(output) if isinstance(output, str) else None if isinstance(output, Head) else output
         self._items: dict[str, str] = {}
         self.patterns: dict[str, tuple[str, ...]] = {}
         self._values: dict[str, Tensor] = {}
@@ -264,7 +183,18 @@ class Taps:
         self._names = call_names(unwrap(model))
         self._sparing = False
         self._whole = True
+        self._layer: nn.Linear | None = None
+        self._entering = LOGITS
+        self._checked_head = False
+        if self.head is not None:
+            self._layer = self.head.layer_of(model)
+            self._entering = self._one(self.head.hidden)
         self.add(names)
+
+    @property
+    def held_taps(self) -> frozenset[str]:
+        """The taps whose tensors are never made: the logits, where a head says what they are made of."""
+        return frozenset() if self.head is None else frozenset({LOGITS})
 
     def add(self, names: Iterable[str]) -> None:
         """Captures more taps from now on."""
@@ -272,6 +202,15 @@ class Taps:
             if tap not in self.patterns:
                 self.patterns[tap] = (LOGITS,) if tap == LOGITS else self._item(tap) or self._resolve(tap)
         self._whole = self._reads_logits()
+
+    def _one(self, tap: str) -> str:
+        """Captures the hidden states that enter the head, a tap of one module."""
+        names = self._resolve(tap)
+        if len(names) > 1:
+            raise CaptureError(
+                f"the head's hidden states {tap!r} are {len(names)} taps; name one of {', '.join(names)}"
+            )
+        return names[0]
 
     def spare_logits(self) -> None:
         """Says that nothing reads the logits, unless their tap is added later.
@@ -285,11 +224,17 @@ class Taps:
 
     def _reads_logits(self) -> bool:
         """Whether the logits of all places are wanted: as such, in what is made of them, or in a tap on the head."""
-        if not self._sparing or LOGITS in self.patterns or self._items or self.output is not None:
+        tapped = [name for names in self.patterns.values() for name in names]
+        if self.head is not None:
+            head: Any = self._layer
+            tapped.append(self._entering)
+        else:
+            if not self._sparing or LOGITS in self.patterns or self.output is not None:
+                return True
+            head = getattr(unwrap(self.model), "get_output_embeddings", lambda: None)()
+        if self._items:
             return True
-        head = getattr(unwrap(self.model), "get_output_embeddings", lambda: None)()
         modules = {clean_name(name) for name, module in unwrap(self.model).named_modules() if module is head}
-        tapped = (name for names in self.patterns.values() for name in names)
         return head is None or any(re.split(r"[:\[]", name)[0] in modules for name in tapped)
 
     def __call__(self, inputs: Any) -> Captured:
@@ -308,14 +253,18 @@ class Taps:
             with self._in_place(), nullcontext() if evidence is None else evidence.gathering():
                 result = self._run(inputs, beside)
         values, self._values = self._values, {}
-        if self.output is not None:
+        held = {} if self.head is None else self._held(self.head, values, result)
+        if self.head is not None:
+            pass
+        elif self.output is not None:
             values[LOGITS] = self.output(result)
         elif "logits_to_keep" in beside:
             pass
         elif (logits := logits_of(result) if LOGITS in self.patterns else _logits_in(result)) is not None:
             values[LOGITS] = logits
         values |= {tap: _pick(tap, item, result) for tap, item in self._items.items()}
-        if missed := [name for names in self.patterns.values() for name in names if name not in values]:
+        wanted = [names for tap, names in self.patterns.items() if tap not in held]
+        if missed := [name for names in wanted for name in names if name not in values]:
             raise CaptureError(
                 f"tapped modules {[self._shown(name) for name in missed]} did not run in the forward pass, so they "
                 "have no output to distil; tap a module that runs, or the block that holds it"
@@ -330,11 +279,26 @@ class Taps:
             self._learn_layouts(evidence, values)
         untold = UnknownLayout("a model that only ran under torch.compile (call it once before it is compiled)")
         return Captured(
-            {name: values[name] for names in self.patterns.values() for name in names}
+            {name: values[name] for names in wanted for name in names}
             | {name: value for name, value in values.items() if name == LOGITS},
             self.patterns,
             layouts=self._layouts | dict.fromkeys(self._unseen(), untold),
+            held=held,
         )
+
+    def _held(self, head: Head, values: Mapping[str, Tensor], result: Any) -> dict[str, Held]:
+        """The logits as the head holds them; in the first pass they are held against the model's own."""
+        who = type(unwrap(self.model)).__name__
+        if self._entering not in values:
+            raise CaptureError(
+                f"{who}: the module of {head.hidden!r}, whose hidden states enter the head, did not run; tap what does"
+            )
+        assert self._layer is not None
+        held = head.logits(values[self._entering], self._layer)
+        if not self._checked_head and not torch.compiler.is_compiling():
+            head.check(held, logits_of(result), who)
+            self._checked_head = True
+        return {LOGITS: held} if LOGITS in self.patterns else {}
 
     def _run(self, inputs: Any, beside: Mapping[str, Any]) -> Any:
         self._active = True
@@ -501,6 +465,19 @@ def reader(path: str) -> Callable[[Any], Tensor]:
     return functools.partial(_read, path)
 
 
+def reading(output: Output, who: str) -> Callable[[Any], Tensor] | None:
+    """The function that reads the logits in what a model returns; None: as usual.
+
+    Raises:
+        ValueError: it is no path, or a :class:`kdx.Head`, and ``who`` reads the logits themselves.
+    """
+    if isinstance(output, Head):
+        raise ValueError(
+            f"output: {who} reads the logits themselves, and kdx.Head says that they are not made; leave it out"
+        )
+    return reader(output) if isinstance(output, str) else output
+
+
 def _read(path: str, result: Any) -> Tensor:
     return _pick(f"output{path}", path, result)
 
@@ -549,11 +526,6 @@ def _gave_none(name: str) -> str:
         "need_weights=True, as its encoder layers do not. Knowledge on attention reads queries and keys instead, which "
         f"all of them compute: tap the modules that give them, or '{module}:qkv' of a torch.nn.MultiheadAttention"
     )
-
-
-def clean_name(name: str) -> str:
-    """A module or parameter name without the prefixes that torch.compile adds."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 @functools.lru_cache(maxsize=65536)

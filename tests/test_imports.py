@@ -35,9 +35,11 @@ FLOORS = [
         "own_files",
         "weights_file",
         "stage_name",
+        "wrapped",
+        "linear_logits",
     },
     {"layout", "lock", "class_numbers", "seal"},
-    {"tap", "evidence", "blame", "projections", "tap_aliases"},
+    {"tap", "evidence", "blame", "projections", "tap_aliases", "captured", "head"},
     {"deprecation", "options", "registry", "capture", "losses"},
     {"ops", "features", "datasets", "store", "models", "tasks", "trust"},
     {"knowledge", "teachers", "builtin", "analysis"},
@@ -174,7 +176,11 @@ def test_counting_operations_loads_few_modules_of_kdx() -> None:
         "kdx.lazy",
         "kdx.modes",
         "kdx.projections",
+        "kdx.captured",
+        "kdx.head",
+        "kdx.linear_logits",
         "kdx.tap_aliases",
+        "kdx.wrapped",
     }
 
 

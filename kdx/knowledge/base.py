@@ -33,6 +33,8 @@ class Knowledge(nn.Module, ABC):
             a component that reads features hands them on, as ``**features: Unpack[kdx.TapOptions]``.
         responses: what the scheme's task says of the outputs; nothing, until a scheme binds it.
         needs_index: whether ``batch.index`` must be there.
+        takes_held: whether it reads outputs by ``captured.response(tap)`` and takes :class:`kdx.LinearLogits` there;
+            others are refused where logits are held so, before training.
         mean_over_samples: whether the losses of parts of a batch add up to that of the whole, as :attr:`over` counts
             them; None: of all kinds but relations. False also for a loss that a statistic of the batch enters. The
             conformance kit holds a component to it.
@@ -42,6 +44,7 @@ class Knowledge(nn.Module, ABC):
 
     kind: ClassVar[str] = "response"
     needs_index: ClassVar[bool] = False
+    takes_held: ClassVar[bool] = False
     mean_over_samples: bool | None = None
     over: Over = Over.ROWS
 

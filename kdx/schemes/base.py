@@ -506,11 +506,39 @@ def tap_components(components: Mapping[str, Knowledge], student: Taps, teacher: 
 
     Raises:
         CaptureError: a component taps a layer that one of them does not have; the component is named.
+        ValueError: it reads logits that are not made whole, see :func:`check_takes_held`.
     """
     for name, component in components.items():
         with naming(name):
             student.add(component.student_taps)
             teacher.tap(component.teacher_taps)
+        check_takes_held(name, component, student.held_taps, teacher.held_taps)
+
+
+def check_takes_held(name: str, component: Knowledge, student: frozenset[str], teacher: frozenset[str]) -> None:
+    """Checks that a component does not read the tensors of taps that are never made.
+
+    Args:
+        name: of the component.
+        component: it.
+        student: the student's taps that are held without tensors.
+        teacher: likewise of the teacher.
+
+    Raises:
+        ValueError: it reads one, and takes no :class:`kdx.LinearLogits`.
+    """
+    if component.takes_held:
+        return
+    for side, taps, held in (
+        ("student", component.student_taps, student),
+        ("teacher", component.teacher_taps, teacher),
+    ):
+        if wrong := [tap for tap in taps if tap in held]:
+            raise ValueError(
+                f"knowledge {name!r} ({type(component).__name__}) reads the tensor of the {side}'s {wrong[0]!r}, and "
+                "kdx.Head says that it is held as hidden states and a head, so that it is never made; soft-targets, "
+                f"reverse-kl and jsd take it so. Take one of those, or leave the head out of the {side}'s output"
+            )
 
 
 @contextmanager

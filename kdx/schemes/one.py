@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.batch import Batch
-from kdx.capture import LOGITS, Captured, Output, Taps, reader, unwrap
+from kdx.capture import LOGITS, Captured, Output, Taps, reading, unwrap
 from kdx.features.adapters import BatchNorm
 from kdx.features.feature import Feature, read_features
 from kdx.features.operands import check_choice
@@ -88,7 +88,7 @@ class NativeEnsemble(nn.Module):
         self.training = student.training
         self.split = split
         self.number = branches
-        self.output = reader(output) if isinstance(output, str) else output
+        self.output = reading(output, "ONE")
         self.others = nn.ModuleList()
         self.gate: Gate | None = None
         self._taps = [Taps(student, (*names, split), output=output)]

@@ -44,6 +44,11 @@ class Teacher(nn.Module, ABC):
         return None
 
     @property
+    def held_taps(self) -> frozenset[str]:
+        """The taps whose tensors it never makes: they are :class:`kdx.LinearLogits`, see :class:`kdx.Head`."""
+        return frozenset()
+
+    @property
     def teaches(self) -> bool:
         """Whether it has something to teach yet; a scheme leaves its knowledge terms out until then."""
         return True
@@ -80,6 +85,11 @@ class ModelTeacher(Teacher):
     view: Sight = None
     holds_mode: ClassVar[bool] = True
     """Whether every submodule is put back into evaluation mode before the model answers; False leaves it in its own."""
+
+    @property
+    @override
+    def held_taps(self) -> frozenset[str]:
+        return self.taps.held_taps
 
     @override
     def tap(self, names: Iterable[str]) -> None:
