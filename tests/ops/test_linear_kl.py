@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import kdx
 from kdx.ops import linear_kl, softmax_kl
 
 OP = "linear_kl"
 N, H, V = 21, 16, 67
+LABELS = torch.zeros(N, dtype=torch.int64)
 chunks = import_module("kdx.ops._linear_kl.chunks")
 
 
@@ -318,7 +320,7 @@ def test_it_compiles_whole() -> None:
 
 def test_the_op_is_well_formed() -> None:
     student, teacher = sides()
-    numbers = (1.0, 1.0, 0.0, 0.0, V, 0, 1.0, 0, 0.5, 1.0, 0.0, True, "auto", True, True, False)
+    numbers = (1.0, 1.0, 0.0, 0.0, V, 0, 1.0, 0, 0.5, 1.0, 0.0, True, "auto", True, True, False, False)
     rows = (torch.ones(N), None, None)
     plain = [x.detach() for x in student]
     torch.library.opcheck(torch.ops.kdx.linear_kl.default, (*plain, None, *teacher, None, None, *rows, *numbers))
@@ -356,6 +358,103 @@ def test_it_agrees_with_softmax_kl_on_the_logits(backend) -> None:
     )
 
 
+def terms_in_float64(student, teacher, labels, temperature=1.0, mask_by_labels=True):
+    """T^2 KL and cross-entropy, each the mean over its own rows."""
+    z_s, z_t, counts = logits(*student), logits(*teacher), labels != -100
+    kl = temperature**2 * divergence_rows(z_s, z_t, temperature)
+    return (kl[counts] if mask_by_labels else kl).mean(), F.cross_entropy(z_s, labels)
+
+
+@pytest.mark.parametrize("mask_by_labels", [True, False])
+def test_terms_come_apart_with_their_own_rows_and_weights(backend, mask_by_labels) -> None:
+    student, teacher = sides()
+    labels = labelled()
+    options = {"labels": labels, "temperature": 2.0, "mask_by_labels": mask_by_labels, "backend": backend}
+    kl, ce = linear_kl(*student, *teacher, **options, return_terms=True, weights=(0.7, torch.tensor(0.3)))
+    right = terms_in_float64(student, teacher, labels, 2.0, mask_by_labels)
+    assert kl.item() == pytest.approx(0.7 * right[0].item(), rel=2e-6)
+    assert ce.item() == pytest.approx(0.3 * right[1].item(), rel=2e-6)
+    assert apart_all(gradients(kl + ce, student), gradients(0.7 * right[0] + 0.3 * right[1], student)) < 1e-5
+
+
+def apart_all(found, want) -> float:
+    return max(apart(a, b) for a, b in zip(found, want, strict=True))
+
+
+@pytest.mark.parametrize("upstream", [(1.0, 0.0), (0.0, 1.0), (2.0, -0.5), (3.0, 3.0)])
+def test_each_term_has_its_own_gradient(backend, upstream) -> None:
+    student, teacher = sides(bias=True)
+    labels, biases = labelled(), {"student_bias": student[2], "teacher_bias": teacher[2]}
+    terms = linear_kl(*student[:2], *teacher[:2], **biases, labels=labels, return_terms=True, backend=backend)
+    right = terms_in_float64(student, teacher, labels)
+    found, again = (
+        torch.autograd.grad(terms, student, list(map(torch.tensor, upstream)), retain_graph=True) for _ in "12"
+    )
+    want = gradients(sum(u * term for u, term in zip(upstream, right, strict=True)), student)
+    assert apart_all(found, want) < 1e-5
+    assert all(a.equal(b) for a, b in zip(found, again, strict=True))
+
+
+def test_terms_with_one_upstream_gradient_take_one_product_of_the_head(monkeypatch) -> None:
+    student, teacher = sides()
+    runs, real = [], chunks.in_chunks
+    backends = import_module("kdx.ops._linear_kl.cpu")
+    monkeypatch.setattr(backends, "in_chunks", lambda *a, **k: (runs.append(1), real(*a, **k))[1])
+    kl, ce = linear_kl(*student, *teacher, labels=labelled(), return_terms=True, backend="cpu")
+    gradients(0.1 * kl + 0.1 * ce, student)
+    assert len(runs) == 1
+    kl, ce = linear_kl(*student, *teacher, labels=labelled(), return_terms=True, backend="cpu")
+    gradients(kl + 0.1 * ce, student)
+    assert len(runs) == 3
+
+
+def test_terms_of_few_classes_and_of_no_row(backend) -> None:
+    student, (x_t, w_t) = sides()
+    logprobs, ids = F.log_softmax(x_t @ w_t.T, -1).topk(5)
+    targets, labels = kdx.ops.SparseTargets(ids, logprobs), labelled()
+    options = {"labels": labels, "backend": backend}
+    kl, ce = linear_kl(*student, targets, **options, return_terms=True)
+    assert kl.item() == pytest.approx(linear_kl(*student, targets, **options).item(), rel=1e-6)
+    assert ce.item() == pytest.approx(linear_kl(*student, None, **options, alpha=0.0).item(), rel=1e-6)
+    kl, ce = linear_kl(*student, x_t, w_t, labels=torch.full_like(labels, -100), return_terms=True, backend=backend)
+    assert kl.item() == ce.item() == 0
+    assert not any(each.any() for each in gradients(kl + 2 * ce, student))
+
+
+def test_terms_are_twice_differentiable_and_compile_whole() -> None:
+    student, teacher = sides(torch.float64, classes=3)
+    inputs = [x.detach().requires_grad_() for x in (student[0][:3, :2], student[1][:, :2])]
+    labels = torch.tensor([1, -100, 2])
+
+    def terms(hidden, weight):
+        return linear_kl(hidden, weight, teacher[0][:3], teacher[1], labels=labels, temperature=2.0, return_terms=True)
+
+    assert torch.autograd.gradcheck(terms, inputs)
+    assert torch.autograd.gradgradcheck(terms, inputs)
+
+    def step(hidden, weight, share):
+        kl, ce = terms(hidden, weight)
+        return 2 * kl + share * ce
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for share in (2.0, 0.25):
+        eager = step(*inputs, share)
+        found = compiled(*inputs, share)
+        assert found.item() == pytest.approx(eager.item(), rel=1e-12)
+        assert apart_all(gradients(found, inputs), gradients(eager, inputs)) < 1e-12
+
+
+def test_the_cross_entropy_alone_needs_no_teacher(backend, monkeypatch) -> None:
+    student, teacher = sides()
+    labels = labelled()
+    loss = linear_kl(*student, None, labels=labels, alpha=0.0, backend=backend)
+    want = F.cross_entropy(logits(*student), labels)
+    assert loss.item() == pytest.approx(want.item(), rel=2e-6)
+    assert apart_all(gradients(loss, student), gradients(want, student)) < 1e-5
+    with_one = linear_kl(*student, torch.full_like(teacher[0], float("nan")), teacher[1], labels=labels, alpha=0.0)
+    assert with_one.item() == pytest.approx(want.item(), rel=2e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -377,6 +476,15 @@ def test_it_agrees_with_softmax_kl_on_the_logits(backend) -> None:
         ({"divergence": "forwards"}, ValueError, "divergence: there is no 'forwards'"),
         ({"reduction": "batchmean"}, ValueError, "reduction: there is no"),
         ({"reduction": "sum", "num_items": 3}, ValueError, "num_items: is what the mean divides by"),
+        ({"teacher": None, "teacher_weight": None}, ValueError, "teacher: None is for alpha=0"),
+        ({"return_terms": True}, ValueError, "labels: are needed .* return_terms"),
+        ({"return_terms": True, "labels": LABELS, "alpha": 0.5}, ValueError, "alpha: mixes"),
+        ({"return_terms": True, "labels": LABELS, "reduction": "none"}, ValueError, "reduction: terms are"),
+        (
+            {"return_terms": True, "labels": LABELS, "weights": (1.0, float("nan"))},
+            ValueError,
+            r"weights\[1\]: expected",
+        ),
         ({"num_items": 0}, ValueError, "num_items: expected a number above 0"),
         ({"student_softcap": 0.0}, ValueError, "student_softcap: expected a number above 0"),
         ({"temperature": 0.0}, ValueError, "temperature"),

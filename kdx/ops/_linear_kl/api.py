@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any, Literal, overload
 
-import torch
 from torch import Tensor
 
 from kdx.ops._dtypes import accumulator
 from kdx.ops._linear_kl.autograd import loss_of
 from kdx.ops._linear_kl.call import DENSE, Options, Side
-from kdx.ops._linear_kl.row_numbers import check_terms, coefficients_of
+from kdx.ops._linear_kl.row_numbers import check_apart_terms, check_terms, coefficients_of
+from kdx.ops._linear_kl.sides import check_apart, check_floating, in_autocast, side_of, vocabulary_of, without_a_head
 from kdx.ops._softmax_kl.api import divergence_of
 from kdx.ops._topk_kl.api import sparse_call
 from kdx.ops._topk_kl.targets import SparseTargets
@@ -18,10 +18,22 @@ from kdx.ops._topk_kl.targets import SparseTargets
 __all__ = ["linear_kl"]
 
 
+Weights = tuple[float | Tensor, float | Tensor]
+
+
+# One result or two; the options are those of the implementation.
+@overload
 def linear_kl(
+    *tensors: Tensor | SparseTargets | None, return_terms: Literal[False] = False, **options: Any
+) -> Tensor: ...
+@overload
+def linear_kl(
+    *tensors: Tensor | SparseTargets | None, return_terms: Literal[True], **options: Any
+) -> tuple[Tensor, Tensor]: ...
+def linear_kl(  # type: ignore[misc]
     student: Tensor,
     student_weight: Tensor,
-    teacher: Tensor | SparseTargets,
+    teacher: Tensor | SparseTargets | None,
     teacher_weight: Tensor | None = None,
     *,
     student_bias: Tensor | None = None,
@@ -44,8 +56,10 @@ def linear_kl(
     reduction: str = "mean",
     num_items: float | Tensor | None = None,
     scale_by_t2: bool = True,
+    return_terms: bool = False,
+    weights: Weights = (1.0, 1.0),
     backend: str = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """The distillation loss of a language model from hidden states, whose logits are never held whole.
 
     ``alpha T^2 KL + (1 - alpha) CE(labels)`` of the logits ``student @ student_weight.T``, as `softmax_kl` and
@@ -57,7 +71,7 @@ def linear_kl(
         student: hidden states ``[..., H_s]``, float32, float64, bfloat16 or float16.
         student_weight: of its output layer, ``[V, H_s]``.
         teacher: hidden states ``[..., H_t]`` with ``teacher_weight``, else logits ``[..., V]``, or
-            :class:`SparseTargets`, a few classes of each row.
+            :class:`SparseTargets`, a few classes of each row. None where ``alpha`` is 0.
         teacher_weight: of the teacher's output layer, ``[V, H_t]``.
         student_bias: of its output layer, ``[V]``.
         teacher_bias: of the teacher's output layer, ``[V]``.
@@ -81,11 +95,17 @@ def linear_kl(
         num_items: a number, or a tensor without dimensions, that ``"mean"`` divides by instead: the tokens that count
             in all micro-batches of a step.
         scale_by_t2: multiply the KL by T^2, so that gradients keep their size when T changes.
+        return_terms: give the two terms apart, of one product of the head, for a caller who reports or weighs them.
+            Gradients are ready after the forward pass where both terms have the same upstream gradient, as in their
+            sum; else they are computed again. ``alpha`` is left at 1, ``reduction`` is a sum or a mean.
+        weights: of the two terms with ``return_terms``, numbers or tensors without dimensions; the terms come
+            multiplied by them. So ``kl + ce`` is the loss of a step, and its gradient is ready.
         backend: ``"auto"``, or the name of one that has to run it.
 
     Returns:
         A number, or with ``"none"`` the rows' losses (the shape of ``student`` without its last dimension), in float32
-        (float64 if an operand is). 0 with zero gradients when no row counts.
+        (float64 if an operand is). 0 with zero gradients when no row counts. With ``return_terms``
+        ``(w_kl T^2 KL, w_ce CE)``, each the mean or sum over its own rows.
 
     Raises:
         ValueError: shapes, devices or values that do not fit; the message names the argument.
@@ -101,29 +121,37 @@ def linear_kl(
         (3.3651, [2, 3])
 
     """
-    _check_floating("student", student)
-    _check_floating("student_weight", student_weight)
+    check_floating("student", student)
+    check_floating("student_weight", student_weight)
     shape = student.shape[:-1]
-    s = _side("student", student, student_weight, student_bias, student_scale, student_softcap)
+    s = side_of("student", student, student_weight, student_bias, student_scale, student_softcap)
     code, beta = divergence_of(divergence, beta)
     mode, taught = DENSE, None
-    if isinstance(teacher, SparseTargets):
-        classes = _vocabulary(vocabulary, student_weight.shape[0], None)
-        _without_a_head("teacher", teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
+    if teacher is None:
+        if alpha != 0 or return_terms:
+            raise ValueError("teacher: None is for alpha=0, the cross-entropy alone; the KL needs one")
+        without_a_head("teacher", teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
+        t = Side(s.hidden.detach(), None, None, 1.0, 0.0)
+        classes = vocabulary_of(vocabulary, student_weight.shape[0], None)
+    elif isinstance(teacher, SparseTargets):
+        classes = vocabulary_of(vocabulary, student_weight.shape[0], None)
+        without_a_head("teacher", teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
         like = student.new_empty(0, dtype=accumulator(student, student_weight))
         ids, known, mode = sparse_call(teacher, shape, classes, tail, code, temperature, like)
         t, taught = Side(known, None, None, 1.0, 0.0, ids), (ids >= 0).any(1).reshape(shape)
     else:
-        _check_floating("teacher", teacher)
-        t = _side("teacher", teacher, teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
+        check_floating("teacher", teacher)
+        t = side_of("teacher", teacher, teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
         if teacher.shape[:-1] != shape:
             raise ValueError(
                 f"teacher: expected one row for each of the student's {list(shape)}, got {list(teacher.shape[:-1])}"
             )
-        _check_apart(t, student.device)
+        check_apart(t, student.device)
         other = teacher.shape[-1] if teacher_weight is None else teacher_weight.shape[0]
-        classes = _vocabulary(vocabulary, student_weight.shape[0], other)
+        classes = vocabulary_of(vocabulary, student_weight.shape[0], other)
     check_terms(temperature, alpha, reduction, num_items, labels)
+    if return_terms:
+        check_apart_terms(weights, alpha, reduction, labels)
     rows = coefficients_of(
         *(shape, accumulator(student, student_weight), student.device, classes),
         labels=labels,
@@ -135,89 +163,14 @@ def linear_kl(
         num_items=num_items,
         alpha=alpha,
         taught=taught,
+        weights=weights if return_terms else None,
     )
-    options = Options(
-        *(classes, mode, float(temperature), code, beta),
-        *(alpha * (float(temperature) ** 2 if scale_by_t2 else 1.0), 1.0 - alpha, reduction != "none", backend),
-    )
-    s, t = (_autocast(side) for side in (s, t))
-    loss = loss_of(s, t, rows, options)
+    t2 = float(temperature) ** 2 if scale_by_t2 else 1.0
+    of_kl, of_ce = (1.0, 1.0) if return_terms else (alpha, 1.0 - alpha)
+    options = Options(*(classes, mode, float(temperature), code, beta, of_kl * t2, of_ce, reduction != "none", backend))
+    s, t = (in_autocast(side) for side in (s, t))
+    loss = loss_of(s, t, rows, options, apart=return_terms)
+    if return_terms:
+        kl, ce = loss.unbind()
+        return kl, ce
     return loss if options.reduce else loss.reshape(shape)
-
-
-def _check_floating(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"{name}: expected floating-point numbers, got {x.dtype}")
-    if x.dim() == 0:
-        raise ValueError(f"{name}: expected a last dimension, got a number")
-
-
-def _without_a_head(name: str, weight: Tensor | None, bias: Tensor | None, scale: float, softcap: float | None) -> None:
-    given = {"weight": weight, "bias": bias, "softcap": softcap, "scale": None if scale == 1 else scale}
-    for what, value in given.items():
-        if value is not None:
-            raise ValueError(f"{name}_{what}: belongs to a head, and {name} holds no hidden states that go through one")
-
-
-def _side(
-    name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, softcap: float | None
-) -> Side:
-    """One side, its rows along one dimension."""
-    if weight is None:
-        _without_a_head(name, None, bias, scale, softcap)
-        return Side(x.reshape(-1, x.shape[-1]), None, None, 1.0, 0.0)
-    _check_floating(f"{name}_weight", weight)
-    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
-        raise ValueError(
-            f"{name}_weight: expected [V, {x.shape[-1]}] for hidden states of {x.shape[-1]} numbers, as the weight of "
-            f"nn.Linear is, got {list(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{name}_bias: expected [{weight.shape[0]}], one per class, got {list(bias.shape)}")
-    if softcap is not None and not 0 < softcap < math.inf:
-        raise ValueError(
-            f"{name}_softcap: expected a number above 0, or None where logits are not capped; got {softcap}"
-        )
-    if not math.isfinite(scale):
-        raise ValueError(f"{name}_scale: expected a finite number, got {scale}")
-    for part in (weight, bias):
-        if part is not None and part.device != x.device:
-            raise ValueError(f"{name}: is on {x.device}, its head on {part.device}; move one of them")
-    return Side(x.reshape(-1, x.shape[-1]), weight, bias, float(scale), float(softcap or 0.0))
-
-
-def _check_apart(teacher: Side, device: torch.device) -> None:
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in teacher[:3]):
-        raise ValueError("teacher: gets no gradient here; pass its tensors detached, or run it under torch.no_grad()")
-    if teacher.hidden.device != device:
-        raise ValueError(f"teacher: is on {teacher.hidden.device}, the student on {device}; move one of them")
-
-
-def _vocabulary(vocabulary: int | None, own: int, other: int | None) -> int:
-    """How many classes are compared, of those of the student and the teacher (None: it has whatever it lists)."""
-    least = own if other is None else min(own, other)
-    if vocabulary is None:
-        if other not in (own, None):
-            raise ValueError(
-                f"teacher: has {other} classes, the student {own}; where the first classes are the same and the others "
-                "padding, give their number as vocabulary=; tokenizers that differ share no classes"
-            )
-        return own
-    if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or not 0 < vocabulary <= least:
-        raise ValueError(
-            f"vocabulary: expected a number of classes that both sides have, 1 to {least} (the student has {own}"
-            f"{'' if other is None else f', the teacher {other}'}), got {vocabulary!r}"
-        )
-    return vocabulary
-
-
-def _autocast(side: Side) -> Side:
-    """The operands in the dtype that torch.autocast multiplies in, where it is on; the logits stay float32."""
-    device = side.hidden.device.type
-    if side.weight is None or not torch.is_autocast_enabled(device):
-        return side
-    dtype = torch.get_autocast_dtype(device)
-    hidden, weight = (x.to(dtype) if x.dtype == torch.float32 else x for x in (side.hidden, side.weight))
-    return side._replace(hidden=hidden, weight=weight)

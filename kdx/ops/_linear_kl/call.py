@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -51,6 +52,10 @@ class Rows(NamedTuple):
         """Those of some rows."""
         labels, ce = (None if x is None else x[which] for x in (self.labels, self.ce))
         return Rows(self.kl[which], labels, ce)
+
+    def terms(self) -> tuple[Rows, Rows]:
+        """Those of the KL alone, and of the cross-entropy alone."""
+        return Rows(self.kl, None, None), self._replace(kl=torch.zeros_like(self.kl))
 
     def counted(self) -> Tensor:
         """Bool ``[N]``: the rows with a coefficient that is not 0."""

@@ -27,7 +27,7 @@ BLOCK = 4096
 
 
 def in_chunks(
-    row_losses: RowLosses, student: Side, teacher: Side, rows: Rows, options: Options, wanted: Wanted
+    row_losses: RowLosses, student: Side, teacher: Side, rows: Rows, options: Options, wanted: Wanted, *, apart: bool
 ) -> tuple[Tensor, Gradients]:
     """Row losses ``[N]`` and the gradients of their sum with respect to the student's side that are wanted.
 
@@ -40,24 +40,34 @@ def in_chunks(
         rows: see :class:`Rows`.
         options: see :class:`Options`.
         wanted: see :class:`Wanted`.
+        apart: whether the losses are ``[2, N]``, those of the KL and those of the cross-entropy.
     """
     x, weight = student.hidden, student.weight
     assert weight is not None
     acc, C, device = accumulator(x, weight), options.classes, x.device
-    found = torch.zeros(x.shape[0], dtype=acc, device=device)
+    found = torch.zeros((2 if apart else 1, x.shape[0]), dtype=acc, device=device)
     d_hidden = torch.zeros_like(x, memory_format=torch.contiguous_format) if wanted.hidden else None
     d_weight = torch.zeros(weight.shape, dtype=acc, device=device) if wanted.weight else None
     d_bias = torch.zeros(weight.shape[0], dtype=acc, device=device) if wanted.bias else None
     for at in chunks_of(rows, C, acc, CHUNK_BYTES):
         s, few = student.hidden[at], rows.at(at)
         z_s = _logits(student._replace(hidden=s), C, acc)
-        if teacher.ids is not None:
-            each, g = sparse_rows(row_losses, z_s, teacher.ids[at], teacher.hidden[at], few, options, grad=any(wanted))
+        alone = Rows(few.kl, None, None) if apart else few
+        if options.kl_scale == 0:  # the student stands in for a teacher that nobody looks at
+            each, g = dense_rows(row_losses, z_s, z_s, alone, options, grad=any(wanted))
+        elif teacher.ids is not None:
+            each, g = sparse_rows(
+                row_losses, z_s, teacher.ids[at], teacher.hidden[at], alone, options, grad=any(wanted)
+            )
         else:
             z_t = _logits(teacher._replace(hidden=teacher.hidden[at]), C, acc)
-            each, g = dense_rows(row_losses, z_s, z_t, few, options, grad=any(wanted))
+            each, g = dense_rows(row_losses, z_s, z_t, alone, options, grad=any(wanted))
             del z_t
-        found[at] = each
+        found[0, at] = each
+        if apart:
+            only = few._replace(kl=torch.zeros_like(few.kl))
+            found[1, at], more = dense_rows(row_losses, z_s, z_s, only, options, grad=any(wanted))
+            g = more if g is None or more is None else g.add_(more)
         if g is None:
             continue
         g = _before_the_cap(g, z_s, student)
@@ -69,7 +79,7 @@ def in_chunks(
         if d_weight is not None:
             _add_outer(d_weight[:C], g, s)
     cast = (None if d_weight is None else d_weight.to(weight.dtype)), _as(d_bias, student.bias)
-    return found, (d_hidden, *cast)
+    return found if apart else found[0], (d_hidden, *cast)
 
 
 def chunks_of(rows: Rows, classes: int, dtype: torch.dtype, room: Mapping[str, int]) -> Iterator[slice | Tensor]:

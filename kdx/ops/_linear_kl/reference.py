@@ -36,7 +36,7 @@ def logits(side: Side, classes: int) -> Tensor:
 def losses(student: Side, teacher: Side, rows: Rows, options: Options) -> Tensor:
     """Row losses ``[N]``, which autograd can follow twice."""
     z_s, teacher = _shown(student, teacher, rows, options)
-    if teacher.ids is not None:
+    if teacher.ids is not None and options.kl_scale != 0:
         return topk_kl.losses(z_s, teacher.ids, teacher.hidden, rows, options)
     return softmax_kl.losses(*_call(z_s, teacher, rows, options)).squeeze(1)
 
@@ -59,7 +59,7 @@ def gradients(
             student = student._replace(hidden=hidden, weight=weight, bias=bias)
         z_s, t = _shown(student, teacher, rows, options)
         z = z_s if again else z_s.detach()
-        if t.ids is None:
+        if t.ids is None or options.kl_scale == 0:
             g = softmax_kl.gradient(*_call(z, t, rows, options)).squeeze(2)
         elif again:
             each = topk_kl.losses(z, t.ids, t.hidden, rows, options)
@@ -76,10 +76,14 @@ def gradients(
     return for_hidden, for_weight, for_bias
 
 
-def forward(student: Side, teacher: Side, rows: Rows, options: Options, wanted: Wanted) -> tuple[Tensor, Gradients]:
-    """Row losses ``[N]`` and the gradients of their sum that are wanted."""
+def forward(
+    student: Side, teacher: Side, rows: Rows, options: Options, wanted: Wanted, *, apart: bool
+) -> tuple[Tensor, Gradients]:
+    """Row losses ``[N]`` (``[2, N]`` where terms stay apart) and the gradients of their sum that are wanted."""
     with torch.no_grad():
-        return losses(student, teacher, rows, options), gradients(student, teacher, rows, options, wanted)
+        terms = rows.terms() if apart else [rows]
+        each = [losses(student, teacher, term, options) for term in terms]
+        return torch.stack(each) if apart else each[0], gradients(student, teacher, rows, options, wanted)
 
 
 def _shown(student: Side, teacher: Side, rows: Rows, options: Options) -> tuple[Tensor, Side]:
@@ -87,12 +91,15 @@ def _shown(student: Side, teacher: Side, rows: Rows, options: Options) -> tuple[
     that a NaN in it reaches nothing.
     """
     counts = rows.counted()[:, None]
-    s, t = (side._replace(hidden=torch.where(counts, side.hidden, 0.0)) for side in (student, teacher))
-    return logits(s, options.classes), t
+    s = student._replace(hidden=torch.where(counts, student.hidden, 0.0))
+    if options.kl_scale != 0:
+        teacher = teacher._replace(hidden=torch.where(counts, teacher.hidden, 0.0))
+    return logits(s, options.classes), teacher
 
 
 def _call(z_s: Tensor, teacher: Side, rows: Rows, options: Options) -> tuple[Any, ...]:
     """The arguments of softmax_kl's formulas, logits ``[N, V, 1]`` first."""
-    z_t = logits(teacher, options.classes).to(z_s.dtype)
+    # the student stands in for a teacher that nobody looks at
+    z_t = z_s.detach() if options.kl_scale == 0 else logits(teacher, options.classes).to(z_s.dtype)
     numbers = (options.temperature, options.divergence, options.beta, options.kl_scale, options.ce_scale)
     return z_s.unsqueeze(2), z_t.unsqueeze(2), *rows, *numbers

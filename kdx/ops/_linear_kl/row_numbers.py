@@ -10,7 +10,7 @@ from torch import Tensor
 from kdx.errors import nearest
 from kdx.ops._linear_kl.call import Rows
 
-__all__ = ["check_terms", "coefficients_of"]
+__all__ = ["check_apart_terms", "check_terms", "coefficients_of"]
 
 _REDUCTIONS = ("none", "sum", "mean")
 
@@ -42,6 +42,30 @@ def check_terms(
         raise ValueError(f"num_items: expected a number above 0, got {num_items}")
 
 
+def check_apart_terms(
+    weights: tuple[float | Tensor, float | Tensor], alpha: float, reduction: str, labels: Tensor | None
+) -> None:
+    """Checks the options of a call whose terms come apart.
+
+    Raises:
+        ValueError: one of them says what does not hold of two terms.
+    """
+    if labels is None:
+        raise ValueError("labels: are needed for the cross-entropy, one of the two terms of return_terms=True")
+    if alpha != 1.0:
+        raise ValueError(f"alpha: mixes the terms into one loss, got {alpha:g}; of two terms weights=(w_kl, w_ce) are")
+    if reduction == "none":
+        raise ValueError("reduction: terms are sums or means, 'none' gives one loss per row")
+    for at, weight in enumerate(weights):
+        if isinstance(weight, Tensor):
+            if weight.numel() != 1:
+                raise ValueError(f"weights[{at}]: expected one number, got a tensor {list(weight.shape)}")
+            if weight.requires_grad and torch.is_grad_enabled():
+                raise ValueError(f"weights[{at}]: gets no gradient; multiply the term by it instead")
+        elif not math.isfinite(weight):
+            raise ValueError(f"weights[{at}]: expected a finite number, got {weight}")
+
+
 def coefficients_of(
     shape: torch.Size,
     dtype: torch.dtype,
@@ -57,6 +81,7 @@ def coefficients_of(
     num_items: float | Tensor | None,
     alpha: float,
     taught: Tensor | None = None,
+    weights: tuple[float | Tensor, float | Tensor] | None = None,
 ) -> Rows:
     """The coefficients ``[N]`` of the two terms, divided by what the mean divides by, and the labels.
 
@@ -74,6 +99,7 @@ def coefficients_of(
         num_items: what the mean divides by instead of the rows that count.
         alpha: share of the KL; the coefficients are 0 or left out where a term has none.
         taught: bool per row, False where the teacher says nothing; None: it does in every row.
+        weights: of the two terms, both of which are then wanted whatever ``alpha`` is.
 
     Raises:
         ValueError: a tensor of another shape or device, or a label that is no class.
@@ -110,6 +136,9 @@ def coefficients_of(
         _check_labels(labels, labelled, classes, ignore_index)
         counts = labelled if mask_by_labels else counts
     kl = divided(counts if taught is None else counts & taught)
+    if weights is not None and labels is not None:
+        of_kl, of_ce = (w.reshape(()).to(kl) if isinstance(w, Tensor) else w for w in weights)
+        return Rows(of_kl * kl, labels.reshape(-1), of_ce * divided(labelled))
     if labels is None or alpha == 1.0:
         return Rows(kl, None, None)
     return Rows(torch.zeros_like(kl) if alpha == 0.0 else kl, labels.reshape(-1), divided(labelled))

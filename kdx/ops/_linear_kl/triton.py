@@ -14,6 +14,8 @@ def unsupported(student: Tensor, teacher: Tensor) -> str | None:
     return softmax_kl.unsupported(student, teacher)
 
 
-def forward(student: Side, teacher: Side, rows: Rows, options: Options, wanted: Wanted) -> tuple[Tensor, Gradients]:
-    """Row losses ``[N]`` and the gradients of their sum that are wanted."""
-    return in_chunks(softmax_kl.forward, student, teacher, rows, options, wanted)
+def forward(
+    student: Side, teacher: Side, rows: Rows, options: Options, wanted: Wanted, *, apart: bool
+) -> tuple[Tensor, Gradients]:
+    """Row losses ``[N]`` (``[2, N]`` where terms stay apart) and the gradients of their sum that are wanted."""
+    return in_chunks(softmax_kl.forward, student, teacher, rows, options, wanted, apart=apart)
