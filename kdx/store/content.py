@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.capture import LOGITS, Captured
+from kdx.capture import LOGITS, Captured, Held
 from kdx.errors import StoreError
 from kdx.layout import Layout, UnknownLayout
 from kdx.responses import Responses
@@ -55,6 +55,16 @@ class Content(ABC):
     @abstractmethod
     def decode(self, stored: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:
         """Tap -> fp32 tensor, from the result of :meth:`encode`."""
+
+    def held(self, stored: Mapping[str, Tensor], classes: int, places: Tensor | None) -> Held | None:
+        """The logits as knowledge reads them that needs no tensor of all classes; None: there is another way only.
+
+        Args:
+            stored: the result of :meth:`encode`.
+            classes: number of classes.
+            places: of sequences, where there is a token, bool ``[N, L]``; None: everywhere.
+        """
+        return None
 
 
 class Whole(Content):

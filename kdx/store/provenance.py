@@ -62,14 +62,22 @@ class TopClasses(Provenance):
 
     Args:
         temperatures: at which that mass is right; several where teachers are combined.
+        held: whether they are held as :class:`kdx.ops.SparseTargets`, from which nothing is learned at another one.
     """
 
     temperatures: frozenset[float]
+    held: bool = False
 
     @override
     def check(self, what: str, tap: str, component: Any) -> None:
         softens = getattr(component, "temperature", None)  # as every component calls it that softens logits
         for stored in sorted(self.temperatures):
+            if softens is not None and softens != stored and self.held and component.takes_held:
+                raise ValueError(
+                    f"{what}: has temperature {softens:g}, and the teacher's {tap!r} are top classes stored for "
+                    f"temperature {stored:g}; what a few classes are at another temperature cannot be known: write the "
+                    f"store with topk:K@{softens:g}, or set temperature {stored:g}"
+                )
             if softens is not None and softens != stored:
                 weigh = "much" if softens > stored else "little"
                 warnings.warn(

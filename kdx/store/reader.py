@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from kdx.capture import LOGITS, Captured, Provenance
+from kdx.capture import LOGITS, Captured, Held, Provenance
 from kdx.errors import StoreError
 from kdx.layout import Layout, UnknownLayout, layout_from_json
+from kdx.store.content import Content
 from kdx.store.contents import parse
 from kdx.store.manifest import INDEX, FileEntry, Manifest, shard_name, verify_store
 from kdx.store.provenance import SampledClasses, TopClasses, WithoutPadding
@@ -114,8 +116,9 @@ class Store:
                 (:func:`kdx.store.sequences.places_of`); None: from 0 on, padded behind to the longest.
 
         Returns:
-            fp32 tensors ``[N, ...]`` on the device of ``index``; what is read back for padding is the same for all of
-            it and means nothing.
+            fp32 tensors ``[N, ...]`` on the device of ``index``, of top and sampled classes
+            :class:`kdx.ops.SparseTargets`, whose tensor is made when it is first asked for. What is read back for
+            padding is the same for all of it and means nothing.
 
         Raises:
             StoreError: a sample or the view is not in the store, sequences have other lengths, or a file is damaged or
@@ -130,18 +133,29 @@ class Store:
             stored |= {name: spread_over(places, stored[name]) for name in self.manifest.ragged}
         manifest = self.manifest
         values: dict[str, Tensor] = {}
+        held: dict[str, Held] = {}
+        later: dict[str, Callable[[], Tensor]] = {}
         provenance: dict[str, tuple[Provenance, ...]] = {}
         for text, content in self.contents.items():
             parts = {name: stored[name] for name, owner in manifest.tensors.items() if owner == text}
-            values |= content.decode(parts, manifest.classes)
+            if (found := content.held(parts, manifest.classes, places)) is None:
+                values |= {
+                    name: value.to(index.device) for name, value in content.decode(parts, manifest.classes).items()
+                }
+            else:
+                held[content.tap] = found.to(index.device)
+                later[content.tap] = functools.partial(self._whole, content, parts, index.device)
             if content.temperature is not None:
                 provenance[content.tap] = (SampledClasses(content.temperature),)
             if (temperature := content.tail_temperature(manifest.classes)) is not None:
-                provenance[content.tap] = (TopClasses(frozenset([temperature])),)
+                provenance[content.tap] = (TopClasses(frozenset([temperature]), held=True),)
             if places is not None and text in self._sequences and not bool(places.all()):
                 provenance[content.tap] = (*provenance.get(content.tap, ()), WithoutPadding())
-        values = {name: value.to(index.device) for name, value in values.items()}
-        return Captured(values, self.taps, provenance=provenance, layouts=self._layouts)
+        return Captured(values, self.taps, provenance=provenance, layouts=self._layouts, held=held, later=later)
+
+    def _whole(self, content: Content, parts: Mapping[str, Tensor], device: torch.device) -> Tensor:
+        """The logits of all classes, for what cannot do with those that are stored."""
+        return content.decode(parts, self.manifest.classes)[content.tap].to(device)
 
     def digests(self, index: Tensor, view: int = 0) -> Tensor:
         """The hashes of the inputs that the teacher saw; see :func:`kdx.store.fingerprint.input_digests`."""

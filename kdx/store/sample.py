@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.capture import LOGITS, Captured
+from kdx.capture import LOGITS, Captured, Held
 from kdx.errors import StoreError
+from kdx.ops import SparseTargets
 from kdx.store.content import Content, class_dtype
 
 __all__ = ["Sample"]
@@ -22,8 +23,9 @@ class Sample(Content):
     count n has the probability ``n / K``, whose expectation is the teacher's. The gradient of soft targets at
     temperature T, ``T (softmax(z_s / T) - p)``, is linear in p, so its expectation over the draws is that of the whole
     distribution; the loss itself is larger, by the entropy that the estimate lacks, which does not depend on the
-    student. The tensor that is read back holds ``T log(n / K)``, -inf where nothing was drawn. Everything except soft
-    targets at this very temperature is refused (:meth:`kdx.Knowledge.accepts_estimate`).
+    student. They are read back as :class:`kdx.ops.SparseTargets`, and for what reads the tensor of all classes as
+    ``T log(n / K)``, -inf where nothing was drawn. Everything except soft targets at this very temperature is refused
+    (:meth:`kdx.Knowledge.accepts_estimate`).
 
     Args:
         k: draws a row.
@@ -61,3 +63,11 @@ class Sample(Content):
         draws = stored["sample.draws"].long()
         counts = torch.zeros(*draws.shape[:-1], classes).scatter_add_(-1, draws, torch.ones(draws.shape))
         return {LOGITS: (self.temperature * (counts / self.k).log()).movedim(-1, self.axis(counts.dim()))}
+
+    @override
+    def held(self, stored: Mapping[str, Tensor], classes: int, places: Tensor | None) -> Held | None:
+        draws = stored["sample.draws"].long()
+        counts = torch.searchsorted(draws, draws, right=True) - torch.searchsorted(draws, draws)
+        valid = None if places is None or bool(places.all()) else places[..., None].expand(draws.shape)
+        logprobs = (counts / self.k).log()
+        return SparseTargets(draws, logprobs, valid=valid, temperature=self.temperature, kind="sampled")

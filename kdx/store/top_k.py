@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kdx.capture import LOGITS, Captured
+from kdx.capture import LOGITS, Captured, Held
 from kdx.errors import StoreError
+from kdx.ops import SparseTargets
 from kdx.store.content import Content, class_dtype, rounded
 
 __all__ = ["TopK"]
@@ -19,16 +19,20 @@ __all__ = ["TopK"]
 class TopK(Content):
     """The k largest logits of each row with their classes, and the mass of the other classes: ``topk:K[@T]``.
 
-    Stored are ``z_c`` of the top k, exact up to rounding, and ``L = log sum_{other c} exp(z_c / T)``. Read back, every
-    other class gets the logit ``T (L - log(C - k))``: the mass that the tail has in ``softmax(z / T)``, spread evenly
-    over it. So at temperature T the top k and the tail as a whole have the teacher's probabilities, up to rounding, and
-    the order within the tail is lost. **Bias**: a student is pulled to a flat tail.
+    Stored are ``z_c`` of the top k, exact up to rounding, and ``L = log sum_{other c} exp(z_c / T)``. So at temperature
+    T the top k and the tail as a whole have the teacher's probabilities, up to rounding, and the order within the tail
+    is lost. They are read back as :class:`kdx.ops.SparseTargets`, from which soft targets and their like learn with all
+    other classes as one (or as their option ``tail`` says); the logits of all classes are never made.
+
+    For whatever else reads the tensor, every other class gets the logit ``T (L - log(C - k))``: the mass that the tail
+    has in ``softmax(z / T)``, spread evenly over it. **Bias**: a student is pulled to a flat tail.
 
     At another temperature T' the classes of the top k keep their right proportions to each other, but the tail gets too
     much mass above T and too little below (Jensen's inequality for ``p^(T/T')``): its odds against the top k are off by
     a factor between 1 and ``(C - k)^(1 - T/T')``. No scalar of a row tells the mass at all temperatures, so this cannot
-    be undone: store with the temperature you distil at. A scheme warns (:class:`kdx.errors.StoreWarning`) where a
-    component with another ``temperature`` learns from it. A tail of nothing but -inf stays -inf.
+    be undone: store with the temperature you distil at. A scheme refuses another ``temperature`` of a component that
+    reads the top classes alone, and warns (:class:`kdx.errors.StoreWarning`) where one learns from the tensor. A tail
+    of nothing but -inf stays -inf. A class of -1 stands for one that a row has not, as imported ones may.
 
     Args:
         k: number of classes to keep, 1 .. C.
@@ -72,6 +76,27 @@ class TopK(Content):
     @override
     def decode(self, stored: Mapping[str, Tensor], classes: int) -> dict[str, Tensor]:
         values, which, tail = (stored[f"topk.{part}"] for part in ("values", "classes", "tail"))
-        rest = self.at * (tail - math.log(max(1, classes - self.k)))  # [..., 1]
-        dense = rest.expand(*rest.shape[:-1], classes).clone()
-        return {LOGITS: dense.scatter(-1, which.long(), values.float()).movedim(-1, self.axis(dense.dim()))}
+        known = which >= 0
+        others = classes - known.sum(-1, keepdim=True)
+        rest = self.at * (tail - others.clamp(min=1).log())  # [..., 1]
+        dense = rest.expand(*rest.shape[:-1], classes + 1).clone()  # the last for what is missing
+        dense.scatter_(-1, torch.where(known, which.long(), classes), values.float())
+        return {LOGITS: dense[..., :classes].movedim(-1, self.axis(dense.dim()))}
+
+    @override
+    def held(self, stored: Mapping[str, Tensor], classes: int, places: Tensor | None) -> Held | None:
+        if self.k >= classes:
+            return None
+        values, which, tail = (stored[f"topk.{part}"] for part in ("values", "classes", "tail"))
+        z = torch.cat([values.double() / self.at, tail.double()], -1)
+        logprobs = z.log_softmax(-1).float()  # of the top k and of all others as one
+        valid = which >= 0
+        if places is not None:
+            valid = valid & places[..., None]
+        return SparseTargets(
+            which.long().clamp(min=0),
+            logprobs[..., :-1],
+            logprobs[..., -1],
+            valid=None if bool(valid.all()) else valid,
+            temperature=self.at,
+        )

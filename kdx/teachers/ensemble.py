@@ -154,7 +154,12 @@ class Ensemble(Teacher):
             patterns |= {
                 f"{name}/{tap}": tuple(f"{name}/{found}" for found in names) for tap, names in captured.patterns.items()
             }
-            provenance |= {f"{name}/{tap}": parts for tap, parts in captured.provenance.items()}
+            provenance |= {
+                f"{name}/{tap}": tuple(
+                    replace(part, held=False) if isinstance(part, TopClasses) else part for part in parts
+                )
+                for tap, parts in captured.provenance.items()
+            }
             layouts |= {f"{name}/{tap}": layout for tap, layout in captured.layouts.items()}
         return Captured(values, patterns, provenance=provenance, layouts=layouts).detach()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import kdx
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.errors import StoreError, StoreWarning
@@ -15,6 +16,7 @@ from kdx.knowledge.dkd import DKD
 from kdx.knowledge.logits import Logits
 from kdx.knowledge.reverse_kl import ReverseKL
 from kdx.knowledge.soft_targets import SoftTargets
+from kdx.ops import SparseTargets
 from kdx.schemes.offline import Offline
 from kdx.store import write_store
 from kdx.store.content import DTYPES
@@ -104,7 +106,9 @@ def test_the_tail_of_top_k_is_off_by_a_bounded_factor_at_another_temperature(rea
     torch.testing.assert_close(relative, (logits.gather(1, top) / read_at).softmax(1), rtol=1e-5, atol=0)
 
 
-def test_softening_top_k_at_another_temperature_than_the_stores_is_warned_of(tmp_path, teacher, view, make_net) -> None:
+def test_another_temperature_than_that_of_a_top_k_store_is_refused_where_it_alone_is_read_and_warned_of_elsewhere(
+    tmp_path, teacher, view, make_net
+) -> None:
     batch = Batch.of(next(iter(DataLoader(view, 8))))
     at_four, at_one, whole = (
         Stored(write_store(tmp_path / what, teacher, view, what=what, views=3))
@@ -118,6 +122,10 @@ def test_softening_top_k_at_another_temperature_than_the_stores_is_warned_of(tmp
         r"knowledge 'kd' \(SoftTargets\): softens at temperature {:g} the teacher's '{}', top classes stored for "
         r"temperature {:g}.* write the store with topk:K@{:g}, or set temperature {:g}"
     )
+    refusal = (
+        r"knowledge 'kd' \(SoftTargets\): has temperature {:g}, and the teacher's '{}' are top classes stored for "
+        r"temperature {:g}; .* cannot be known: write the store with topk:K@{:g}, or set temperature {:g}"
+    )
     for source, tap, stored, softens in (
         (at_one, "logits", 1, 4),
         (at_four, "logits", 4, 1),
@@ -125,8 +133,15 @@ def test_softening_top_k_at_another_temperature_than_the_stores_is_warned_of(tmp
         (Ensemble({"one": at_one, "two": at_four}), "one/logits", 1, 4),
         (Ensemble({"one": at_one, "live": teacher}, over="probabilities", temperature=4.0), "logits", 4, 1),
     ):
-        with pytest.warns(StoreWarning, match=message.format(softens, tap, stored, softens, stored)):
-            learns(source, SoftTargets(softens, teacher=tap))
+        component, numbers = SoftTargets(softens, teacher=tap), (softens, tap, stored, softens, stored)
+        if component.takes_held and not isinstance(source, Ensemble):  # reads the top classes alone
+            with pytest.raises(ValueError, match=refusal.format(*numbers)):
+                learns(source, component)
+        else:
+            with pytest.warns(StoreWarning, match=message.format(*numbers)):
+                learns(source, component)
+    with pytest.warns(StoreWarning, match=r"'kd' \(DKD\): softens at temperature 2 the teacher's 'logits'"):
+        learns(at_four, DKD(temperature=2.0))
     for source, component in (
         (at_one, SoftTargets(1.0)),
         (at_four, SoftTargets(4.0)),
@@ -136,6 +151,79 @@ def test_softening_top_k_at_another_temperature_than_the_stores_is_warned_of(tmp
         (Ensemble({"four": at_four, "live": teacher}, over="probabilities", temperature=4.0), SoftTargets(4.0)),
     ):
         learns(source, component)  # a warning is an error in tests
+
+
+def held_of(text: str, logits: torch.Tensor, places: torch.Tensor | None = None) -> SparseTargets:
+    (content,) = parse([text]).values()
+    stored = content.encode(Captured({"logits": logits}), torch.float32, torch.Generator().manual_seed(0))
+    found = content.held(stored, logits.shape[-1], places)
+    assert isinstance(found, SparseTargets)
+    return found
+
+
+@pytest.mark.parametrize("shape", [(9, 30), (3, 4, 30)])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_top_k_is_read_back_as_the_log_probabilities_of_its_classes_and_of_the_rest(shape, temperature) -> None:
+    logits = 3 * torch.randn(*shape, dtype=torch.float64)
+    targets = held_of(f"topk:5@{temperature:g}", logits)
+    log_p = (logits / temperature).log_softmax(-1)
+    known, classes = log_p.topk(5)
+    assert targets.ids.equal(classes)
+    assert (targets.temperature, targets.kind, targets.valid) == (temperature, "topk", None)
+    torch.testing.assert_close(targets.logprobs.double(), known, rtol=1e-5, atol=1e-6)
+    rest = log_p.scatter(-1, classes, -torch.inf).logsumexp(-1)
+    torch.testing.assert_close(targets.rest().double(), rest, rtol=1e-5, atol=1e-6)
+
+
+def test_soft_targets_of_top_classes_take_all_others_as_one() -> None:
+    teacher, student = 3 * torch.randn(6, 30), 3 * torch.randn(6, 30, dtype=torch.float64)
+    p, q = ((z.double() / 2).softmax(-1) for z in (teacher, student))
+    top = teacher.topk(5).indices
+
+    def merged(x: torch.Tensor) -> torch.Tensor:
+        kept = x.gather(1, top)
+        return torch.cat([kept, 1 - kept.sum(1, keepdim=True)], 1)
+
+    by_hand = 4 * (merged(p) * (merged(p) / merged(q)).log()).sum(1).mean()
+    found = kdx.ops.topk_kl(student, held_of("topk:5@2", teacher), temperature=2.0)
+    torch.testing.assert_close(found, by_hand, rtol=1e-6, atol=0)
+
+
+def test_sampled_classes_read_back_by_themselves_teach_what_their_tensor_teaches() -> None:
+    teacher = 3 * torch.randn(6, 5, 30)
+    found = []
+    for spread in (False, True):
+        student = torch.randn(6, 5, 30, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        if spread:
+            loss = kdx.ops.softmax_kl(student, there_and_back("sample:9@2", teacher), temperature=2.0)
+        else:
+            loss = kdx.ops.topk_kl(student, held_of("sample:9@2", teacher), temperature=2.0)
+        loss.backward()
+        found.append((loss.detach(), student.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_at_padding_no_class_is_known() -> None:
+    places = torch.tensor([[True, True, False], [False, True, True]])
+    for text in ("topk:3@2", "sample:3@2"):
+        targets = held_of(text, torch.randn(2, 3, 9), places)
+        assert targets.valid is not None
+        assert targets.valid.any(-1).equal(places)
+
+
+def test_a_store_of_a_few_classes_makes_the_tensor_of_all_only_for_what_reads_it(tmp_path, teacher, view) -> None:
+    for what in ("topk:3@4", "sample:3@4"):
+        store = write_store(tmp_path / what, teacher, view, what=what, views=3)
+        captured = store.read(torch.tensor([8, 30, 5]), 2)
+        assert isinstance(captured.response("logits"), SparseTargets)
+        assert "logits" not in captured
+        assert captured.logits.shape == (3, 7)
+        assert isinstance(captured.detach().response("logits"), SparseTargets)
+    whole = write_store(
+        tmp_path / "all", teacher, view, what="topk:7@4", views=3
+    )  # of which every temperature is known
+    assert isinstance(whole.read(torch.tensor([5])).response("logits"), torch.Tensor)
 
 
 def test_top_k_of_all_classes_is_everything_and_of_more_an_error() -> None:
