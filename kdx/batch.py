@@ -96,7 +96,7 @@ class Batch(NamedTuple):
             )
         return self._replace(inputs=self.views[view])
 
-    def at(self, rows: slice) -> Batch:
+    def at(self, rows: slice | Tensor) -> Batch:
         """Some of its samples, of every tensor in inputs, targets, index and views."""
 
         def take(value: Any) -> Any:

@@ -98,6 +98,18 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Agarwal et al. 2024, arXiv:2306.13649",
         ),
         Spec(
+            "uld",
+            "kdx.knowledge.uld:ULD",
+            "sorted probabilities, of a teacher with another tokenizer",
+            "Boizard et al. 2024, arXiv:2402.12030",
+        ),
+        Spec(
+            "alm",
+            "kdx.knowledge.alm:ALM",
+            "likelihood of each chunk of text, of a teacher with another tokenizer",
+            "Minixhofer et al. 2025, arXiv:2503.20083",
+        ),
+        Spec(
             "hint",
             "kdx.knowledge.hint:Hint",
             "regress teacher layers through learned adapters",

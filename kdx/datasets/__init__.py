@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from kdx.datasets.stress import WordStress as WordStress
     from kdx.datasets.table_preprocessing import TablePreprocessing as TablePreprocessing
     from kdx.datasets.torchvision_transform import TorchvisionTransform as TorchvisionTransform
+    from kdx.datasets.two_vocabularies import Tokens as Tokens
+    from kdx.datasets.two_vocabularies import TwoVocabularies as TwoVocabularies
+    from kdx.datasets.two_vocabularies import align as align
     from kdx.datasets.view import Transform as Transform
     from kdx.datasets.view import View as View
     from kdx.datasets.word_ids import WordIds as WordIds
@@ -74,6 +77,7 @@ else:
             "kdx.datasets.stress": ["WordStress"],
             "kdx.datasets.table_preprocessing": ["TablePreprocessing"],
             "kdx.datasets.torchvision_transform": ["TorchvisionTransform"],
+            "kdx.datasets.two_vocabularies": ["Tokens", "TwoVocabularies", "align"],
             "kdx.datasets.view": ["Transform", "View"],
             "kdx.datasets.word_ids": ["WordIds"],
             "kdx.datasets.wordnet": ["WordNetNouns", "WordNetWords"],

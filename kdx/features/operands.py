@@ -16,6 +16,11 @@ __all__ = ["Variant", "check_choice", "check_same_outputs", "check_same_rows", "
 Variant = Literal["paper", "code"]
 """Which of the two is computed where a paper and its authors' code differ."""
 
+OTHER_TOKENIZER = (
+    "of tokenizers that differ, whose tokens are no classes in common, take uld or alm, which learn from the teacher's "
+    "own tokenisation of the same texts"
+)
+
 F = TypeVar("F", bound=Callable[..., Tensor])
 
 
@@ -68,12 +73,17 @@ def check_same_outputs(student: Tensor, teacher: Tensor, dim: int | None = None,
     ours, theirs = list(student.shape), list(teacher.shape)
     axis = (2 if len(ours) == 3 else 1) if dim is None else dim % max(1, len(ours))
     elements = [shape[:axis] + shape[axis + 1 :] for shape in (ours, theirs)]
+    if vocabulary and len(ours) == len(theirs) == 3 and ours[0] == theirs[0] and ours[3 - axis] != theirs[3 - axis]:
+        raise ValueError(
+            f"teacher: expected outputs at the student's {ours[3 - axis]} places, {ours}, got {theirs}; let both see "
+            f"the same tokens; {OTHER_TOKENIZER}"
+        )
     if axis >= len(ours) or len(ours) != len(theirs) or elements[0] != elements[1]:
         check_same_shape(student, teacher)
     picked = ", ".join([":"] * axis + ["classes"])
     padded = (
         "; of one vocabulary that the models pad to different sizes write vocabulary=n, the number of its tokens: the "
-        "first n of both are compared"
+        f"first n of both are compared; {OTHER_TOKENIZER}"
     )
     raise ValueError(
         f"teacher: expected the student's shape {ours}, got {theirs}: {ours[axis]} classes and {theirs[axis]} on axis "

@@ -9,6 +9,7 @@ from kdx.lazy import exports
 if TYPE_CHECKING:
     from kdx.knowledge import functional as functional
     from kdx.knowledge.ab import AB as AB
+    from kdx.knowledge.alm import ALM as ALM
     from kdx.knowledge.attention_layers import AttentionLayers as AttentionLayers
     from kdx.knowledge.attention_scores import AttentionScores as AttentionScores
     from kdx.knowledge.attention_transfer import AttentionTransfer as AttentionTransfer
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from kdx.knowledge.nst import NST as NST
     from kdx.knowledge.ofa import OFA as OFA
     from kdx.knowledge.ofd import OFD as OFD
+    from kdx.knowledge.other_tokenizer import BothTokenisations as BothTokenisations
+    from kdx.knowledge.other_tokenizer import OtherTokenizer as OtherTokenizer
     from kdx.knowledge.paired import PairedLayers as PairedLayers
     from kdx.knowledge.pkt import PKT as PKT
     from kdx.knowledge.relation import Relation as Relation
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.sp import SP as SP
     from kdx.knowledge.tokens import TokenLayers as TokenLayers
     from kdx.knowledge.tokens import real_tokens as real_tokens
+    from kdx.knowledge.uld import ULD as ULD
     from kdx.knowledge.vid import VID as VID
     from kdx.responses import class_rows as class_rows
 else:
@@ -65,6 +69,7 @@ else:
         {
             "kdx.responses": ["class_rows"],
             "kdx.knowledge.ab": ["AB"],
+            "kdx.knowledge.alm": ["ALM"],
             "kdx.knowledge.attention_layers": ["AttentionLayers"],
             "kdx.knowledge.attention_scores": ["AttentionScores"],
             "kdx.knowledge.attention_transfer": ["AttentionTransfer"],
@@ -95,6 +100,7 @@ else:
             "kdx.knowledge.nst": ["NST"],
             "kdx.knowledge.ofa": ["OFA"],
             "kdx.knowledge.ofd": ["OFD"],
+            "kdx.knowledge.other_tokenizer": ["BothTokenisations", "OtherTokenizer"],
             "kdx.knowledge.paired": ["PairedLayers"],
             "kdx.knowledge.pkt": ["PKT"],
             "kdx.knowledge.relation": ["Relation"],
@@ -108,6 +114,7 @@ else:
             "kdx.knowledge.soft_targets": ["SoftTargets"],
             "kdx.knowledge.sp": ["SP"],
             "kdx.knowledge.tokens": ["TokenLayers", "real_tokens"],
+            "kdx.knowledge.uld": ["ULD"],
             "kdx.knowledge.vid": ["VID"],
         },
         packages=["functional"],

@@ -217,7 +217,7 @@ def check_index(component: Knowledge, tags: KnowledgeTags) -> None:
         component.needs_index == tags.needs_index,
         f"needs_index is {component.needs_index}, tags say {tags.needs_index}",
     )
-    batch = Batch(sample.batch.inputs, sample.batch.targets, None)
+    batch = sample.batch._replace(index=None)
     try:
         ready(sample.student, sample.teacher, batch)
     except ValueError as error:
@@ -333,7 +333,8 @@ def check_parts_add_up(component: Knowledge, tags: KnowledgeTags) -> None:
     sample = draw(component, tags, torch.float64)
     targets = sample.batch.targets
     if isinstance(targets, Tensor):  # one part has fewer labels than samples
-        unlabelled = targets.masked_fill(torch.arange(len(targets)) < len(targets) // 3, IGNORE)
+        unlabelled = targets.clone()
+        unlabelled[: len(targets) // 3] = IGNORE
         sample = sample._replace(batch=sample.batch._replace(targets=unlabelled))
     ready = prepared(component, sample, torch.float64).eval()
     loss, gradients = loss_and_gradients(copy.deepcopy(ready), sample)

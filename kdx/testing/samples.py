@@ -41,10 +41,8 @@ class Sample(NamedTuple):
         student, teacher = (
             side.having({name: value[rows] for name, value in side.items()}) for side in (self.student, self.teacher)
         )
-        targets, index = (
-            value[rows] if isinstance(value, Tensor) else value for value in (self.batch.targets, self.batch.index)
-        )
-        return Sample(student, teacher, Batch(self.batch.inputs, targets, index))
+        chosen = self.batch.at(rows)
+        return Sample(student, teacher, chosen._replace(inputs=self.batch.inputs))
 
 
 def draw(component: Knowledge, tags: KnowledgeTags, dtype: torch.dtype = torch.float32) -> Sample:

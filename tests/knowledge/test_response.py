@@ -366,3 +366,16 @@ def test_vocabularies_of_two_sizes_are_refused_with_the_option_that_says_what_th
         kdx.SoftTargets(1.0, vocabulary=1)
     with pytest.raises(ValueError, match=r"around=.* has its own temperature, .* vocabulary"):
         kdx.make("knowledge", "logit-standardisation", around="dkd", vocabulary=7)
+
+
+def test_a_teacher_with_another_tokenizer_is_refused_with_the_components_that_learn_from_one():
+    task = kdx.make("task", "causal-lm")
+    for length, message in (
+        (6, "take uld or alm"),
+        (7, r"expected outputs at the student's 6 places.* take uld or alm"),
+    ):
+        student, teacher = Captured({"logits": torch.zeros(2, 6, 9)}), Captured({"logits": torch.zeros(2, length, 12)})
+        component = kdx.SoftTargets()
+        component.bind(task.responses)
+        with pytest.raises(ValueError, match=message):
+            component(student, teacher, Batch(None, torch.zeros(2, 6, dtype=torch.int64)))

@@ -29,6 +29,26 @@ TOKENS = KnowledgeTags(
     student_shapes={"q": (7, 4), "k": (7, 4)}, teacher_shapes={"q": (7, 6), "k": (7, 6)}, zero_when_equal=True
 )
 WEIGHTS = KnowledgeTags(student_shapes={"w": (2, 5, 5)}, teacher_shapes={"w": (2, 5, 5)}, zero_when_equal=True)
+
+
+def two_tokenisations(rows: int) -> tuple:
+    """Logits of two vocabularies over rows of two to four chunks, and the batch that says how they lie."""
+    words = kdx.datasets.TwoVocabularies([b"", b"a", b"b", b"ab", b"c"], [b"a", b"b", b"c", b"ca", b"cab", b"bc"])
+    texts = [
+        (kdx.datasets.Tokens([1, 3, 4, 3], prompt=1), kdx.datasets.Tokens([2, 0, 1, 4], prompt=1)),
+        (kdx.datasets.Tokens([0, 1, 2, 4]), kdx.datasets.Tokens([0, 1, 2])),
+        (kdx.datasets.Tokens([0, 4, 3, 2, 2], prompt=1), kdx.datasets.Tokens([5, 4, 1, 1], prompt=1)),
+    ]
+    batch = words.batch([texts[row % 3] for row in range(rows)])
+    draws = torch.Generator().manual_seed(0)
+    student, teacher = (
+        torch.randn(*ids.shape, classes, generator=draws, dtype=torch.float64)
+        for ids, classes in ((batch.inputs["input_ids"], 5), (batch.views["teacher"]["input_ids"], 6))
+    )
+    return {"logits": student}, {"logits": teacher}, batch._replace(inputs=None)
+
+
+OTHER_TOKENIZER = KnowledgeTags(inputs=two_tokenisations)
 PACKED = KnowledgeTags(student_shapes={"q": (5, 12)}, teacher_shapes={"q": (5, 24)})
 
 KNOWLEDGE = {
@@ -53,6 +73,8 @@ KNOWLEDGE = {
     "dist": [({}, None)],
     "reverse-kl": [({}, ZERO)],
     "jsd": [({}, ZERO)],
+    "uld": [({}, OTHER_TOKENIZER), ({"student_temperature": 2.0, "teacher_temperature": 0.5}, OTHER_TOKENIZER)],
+    "alm": [({}, OTHER_TOKENIZER), ({"temperature": None}, OTHER_TOKENIZER)],
     "hint": [(MAPS, IMAGES), (MAPS | {"variant": "paper"}, SEQUENCES)],
     "attention-transfer": [(MAPS, ZERO)],
     "cwd": [(MAPS, ZERO), (MAPS, IMAGES), ({}, KnowledgeTags(zero_when_equal=True, **PIXELS))],

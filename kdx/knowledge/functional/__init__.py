@@ -8,6 +8,8 @@ from kdx.lazy import exports
 
 if TYPE_CHECKING:
     from kdx.knowledge.ab import activation_boundaries as activation_boundaries
+    from kdx.knowledge.alm import binary_divergence as binary_divergence
+    from kdx.knowledge.alm import chunk_surprisals as chunk_surprisals
     from kdx.knowledge.attention_scores import attention_scores as attention_scores
     from kdx.knowledge.attention_scores import scores_of as scores_of
     from kdx.knowledge.attention_transfer import attention_transfer as attention_transfer
@@ -42,12 +44,15 @@ if TYPE_CHECKING:
     from kdx.knowledge.semckd import semckd as semckd
     from kdx.knowledge.simkd import simkd as simkd
     from kdx.knowledge.sp import sp as sp
+    from kdx.knowledge.token_surprisals import token_surprisals as token_surprisals
+    from kdx.knowledge.uld import sorted_distance as sorted_distance
     from kdx.knowledge.vid import vid as vid
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
         {
             "kdx.knowledge.ab": ["activation_boundaries"],
+            "kdx.knowledge.alm": ["binary_divergence", "chunk_surprisals"],
             "kdx.knowledge.attention_scores": ["attention_scores", "scores_of"],
             "kdx.knowledge.attention_transfer": ["attention_transfer"],
             "kdx.knowledge.cc": ["cc"],
@@ -79,6 +84,8 @@ else:
             "kdx.knowledge.semckd": ["semckd"],
             "kdx.knowledge.simkd": ["simkd"],
             "kdx.knowledge.sp": ["sp"],
+            "kdx.knowledge.token_surprisals": ["token_surprisals"],
+            "kdx.knowledge.uld": ["sorted_distance"],
             "kdx.knowledge.vid": ["vid"],
         },
     )

@@ -94,7 +94,8 @@ def vocabulary_of(vocabulary: int | None, own: int, other: int | None) -> int:
         if other not in (own, None):
             raise ValueError(
                 f"teacher: has {other} classes, the student {own}; where the first classes are the same and the others "
-                "padding, give their number as vocabulary=; tokenizers that differ share no classes"
+                "padding, give their number as vocabulary=; tokenizers that differ share no classes "
+                "(the components uld and alm learn from such a teacher)"
             )
         return own
     if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or not 0 < vocabulary <= least:
