@@ -262,6 +262,12 @@ def kdx_schemes() -> Iterable[Spec]:
             "Hinton et al. 2015, arXiv:1503.02531",
         ),
         Spec(
+            "on-policy",
+            "kdx.schemes.on_policy:OnPolicy",
+            "a language model's own writing is scored by its teacher, mixed with the data's (GKD)",
+            "Agarwal et al. 2024, arXiv:2306.13649",
+        ),
+        Spec(
             "data-free",
             "kdx.schemes.data_free:DataFree",
             "a generator makes the images on which the teacher teaches; no real one is seen",

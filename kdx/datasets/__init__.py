@@ -9,11 +9,15 @@ from kdx.lazy import exports
 if TYPE_CHECKING:
     from kdx.datasets.array_preprocessing import ArrayPreprocessing as ArrayPreprocessing
     from kdx.datasets.augment import ShiftFlip as ShiftFlip
+    from kdx.datasets.batch_maker import BatchMaker as BatchMaker
     from kdx.datasets.contract import check_dataset as check_dataset
     from kdx.datasets.csv_table import CsvTable as CsvTable
     from kdx.datasets.digits import Digits as Digits
     from kdx.datasets.electrocardiogram import Electrocardiogram as Electrocardiogram
     from kdx.datasets.fashion import FashionMnist as FashionMnist
+    from kdx.datasets.generation import Generator as Generator
+    from kdx.datasets.generation import HuggingFaceGenerator as HuggingFaceGenerator
+    from kdx.datasets.generation import StepByStep as StepByStep
     from kdx.datasets.image_folder import ImageFolder as ImageFolder
     from kdx.datasets.image_preprocessing import ImagePreprocessing as ImagePreprocessing
     from kdx.datasets.image_transforms import ColorJitter as ColorJitter
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from kdx.datasets.preprocessing import Preprocessing as Preprocessing
     from kdx.datasets.preprocessing import preprocessing_of as preprocessing_of
     from kdx.datasets.resized import Resized as Resized
+    from kdx.datasets.rollouts import Rollouts as Rollouts
     from kdx.datasets.sample_stream import SampleStream as SampleStream
     from kdx.datasets.samplers import SameClassPairs as SameClassPairs
     from kdx.datasets.scenes import ComposedScenes as ComposedScenes
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
     from kdx.datasets.two_vocabularies import align as align
     from kdx.datasets.view import Transform as Transform
     from kdx.datasets.view import View as View
+    from kdx.datasets.vllm_server import VllmServer as VllmServer
     from kdx.datasets.word_ids import WordIds as WordIds
     from kdx.datasets.wordnet import WordNetNouns as WordNetNouns
     from kdx.datasets.wordnet import WordNetWords as WordNetWords
@@ -50,11 +56,13 @@ else:
         {
             "kdx.datasets.array_preprocessing": ["ArrayPreprocessing"],
             "kdx.datasets.augment": ["ShiftFlip"],
+            "kdx.datasets.batch_maker": ["BatchMaker"],
             "kdx.datasets.contract": ["check_dataset"],
             "kdx.datasets.csv_table": ["CsvTable"],
             "kdx.datasets.digits": ["Digits"],
             "kdx.datasets.electrocardiogram": ["Electrocardiogram"],
             "kdx.datasets.fashion": ["FashionMnist"],
+            "kdx.datasets.generation": ["Generator", "HuggingFaceGenerator", "StepByStep"],
             "kdx.datasets.image_folder": ["ImageFolder"],
             "kdx.datasets.image_preprocessing": ["ImagePreprocessing"],
             "kdx.datasets.image_transforms": [
@@ -70,6 +78,7 @@ else:
             "kdx.datasets.npz": ["NpzArrays"],
             "kdx.datasets.preprocessing": ["Preprocessing", "preprocessing_of"],
             "kdx.datasets.resized": ["Resized"],
+            "kdx.datasets.rollouts": ["Rollouts"],
             "kdx.datasets.sample_stream": ["SampleStream"],
             "kdx.datasets.samplers": ["SameClassPairs"],
             "kdx.datasets.scenes": ["ComposedScenes"],
@@ -79,6 +88,7 @@ else:
             "kdx.datasets.torchvision_transform": ["TorchvisionTransform"],
             "kdx.datasets.two_vocabularies": ["Tokens", "TwoVocabularies", "align"],
             "kdx.datasets.view": ["Transform", "View"],
+            "kdx.datasets.vllm_server": ["VllmServer"],
             "kdx.datasets.word_ids": ["WordIds"],
             "kdx.datasets.wordnet": ["WordNetNouns", "WordNetWords"],
         },

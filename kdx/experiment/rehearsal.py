@@ -194,16 +194,17 @@ def _build_training(assembly: Assembly, stage: Stage, scheme: Scheme | None) -> 
             optimizer = make_optimizer(train.optimizer, [nn.Parameter(torch.zeros(1))])
             make_schedule(train.schedule, optimizer, steps=steps, epochs=epochs)
             return
+    fed = scheme.feed(batches)
     stored = any(isinstance(part, Stored) for part in scheme.modules())  # of too few rows for a batch
     with locating(f"stage {stage.name}"):
         if stored and not scheme.ready:
             return
-        set_up(scheme, batches, torch.device("cpu"))
+        set_up(scheme, fed, torch.device("cpu"))
     with locating(f"stage {stage.name}: train"):
         phases = Phases(scheme, train.optimizer, train.schedule, steps=steps, epochs=epochs)
     if not stored:
         with locating(f"stage {stage.name}"):
-            _try(scheme.train(), phases, Batch.of(first_batch(batches)))
+            _try(scheme.train(), phases, Batch.of(first_batch(fed)))
 
 
 def _try(scheme: Scheme, phases: Phases, batch: Batch) -> None:

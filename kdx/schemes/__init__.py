@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kdx.schemes.multi_teacher import MultiTeacher as MultiTeacher
     from kdx.schemes.mutual import Mutual as Mutual
     from kdx.schemes.offline import Offline as Offline
+    from kdx.schemes.on_policy import OnPolicy as OnPolicy
     from kdx.schemes.one import ONE as ONE
     from kdx.schemes.one import NativeEnsemble as NativeEnsemble
     from kdx.schemes.one_student import OneStudent as OneStudent
@@ -63,6 +64,7 @@ else:
             "kdx.schemes.multi_teacher": ["MultiTeacher"],
             "kdx.schemes.mutual": ["Mutual"],
             "kdx.schemes.offline": ["Offline"],
+            "kdx.schemes.on_policy": ["OnPolicy"],
             "kdx.schemes.one": ["NativeEnsemble", "ONE"],
             "kdx.schemes.one_student": ["OneStudent"],
             "kdx.schemes.online": ["Online"],

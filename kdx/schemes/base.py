@@ -275,6 +275,17 @@ class Scheme(nn.Module, ABC):
         """
         return None
 
+    def feed(self, train: Iterable[Any]) -> Iterable[Any]:
+        """The batches that are trained on, made of a loader's; :func:`kdx.fit` asks once, before anything runs.
+
+        A scheme whose batches depend on its models, as on what the student writes itself, gives a
+        :class:`kdx.datasets.BatchMaker` around the loader; all others give the loader back.
+
+        Args:
+            train: what :func:`kdx.fit` was given, of several processes the share of this one.
+        """
+        return train
+
     def setup(self, batch: Batch | Any) -> None:
         """Builds what depends on the models' shapes (adapters), from one batch. Changes no model.
 

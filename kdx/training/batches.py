@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from kdx import rng
 from kdx.batch import Batch
 from kdx.blame import blaming
+from kdx.datasets.batch_maker import BatchMaker
 
 __all__ = [
     "ResumableLoader",
@@ -21,6 +22,7 @@ __all__ = [
     "data_of",
     "first_batch",
     "looking_at",
+    "made_of",
     "pass_size",
     "set_epoch",
     "windows",
@@ -39,6 +41,9 @@ class ResumableLoader:
     that has ``state_dict`` and ``load_state_dict``) is not replayed but put back to its place. A stream that can
     do neither, a live feed, goes on with whatever comes next: everything else of the run is restored, the data differ.
 
+    Of a :class:`kdx.datasets.BatchMaker` all this is said of the loader inside; only batches that are handed out are
+    made, and what the maker keeps is part of the state.
+
     Args:
         loader: an iterable of what :meth:`kdx.Batch.of` reads; ``set_epoch`` of its sampler, batch sampler and data
             set is called with the epoch if they have it.
@@ -56,7 +61,8 @@ class ResumableLoader:
         look: Callable[[Batch], None] | None = None,
     ) -> None:
         self.look = look
-        self.loader = loader
+        self.maker = loader if isinstance(loader, BatchMaker) else None
+        self.loader = loader = made_of(loader)
         self.device = device
         self._now = rng.capture(cuda=False)
         self._epoch_start = self._now
@@ -101,6 +107,8 @@ class ResumableLoader:
             self._consumed += 1
             if self._consumed > skip:
                 batch = Batch.of(item)
+                if self.maker is not None:
+                    batch = self._made(self.maker, batch)
                 if self.look is not None:
                     self.look(batch)
                 yield batch.to(self.device, non_blocking=True)
@@ -113,6 +121,10 @@ class ResumableLoader:
     def finished_pass(self, batches: int, *, before: int = 0) -> bool:
         """Whether a pass was finished within the newest ``batches`` batches, ``before`` batches ago."""
         return self.passes(before=before) > self.passes(before=before + batches)
+
+    def _made(self, maker: BatchMaker, batch: Batch) -> Batch:
+        with rng.isolated(), blaming("the data", maker):
+            return maker.make(batch)
 
     @contextmanager
     def _own_random_state(self) -> Iterator[None]:
@@ -136,6 +148,9 @@ class ResumableLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The state from which :meth:`load_state_dict` goes on after the batches that were consumed."""
+        return self._place_in_data() | ({} if self.maker is None else {"maker": self.maker.state_dict()})
+
+    def _place_in_data(self) -> dict[str, Any]:
         if self._loaded is not None:
             return self._loaded  # nothing was handed out since
         mid_epoch = self._consumed > 0
@@ -161,6 +176,13 @@ class ResumableLoader:
         self._generators_start = list(state["own"])
         self._replay = state["consumed"]
         self._place = state.get("place")
+        if self.maker is not None:
+            self.maker.load_state_dict(state["maker"])
+
+
+def made_of(loader: Iterable[Any]) -> Iterable[Any]:
+    """The loader whose batches others are made of; any other than a :class:`kdx.datasets.BatchMaker` as it is."""
+    return loader.loader if isinstance(loader, BatchMaker) else loader
 
 
 def _parts(loader: Any) -> list[Any]:
@@ -208,6 +230,13 @@ def _stateful(loader: Any) -> Any:
 
 def first_batch(loader: Iterable[Any]) -> Any:
     """The first batch of epoch 0; it comes again unless the stream neither restarts nor keeps its place."""
+    if isinstance(loader, BatchMaker):
+        kept = loader.state_dict()
+        batch = Batch.of(first_batch(loader.loader))
+        with rng.isolated(), blaming("the data", loader):
+            made = loader.make(batch)
+        loader.load_state_dict(kept)
+        return made
     set_epoch(loader, 0)
     source = _stateful(loader)
     place = source.state_dict() if source is not None else None
@@ -247,6 +276,7 @@ def blamed(loader: Iterable[Any]) -> Iterator[Any]:
 
 def data_of(loader: Iterable[Any]) -> Any:
     """Returns the data set behind a loader, inside subsets and views; the loader itself where there is none."""
+    loader = made_of(loader)
     data = getattr(loader, "dataset", loader)
     while isinstance(inner := getattr(data, "dataset", None), Dataset):
         data = inner
@@ -258,6 +288,7 @@ def pass_size(loader: Iterable[Any], processes: int = 1) -> tuple[int, int] | No
 
     None for a loader with a length, whose passes are its epochs, and where there is no such data set.
     """
+    loader = made_of(loader)
     rows = getattr(loader, "batch_size", None)
     source = getattr(getattr(loader, "dataset", None), "dataset", None)
     if count_batches(loader) is not None or not rows or not isinstance(source, Sized):

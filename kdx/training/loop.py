@@ -20,6 +20,7 @@ from torch import nn
 from kdx import rng
 from kdx.batch import Batch
 from kdx.blame import explaining_lost_workers
+from kdx.datasets.batch_maker import BatchMaker
 from kdx.errors import Interrupted, PluginError, StopRun
 from kdx.losses import Losses
 from kdx.modes import keeping_modes
@@ -31,7 +32,7 @@ from kdx.schemes.apart import check_apart
 from kdx.schemes.base import Scheme
 from kdx.schemes.weights import Balanced
 from kdx.training.accumulation import accumulate_gradient
-from kdx.training.batches import ResumableLoader, count_batches, first_batch, pass_size, windows
+from kdx.training.batches import ResumableLoader, count_batches, first_batch, made_of, pass_size, windows
 from kdx.training.dataset_facts import dataset_labels, dataset_size
 from kdx.training.evaluation import Metrics
 from kdx.training.gradients import term_gradients
@@ -102,6 +103,7 @@ def fit(
         scheme: see :class:`kdx.Scheme`.
         train: a data loader, or any iterable of batches that can be iterated once per epoch. Of a stream without end
             over a data set (:class:`kdx.datasets.SampleStream`) each pass is an epoch to the scheme and the schedule.
+            A :class:`kdx.datasets.BatchMaker` makes its batches of those of a loader as the run goes on.
         epochs: passes over ``train``; 1 if neither this nor ``steps`` is given.
         steps: optimizer steps, instead of or as a limit to ``epochs``; needed if ``train`` has no length, as an endless
             stream has none, or one that changes from epoch to epoch, as that of data that still grow.
@@ -181,9 +183,8 @@ def fit(
     accelerator = _accelerator(mixed_precision, device, skips=unused_parameters or scheme.skips)
     _check(scheme, observers, compile=compile, log_gradients=log_gradients)
     resting = resting_modules(scheme, keep_eval)
-    tests, rows = _tests(scheme, accelerator) if prequential else None, train
-    if (processes := accelerator.num_processes) > 1:
-        train = accelerator.prepare(train)
+    tests, rows = _tests(scheme, accelerator) if prequential else None, made_of(train)
+    train, processes = _fed(scheme, train, accelerator), accelerator.num_processes
     open_ended = epochs is None and steps is not None
     epochs, total_steps = run_length(train, epochs, steps, accumulate, processes)
     where, evaluates = None if folder is None else Path(folder), evaluate is not None
@@ -300,6 +301,14 @@ def _check(scheme: Scheme, observers: object, *, compile: bool, log_gradients: i
             "gradients of single terms cannot be measured with compile=True; leave log_gradients and "
             "balanced weights, or compile=True, out"
         )
+
+
+def _fed(scheme: Scheme, train: Iterable[Any], accelerator: Accelerator) -> Iterable[Any]:
+    """The share of the training data of this process, as the scheme trains on it."""
+    if accelerator.num_processes > 1:
+        given = train.over(accelerator.prepare(train.loader)) if isinstance(train, BatchMaker) else None
+        train = accelerator.prepare(train) if given is None else given
+    return scheme.feed(train)
 
 
 def _tryout(scheme: Scheme, phases: Phases, incoming: Incoming, *, alone: bool, unused_parameters: bool) -> Tryout:

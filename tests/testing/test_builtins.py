@@ -14,6 +14,8 @@ import kdx.builtin
 from kdx.options import options_of
 from kdx.registry import Plugins
 from kdx.testing import KnowledgeTags, SchemeTags, TaskTags, checks_of, toy_batches, toy_model
+from tests.language_models import Causal
+from tests.language_models import batches as language_batches
 
 OWN = Plugins(entries=(), blocked=(), trace=False)
 MAPS = {"student": ("a", "b"), "teacher": ("c", "d")}
@@ -203,11 +205,13 @@ SCHEMES = {
     "boundary-stage": lambda make: make(**pair(), student_layers="norm", teacher_layers="norm"),
     "paraphrase": lambda make: make(kdx.teachers.Paraphrased(toy_model(6, seed=1), "norm", channels=6)),
     "hint-stage": lambda make: make(**pair(), student_layer="norm", teacher_layer="norm"),
+    "on-policy": lambda make: make(Causal(dropout=0.1), Causal(8, seed=1), max_new_tokens=3),
     "data-free": lambda make: make(**pair(), noise=4, width=4, student_steps=2),
 }
 """Scheme -> how it is built for toy models."""
 
 SCHEME_TAGS = {
+    "on-policy": SchemeTags(data=language_batches()),
     "data-free": SchemeTags(mean_over_samples=False),  # every batch has noise of its own
     "cs-kd": SchemeTags(mean_over_samples=False),  # the second half of a batch belongs to the first
 }
