@@ -10,7 +10,9 @@ from kdx.batch import Batch
 from kdx.capture import LOGITS, Captured
 from kdx.knowledge.other_tokenizer import OtherTokenizer
 from kdx.knowledge.token_surprisals import token_surprisals
+from kdx.linear_logits import LinearLogits
 from kdx.losses import Mean
+from kdx.ops import SparseTargets
 from kdx.ranges import check_number
 
 __all__ = ["ALM", "binary_divergence", "chunk_surprisals"]
@@ -114,7 +116,8 @@ class ALM(OtherTokenizer):
 
     Only the tokens that are there are looked at, not the other classes: the teacher says how likely the text was, not
     what else could have come. So it needs no correspondence between vocabularies, works with bytes as tokens, and costs
-    one pass over the logits, in chunks of rows, without a float copy of them. A chunk counts if all its tokens are
+    one pass over the logits, in chunks of rows, without a float copy of them, or over hidden states and a head where
+    :class:`kdx.Head` says that the logits are not made. A chunk counts if all its tokens are
     learned and predicted on both sides: prompts, padding, special tokens of one side alone, the first token of a row
     and what lies behind the last common end teach nothing.
 
@@ -148,6 +151,8 @@ class ALM(OtherTokenizer):
         0.035
     """
 
+    takes_held = True
+
     def __init__(
         self,
         temperature: float | None = 100.0,
@@ -162,7 +167,7 @@ class ALM(OtherTokenizer):
 
     @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch | None) -> Mean:
-        s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
+        s, t = _outputs(student, self.student_taps[0]), _outputs(teacher, self.teacher_taps[0])
         tokens = self.tokens(s.shape, t.shape, batch, chunks=True)
         ours, theirs = tokens.student_chunks, tokens.teacher_chunks
         assert ours is not None
@@ -179,6 +184,12 @@ class ALM(OtherTokenizer):
     @override
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"
+
+
+def _outputs(captured: Captured, tap: str) -> Tensor | LinearLogits:
+    """Logits as they are held; of a few classes, among which a token may be missing, those made of them."""
+    found = captured.response(tap)
+    return captured[tap] if isinstance(found, SparseTargets) else found
 
 
 def _there(chunks: Tensor, most: int) -> Tensor:

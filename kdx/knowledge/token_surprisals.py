@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from kdx.batch import IGNORE
+from kdx.linear_logits import LinearLogits
+from kdx.ops import linear_kl
 
 __all__ = ["row_chunks", "token_surprisals"]
 
@@ -28,25 +30,38 @@ def row_chunks(rows: Tensor, width: int, size: int) -> Iterator[Tensor]:
     yield from torch.split(rows, max(1, room // max(1, width * size)))
 
 
-def token_surprisals(logits: Tensor, labels: Tensor) -> Tensor:
-    """``-log softmax(z)[y]`` of each token, in float32 (float64 stays), never negative.
+def token_surprisals(logits: Tensor | LinearLogits, labels: Tensor) -> Tensor:
+    """``-log softmax(z)[y]`` of each token, in float32 (float64 stays).
 
     The logits are never copied whole: rows are widened a chunk at a time, and the gradient is made in the dtype of the
     logits. Rows without a label are not read. Of a token that is nearly sure it is exact, as it is the logarithm of
     1 plus the odds against it.
 
     Args:
-        logits: ``[..., V]``, any float dtype.
+        logits: ``[..., V]``, any float dtype, or hidden states and the output layer that they go through
+            (:func:`kdx.ops.linear_kl` then makes a chunk of the logits at a time).
         labels: int64 ``[...]``, token ids; ``-100`` for none.
 
     Returns:
-        ``[...]``, 0 where there is no label, with gradient to the logits.
+        ``[...]``, 0 where there is no label, with gradient to the logits, or to hidden states and output layer.
 
     Example:
         >>> import torch
         >>> token_surprisals(torch.zeros(3, 4), torch.tensor([0, 3, -100])).tolist()
         [1.3862943649291992, 1.3862943649291992, 0.0]
     """
+    if isinstance(logits, LinearLogits):
+        return linear_kl(
+            logits.hidden,
+            logits.weight,
+            None,
+            student_bias=logits.bias,
+            student_scale=logits.scale,
+            student_softcap=logits.softcap,
+            labels=labels,
+            alpha=0.0,
+            reduction="none",
+        )
     rows = logits.reshape(-1, logits.shape[-1])
     found: Tensor = _Surprisals.apply(rows, labels.reshape(-1))  # type: ignore[no-untyped-call]
     return found.reshape(labels.shape)

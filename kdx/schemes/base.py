@@ -548,7 +548,7 @@ def check_takes_held(name: str, component: Knowledge, student: frozenset[str], t
             raise ValueError(
                 f"knowledge {name!r} ({type(component).__name__}) reads the tensor of the {side}'s {wrong[0]!r}, and "
                 "kdx.Head says that it is held as hidden states and a head, so that it is never made; soft-targets, "
-                f"reverse-kl and jsd take it so. Take one of those, or leave the head out of the {side}'s output"
+                f"reverse-kl, jsd and alm take it so. Take one of those, or leave the head out of the {side}'s output"
             )
 
 

@@ -206,3 +206,23 @@ def test_the_view_may_have_another_name_and_targets_may_be_shifted_by_the_data()
 def test_temperature_is_above_0():
     with pytest.raises(ValueError, match="temperature must be > 0"):
         ALM(0.0)
+
+
+def test_hidden_states_and_a_head_on_either_side_give_the_loss_and_the_gradients_of_their_logits():
+    batch = VOCABULARIES.batch(ROWS)
+    draws = torch.Generator().manual_seed(0)
+    sizes = [(*batch.inputs["input_ids"].shape, 3), (5, 3), (*batch.views["teacher"]["input_ids"].shape, 4), (5, 4)]
+    h_s, w_s, h_t, w_t = (torch.randn(*size, generator=draws, dtype=torch.float64) for size in sizes)
+    found = []
+    for held in (True, False):
+        leaves = h_s.clone().requires_grad_(), w_s.clone().requires_grad_()
+        student, teacher = kdx.LinearLogits(*leaves, softcap=4.0), kdx.LinearLogits(h_t, w_t, scale=0.5)
+        if held:
+            captured = (Captured({}, held={"logits": side}) for side in (student, teacher))
+        else:
+            captured = sides(student.dense(), teacher.dense())
+        loss = ALM()(*captured, batch)
+        found.append((loss.value, *torch.autograd.grad(loss.value, leaves)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert ALM.takes_held
