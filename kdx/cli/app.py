@@ -227,7 +227,7 @@ def cache_outputs(
     ] = None,
     what: Annotated[
         list[str] | None,
-        typer.Option(help="logits, topk:K[@T], sample:K[@T] or features:TAP; repeat it for several."),
+        typer.Option(help="logits, hidden[:TAP], topk:K[@T], sample:K[@T] or features:TAP; repeat it for several."),
     ] = None,
     views: Annotated[
         int | None, typer.Option(help="Augmented views of each sample; default 4, or 1 unaugmented.")

@@ -135,7 +135,9 @@ class Train(_Section):
 class StoreSection(_Section):
     """The teacher's outputs, written once before the student is taught; the student's epochs then run no teacher."""
 
-    what: str | list[str] = Field("logits", description="logits, topk:K[@T], sample:K[@T], features:TAP, or several")
+    what: str | list[str] = Field(
+        "logits", description="logits, hidden[:TAP], topk:K[@T], sample:K[@T], features:TAP, or several"
+    )
     views: int = Field(4, ge=1, description="augmented views of each sample, which come again after as many epochs")
     dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="of the stored numbers")
     folder: Path | None = Field(None, description="where; store/ in the folder of the teacher's stage by default")

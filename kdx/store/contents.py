@@ -1,4 +1,4 @@
-"""The contents of a store, as users write them: ``logits``, ``topk:8@4``, ``sample:32@4``, ``features:avgpool``."""
+"""The contents of a store, as users write them: ``logits``, ``hidden``, ``topk:8@4``, ``sample:9@4``, ``features:fc``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from kdx.store.content import Content, Whole
+from kdx.store.hidden import Hidden
 from kdx.store.sample import Sample
 from kdx.store.top_k import TopK
 
@@ -30,7 +31,7 @@ def parse(what: Sequence[str], class_dim: int | None = None) -> dict[str, Conten
     """
     found = {text: _parse(text) for text in what}
     if not found:
-        raise ValueError("what: nothing to store; write logits, topk:K, sample:K or features:TAP")
+        raise ValueError("what: nothing to store; write logits, hidden, topk:K, sample:K or features:TAP")
     if len([text for text in found if not text.startswith("features:")]) > 1:
         raise ValueError(f"what: the logits are stored in one form, got {', '.join(found)}")
     for content in found.values():
@@ -41,13 +42,15 @@ def parse(what: Sequence[str], class_dim: int | None = None) -> dict[str, Conten
 def _parse(text: str) -> Content:
     if text == "logits":
         return Whole()
+    if text == "hidden" or (text.startswith("hidden:") and len(text) > len("hidden:")):
+        return Hidden(text.removeprefix("hidden").removeprefix(":") or None)
     if text.startswith("features:") and len(text) > len("features:"):
         return Whole(text.removeprefix("features:"))
     form = _SPARSE.fullmatch(text)
     if form is None or int(form["k"]) < 1 or float(form["temperature"] or 1) <= 0:
         raise ValueError(
-            f"what: expected logits, topk:K, topk:K@TEMPERATURE, sample:K, sample:K@TEMPERATURE or features:TAP with "
-            f"K >= 1, got {text!r}"
+            "what: expected logits, hidden, hidden:TAP, topk:K, topk:K@TEMPERATURE, sample:K, sample:K@TEMPERATURE or "
+            f"features:TAP with K >= 1, got {text!r}"
         )
     kind = TopK if form["kind"] == "topk" else Sample
     return kind(int(form["k"]), float(form["temperature"] or 1))

@@ -14,6 +14,7 @@ from kdx.files import read_json, sha256_of, write_json
 
 __all__ = [
     "FORMAT",
+    "HEAD",
     "INDEX",
     "MANIFEST",
     "FileEntry",
@@ -25,8 +26,8 @@ __all__ = [
 ]
 
 FORMAT = 1
-MANIFEST, INDEX = "manifest.json", "index.safetensors"
-_FILE = re.compile(rf"{re.escape(INDEX)}|shard-\d{{5,}}\.safetensors")
+MANIFEST, INDEX, HEAD = "manifest.json", "index.safetensors", "head.safetensors"
+_FILE = re.compile(rf"{re.escape(INDEX)}|{re.escape(HEAD)}|shard-\d{{5,}}\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Manifest:
         kdx: version that wrote it.
         layouts: concrete name of a stored feature -> what its axes mean, see :func:`kdx.layout.layout_to_json`; a
             feature without one has a layout that nobody knows.
+        head: of stored hidden states, the scale and the softcap of the head whose weight is a file; else None.
         format: format of the store.
     """
 
@@ -85,6 +87,7 @@ class Manifest:
     class_dim: int | None = None
     layouts: dict[str, dict[str, Any]] = field(default_factory=dict)
     ragged: list[str] = field(default_factory=list)
+    head: dict[str, Any] | None = None
     format: int = FORMAT
     files: dict[str, FileEntry] = field(default_factory=dict)
 
@@ -95,18 +98,19 @@ class Manifest:
 
     @property
     def shards(self) -> int:
-        """Files that a complete store has beside the manifest and the index."""
+        """Files that a complete store has beside the manifest, the index and the head."""
         return self.views * self.shards_per_view
 
     @property
     def complete(self) -> bool:
         """Whether every file was written."""
-        return INDEX in self.files and all(shard_name(n) in self.files for n in range(self.shards))
+        once = {INDEX} if self.head is None else {INDEX, HEAD}
+        return once <= self.files.keys() and all(shard_name(n) in self.files for n in range(self.shards))
 
     @property
     def done(self) -> int:
         """Shards that are complete."""
-        return len(self.files) - (INDEX in self.files)
+        return len(self.files.keys() - {INDEX, HEAD})
 
     def write(self, folder: Path) -> None:
         """Puts the manifest into place, all or nothing."""

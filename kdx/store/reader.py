@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from torch import Tensor
 from kdx.capture import LOGITS, Captured, Held, Provenance
 from kdx.errors import StoreError
 from kdx.layout import Layout, UnknownLayout, layout_from_json
+from kdx.linear_logits import LinearLogits
 from kdx.store.content import Content
 from kdx.store.contents import parse
-from kdx.store.manifest import INDEX, FileEntry, Manifest, shard_name, verify_store
+from kdx.store.hidden import Hidden, head_from
+from kdx.store.manifest import HEAD, INDEX, FileEntry, Manifest, shard_name, verify_store
 from kdx.store.provenance import SampledClasses, TopClasses, WithoutPadding
 from kdx.store.sequences import check_lengths, padded, spread_over, stretches
 
@@ -75,6 +78,7 @@ class Store:
         _check_intact(self.folder / INDEX, manifest.files[INDEX])
         self.index: Tensor = load((self.folder / INDEX).read_bytes())["index"]  # [rows], as the data set has them
         self._sorted, self._order = self.index.sort()
+        self._heads: dict[torch.device, LinearLogits] = {}
         self._shards: dict[int, dict[str, tuple[npt.NDArray[Any], torch.dtype]]] = {}
 
     @property
@@ -117,8 +121,8 @@ class Store:
 
         Returns:
             fp32 tensors ``[N, ...]`` on the device of ``index``, of top and sampled classes
-            :class:`kdx.ops.SparseTargets`, whose tensor is made when it is first asked for. What is read back for
-            padding is the same for all of it and means nothing.
+            :class:`kdx.ops.SparseTargets`, of hidden states :class:`kdx.LinearLogits`, whose tensor is made when it is
+            first asked for. What is read back for padding is the same for all of it and means nothing.
 
         Raises:
             StoreError: a sample or the view is not in the store, sequences have other lengths, or a file is damaged or
@@ -138,7 +142,13 @@ class Store:
         provenance: dict[str, tuple[Provenance, ...]] = {}
         for text, content in self.contents.items():
             parts = {name: stored[name] for name, owner in manifest.tensors.items() if owner == text}
-            if (found := content.held(parts, manifest.classes, places)) is None:
+            found: Held | None
+            if isinstance(content, Hidden):
+                head = self._head(index.device)
+                states = parts["hidden.states"].to(index.device, head.weight.dtype)
+                held[LOGITS] = found = replace(head, hidden=states)
+                later[LOGITS] = found.dense
+            elif (found := content.held(parts, manifest.classes, places)) is None:
                 values |= {
                     name: value.to(index.device) for name, value in content.decode(parts, manifest.classes).items()
                 }
@@ -152,6 +162,14 @@ class Store:
             if places is not None and text in self._sequences and not bool(places.all()):
                 provenance[content.tap] = (*provenance.get(content.tap, ()), WithoutPadding())
         return Captured(values, self.taps, provenance=provenance, layouts=self._layouts, held=held, later=later)
+
+    def _head(self, device: torch.device) -> LinearLogits:
+        """The teacher's output layer on a device, read when it is first asked for."""
+        if device not in self._heads:
+            _check_intact(self.folder / HEAD, self.manifest.files[HEAD])
+            tensors = load((self.folder / HEAD).read_bytes())
+            self._heads[device] = head_from(tensors, self.manifest.head or {}).to(device)
+        return self._heads[device]
 
     def _whole(self, content: Content, parts: Mapping[str, Tensor], device: torch.device) -> Tensor:
         """The logits of all classes, for what cannot do with those that are stored."""

@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader
 
 from kdx import rng
 from kdx.batch import Batch
-from kdx.capture import Captured, Output, Taps
+from kdx.capture import LOGITS, Captured, Output, Taps
 from kdx.errors import StoreError
+from kdx.head import Head
 from kdx.layout import Layout, UnknownLayout
+from kdx.linear_logits import LinearLogits
 from kdx.modes import evaluating
 from kdx.store.content import Content
 from kdx.store.fingerprint import input_digests
@@ -35,7 +37,7 @@ class Source:
         batch_size: samples in one forward pass.
         workers: loader processes.
         seed: of the sampled classes.
-        output: the way to the logits in what the teacher returns.
+        output: the way to the logits in what the teacher returns, or the head that they are stored as.
         collate: puts items into a batch.
     """
 
@@ -62,6 +64,11 @@ class Source:
         self.classes = 0
         self.layouts: dict[str, Layout | UnknownLayout] = {}
         self.ragged: list[str] | None = None  # not known before the first batch
+
+    @property
+    def head(self) -> Head | None:
+        """The head whose hidden states are stored, None where logits are."""
+        return self.taps.head
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -111,7 +118,8 @@ class Source:
 
     def _encode(self, captured: Captured, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Stored name -> rows on the CPU; those of sequences one after the other, and then how long they are."""
-        logits = captured.logits
+        logits = captured.response(LOGITS)
+        assert isinstance(logits, Tensor | LinearLogits)
         self.classes = logits.shape[next(iter(self.contents.values())).axis(logits.dim())]
         self.layouts = captured.layouts
         encoded: dict[str, Tensor] = {}

@@ -20,12 +20,14 @@ from kdx.batch import Batch
 from kdx.capture import Output
 from kdx.errors import StoreError
 from kdx.files import atomic_write, remove_leftovers
+from kdx.head import Head
 from kdx.layout import layout_to_json
 from kdx.lock import sole_writer
 from kdx.store.content import DTYPES
 from kdx.store.contents import parse
 from kdx.store.fingerprint import describe, teacher_hash
-from kdx.store.manifest import INDEX, MANIFEST, Manifest, differences, file_entry, shard_name
+from kdx.store.hidden import Hidden, head_file, head_values
+from kdx.store.manifest import HEAD, INDEX, MANIFEST, Manifest, differences, file_entry, shard_name
 from kdx.store.reader import DIGESTS, Store, mapped
 from kdx.store.source import Source
 
@@ -62,8 +64,8 @@ def write_store(
         folder: where to write; created if it is missing.
         teacher: the model, on the device where it is to run.
         data: a map-style data set of :class:`kdx.Batch` items with their index, as :class:`kdx.datasets.View`.
-        what: ``"logits"``, ``"topk:K[@T]"``, ``"sample:K[@T]"``, ``"features:TAP"``, or several, the logits
-            in one form.
+        what: ``"logits"``, ``"hidden"`` or ``"hidden:TAP"`` (the last hidden states, and the teacher's head once),
+            ``"topk:K[@T]"``, ``"sample:K[@T]"``, ``"features:TAP"``, or several, the logits in one form.
         views: number of views, one for each epoch.
         dtype: ``"fp16"``, ``"bf16"`` or ``"fp32"``. fp16 keeps three more bits than bf16; what it cannot hold is an
             error, not inf.
@@ -71,7 +73,8 @@ def write_store(
         workers: loader processes.
         seed: seed of the sampled classes.
         shard_rows: samples in one file, rounded up to whole batches; None takes about 32 MiB.
-        output: see :class:`kdx.Taps`.
+        output: see :class:`kdx.Taps`; for ``"hidden"`` a :class:`kdx.Head`, or None for a causal language model of
+            Hugging Face, which says it itself.
         class_dim: axis of the classes in the logits; None: axis 1 of ``[N, C]`` and ``[N, C, d1, d2, ...]``, the last
             of ``[N, L, C]``.
         collate: puts items into a batch, as the ``collate_fn`` of a loader; one that pads sequences of different length
@@ -107,6 +110,11 @@ def write_store(
             raise ValueError(f"{name} must be 1 or more, got {value}")
     if views > 1 and not callable(getattr(data, "set_epoch", None)):
         raise ValueError(f"views={views} needs data with set_epoch, as kdx.datasets.View; without it all views are one")
+    hidden = next((content for content in contents.values() if isinstance(content, Hidden)), None)
+    if hidden is not None:
+        output = hidden.head_of(teacher, output)
+    elif isinstance(output, Head):
+        output = None  # the logits are made whole here, as the model does
     source = Source(teacher, data, contents, DTYPES[dtype], batch_size, workers, seed, output, collate)
     with source.opened():
         about = describe(data) | dict(origin or {})
@@ -127,6 +135,7 @@ def write_store(
             tensors=dict(source.owners),
             ragged=list(source.ragged or ()),
             layouts={name: layout_to_json(layout) for name, layout in source.layouts.items()},
+            head=None if source.head is None else head_values(source.head, teacher),
             kdx=__version__,
         )
         manifest = _continued(folder, wanted, source.rows, first[DIGESTS])
@@ -201,6 +210,8 @@ def _write(folder: Path, manifest: Manifest, source: Source, progress: Callable[
             manifest.write(folder)
     if INDEX not in manifest.files:
         _write_file(folder, manifest, INDEX, _index(source.rows))
+    if source.head is not None and HEAD not in manifest.files:
+        _write_file(folder, manifest, HEAD, head_file(source.head, source.teacher))
     for number in range(manifest.shards):
         name = shard_name(number)
         if name in manifest.files:

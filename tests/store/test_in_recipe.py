@@ -73,7 +73,7 @@ def test_the_recipe_writes_its_store_once_and_trains_from_it(tmp_path, short, mo
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"teacher.store.what": "topk"}, "teacher.store: .*expected logits, topk:K"),
+        ({"teacher.store.what": "topk"}, "teacher.store: .*expected logits, hidden, hidden:TAP, topk:K"),
         ({"teacher.store.dtype": "int8"}, "teacher.store.dtype"),
         ({"teacher.batch_statistics": True}, "outputs depend on the batch"),
         ({"data.augment": None}, "without data.augment all views are alike; set views: 1"),
