@@ -1,4 +1,4 @@
-"""The contents of a store, as users write them: ``logits``, ``hidden``, ``topk:8@4``, ``sample:9@4``, ``features:fc``."""
+"""The contents of a store, as users write them: ``logits``, ``hidden``, ``topk:8@4``, ``sample:9@4``, and so on."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from kdx.errors import RecipeError, StoreError
 from kdx.experiment.experiment import Experiment
 from kdx.experiment.recipe_files import load_recipe
 from kdx.models import ConvNet
-from kdx.store import Store, writer
+from kdx.store import Store
+from kdx.store.source import Source
 
 SHORT = {
     "data.validation": 4744,  # leaves 256 training images
@@ -42,9 +43,9 @@ def short(tmp_path: Path) -> dict[str, object]:
 
 def test_the_recipe_writes_its_store_once_and_trains_from_it(tmp_path, short, monkeypatch) -> None:
     calls = []
-    encode = writer._Source.encode
+    encode = Source.encode
     monkeypatch.setattr(
-        writer._Source, "encode", lambda self, view, at: calls.append((view, len(at))) or encode(self, view, at)
+        Source, "encode", lambda self, view, at: calls.append((view, len(at))) or encode(self, view, at)
     )
     told: list[str] = []
     recipe = load_recipe("fashion-cached", short)
