@@ -8,6 +8,7 @@ namespace py = pybind11;
 
 void bind_rkd(py::module_& m);
 void bind_softmax_kl(py::module_& m);
+void bind_topk_kl(py::module_& m);
 
 PYBIND11_MODULE(_cpu, m) {
   m.def("isa", [] { return kdx::isa_name(kdx::isa()); }, "The instruction set in use: base, avx2, avx512 or amx.");
@@ -19,4 +20,5 @@ PYBIND11_MODULE(_cpu, m) {
 #endif
   bind_rkd(m);
   bind_softmax_kl(m);
+  bind_topk_kl(m);
 }

@@ -27,18 +27,6 @@ void store_losses(const SoftmaxKl& call, const double* rows, int64_t n) {
   for (int64_t r = 0; r < n; ++r) out[r] = T(rows[r]);
 }
 
-class Scratch {
- public:
-  explicit Scratch(std::size_t bytes) : memory_(scratch_take(bytes, &size_)) {}
-  Scratch(const Scratch&) = delete;
-  ~Scratch() { scratch_return(memory_, size_); }
-  char* get() const { return static_cast<char*>(memory_); }
-
- private:
-  std::size_t size_ = 0;  // declared first: it is set while memory_ is being made
-  void* memory_;
-};
-
 }  // namespace
 
 const char* softmax_kl_cpu(const SoftmaxKl& call, int threads) try {

@@ -43,14 +43,25 @@ def compiled(kind: str) -> tuple[ModuleType | None, str]:
         return None, build_info().get(kind) or f"kdx_ext._{kind} does not import: {error}"
 
 
-def native(kind: str) -> Any:
-    """The compiled module ``kdx_ext._cpu`` or ``kdx_ext._cuda``; raises `BackendError` where there is none."""
-    if kind in _overrides:
-        return _overrides[kind]
-    module, reason = compiled(kind)
+def native(kind: str, function: str | None = None) -> Any:
+    """The compiled module ``kdx_ext._cpu`` or ``kdx_ext._cuda``, or a function of it.
+
+    Raises:
+        BackendError: there is no such module, or it was built before the function was written.
+    """
+    module: Any = _overrides.get(kind)
     if module is None:
-        raise BackendError(f"backend {kind!r}: {reason}")
-    return module
+        module, reason = compiled(kind)
+        if module is None:
+            raise BackendError(f"backend {kind!r}: {reason}")
+    if function is None:
+        return module
+    if not hasattr(module, function):
+        raise BackendError(
+            f"backend {kind!r}: kdx_ext._{kind} is older than kdx, it has no {function}; run `pip install .` again, or "
+            "`python setup.py build_ext --inplace` in a checkout"
+        )
+    return getattr(module, function)
 
 
 def not_built(kind: str) -> str | None:

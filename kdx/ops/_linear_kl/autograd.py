@@ -11,7 +11,8 @@ from kdx.ops import _dispatch
 from kdx.ops._dtypes import accumulator
 from kdx.ops._library import define
 from kdx.ops._linear_kl import reference
-from kdx.ops._linear_kl.call import Options, Rows, Side, Wanted
+from kdx.ops._linear_kl.call import SAMPLED, Options, Rows, Side, Wanted
+from kdx.ops._topk_kl.targets import refuse_twice
 
 __all__ = ["loss_of", "scaled"]
 
@@ -36,7 +37,9 @@ def _parts(arguments: tuple[Any, ...]) -> tuple[Any, Any, Options, Wanted, bool]
 def _linear_kl(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tensors, numbers, options, wanted, apart = _parts(arguments)
     student, teacher = _sides(tensors, numbers)
-    _, module = _dispatch.select("linear_kl", options.backend, student.hidden, teacher.hidden)
+    name, module = _dispatch.select("linear_kl", options.backend, student.hidden, teacher.hidden)
+    if teacher.ids is not None and name != "cpu":
+        refuse_twice(teacher.ids, sampled=options.tail == SAMPLED)
     with torch.autocast(student.hidden.device.type, enabled=False):
         losses, made = module.forward(student, teacher, Rows(*tensors[7:]), options, wanted, apart=apart)
     # float64 keeps the sum of the rows the same however they are cut into chunks

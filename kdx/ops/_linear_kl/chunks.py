@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdx.ops._dtypes import accumulator
 from kdx.ops._linear_kl.call import Gradients, Options, Rows, Side, Wanted
-from kdx.ops._topk_kl.rows import RowLosses, dense_rows, sparse_rows
+from kdx.ops._topk_kl.rows import RowLosses, dense_rows
 
 __all__ = ["CHUNK_BYTES", "chunks_of", "in_chunks"]
 
@@ -27,7 +27,15 @@ BLOCK = 4096
 
 
 def in_chunks(
-    row_losses: RowLosses, student: Side, teacher: Side, rows: Rows, options: Options, wanted: Wanted, *, apart: bool
+    row_losses: RowLosses,
+    few_losses: RowLosses,
+    student: Side,
+    teacher: Side,
+    rows: Rows,
+    options: Options,
+    wanted: Wanted,
+    *,
+    apart: bool,
 ) -> tuple[Tensor, Gradients]:
     """Row losses ``[N]`` and the gradients of their sum with respect to the student's side that are wanted.
 
@@ -35,6 +43,7 @@ def in_chunks(
 
     Args:
         row_losses: ``forward`` of a backend of softmax_kl.
+        few_losses: ``forward`` of a backend of topk_kl.
         student: with a head.
         teacher: with or without one.
         rows: see :class:`Rows`.
@@ -56,9 +65,7 @@ def in_chunks(
         if options.kl_scale == 0:  # the student stands in for a teacher that nobody looks at
             each, g = dense_rows(row_losses, z_s, z_s, alone, options, grad=any(wanted))
         elif teacher.ids is not None:
-            each, g = sparse_rows(
-                row_losses, z_s, teacher.ids[at], teacher.hidden[at], alone, options, grad=any(wanted)
-            )
+            each, g = few_losses(z_s, teacher.ids[at], teacher.hidden[at], alone, options, grad=any(wanted))
         else:
             z_t = _logits(teacher._replace(hidden=teacher.hidden[at]), C, acc)
             each, g = dense_rows(row_losses, z_s, z_t, alone, options, grad=any(wanted))

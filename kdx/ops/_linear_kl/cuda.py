@@ -1,4 +1,4 @@
-"""linear_kl in chunks, on CUDA's kernels of softmax_kl."""
+"""linear_kl in chunks, on CUDA's kernels of softmax_kl and topk_kl."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from kdx.ops._linear_kl.call import Gradients, Options, Rows, Side, Wanted
 from kdx.ops._linear_kl.chunks import in_chunks
 from kdx.ops._softmax_kl import cuda as softmax_kl
+from kdx.ops._topk_kl import cuda as topk_kl
 
 
 def unsupported(student: Tensor, teacher: Tensor) -> str | None:
@@ -18,4 +19,4 @@ def forward(
     student: Side, teacher: Side, rows: Rows, options: Options, wanted: Wanted, *, apart: bool
 ) -> tuple[Tensor, Gradients]:
     """Row losses ``[N]`` (``[2, N]`` where terms stay apart) and the gradients of their sum that are wanted."""
-    return in_chunks(softmax_kl.forward, student, teacher, rows, options, wanted, apart=apart)
+    return in_chunks(softmax_kl.forward, topk_kl.forward, student, teacher, rows, options, wanted, apart=apart)

@@ -11,15 +11,18 @@ from kdx.ops import _dispatch
 from kdx.ops._dtypes import accumulator
 from kdx.ops._library import define
 from kdx.ops._linear_kl.autograd import scaled
-from kdx.ops._linear_kl.call import Options, Rows
+from kdx.ops._linear_kl.call import SAMPLED, Options, Rows
 from kdx.ops._topk_kl import reference
+from kdx.ops._topk_kl.targets import refuse_twice
 
 __all__ = ["loss_of"]
 
 
 def _topk_kl(student: Tensor, ids: Tensor, known: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     rows, options, grad = Rows(*arguments[:3]), Options(*arguments[3:-1]), arguments[-1]
-    _, module = _dispatch.select("topk_kl", options.backend, student)
+    name, module = _dispatch.select("topk_kl", options.backend, student)
+    if name != "cpu":
+        refuse_twice(ids, sampled=options.tail == SAMPLED)
     with torch.autocast(student.device.type, enabled=False):
         losses, gradient = module.forward(student, ids, known, rows, options, grad=grad)
     loss = losses.sum(dtype=torch.float64).to(losses.dtype) if options.reduce else losses

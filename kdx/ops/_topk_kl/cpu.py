@@ -1,21 +1,37 @@
-"""topk_kl in chunks, on the CPU's kernels of softmax_kl."""
+"""topk_kl in C++ on a CPU: the launcher of csrc/cpu/topk_kl.cpp."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from kdx.ops._dtypes import CODES, accumulator, no_kernel
+from kdx.ops._launch import address
 from kdx.ops._linear_kl.call import Options, Rows
-from kdx.ops._softmax_kl import cpu as softmax_kl
-from kdx.ops._topk_kl.chunks import in_chunks
+from kdx.ops._native import native
+from kdx.ops._topk_kl.launch import neighbours
+from kdx.ops._topk_kl.targets import listed_twice
 
 
 def unsupported(student: Tensor, *_: Tensor) -> str | None:
     """Why this backend cannot run these tensors, or None."""
-    return softmax_kl.unsupported(student, student)
+    return no_kernel(CODES, student)
 
 
 def forward(
     student: Tensor, ids: Tensor, known: Tensor, rows: Rows, options: Options, *, grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Row losses ``[N]`` and the gradient ``[N, V]`` of their sum in the dtype of the logits."""
-    return in_chunks(softmax_kl.forward, student, ids, known, rows, options, grad=grad)
+    student, ids, known, rows = neighbours(student, ids, known, rows)
+    N, C = student.shape
+    loss = torch.empty(N, dtype=accumulator(student))
+    out = torch.empty((N, C), dtype=student.dtype) if grad else None
+    twice = native("cpu", "topk_kl")(
+        *(student.data_ptr(), student.stride(0), ids.data_ptr(), known.data_ptr(), rows.kl.data_ptr()),
+        *(address(rows.labels), address(rows.ce), address(out), loss.data_ptr(), N, ids.shape[1], C),
+        *(options.temperature, options.beta, options.kl_scale, options.ce_scale),
+        *(CODES[student.dtype], options.divergence, options.tail, torch.get_num_threads()),
+    )
+    if twice >= 0:
+        raise listed_twice()
+    return loss, out

@@ -93,7 +93,7 @@ def bucketed(z: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor
 def even_logits(ids: Tensor, known: Tensor, classes: int, temperature: float) -> Tensor:
     """The teacher's logits ``[R, V]`` where the classes that are not listed share what is left of 1 evenly."""
     others = classes - (ids >= 0).sum(1, keepdim=True)
-    each = torch.where(others > 0, known[:, -1:] - others.clamp(min=1).log(), -torch.inf)
+    each = torch.where(others > 0, known[:, -1:] - others.clamp(min=1).to(known.dtype).log(), -torch.inf)
     every = each.expand(-1, classes).clone()
     return every.scatter_(1, _places(ids), _first_for_none(known[:, :-1], ids)).mul_(temperature)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdx.ops._dtypes import accumulator
 
-__all__ = ["SparseTargets"]
+__all__ = ["SparseTargets", "listed_twice", "refuse_twice"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,3 +106,25 @@ class SparseTargets:
         """The same on a device."""
         tail, valid = (None if x is None else x.to(device) for x in (self.tail, self.valid))
         return replace(self, ids=self.ids.to(device), logprobs=self.logprobs.to(device), tail=tail, valid=valid)
+
+
+def listed_twice() -> ValueError:
+    """The refusal of targets that list a class more than once in a row."""
+    return ValueError("targets.ids: a row lists a class twice; kind='sampled' is for classes drawn with repetition")
+
+
+def refuse_twice(ids: Tensor, *, sampled: bool) -> None:
+    """Refuse rows ``[N, K]`` that list a class twice, on a CPU; the compiled kernels there see it by themselves.
+
+    Args:
+        ids: -1 where a row has no class.
+        sampled: whether they were drawn, with repetition.
+
+    Raises:
+        ValueError: a row does.
+    """
+    if sampled or ids.device.type != "cpu":
+        return
+    order = ids.sort(1).values
+    if bool(((order[:, 1:] == order[:, :-1]) & (order[:, 1:] >= 0)).any()):
+        raise listed_twice()
