@@ -47,6 +47,7 @@ void scale_grad(uintptr_t grad, uintptr_t upstream, uintptr_t out, int64_t n, in
 }  // namespace
 
 void bind_softmax_kl(py::module_& m) {
+  m.attr("divergences") = int(kdx::kSkewReverse) + 1;  // how many there are
   m.def("softmax_kl", &softmax_kl, "Row losses or their sum, and the gradient; see csrc/include/kdx/softmax_kl.h.");
   m.def("scale_grad", &scale_grad, "out = grad * upstream[0] over n dense elements.");
 }

@@ -22,6 +22,7 @@ void check(const char* error) {
 }  // namespace
 
 void bind_softmax_kl(py::module_& m) {
+  m.attr("divergences") = int(kdx::kSkewReverse) + 1;  // how many there are
   py::class_<kdx::SoftmaxKl>(m, "SoftmaxKl", "One call of softmax_kl; see csrc/include/kdx/softmax_kl.h.")
       .def(py::init([](const Strided& student, const Strided& teacher, const Strided& grad, uintptr_t loss,
                        uintptr_t kl_rows, uintptr_t labels, uintptr_t ce_rows,

@@ -107,15 +107,36 @@ KDX_HD T excess(T x, T w, T x_expm1_w) {
   return abs_(w) < T(kTail) ? x * (w * w) * expm1_tail(w) : far;
 }
 
-// With the mixture m = beta p + (1 - beta) q: *h = log(q / m), and *part is this class's share of KL(q || m) = sum q h,
-// so that the gradient with respect to the student's logit is (1 - beta) q (h - sum of parts) / T (0 where q is 0).
-template <class T>
-KDX_HD T jsd_term(const Class<T>& k, T beta, T* h, T* part) {
+// What the gradient of a divergence from the mixture is multiplied by, see mixture_term.
+template <class T, int kDivergence>
+KDX_HD T mixture_factor(T beta) {
+  return kDivergence == kJsd || kDivergence == kSkewForward ? T(1) - beta : T(1);
+}
+
+// With the mixture m = beta p + (1 - beta) q: the class's share of beta KL(p || m) + (1 - beta) KL(q || m), of KL(p || m)
+// or of KL(q || m). The gradient with respect to the student's logit is factor q (h - sum of parts) / T (0 where q is 0),
+// with the factor of mixture_factor. Of the JSD h = log(q / m); x = (p - q) / m comes in where the two halves do not
+// have its weights, and sum q x = -beta sum (p - q) x.
+template <class T, int kDivergence>
+KDX_HD T mixture_term(const Class<T>& k, T beta, T* h, T* part) {
   const bool up = k.d > T(0);
   const T a = expm1_(up ? -k.d : k.d);
-  const T c = log1p_((up ? T(1) - beta : beta) * a);
+  const T y = (up ? T(1) - beta : beta) * a;
+  const T c = log1p_(y);
   const T u = up ? k.d + c : c;  // log(m / q)
   const T w = up ? c : c - k.d;  // log(m / p)
+  if constexpr (kDivergence != kJsd) {
+    const T x = (T(1) - beta) * ((up ? -a : a) / (T(1) + y));
+    if constexpr (kDivergence == kSkewForward) {
+      *h = -x;
+      *part = beta * k.p_less_q * x;
+      return excess(k.p, w, -(T(1) - beta) * k.p_less_q);
+    }
+    const T share = excess(k.q, u, beta * k.p_less_q);
+    *h = beta * x - u;
+    *part = share - beta * beta * k.p_less_q * x;
+    return share;
+  }
   *h = -u;
   *part = excess(k.q, u, beta * k.p_less_q);
   return beta * excess(k.p, w, -(T(1) - beta) * k.p_less_q) + (T(1) - beta) * *part;

@@ -33,6 +33,7 @@ const char* softmax_kl_cpu(const SoftmaxKl& call, int threads) try {
   const int64_t n = call.O * call.I;
   if (n < 0 || call.C < 1) return "softmax_kl: sizes must be O, I >= 0 and C >= 1";
   if (call.dtype < kFloat32 || call.dtype > kFloat16) return "softmax_kl: unknown dtype";
+  if (call.divergence < kForward || call.divergence > kSkewReverse) return "softmax_kl: unknown divergence";
   if ((call.labels == nullptr) != (call.ce_rows == nullptr)) return "softmax_kl: labels and ce_rows go together";
   std::vector<double> losses(n);
   const auto rows = pick(KDX_VERSIONS(softmax_kl_rows));

@@ -156,7 +156,7 @@ double terms(const Piece<T>& piece, T inv_t, T beta, T inv_ls, T inv_lt, T log_r
         if (kGrad) h[j] = -d;
       } else {
         T log_ratio_to_mixture, part;
-        sum += jsd_term(k, beta, &log_ratio_to_mixture, &part);
+        sum += mixture_term<T, kDivergence>(k, beta, &log_ratio_to_mixture, &part);
         slope_sum += part;
         if (kGrad) h[j] = log_ratio_to_mixture;
       }
@@ -194,7 +194,7 @@ double kl_of_row(Row<T>& r) {
     loss += piece.g ? terms<T, kDivergence, true>(piece, r.inv_t, r.beta, inv_ls, inv_lt, ratio, scale, &slope)
                     : terms<T, kDivergence, false>(piece, r.inv_t, r.beta, inv_ls, inv_lt, ratio, scale, &slope);
   }
-  if (kDivergence == kJsd) scale *= T(1) - r.beta;
+  scale *= mixture_factor<T, kDivergence>(r.beta);
   for (const Piece<T>& piece : r.pieces) {
     if (kDivergence != kForward && piece.g) centred_gradient(piece, inv_ls, T(slope), scale);
   }
@@ -241,7 +241,9 @@ double row_loss(Row<T>& r, int divergence, bool* ahead) {
     bring_together(r);
     loss += r.kl * (divergence == kForward   ? kl_of_row<T, kForward>(r)
                     : divergence == kReverse ? kl_of_row<T, kReverse>(r)
-                                             : kl_of_row<T, kJsd>(r));
+                    : divergence == kJsd     ? kl_of_row<T, kJsd>(r)
+                    : divergence == kSkewForward ? kl_of_row<T, kSkewForward>(r)
+                                                 : kl_of_row<T, kSkewReverse>(r));
   }
   if (r.ce != 0) loss += r.ce * cross_entropy_of_row(r);
   return loss;

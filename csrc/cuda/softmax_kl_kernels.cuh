@@ -215,6 +215,10 @@ const char* softmax_kl_typed(const SoftmaxKl& raw, const Plan& plan, const Works
         return launch_plan<T, kReverse>(plan, call, stream);                                                          \
       case kJsd:                                                                                                      \
         return launch_plan<T, kJsd>(plan, call, stream);                                                              \
+      case kSkewForward:                                                                                              \
+        return launch_plan<T, kSkewForward>(plan, call, stream);                                                      \
+      case kSkewReverse:                                                                                              \
+        return launch_plan<T, kSkewReverse>(plan, call, stream);                                                      \
     }                                                                                                                 \
     return "softmax_kl: unknown divergence";                                                                          \
   }

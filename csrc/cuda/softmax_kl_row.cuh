@@ -296,7 +296,7 @@ __device__ typename Element<T>::Acc solve_row(const Row<T>& row, RowTerms<typena
 
   A share = A(0), part = A(0);
   const bool wanted = row.grad.first != nullptr;
-  const A to_grad = terms.kl * k.inverse * (kDivergence == kForward ? A(-1) : kDivergence == kJsd ? A(1) - beta : A(1));
+  const A to_grad = terms.kl * k.inverse * (kDivergence == kForward ? A(-1) : mixture_factor<A, kDivergence>(beta));
   const auto finish = [&](int chunk, const A(&s)[kPack], A(&g)[kPack]) {
     if (ce) {
       const std::int64_t column = row.column(chunk);

@@ -139,7 +139,7 @@ template <typename A>
 struct Term {
   A q, p, d, difference;  // student, teacher, log p - log q, p - q
   A share;                // of the row's loss, non-negative
-  A slope;                // reverse and JSD: gradient = q (slope - sum of `part`) / T, times (1 - beta) for JSD
+  A slope;                // reverse and JSD: gradient = q (slope - sum of `part`) / T, times mixture_factor
   A part;
 };
 
@@ -155,11 +155,11 @@ __device__ __forceinline__ Term<A> term(A s, A t, const Solved<A>& row, const Te
     x.p = Math<A>::exponential(b * k.exponent) * row.inv_t;
   }
   x.d = log_ratio_of<A, kNarrow>(s, t, a, b, row.offset, row.apart) * k.inverse - row.log_ratio;
-  if constexpr (kDivergence == kJsd) {
+  if constexpr (kDivergence != kForward && kDivergence != kReverse) {
     const A d = x.p == A(0) && x.q == A(0) ? A(0) : x.d;
     const Class<A> both = class_of(x.q, x.p, d);
     x.difference = both.p_less_q;
-    x.share = jsd_term(both, beta, &x.slope, &x.part);
+    x.share = mixture_term<A, kDivergence>(both, beta, &x.slope, &x.part);
   } else {
     const A r = Math<A>::series(x.d), one_r = A(1) + x.d * r, q_d = x.q * x.d;
     const bool small = Math<A>::small(x.d);

@@ -6,13 +6,26 @@ Kernels read plain arrays, so a launcher checks what they rely on; what a user m
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdx.errors import BackendError
 from kdx.ops._dtypes import CODES, accumulator
 
-__all__ = ["address", "check_logits", "check_upstream", "dense", "on", "points", "stream", "strided", "zeroed"]
+__all__ = [
+    "address",
+    "check_divergence",
+    "check_logits",
+    "check_upstream",
+    "dense",
+    "on",
+    "points",
+    "stream",
+    "strided",
+    "zeroed",
+]
 
 
 def address(x: Tensor | None) -> int:
@@ -101,3 +114,16 @@ def zeroed(device: torch.device, count: int) -> Tensor:
     if found is None or found.numel() < count:
         found = _zeroed[key] = torch.zeros(max(2 * count, 4096), dtype=torch.uint8, device=device)
     return found
+
+
+def check_divergence(module: Any, divergence: int) -> None:
+    """Checks that a compiled module knows this divergence of softmax_kl.
+
+    Raises:
+        BackendError: it was built when there were fewer.
+    """
+    if divergence >= getattr(module, "divergences", 3):
+        raise BackendError(
+            f"{module.__name__}: was built of older sources, which have no skewed divergence; run `pip install .`, or "
+            "`python setup.py build_ext --inplace` in a checkout"
+        )

@@ -13,7 +13,8 @@ struct View {
   int64_t so, sc, si;
 };
 
-enum Divergence : int { kForward = 0, kReverse = 1, kJsd = 2 };
+// The skewed ones are the halves of the JSD, KL(p || m) and KL(q || m) of the mixture m = beta p + (1 - beta) q.
+enum Divergence : int { kForward = 0, kReverse = 1, kJsd = 2, kSkewForward = 3, kSkewReverse = 4 };
 
 // Row r = o*I + i contributes kl_scale * kl_rows[r] * KL_r + ce_scale * ce_rows[r] * CE_r. The KL is taken at the
 // temperature and carries no T^2, the cross-entropy is taken at temperature 1. A term whose row coefficient is 0 is not

@@ -47,6 +47,7 @@ def linear_kl(  # type: ignore[misc]
     temperature: float = 1.0,
     divergence: str = "forward",
     beta: float = 0.5,
+    skew: float = 0.0,
     tail: str = "bucket",
     vocabulary: int | None = None,
     mask: Tensor | None = None,
@@ -85,6 +86,7 @@ def linear_kl(  # type: ignore[misc]
         temperature: T > 0.
         divergence: ``"forward"``, ``"reverse"`` or ``"jsd"``, see `softmax_kl`.
         beta: weight of the teacher in the mixture of ``"jsd"``, in [0, 1]; at the ends it is forward and reverse KL.
+        skew: s in [0, 1) of the skewed forward and reverse KL, see `softmax_kl`.
         tail: of the teacher's classes that :class:`SparseTargets` do not list, see `topk_kl`.
         vocabulary: the first so many classes of both sides count, where they are padded to different sizes.
         mask: bool per row; rows where it is False count for nothing, are never read and cost no product.
@@ -125,7 +127,7 @@ def linear_kl(  # type: ignore[misc]
     check_floating("student_weight", student_weight)
     shape = student.shape[:-1]
     s = side_of("student", student, student_weight, student_bias, student_scale, student_softcap)
-    code, beta = divergence_of(divergence, beta)
+    code, beta = divergence_of(divergence, beta, skew)
     mode, taught = DENSE, None
     if teacher is None:
         if alpha != 0 or return_terms:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdx.errors import nearest
 from kdx.ops._linear_kl.call import Rows
+from kdx.ops._num_items import check_num_items
 
 __all__ = ["check_apart_terms", "check_terms", "coefficients_of"]
 
@@ -31,15 +32,7 @@ def check_terms(
         raise ValueError(f"alpha: expected a share in [0, 1], got {alpha}")
     if labels is None and alpha != 1.0:
         raise ValueError(f"labels: are needed for the cross-entropy, whose share is 1 - alpha = {1.0 - alpha:g}")
-    if num_items is None:
-        return
-    if reduction != "mean":
-        raise ValueError(f"num_items: is what the mean divides by; reduction={reduction!r} divides by nothing")
-    if isinstance(num_items, Tensor):
-        if num_items.numel() != 1:
-            raise ValueError(f"num_items: expected one number, got a tensor {list(num_items.shape)}")
-    elif not num_items > 0:
-        raise ValueError(f"num_items: expected a number above 0, got {num_items}")
+    check_num_items(num_items, reduction)
 
 
 def check_apart_terms(

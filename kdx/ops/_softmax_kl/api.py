@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kdx.errors import nearest
 from kdx.ops._dtypes import accumulator
+from kdx.ops._num_items import check_num_items
 from kdx.ops._softmax_kl import reference
 from kdx.ops._softmax_kl.autograd import BY_ENTRIES, BY_NOTHING, BY_ROWS, Options, Rows, loss_of
 
@@ -23,9 +24,12 @@ def softmax_kl(
     temperature: float = 1.0,
     divergence: str = "forward",
     beta: float = 0.5,
+    skew: float = 0.0,
     weight: Tensor | None = None,
     mask: Tensor | None = None,
+    num_items: float | Tensor | None = None,
     scale_by_t2: bool = True,
+    grad_dtype: torch.dtype | None = None,
     reduction: str = "batchmean",
     dim: int = -1,
     backend: str = "auto",
@@ -44,9 +48,17 @@ def softmax_kl(
         divergence: ``"forward"``, ``"reverse"`` or ``"jsd"``.
         beta: weight of the teacher in the mixture of ``"jsd"``, 0 <= beta <= 1. At the ends, where the JSD itself
             would be 0, it is the KL that the JSD divided by ``beta (1 - beta)`` tends to: 0 is forward, 1 reverse KL.
+        skew: s in [0, 1) of the skewed KLs of DistiLLM (Ko et al. 2024, https://arxiv.org/abs/2402.03898): forward is
+            then KL(p || s p + (1 - s) q), reverse KL(q || s q + (1 - s) p), which stay finite where a side has no
+            probability; 0.1 there.
         weight: float per row (the shape of ``student`` without ``dim``), multiplies the row's loss.
         mask: bool per row; rows where it is False count for nothing and are not looked at.
+        num_items: a number, or a tensor without dimensions, that means divide by instead of the rows that count: those
+            of all micro-batches of a step, or of all ranks.
         scale_by_t2: multiply by T^2, so that gradients keep their size when T changes.
+        grad_dtype: that the gradients are kept in from the forward to the backward pass, bfloat16 or float16 for
+            float32 logits: half of their memory. Autograd itself widens what it hands on to a float32 tensor, except to
+            a leaf whose ``grad_dtype`` allows the narrow one. None: the dtype of the logits.
         reduction: ``"none"`` (one loss per row), ``"sum"``, ``"batchmean"`` (sum / rows that count) or ``"mean"``
             (sum / rows that count / C), the last two as `torch.nn.functional.kl_div` has them for ``[N, C]``.
         dim: the dimension of the classes.
@@ -75,11 +87,14 @@ def softmax_kl(
     """
     student, teacher, dim = _logits(student, teacher, dim)
     _check_choices(temperature, reduction)
-    code, beta = divergence_of(divergence, beta)
-    kl_rows, divide = _kl_rows(student, dim, weight, mask, _DIVIDE[reduction])
+    code, beta = divergence_of(divergence, beta, skew)
+    check_num_items(num_items, reduction)
+    if grad_dtype is not None and not grad_dtype.is_floating_point:
+        raise TypeError(f"grad_dtype: expected a floating-point dtype, got {grad_dtype}")
+    kl_rows, divide = _kl_rows(student, dim, weight, mask, _DIVIDE[reduction], num_items)
     scale = float(temperature) ** 2 if scale_by_t2 else 1.0
     options = Options(float(temperature), code, beta, scale, 0.0, divide, reduction != "none", backend)
-    loss = loss_of(student, teacher, Rows(kl_rows, None, None), options, dim)
+    loss = loss_of(student, teacher, Rows(kl_rows, None, None), options, dim, grad_dtype)
     return loss if options.reduce else loss.reshape(_row_shape(student, dim))
 
 
@@ -187,16 +202,23 @@ def _check_choices(temperature: float, reduction: str) -> None:
         raise ValueError(f"reduction: there is no {reduction!r}; {nearest(reduction, _DIVIDE)}")
 
 
-def divergence_of(divergence: str, beta: float) -> tuple[int, float]:
-    """The number of a divergence and its ``beta``; the JSD at 0 is forward KL, at 1 reverse KL.
+def divergence_of(divergence: str, beta: float, skew: float = 0.0) -> tuple[int, float]:
+    """The number of a divergence and the teacher's weight in its mixture; the JSD at 0 is forward KL, at 1 reverse KL.
 
     Raises:
-        ValueError: there is none of this name, or ``beta`` is not in [0, 1].
+        ValueError: there is none of this name, ``beta`` is not in [0, 1], or ``skew`` not in [0, 1) or of a JSD.
     """
     if divergence not in _DIVERGENCES:
         raise ValueError(f"divergence: there is no {divergence!r}; {nearest(divergence, _DIVERGENCES)}")
     if not 0.0 <= beta <= 1.0:
         raise ValueError(f"beta: expected a number in [0, 1], got {beta}")
+    if not 0.0 <= skew < 1.0:
+        raise ValueError(f"skew: expected a number in [0, 1), got {skew}")
+    if skew and divergence == "jsd":
+        raise ValueError("skew: is of 'forward' and 'reverse' KL; of 'jsd', beta says how the sides are mixed")
+    if skew:
+        forward = divergence == "forward"
+        return (reference.SKEW_FORWARD, float(skew)) if forward else (reference.SKEW_REVERSE, 1.0 - skew)
     if divergence == "jsd" and beta in (0.0, 1.0):
         return (reference.FORWARD if beta == 0.0 else reference.REVERSE), 0.5
     return _DIVERGENCES[divergence], float(beta)
@@ -234,13 +256,20 @@ def _check_labels(student: Tensor, dim: int, labels: Tensor, ignore_index: int, 
 
 
 def _kl_rows(
-    student: Tensor, dim: int, weight: Tensor | None, mask: Tensor | None, divide: int
+    student: Tensor,
+    dim: int,
+    weight: Tensor | None,
+    mask: Tensor | None,
+    divide: int,
+    num_items: float | Tensor | None = None,
 ) -> tuple[Tensor | None, int]:
     """Row coefficients ``[R]`` of the KL (None: all 1) and what is left to divide by."""
-    if weight is None and mask is None:
+    if weight is None and mask is None and num_items is None:
         return None, divide
     acc = accumulator(student)
     rows = None
+    if num_items is not None and weight is None and mask is None:
+        rows = torch.ones(_row_shape(student, dim).numel(), dtype=acc, device=student.device)
     if weight is not None:
         if not weight.dtype.is_floating_point:
             raise TypeError(f"weight: expected floating-point numbers, got {weight.dtype}")
@@ -248,16 +277,23 @@ def _kl_rows(
             raise ValueError("weight: gets no gradient; pass weight.detach()")
         _check_row_tensor("weight", weight, student, dim)
         rows = weight.reshape(-1).to(acc)
+    count: float | Tensor | None = num_items.reshape(()).to(acc) if isinstance(num_items, Tensor) else num_items
     if mask is None:
         assert rows is not None
-        return rows.contiguous(), divide
+        if count is None:
+            return rows.contiguous(), divide
+        return _divided(rows, count, student.shape[dim], divide), BY_NOTHING
     if mask.dtype != torch.bool:
         raise TypeError(f"mask: expected bool, got {mask.dtype}; compare it with 0 first")
     _check_row_tensor("mask", mask, student, dim)
     flat = mask.reshape(-1)
     rows = flat.to(acc) if rows is None else torch.where(flat, rows, 0.0)
+    return _divided(rows, flat.sum().clamp(min=1) if count is None else count, student.shape[dim], divide), BY_NOTHING
+
+
+def _divided(rows: Tensor, count: float | Tensor, classes: int, divide: int) -> Tensor:
     if divide != BY_NOTHING:
-        rows = rows / flat.sum().clamp(min=1)
+        rows = rows / count
     if divide == BY_ENTRIES:
-        rows = rows / student.shape[dim]
-    return rows.contiguous(), BY_NOTHING
+        rows = rows / classes
+    return rows.contiguous()

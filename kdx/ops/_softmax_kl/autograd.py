@@ -22,6 +22,8 @@ _SWAPPED = {
     reference.FORWARD: reference.REVERSE,
     reference.REVERSE: reference.FORWARD,
     reference.JSD: reference.JSD,
+    reference.SKEW_FORWARD: reference.SKEW_REVERSE,
+    reference.SKEW_REVERSE: reference.SKEW_FORWARD,
 }
 
 
@@ -160,6 +162,7 @@ class _Loss(torch.autograd.Function):
         ce_rows: Tensor | None,
         options: Options,
         dim: int,
+        grad_dtype: torch.dtype | None,
     ) -> Tensor:
         rows = Rows(kl_rows, labels, ce_rows)
         # Rows that are not summed have one upstream gradient each: their backward runs the op again.
@@ -168,8 +171,9 @@ class _Loss(torch.autograd.Function):
         grad_t = None
         if for_teacher:
             _, grad_t = _run(teacher, student, rows.swapped(), options.swapped(), dim, True)
+        grad_s, grad_t = (x if x is None or grad_dtype is None else x.to(grad_dtype) for x in (grad_s, grad_t))
         ctx.save_for_backward(student, teacher, kl_rows, labels, ce_rows, grad_s, grad_t)
-        ctx.options, ctx.dim = options, dim
+        ctx.options, ctx.dim, ctx.grad_dtype = options, dim, grad_dtype
         return loss
 
     @staticmethod
@@ -182,7 +186,9 @@ class _Loss(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             swapped = options.swapped()
             for_teacher = _backward(teacher, student, rows.swapped(), swapped, dim, grad_t, upstream)
-        return for_student, for_teacher, None, None, None, None, None
+        if ctx.grad_dtype is not None:
+            for_student, for_teacher = (None if x is None else x.to(ctx.grad_dtype) for x in (for_student, for_teacher))
+        return for_student, for_teacher, *[None] * 6
 
 
 def _backward(
@@ -261,12 +267,19 @@ class _TransformedLoss(torch.autograd.Function):
         return losses.reshape(B, *as_rows(student[0], dim).shape[::2]), 0
 
 
-def loss_of(student: Tensor, teacher: Tensor, rows: Rows, options: Options, dim: int) -> Tensor:
-    """Row losses ``[O, I]`` or their sum, differentiable with respect to student and teacher."""
-    function: Any = _Loss
+def loss_of(
+    student: Tensor, teacher: Tensor, rows: Rows, options: Options, dim: int, grad_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Row losses ``[O, I]`` or their sum, differentiable with respect to student and teacher.
+
+    ``grad_dtype``: that the gradients are kept in, where they are kept.
+    """
     if _transformed():
-        function = _TransformedLoss
-    elif not (torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)):
+        transformed: Any = _TransformedLoss.apply
+        found: Tensor = transformed(student, teacher, *rows, options, dim)
+        return found
+    if not (torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)):
         return _run(student, teacher, rows, options, dim, False)[0]
-    loss: Tensor = function.apply(student, teacher, *rows, options, dim)
+    apply: Any = _Loss.apply
+    loss: Tensor = apply(student, teacher, *rows, options, dim, grad_dtype)
     return loss

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdx.ops._dtypes import CODES, accumulator, no_kernel
-from kdx.ops._launch import address, check_logits, check_upstream, dense, strided
+from kdx.ops._launch import address, check_divergence, check_logits, check_upstream, dense, strided
 from kdx.ops._native import native
 
 
@@ -34,7 +34,9 @@ def forward(
     check_logits(student, teacher, kl_rows, labels, ce_rows)
     loss = torch.empty(() if reduce else (O, I), dtype=accumulator(student))
     out = torch.empty_like(student) if grad else None
-    native("cpu").softmax_kl(
+    module = native("cpu")
+    check_divergence(module, divergence)
+    module.softmax_kl(
         *(*strided(student), *strided(teacher), *strided(out), loss.data_ptr()),
         *(address(kl_rows), address(labels), address(ce_rows), O, C, I),
         *(temperature, beta, kl_scale, ce_scale, CODES[student.dtype], divergence, reduce, torch.get_num_threads()),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdx.ops._dtypes import CODES, accumulator, no_kernel
-from kdx.ops._launch import address, check_logits, check_upstream, dense, on, stream, strided, zeroed
+from kdx.ops._launch import address, check_divergence, check_logits, check_upstream, dense, on, stream, strided, zeroed
 from kdx.ops._native import native
 
 
@@ -40,6 +40,7 @@ def forward(
         return torch.zeros(() if reduce else (O, I), dtype=acc, device=student.device), out
     loss = torch.empty(() if reduce else (O, I), dtype=acc, device=student.device)
     module: Any = native("cuda")
+    check_divergence(module, divergence)
     call = module.SoftmaxKl(
         *(strided(student), strided(teacher), strided(out), loss.data_ptr()),
         *(address(kl_rows), address(labels), address(ce_rows), (O, C, I)),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdx.ops._dtypes import accumulator
 
-FORWARD, REVERSE, JSD = 0, 1, 2
+FORWARD, REVERSE, JSD, SKEW_FORWARD, SKEW_REVERSE = range(5)
 _APART = 16.0  # units of T between the maxima of student and teacher from which t - s is not taken
 
 
@@ -68,12 +68,15 @@ def _excess(p: Tensor, w: Tensor, p_expm1_w: Tensor) -> Tensor:
     return torch.where(small, p * v * v * series, p_expm1_w - p * torch.where(p == 0, 0.0, w))
 
 
-def _jsd_ratios(k: Classes, beta: float) -> tuple[Tensor, Tensor]:
-    """``log(m / q)`` and ``log(m / p)`` of ``m = beta p + (1 - beta) q``, without the log of a probability."""
+def _mixture(k: Classes, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``log(m / q)``, ``log(m / p)`` and ``(p - q) / m`` of ``m = beta p + (1 - beta) q``, without the log of a
+    probability.
+    """
     up = k.d > 0
     a = torch.where(up, torch.expm1(-k.d.clamp(min=0)), torch.expm1(k.d.clamp(max=0)))
-    c = torch.log1p(torch.where(up, (1 - beta) * a, beta * a))
-    return torch.where(up, k.d + c, c), torch.where(up, c, c - k.d)
+    y = torch.where(up, (1 - beta) * a, beta * a)
+    c = torch.log1p(y)
+    return torch.where(up, k.d + c, c), torch.where(up, c, c - k.d), torch.where(up, -a, a) / (1 + y)
 
 
 def _divergence(k: Classes, divergence: int, beta: float) -> Tensor:
@@ -81,8 +84,12 @@ def _divergence(k: Classes, divergence: int, beta: float) -> Tensor:
         terms = _excess(k.p, -k.d, -k.p_less_q)
     elif divergence == REVERSE:
         terms = _excess(k.q, k.d, k.p_less_q)
+    elif divergence == SKEW_FORWARD:
+        terms = _excess(k.p, _mixture(k, beta)[1], -(1 - beta) * k.p_less_q)
+    elif divergence == SKEW_REVERSE:
+        terms = _excess(k.q, _mixture(k, beta)[0], beta * k.p_less_q)
     else:
-        u, w = _jsd_ratios(k, beta)
+        u, w, _ = _mixture(k, beta)
         terms = beta * _excess(k.p, w, -(1 - beta) * k.p_less_q) + (1 - beta) * _excess(k.q, u, beta * k.p_less_q)
     return terms.sum(1)  # [O, I]
 
@@ -93,8 +100,18 @@ def _divergence_gradient(k: Classes, divergence: int, beta: float, temperature: 
     if divergence == REVERSE:
         h, total = -k.d, _excess(k.q, k.d, k.p_less_q).sum(1, keepdim=True)
         factor = 1.0
+    elif divergence == SKEW_FORWARD:
+        x = (1 - beta) * _mixture(k, beta)[2]
+        h, total = -x, beta * (k.p_less_q * x).sum(1, keepdim=True)
+        factor = 1 - beta
+    elif divergence == SKEW_REVERSE:
+        u, _, x = _mixture(k, beta)
+        x = (1 - beta) * beta * x
+        h = x - u
+        total = (_excess(k.q, u, beta * k.p_less_q) - beta * k.p_less_q * x).sum(1, keepdim=True)
+        factor = 1.0
     else:
-        u, _ = _jsd_ratios(k, beta)
+        u, *_ = _mixture(k, beta)
         h, total = -u, _excess(k.q, u, beta * k.p_less_q).sum(1, keepdim=True)
         factor = 1 - beta
     centred = torch.where(k.q == 0, 0.0, h) - total

@@ -18,6 +18,9 @@ import triton.language as tl
 
 FORWARD = tl.constexpr(0)
 REVERSE = tl.constexpr(1)
+JSD = tl.constexpr(2)
+SKEW_FORWARD = tl.constexpr(3)
+SKEW_REVERSE = tl.constexpr(4)
 LOG2E = tl.constexpr(1.4426950408889634)
 SMALL = tl.constexpr(0.35)  # where `_series` holds and differences of exponentials do not
 INF = tl.constexpr(float("inf"))
@@ -128,13 +131,19 @@ def _terms(
         e = -tl.abs(d)
         a = tl.where(e > -SMALL, e * (1.0 + e * _series(e)), tl.exp2(e * LOG2E) - 1.0)
         difference = tl.where(up, -p * a, q * a)
-        c = _log1p(tl.where(up, 1.0 - beta, beta) * a)
+        y = tl.where(up, 1.0 - beta, beta) * a
+        c = _log1p(y)
         u = tl.where(up, d + c, c)  # log(m / q)
         w = tl.where(up, c, c - d)  # log(m / p)
         of_q = beta * difference - tl.where(q == 0.0, 0.0, q * u)
         of_p = (beta - 1.0) * difference - tl.where(p == 0.0, 0.0, p * w)
         of_q = tl.where(tl.abs(u) < SMALL, q * (u * u) * _series(u), of_q)
         of_p = tl.where(tl.abs(w) < SMALL, p * (w * w) * _series(w), of_p)
+        x = (1.0 - beta) * (tl.where(up, -a, a) / (1.0 + y))  # (1 - beta) (p - q) / m
+        if DIVERGENCE == SKEW_FORWARD:
+            return of_p, difference, q, -x, beta * difference * x
+        if DIVERGENCE == SKEW_REVERSE:
+            return of_q, difference, q, beta * x - u, of_q - beta * beta * difference * x
         return beta * of_p + (1.0 - beta) * of_q, difference, q, -u, of_q
 
 
@@ -258,7 +267,7 @@ def resident_kernel(
             g = -scale[:, None] * difference
         else:
             total = tl.sum(part, 1)
-            if DIVERGENCE != REVERSE:
+            if DIVERGENCE == JSD or DIVERGENCE == SKEW_FORWARD:
                 scale = scale * (1.0 - beta)
             g = scale[:, None] * q * (tl.where(q == 0.0, 0.0, slope) - total[:, None])
         g_at = (outer * g_o + inner * g_i) * PACK
@@ -363,7 +372,7 @@ def loop_kernel(
                 index = tl.arange(0, SPLITS_2)
                 part_sum += tl.sum(tl.load(totals + row * SPLITS + index, mask=index < SPLITS, other=0.0), 0)
             scale = kl * inverse
-            if DIVERGENCE != REVERSE:
+            if DIVERGENCE == JSD or DIVERGENCE == SKEW_FORWARD:
                 scale = scale * (1.0 - beta)
             for tile in range(0, tiles):
                 columns = begin + tile * BLOCK + tl.arange(0, BLOCK)

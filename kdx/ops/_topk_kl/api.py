@@ -30,6 +30,7 @@ def topk_kl(
     temperature: float = 1.0,
     divergence: str = "forward",
     beta: float = 0.5,
+    skew: float = 0.0,
     mask: Tensor | None = None,
     weight: Tensor | None = None,
     ignore_index: int = -100,
@@ -63,6 +64,7 @@ def topk_kl(
         divergence: ``"forward"``, ``"reverse"`` or ``"jsd"``, see `softmax_kl`; the latter two with ``"bucket"`` and
             ``"even"``.
         beta: weight of the teacher in the mixture of ``"jsd"``, in [0, 1].
+        skew: s in [0, 1) of the skewed forward and reverse KL, see `softmax_kl`.
         mask: bool per row; rows where it is False count for nothing and are never read.
         weight: float per row, multiplies both terms of it.
         ignore_index: label of rows that have none.
@@ -98,7 +100,7 @@ def topk_kl(
         raise TypeError(f"student_logits: expected floating-point logits, got {what}")
     shape = student_logits.shape[:-1]
     classes = student_logits.shape[-1] if student_logits.dim() else 0
-    code, beta = divergence_of(divergence, beta)
+    code, beta = divergence_of(divergence, beta, skew)
     check_terms(temperature, alpha, reduction, num_items, labels)
     ids, known, mode = sparse_call(targets, shape, classes, tail, code, temperature, student_logits)
     rows = coefficients_of(
