@@ -16,7 +16,7 @@ from kdx.wrapped import clean_name, unwrap
 __all__ = ["Head"]
 
 _SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
-"""What configs of transformers multiply logits by -> the power that it is taken to."""
+"""Name in a config of transformers -> the power of it that logits are multiplied by."""
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["LinearLogits"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class LinearLogits:
     """Logits ``[..., V]`` as the hidden states ``[..., H]`` they are made of and the output layer, never held whole.
 
@@ -61,6 +61,10 @@ class LinearLogits:
     def dim(self) -> int:
         """Number of dimensions of the logits."""
         return self.hidden.dim()
+
+    def numel(self) -> int:
+        """How many logits there are."""
+        return math.prod(self.shape)
 
     def __len__(self) -> int:
         return len(self.hidden)

@@ -106,7 +106,7 @@ class StageRunner:
         if stage.role in ROLES and is_first(cpu=cpu):
             observers = Observers(self.observers, scheme=scheme)
             artifacts = finalise(finished, student, self.assembly.ref(stage.name), observers)
-        output = scheme.reader(name)
+        output = evaluation.output_for(scheme, name, self.task.metrics)
         splits: dict[str, Any] = {"validation": data.validation} | ({"test": data.test} if self.test else {})
         for split, rows in splits.items():
             loader = data.evaluation(rows)
@@ -117,7 +117,12 @@ class StageRunner:
         if len(scheme.students) > 1 and self.test:
             loader = data.evaluation(data.test)
             result["students"] = {
-                peer: evaluation.evaluate(each, loader, metrics=self.task.metrics, output=scheme.reader(peer))
+                peer: evaluation.evaluate(
+                    each,
+                    loader,
+                    metrics=self.task.metrics,
+                    output=evaluation.output_for(scheme, peer, self.task.metrics),
+                )
                 for peer, each in scheme.students.items()
             }
         if len(scheme.students) > 1:
@@ -137,7 +142,10 @@ class StageRunner:
                 "model": model.as_dict(),
                 "weights": f"{stage.name}/{name}.safetensors",
                 "validation": evaluation.evaluate(
-                    scheme.students[name], validation, metrics=self.task.metrics, output=scheme.reader(name)
+                    scheme.students[name],
+                    validation,
+                    metrics=self.task.metrics,
+                    output=evaluation.output_for(scheme, name, self.task.metrics),
                 ),
             }
             for name, model in self.assembly.models(stage.name).items()

@@ -104,7 +104,8 @@ class FunctionKnowledge(Response):
     def _called(self, outputs: Outputs) -> LossTerm:
         sides = (outputs.student, outputs.teacher) if outputs.mask is None else outputs.rows()
         if not sides[0].numel():
-            return outputs.student.sum() * 0
+            zero: Tensor = outputs.student.sum() * 0
+            return zero
         loss: LossTerm = self.fn(*sides)
         if isinstance(loss, Tensor) and loss.dim():
             shape, dim = list(sides[0].shape), 1 if outputs.mask is not None else outputs.dim

@@ -16,6 +16,7 @@ from kdx.features.operands import check_same_outputs
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.tokens import real_tokens
 from kdx.losses import Count, Over
+from kdx.ops import SparseTargets
 from kdx.ranges import check_whole
 from kdx.responses import Form, Responses, class_rows
 
@@ -33,18 +34,22 @@ class Outputs:
     """Outputs of student and teacher for one batch, and which elements of them count.
 
     Args:
-        student: of any float dtype, with at least two dimensions.
-        teacher: of the same shape.
+        student: of any float dtype, with at least two dimensions; of a component that ``takes_held`` perhaps
+            :class:`kdx.LinearLogits`.
+        teacher: of the same shape; of such a component perhaps :class:`kdx.LinearLogits` or
+            :class:`kdx.ops.SparseTargets`.
         dim: their class axis, from 0.
         mask: bool, of their shape without the class axis; True where the teacher teaches; None: everywhere.
         targets: those of the batch.
+        vocabulary: how many classes count of a side that is no tensor; None: all. Tensors have those alone.
     """
 
-    student: Tensor
-    teacher: Tensor
+    student: Any
+    teacher: Any
     dim: int
     mask: Tensor | None
     targets: Any = None
+    vocabulary: int | None = None
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """The elements of both that count, as rows ``[R, C]``."""
@@ -130,7 +135,7 @@ class Response(Knowledge):
 
     @override
     def mean_over(self, student: Captured, batch: Batch) -> Over | Count:
-        outputs = student[self.student_taps[0]]
+        outputs = self._answer(student, self.student_taps[0])
         if self.over is not Over.ROWS or self.mean_over_samples is False:
             return self.over
         dim = self.axis(outputs.shape)
@@ -157,13 +162,15 @@ class Response(Knowledge):
     def _said_axis(self) -> int | None:
         return self.responses.class_dim if self.class_dim is None else self.class_dim
 
-    def narrowed(self, outputs: Tensor, side: str) -> Tensor:
+    def narrowed(self, outputs: Any, side: str) -> Any:
         """Outputs of one side with the first ``vocabulary`` classes alone, a view; as they are where all are compared.
+
+        What is no tensor stays as it is.
 
         Raises:
             ValueError: they have fewer.
         """
-        if self.vocabulary is None:
+        if self.vocabulary is None or isinstance(outputs, SparseTargets):
             return outputs
         dim = self.axis(outputs.shape)
         if outputs.shape[dim] < self.vocabulary:
@@ -172,7 +179,7 @@ class Response(Knowledge):
                 f"{outputs.shape[dim]} on axis {dim} of its outputs {list(outputs.shape)}; give the number of classes "
                 "that both have, as that of the tokens of the tokenizer"
             )
-        return outputs.narrow(dim, 0, self.vocabulary)
+        return outputs.narrow(dim, 0, self.vocabulary) if isinstance(outputs, Tensor) else outputs
 
     def outputs(self, student: Captured, teacher: Captured, batch: Batch | None) -> Outputs:
         """The outputs of both sides with their class axis and what counts.
@@ -180,19 +187,49 @@ class Response(Knowledge):
         Raises:
             ValueError: shapes that differ, a softmax over a single class, or targets that do not fit the elements.
         """
-        s = self.narrowed(student[self.student_taps[0]], "student")
-        t = self.narrowed(teacher[self.teacher_taps[0]], "teacher")
-        check_same_outputs(s, t, self._said_axis, vocabulary=self.form is not Form.BERNOULLI)
-        dim = class_axis(s, t, self._said_axis, softmax=self.form is Form.CLASSES)
+        s, t = self._answer(student, self.student_taps[0]), self._answer(teacher, self.teacher_taps[0])
+        if isinstance(t, SparseTargets) and self.axis(s.shape) != s.dim() - 1:  # their classes are on the last axis
+            t = teacher[self.teacher_taps[0]]
+        s, t = self.narrowed(s, "student"), self.narrowed(t, "teacher")
+        if isinstance(s, Tensor) and isinstance(t, Tensor):
+            check_same_outputs(s, t, self._said_axis, vocabulary=self.form is not Form.BERNOULLI)
+            dim = class_axis(s, t, self._said_axis, softmax=self.form is Form.CLASSES)
+        else:
+            dim = self._axis_of_held(s, t)
         targets = None if batch is None else self.responses.aligned(batch.targets)
-        return Outputs(s, t, dim, self._mask(s, dim, batch), targets)
+        return Outputs(s, t, dim, self._mask(s, dim, batch), targets, self.vocabulary)
+
+    def _answer(self, captured: Captured, tap: str) -> Any:
+        return captured.response(tap) if self.takes_held else captured[tap]
+
+    def _axis_of_held(self, student: Any, teacher: Any) -> int:
+        """The class axis, the last, of answers of which one at least is no tensor.
+
+        Raises:
+            ValueError: they are not of the same rows and classes, or their classes are on another axis.
+        """
+        dim = self.axis(student.shape)
+        if dim != student.dim() - 1:
+            raise ValueError(
+                f"outputs held as hidden states and a head have their classes on the last axis, got class_dim={dim} of "
+                f"{list(student.shape)}; leave kdx.Head out of output="
+            )
+        sparse = isinstance(teacher, SparseTargets)
+        theirs = (*teacher.ids.shape[:-1], student.shape[-1]) if sparse else tuple(teacher.shape)
+        if self.vocabulary is not None:
+            theirs = (*theirs[:-1], student.shape[-1])
+        if tuple(student.shape) != theirs:
+            # of tensors without memory, for the sentence alone
+            ours_like, theirs_like = (torch.empty(shape, device="meta") for shape in (tuple(student.shape), theirs))
+            check_same_outputs(ours_like, theirs_like, self._said_axis, vocabulary=True)
+        return dim
 
     @property
     def _by_inputs(self) -> bool:
         """Whether an item of the inputs says where the teacher teaches."""
         return self.responses.taught is not None and self.void is None
 
-    def _mask(self, outputs: Tensor, dim: int, batch: Batch | None) -> Tensor | None:
+    def _mask(self, outputs: Any, dim: int, batch: Batch | None) -> Tensor | None:
         """True where the teacher teaches, None for everywhere."""
         if self.student_taps != (self.responses.tap,) and not self.responses.shift:
             return None
@@ -205,7 +242,7 @@ class Response(Knowledge):
         return void_mask(outputs, dim, targets, void=void, who=type(self).__name__)
 
 
-def void_mask(outputs: Tensor, dim: int, targets: Any, *, void: bool | None, who: str) -> Tensor | None:
+def void_mask(outputs: Any, dim: int, targets: Any, *, void: bool | None, who: str) -> Tensor | None:
     """True where there is something to be taught, of the outputs' shape without the classes; None for everywhere.
 
     Args:

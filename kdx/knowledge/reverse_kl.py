@@ -6,6 +6,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.capture import LOGITS
+from kdx.knowledge.divergence import Tail, check_tail, divergence_between
 from kdx.knowledge.response import Outputs, Response, class_axis
 from kdx.ops import softmax_kl
 from kdx.ranges import check_number
@@ -47,7 +48,10 @@ class ReverseKL(Response):
         class_dim: axis of the classes, see :class:`kdx.knowledge.Response`; None: what the task says.
         void: whether elements with target -100 teach nothing; None: what the task says.
         vocabulary: n, to compare the first n classes of both sides, see :class:`kdx.knowledge.Response`; None: all.
-        student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``.
+        tail: of a teacher whose store keeps a few classes of each row, what becomes of the others, see
+            :func:`kdx.ops.topk_kl`; ``"bucket"`` or ``"even"``.
+        student: tap of the student's logits, ``[N, C]``, ``[N, L, C]`` or ``[N, C, d1, d2, ...]``, or of
+            :class:`kdx.LinearLogits`.
         teacher: tap of the teacher's logits, the same shape.
         backend: kernel backend, ``"auto"`` chooses.
 
@@ -63,6 +67,8 @@ class ReverseKL(Response):
         1.325
     """
 
+    takes_held = True
+
     def __init__(
         self,
         temperature: float = 1.0,
@@ -70,22 +76,24 @@ class ReverseKL(Response):
         class_dim: int | None = None,
         void: bool | None = None,
         vocabulary: int | None = None,
+        tail: Tail = "bucket",
         student: str = LOGITS,
         teacher: str = LOGITS,
         backend: str = "auto",
     ) -> None:
         super().__init__(class_dim=class_dim, void=void, vocabulary=vocabulary, student=student, teacher=teacher)
         self.temperature = check_number("temperature", temperature, above=0)
+        check_tail(tail, "reverse")
+        self.tail: Tail = tail
         self.backend = backend
 
     @override
     def compare(self, outputs: Outputs) -> Tensor:
-        return reverse_kl(
-            outputs.student,
-            outputs.teacher,
+        return divergence_between(
+            outputs,
             temperature=self.temperature,
-            class_dim=outputs.dim,
-            mask=outputs.mask,
+            divergence="reverse",
+            tail=self.tail,
             backend=self.backend,
         )
 

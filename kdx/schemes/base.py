@@ -15,6 +15,7 @@ from kdx.batch import Batch
 from kdx.blame import blaming
 from kdx.capture import LOGITS, Captured, Taps, logits_of
 from kdx.errors import CaptureError, nearest
+from kdx.head import Head
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.function import KnowledgeFn, as_knowledge
 from kdx.losses import Count, Counted, Losses, LossTerm, Mean, Over, OverHead, mean_of, scalar, tasks_of
@@ -115,6 +116,10 @@ class Scheme(nn.Module, ABC):
 
     def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
         """Returns the function that reads the logits in a student's output, None for the usual ways."""
+        return None
+
+    def head_of(self, student: str) -> Head | None:
+        """Returns what a student's logits are made of, where they are not held whole; None where they are."""
         return None
 
     def reader(self, student: str) -> Callable[[Any], Any]:
@@ -398,13 +403,15 @@ class Scheme(nn.Module, ABC):
                     f"{name}/{head}": _on_head(head, mean).scaled(weight * task.heads[head].weight)
                     for head, mean in found.items()
                 }
-            loss = self._task_loss(task, captured[self.task_tap], batch.targets)
+            takes_held = getattr(task, "takes_held", False)
+            outputs = captured.response(self.task_tap) if takes_held else captured[self.task_tap]
+            loss = self._task_loss(task, outputs, batch.targets)
         mean = mean_of("the task loss", loss)
         if mean is None:
             mean = Mean(scalar("the task loss", loss), self.count(Over.TASK, batch), Over.TASK)
         return {name: mean.scaled(weight)}
 
-    def _task_loss(self, task: TaskFn, outputs: Tensor, targets: Any) -> Any:
+    def _task_loss(self, task: TaskFn, outputs: Any, targets: Any) -> Any:
         try:
             return task(outputs, targets)
         except (RuntimeError, ValueError, IndexError):  # perhaps there is a better sentence

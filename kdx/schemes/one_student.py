@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdx.capture import LOGITS, Output, Taps
+from kdx.head import Head
 from kdx.schemes.base import KnowledgeTerms, Scheme, Task, naming
 from kdx.tap import TapName
 from kdx.tasks.classification import cross_entropy
@@ -28,7 +29,8 @@ class OneStudent(Scheme):
         task_tap: the tap whose outputs the task loss reads, where that is not the model's output.
 
     Raises:
-        ValueError: ``task_tap`` beside a task with several heads, which say themselves what each reads.
+        ValueError: ``task_tap`` beside a task with several heads, which say themselves what each reads; a task that
+            reads logits beside a :class:`kdx.Head`, with which they are not made.
     """
 
     def __init__(
@@ -49,6 +51,13 @@ class OneStudent(Scheme):
         self.task_tap = str(task_tap)
         self.student = student
         self.taps = Taps(student, self.task_taps, output=student_output)
+        takes_held = self.task is None or self.task_weight == 0 or getattr(self.task, "takes_held", False)
+        if self.task_tap in self.taps.held_taps and not takes_held:
+            raise ValueError(
+                f"task: {self.task!r} reads the tensor of the student's logits, and kdx.Head says that it is held as "
+                "hidden states and a head, so that it is never made; the task 'causal-lm', without label_smoothing, "
+                "takes it so. Take that, or leave the head out of student_output"
+            )
 
     @property
     @override
@@ -58,6 +67,10 @@ class OneStudent(Scheme):
     @override
     def output_of(self, student: str) -> Callable[[Any], Tensor] | None:
         return self.taps.output
+
+    @override
+    def head_of(self, student: str) -> Head | None:
+        return self.taps.head
 
     def _tap_both_sides(self) -> None:
         """Captures what the components read on either side, for a student that is its own teacher."""

@@ -46,6 +46,8 @@ class Task(ABC):
     """Whether that metric is a share of 1, which reports show in percent; False of an error in the targets' unit."""
     one_class: ClassVar[bool] = False
     """Whether outputs are logits ``[N, C]`` and targets class numbers, as prequential tests need them."""
+    takes_held: bool = False
+    """Whether loss and metrics take outputs that are :class:`kdx.LinearLogits`, hidden states and a head."""
     relational: bool = False
     """Whether the loss compares samples with each other, so that parts of a batch do not add up to the whole."""
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from kdx.batch import IGNORE
+from kdx.linear_logits import LinearLogits
 from kdx.responses import Responses
+from kdx.tasks.linear_cross_entropy import linear_cross_entropy
 from kdx.tasks.token_classification import TokenClassification
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ class CausalLM(TokenClassification):
     ranks are put together by how many of them each holds, as one batch would be. It is computed and given in float32
     (float64 stays), whatever the dtype of the logits. Padding is what the data mark with ``-100``; no attention mask is
     read for it.
+
+    Outputs may be :class:`kdx.LinearLogits`, where :class:`kdx.Head` says what logits are made of (and nothing
+    is smoothed): loss and metrics then make a few rows of them at a time.
 
     Metrics, over all labelled, shifted tokens: ``cross_entropy`` (nats per token), ``perplexity`` (its exponential),
     ``accuracy`` (of the likeliest token) and, with ``token_bytes``, ``bits_per_byte``, which compares models with
@@ -85,9 +90,21 @@ class CausalLM(TokenClassification):
     def responses(self) -> Responses:
         return Responses(class_dim=2, void=True, shift=self.shift, taught=self.taught)
 
+    @property
+    def takes_held(self) -> bool:  # type: ignore[override]  # a constant of most tasks
+        """Whether it takes :class:`kdx.LinearLogits`: without label smoothing."""
+        return not self.label_smoothing
+
     @override
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, outputs: Tensor | LinearLogits, targets: Tensor) -> Tensor:
         self._fit(outputs, targets)
+        if isinstance(outputs, LinearLogits):
+            if self.label_smoothing:
+                raise ValueError(
+                    "label_smoothing: logits held as hidden states and a head are not smoothed; give 0, or leave "
+                    "kdx.Head out of output="
+                )
+            return linear_cross_entropy(outputs, self.responses.aligned(targets))
         logits = (outputs if outputs.dtype == torch.float64 else outputs.float()).flatten(0, 1)  # [B T, V]
         wanted = self.responses.aligned(targets).flatten()
         smoothing = self.label_smoothing
@@ -101,10 +118,11 @@ class CausalLM(TokenClassification):
         return super().count(self.responses.aligned(targets))
 
     @override
-    def metrics(self, outputs: Tensor) -> dict[str, Metric]:
+    def metrics(self, outputs: Tensor | LinearLogits) -> dict[str, Metric]:
         from torchmetrics.classification import MulticlassAccuracy
 
         from kdx.tasks.prepared import Prepared
+        from kdx.tasks.token_judge import TokenJudge
         from kdx.tasks.token_loss import TokenLoss
 
         vocabulary = outputs.shape[2]
@@ -119,23 +137,19 @@ class CausalLM(TokenClassification):
                     f"{len(self.token_bytes)}; are they of another tokenizer?"
                 )
             found["bits_per_byte"] = TokenLoss("bits_per_byte", token_bytes=self.token_bytes)
-        found = {name: Prepared(metric, self._judged) for name, metric in found.items()}
+        judge = TokenJudge(self._checked)
+        found = {name: Prepared(metric, judge.losses) for name, metric in found.items()}
         accuracy = MulticlassAccuracy(num_classes=vocabulary, average="micro")
-        return found | {"accuracy": Prepared(accuracy, self._flat)}
+        return found | {"accuracy": Prepared(accuracy, judge.tokens)}
 
-    def _judged(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits ``[M, V]`` and targets ``[M]`` of all places, -100 where no label is predicted."""
-        axis = self._fit(outputs, targets)
-        self.check_values(targets, outputs.shape[axis])
-        return outputs.flatten(0, 1), self.responses.aligned(targets).flatten()
-
-    @override
-    def _flat(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        self._fit(outputs, targets)
-        return super()._flat(outputs, self.responses.aligned(targets))
+    def _checked(self, outputs: Tensor | LinearLogits, targets: Tensor) -> Tensor:
+        """The targets ``[B, T]`` of the outputs, -100 where no label is predicted."""
+        self.check_values(targets, outputs.shape[self._fit(outputs, targets)])
+        aligned: Tensor = self.responses.aligned(targets)
+        return aligned
 
     @override
-    def _fit(self, outputs: Tensor, targets: Any) -> int:
+    def _fit(self, outputs: Any, targets: Any) -> int:
         if isinstance(targets, Tensor) and targets.is_floating_point():
             raise ValueError(
                 f"{self._name}: expected token ids, int64 [B, T], as targets, got {targets.dtype} of shape "

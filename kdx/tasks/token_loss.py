@@ -6,11 +6,8 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
-
-from kdx.batch import IGNORE
 
 __all__ = ["TokenLoss"]
 
@@ -18,9 +15,8 @@ __all__ = ["TokenLoss"]
 class TokenLoss(Metric):
     """The negative log likelihood of all labelled tokens: per token, as perplexity, or in bits per byte.
 
-    ``update(logits [M, V], targets [M])`` adds the tokens whose target is not ``-100``; sums are kept in float64 where
-    the device has it. ``compute`` gives a 0-dim tensor: NaN where no token had a label, or those that had stand for no
-    byte.
+    ``update(losses [M], targets [M])`` adds tokens; sums are kept in float64 where the device has it. ``compute`` gives
+    a 0-dim tensor: NaN where there was no token, or those that were stand for no byte.
 
     Args:
         form: ``"nats"`` per token, ``"perplexity"``, their exponential, or ``"bits_per_byte"``.
@@ -42,18 +38,16 @@ class TokenLoss(Metric):
         self.add_state("total", default=torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("number", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Adds tokens."""
-        loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
-        wide = torch.float32 if loss.device.type == "mps" else torch.float64
-        self.total = self.total.to(wide) + loss.sum(dtype=wide)
-        known = targets != IGNORE
+    def update(self, losses: Tensor, targets: Tensor) -> None:
+        """Adds the negative log likelihoods of tokens, and the tokens."""
+        wide = torch.float32 if losses.device.type == "mps" else torch.float64
+        self.total = self.total.to(wide) + losses.sum(dtype=wide)
         if self.form == "bits_per_byte":
             sizes = self.get_buffer("token_bytes")
-            listed = known & (targets < len(sizes))
+            listed = targets < len(sizes)
             self.number = self.number + torch.where(listed, sizes[targets.where(listed, 0)], 0).sum()
         else:
-            self.number = self.number + known.sum()
+            self.number = self.number + targets.numel()
 
     def compute(self) -> Tensor:
         """The value over all tokens."""

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from kdx import rng
 from kdx.batch import IGNORE, Batch
 from kdx.blame import blaming, explaining_lost_workers
-from kdx.capture import call, logits_of, reader
+from kdx.capture import LOGITS, Taps, call, logits_of, reader
+from kdx.head import Head
+from kdx.linear_logits import LinearLogits
 from kdx.modes import evaluating
+from kdx.schemes.base import Scheme
 from kdx.schemes.task_count import is_by_element, responses_of
 from kdx.tasks.classification import Classification
 from kdx.training.batches import blamed
 from kdx.training.incoming import holes
 
-__all__ = ["Measured", "Metrics", "classification", "evaluate", "metrics_of"]
+__all__ = ["Measured", "Metrics", "classification", "evaluate", "metrics_of", "output_for"]
 
 Metrics = Callable[[Any], Mapping[str, Any]]
 """Gets the first logits (of several heads a mapping) and returns name -> ``torchmetrics.Metric``;
@@ -80,7 +83,7 @@ def evaluate(
     *,
     metrics: Metrics = classification,
     device: torch.device | str | None = None,
-    output: Callable[[Any], Any] | str | None = None,
+    output: Callable[[Any], Any] | str | Head | None = None,
 ) -> Measured:
     """Runs a model over a loader in evaluation mode, without gradient, and computes metrics.
 
@@ -91,7 +94,9 @@ def evaluate(
         loader: batches as :meth:`kdx.Batch.of` reads them, with targets.
         metrics: see :data:`Metrics`.
         device: where batches go; None takes the model's.
-        output: see :class:`kdx.Taps`; it may also give a mapping of tensors, as :meth:`kdx.tasks.Heads.read` does.
+        output: see :class:`kdx.Taps`; it may also give a mapping of tensors, as :meth:`kdx.tasks.Heads.read` does. With
+            a :class:`kdx.Head` metrics get :class:`kdx.LinearLogits`, as those of the task causal-lm take them, and the
+            logits of a batch are never held whole.
 
     Returns:
         Metric name -> value; its attribute ``higher_is_better`` says of every metric whether more is better.
@@ -104,14 +109,14 @@ def evaluate(
         UserWarning: a metric is NaN.
     """
     device = device if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
-    read = reader(output) if isinstance(output, str) else output or logits_of
+    answer = _answers(model, output)
     computed: Mapping[str, Any] | None = None
     rows = 0
     with rng.isolated(), evaluating(model), torch.no_grad():
         for number, item in enumerate(blamed(loader), start=1):
             batch = Batch.of(item).to(device)
             with blaming(f"batch {number} of the evaluation: the model", model):
-                logits = _float(read(call(model, batch.inputs)))
+                logits = _float(answer(batch.inputs))
                 _check_numbers(logits, batch)
             rows += batch.rows
             if computed is None:
@@ -135,8 +140,31 @@ def evaluate(
     return Measured(values, {name: getattr(metric, "higher_is_better", None) for name, metric in computed.items()})
 
 
+def output_for(scheme: Scheme, student: str, metrics: Any) -> Callable[[Any], Any] | Head:
+    """The ``output`` that a student of a scheme is evaluated with: its head where there is one and metrics take it.
+
+    Args:
+        scheme: that of the student.
+        student: its name.
+        metrics: those that judge it, see :func:`evaluate`.
+    """
+    head = scheme.head_of(student)
+    takes_held = getattr(getattr(metrics, "__self__", None), "takes_held", False)
+    return scheme.reader(student) if head is None or not takes_held else head
+
+
+def _answers(model: nn.Module, output: Callable[[Any], Any] | str | Head | None) -> Callable[[Any], Any]:
+    """The function that runs a model on inputs and gives what metrics get."""
+    if isinstance(output, Head):
+        taps = Taps(model, output=output)
+        return lambda inputs: taps(inputs).response(LOGITS)
+    read = reader(output) if isinstance(output, str) else output or logits_of
+    return lambda inputs: read(call(model, inputs))
+
+
 def _check_numbers(outputs: Any, batch: Batch) -> None:
     """Checks that no output is NaN, which metrics would take for some class or other."""
+    outputs = outputs.hidden if isinstance(outputs, LinearLogits) else outputs
     found = outputs.values() if isinstance(outputs, Mapping) else [outputs]
     wrong = [output for output in found if isinstance(output, Tensor) and bool(output.isnan().any())]
     if wrong:
@@ -157,10 +185,10 @@ def _number(name: str, metric: Any) -> float:
 def _float(outputs: Any) -> Any:
     if isinstance(outputs, Mapping):
         return {name: output.float() for name, output in outputs.items()}
-    return outputs.float()
+    return outputs if isinstance(outputs, LinearLogits) else outputs.float()
 
 
 def _shape(value: Any) -> str:
     if isinstance(value, Mapping):
         return str({name: _shape(item) for name, item in value.items()})
-    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+    return str(list(value.shape)) if isinstance(value, Tensor | LinearLogits) else type(value).__name__

@@ -180,7 +180,7 @@ class State:
         run, metrics = self.run, metrics or metrics_of(self.run.scheme.task)
         row: dict[str, Any] = {}
         for name, student in run.scheme.students.items():
-            output = run.scheme.reader(name)
+            output = evaluation.output_for(run.scheme, name, metrics)
             with run.ledger.counting():
                 prepare(name, student)
                 found = evaluation.evaluate(

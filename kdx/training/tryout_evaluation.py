@@ -13,7 +13,7 @@ from kdx.blame import blaming
 from kdx.errors import ComponentError
 from kdx.schemes.base import Scheme
 from kdx.training.batches import looking_at
-from kdx.training.evaluation import Metrics, evaluate
+from kdx.training.evaluation import Metrics, evaluate, output_for
 
 __all__ = ["try_evaluation"]
 
@@ -49,7 +49,7 @@ def try_evaluation(
 
     directions: dict[str, bool | None] = {}
     for name, student in scheme.students.items():
-        options: dict[str, Any] = {"metrics": copies, "device": device, "output": scheme.reader(name)}
+        options: dict[str, Any] = {"metrics": copies, "device": device, "output": output_for(scheme, name, metrics)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metrics that want more rows
             try:

@@ -322,3 +322,71 @@ def test_token_bytes_of_another_tokenizer_are_refused() -> None:
         CausalLM(token_bytes=[1, -1])
     with pytest.raises(ValueError, match="numbers for the 5 tokens of the outputs at most, got 6"):
         CausalLM(token_bytes=[1] * 6).metrics(torch.zeros(1, 2, 5))
+
+
+def held(rows: int = 3, length: int = 6, classes: int = 9) -> kdx.LinearLogits:
+    hidden = torch.randn(rows, length, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(classes, 4, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(classes, dtype=torch.float64, requires_grad=True)
+    return kdx.LinearLogits(hidden, weight, bias, 0.5, 3.0)
+
+
+def some_targets() -> torch.Tensor:
+    targets = torch.randint(9, (3, 6), generator=torch.Generator().manual_seed(3))
+    targets[0, :4], targets[2] = -100, -100
+    return targets
+
+
+def test_hidden_states_and_a_head_have_the_loss_and_gradients_of_their_logits() -> None:
+    logits, targets, task = held(), some_targets(), kdx.make("task", "causal-lm")
+    leaves = logits.hidden, logits.weight, logits.bias
+    found, wanted = task(logits, targets), task(logits.dense(), targets)
+    torch.testing.assert_close(found, wanted)
+    for ours, theirs in zip(torch.autograd.grad(found, leaves), torch.autograd.grad(wanted, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_without_labels_is_0_with_connected_zero_gradients() -> None:
+    logits = held()
+    loss = kdx.make("task", "causal-lm")(logits, torch.full((3, 6), -100))
+    loss.backward()
+    assert loss == 0
+    assert (logits.weight.grad == 0).all()
+
+
+def test_metrics_of_hidden_states_and_a_head_are_those_of_their_logits(monkeypatch) -> None:
+    from kdx.tasks import token_judge
+
+    monkeypatch.setattr(token_judge, "CHUNK_BYTES", 2 * 8 * 9)  # two rows at a time
+    sizes = []
+    whole = kdx.LinearLogits.dense
+    monkeypatch.setattr(kdx.LinearLogits, "dense", lambda self: (sizes.append(len(self.hidden)), whole(self))[1])
+    task, targets = kdx.make("task", "causal-lm", token_bytes=[0, 1, 2, 3, 1, 1, 1, 1]), some_targets()
+    logits = held()
+    found, wanted = task.metrics(logits), task.metrics(whole(logits))
+    for _ in range(2):
+        logits = held()
+        for name in found:
+            found[name].update(logits, targets)
+            wanted[name].update(whole(logits), targets)
+    assert sizes == [2, 2, 2, 1] * 2, "seven labelled tokens of a batch, a few at a time, once for all four metrics"
+    for name, metric in found.items():
+        assert metric.compute().item() == pytest.approx(wanted[name].compute().item(), rel=1e-12), name
+
+
+def test_metrics_see_outputs_that_change_in_place() -> None:
+    task, targets, logits = kdx.make("task", "causal-lm"), some_targets(), torch.randn(3, 6, 9)
+    metric, wanted = task.metrics(logits)["cross_entropy"], task.metrics(logits)["cross_entropy"]
+    first = logits.clone()
+    metric.update(logits, targets)
+    metric.update(logits.mul_(2), targets)
+    for each in (first, 2 * first):
+        wanted.update(each, targets)
+    assert metric.compute() == wanted.compute()
+
+
+def test_label_smoothing_beside_a_head_is_refused() -> None:
+    task = kdx.make("task", "causal-lm", label_smoothing=0.1)
+    assert not task.takes_held
+    with pytest.raises(ValueError, match=r"label_smoothing: .* leave kdx.Head out"):
+        task(held(), some_targets())
