@@ -98,6 +98,18 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Agarwal et al. 2024, arXiv:2306.13649",
         ),
         Spec(
+            "adaptive-kl",
+            "kdx.knowledge.adaptive_kl:AdaptiveKL",
+            "forward and reverse KL, weighted by whether head or tail of the teacher is off",
+            "Wu et al. 2024, arXiv:2404.02657",
+        ),
+        Spec(
+            "alpha-beta",
+            "kdx.knowledge.alpha_beta:AlphaBeta",
+            "alpha-beta divergence: how much large errors and confident classes weigh",
+            "Wang et al. 2025, arXiv:2505.04560",
+        ),
+        Spec(
             "uld",
             "kdx.knowledge.uld:ULD",
             "sorted probabilities, of a teacher with another tokenizer",

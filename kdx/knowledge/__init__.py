@@ -9,7 +9,9 @@ from kdx.lazy import exports
 if TYPE_CHECKING:
     from kdx.knowledge import functional as functional
     from kdx.knowledge.ab import AB as AB
+    from kdx.knowledge.adaptive_kl import AdaptiveKL as AdaptiveKL
     from kdx.knowledge.alm import ALM as ALM
+    from kdx.knowledge.alpha_beta import AlphaBeta as AlphaBeta
     from kdx.knowledge.attention_layers import AttentionLayers as AttentionLayers
     from kdx.knowledge.attention_scores import AttentionScores as AttentionScores
     from kdx.knowledge.attention_transfer import AttentionTransfer as AttentionTransfer
@@ -89,6 +91,8 @@ else:
             "kdx.knowledge.hidden_states": ["HiddenLayers", "HiddenStates"],
             "kdx.knowledge.hint": ["Hint"],
             "kdx.knowledge.irg": ["IRG"],
+            "kdx.knowledge.adaptive_kl": ["AdaptiveKL"],
+            "kdx.knowledge.alpha_beta": ["AlphaBeta"],
             "kdx.knowledge.jsd": ["JSD"],
             "kdx.knowledge.labels": ["label_masks"],
             "kdx.knowledge.logit_standardisation": ["LogitStandardisation"],

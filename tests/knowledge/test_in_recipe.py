@@ -33,6 +33,8 @@ OPTIONS = {
     "dist": {},
     "reverse-kl": {},
     "jsd": {},
+    "adaptive-kl": {},
+    "alpha-beta": {},
     "rkd": EMBEDDING,
     "sp": LAYERS | {"weight": 100.0},
     "pkt": EMBEDDING | {"weight": 1e3},

@@ -75,6 +75,8 @@ KNOWLEDGE = {
     "dist": [({}, None)],
     "reverse-kl": [({}, ZERO)],
     "jsd": [({}, ZERO)],
+    "adaptive-kl": [({}, ZERO)],
+    "alpha-beta": [({}, ZERO), ({"alpha": 1.0, "beta": 0.0}, ZERO)],
     "uld": [({}, OTHER_TOKENIZER), ({"student_temperature": 2.0, "teacher_temperature": 0.5}, OTHER_TOKENIZER)],
     "alm": [({}, OTHER_TOKENIZER), ({"temperature": None}, OTHER_TOKENIZER)],
     "hint": [(MAPS, IMAGES), (MAPS | {"variant": "paper"}, SEQUENCES)],
@@ -119,7 +121,10 @@ KNOWLEDGE = {
     "simkd": [({"teacher": "map"}, None)],
 }
 """Component -> options and tags it is tried with; one that is not here is tried with its defaults."""
-KNOWN = {"ctkd": {"gradient_is_right": "what is learned gets the gradient reversed"}}
+KNOWN = {
+    "ctkd": {"gradient_is_right": "what is learned gets the gradient reversed"},
+    "adaptive-kl": {"gradient_is_right": "its weights follow the student and get no gradient"},
+}
 
 
 def knowledge() -> list:

@@ -8,8 +8,10 @@ from kdx.lazy import exports
 
 if TYPE_CHECKING:
     from kdx.knowledge.ab import activation_boundaries as activation_boundaries
+    from kdx.knowledge.adaptive_kl import adaptive_kl as adaptive_kl
     from kdx.knowledge.alm import binary_divergence as binary_divergence
     from kdx.knowledge.alm import chunk_surprisals as chunk_surprisals
+    from kdx.knowledge.alpha_beta import alpha_beta as alpha_beta
     from kdx.knowledge.attention_scores import attention_scores as attention_scores
     from kdx.knowledge.attention_scores import scores_of as scores_of
     from kdx.knowledge.attention_transfer import attention_transfer as attention_transfer
@@ -68,6 +70,8 @@ else:
             "kdx.knowledge.hidden_states": ["hidden_states"],
             "kdx.knowledge.hint": ["hint"],
             "kdx.knowledge.irg": ["irg"],
+            "kdx.knowledge.adaptive_kl": ["adaptive_kl"],
+            "kdx.knowledge.alpha_beta": ["alpha_beta"],
             "kdx.knowledge.jsd": ["jsd"],
             "kdx.knowledge.logit_standardisation": ["standardise"],
             "kdx.knowledge.logits": ["match_logits"],
