@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from kdx.datasets.stress import WordStress as WordStress
     from kdx.datasets.table_preprocessing import TablePreprocessing as TablePreprocessing
     from kdx.datasets.torchvision_transform import TorchvisionTransform as TorchvisionTransform
+    from kdx.datasets.two_tokenisations import TwoTokenisations as TwoTokenisations
     from kdx.datasets.two_vocabularies import Tokens as Tokens
     from kdx.datasets.two_vocabularies import TwoVocabularies as TwoVocabularies
     from kdx.datasets.two_vocabularies import align as align
@@ -86,6 +87,7 @@ else:
             "kdx.datasets.stress": ["WordStress"],
             "kdx.datasets.table_preprocessing": ["TablePreprocessing"],
             "kdx.datasets.torchvision_transform": ["TorchvisionTransform"],
+            "kdx.datasets.two_tokenisations": ["TwoTokenisations"],
             "kdx.datasets.two_vocabularies": ["Tokens", "TwoVocabularies", "align"],
             "kdx.datasets.view": ["Transform", "View"],
             "kdx.datasets.vllm_server": ["VllmServer"],

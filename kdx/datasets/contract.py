@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdx.batch import IGNORE
+from kdx.batch import IGNORE, Batch
 from kdx.datasets.targets import take_rows
 
 __all__ = ["check_dataset"]
@@ -23,7 +23,9 @@ def check_dataset(data: Any) -> None:
             label, quantities; ``-100`` or NaN without a label), ``num_classes``, the number of classes, labels or
             quantities, and ``input_shape``, the shape of every input. ``model_options`` names further attributes that
             models need, as ``("vocabulary",)``. For several heads ``targets`` and ``num_classes`` are mappings, and so
-            is the target of a row.
+            is the target of a row. A row may be a :class:`kdx.Batch` of one sample, with views of its own. A data set
+            that is the view of another says ``own_targets = True`` where its targets are its own, as the token ids of
+            another tokenizer are, so that a model of this view is trained and judged on them.
 
     Raises:
         TypeError: an attribute is missing or of another type.
@@ -84,6 +86,8 @@ def _check_targets(targets: Any, classes: Any, rows: int) -> None:
 
 
 def _check_row(row: Any, shape: tuple[int, ...], target: Any) -> None:
+    if isinstance(row, Batch):  # of one sample, with views of its own
+        row = row[:2]
     if not isinstance(row, tuple | list) or len(row) != 2:
         columns = (
             f"; give row[...], row[...] of its columns {', '.join(map(str, list(row)[:10]))}, in a data set of your "

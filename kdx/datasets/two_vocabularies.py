@@ -129,6 +129,11 @@ class TwoVocabularies:
                     raise ValueError(f"same: the {side}'s vocabulary has tokens 0 .. {len(pieces) - 1}, got {token}")
                 pieces[token] = BETWEEN + str(number).encode() + BETWEEN
 
+    def token_bytes(self, side: str) -> list[int]:
+        """The number of bytes that each token of the ``"student"`` or the ``"teacher"`` stands for, by token id."""
+        pieces = self.student if side == "student" else self.teacher
+        return [0 if piece.startswith(BETWEEN) else len(piece) for piece in pieces]
+
     def align(self, student: Tokens, teacher: Tokens, *, cut: bool = False) -> tuple[Tensor, Tensor]:
         """The chunks of one text, see :func:`align`; tokens of the prompt are in none.
 

@@ -34,6 +34,7 @@ from kdx.schemes.supervised import Supervised
 from kdx.stage import Produced, Rows, Stage, Structure
 from kdx.stage_name import split_name
 from kdx.students.student_data import StudentData
+from kdx.tasks.base import Task
 from kdx.teachers import Frozen, Stored, Teacher
 from kdx.training.evaluation import Measured
 from kdx.training.weights import load_weights
@@ -91,6 +92,11 @@ class Assembly:
         """The rows as the model of a stage takes them: a teacher of a view with inputs of its own takes those."""
         section = self.recipe.all_teachers.get(split_name(stage)[0])
         return self.data.seen(section.view if section else None)
+
+    def task_for(self, stage: str) -> Task:
+        """The task of a stage's model: that of the recipe, told of the rows that the model sees."""
+        data = self.data_of(stage)
+        return self.task if data.task is self.data.task else data.task
 
     @functools.cached_property
     def example(self) -> Any:
@@ -279,7 +285,7 @@ class Assembly:
 
         parts: dict[str, Callable[[], Any]] = {
             "student": lambda: student,
-            "task": lambda: (weight, self.task),
+            "task": lambda: (weight, self.task_for(stage.name)),
             "knowledge": lambda: self.knowledge(stage),
             "peers": lambda: [student, *map(build, self._peers(stage))],
             "teacher": lambda: teacher(self._teachers_of(stage, along=along)[0]),

@@ -101,6 +101,9 @@ class ExperimentData:
         self.validation = View(whole, known[held_out])
         self.test = self._test(made, novel)
         self._seen = {name: self._as_seen(own, novel) for name, own in sights.items()}
+        for name, own in sights.items():
+            if _own_targets(own["train"]):
+                self._seen[name]._take_own_targets(own["train"], recipe, plugins, labelled)
 
     def seen(self, view: str | None) -> ExperimentData:
         """The same rows as the inputs of a view; these themselves where the view differs in the training rows alone."""
@@ -116,6 +119,20 @@ class ExperimentData:
             setattr(found, name, View(train, rows.indices, rows.targets, transform=rows.transform))
         found.test = self._test(own, novel)
         return found
+
+    def _take_own_targets(self, train: Any, recipe: Recipe, plugins: Plugins, labelled: Tensor) -> None:
+        """Makes the targets of every row those of a view's data set, as token ids of another tokenizer."""
+        self.task = task = task_of(recipe, plugins)
+        task.dataset(train)
+        self.shape = {**self.shape, "num_classes": task.outputs(train.num_classes)}
+        for name in ("all", "few", "labelled", "validation"):
+            rows: View = getattr(self, name)
+            targets = take_rows(train.targets, rows.indices)
+            if name == "few" and recipe.data.labelled is not None:
+                hidden = task.hidden(targets)
+                put_rows(hidden, labelled, take_rows(targets, labelled))
+                targets = hidden
+            setattr(self, name, View(train, rows.indices, targets, transform=rows.transform))
 
     def _test(self, made: Mapping[str, Any], novel: list[int]) -> Dataset[Batch]:
         if not novel:
@@ -184,12 +201,17 @@ def _others(name: str, view: ViewSection, made: Mapping[str, Any], plugins: Plug
             assert view.dataset is not None
             found[split] = other = plugins.make("dataset", view.dataset, split=split)
             check_dataset(other)
-            if len(other) != len(dataset) or not same_targets(other.targets, dataset.targets):
+            if len(other) != len(dataset) or not (_own_targets(other) or same_targets(other.targets, dataset.targets)):
                 raise ValueError(
                     f"{view.dataset.name} has {len(other)} rows of split {split!r}, and data.dataset {len(dataset)}, "
                     "or other targets: a view shows the same samples in the same order; give both the same options"
                 )
     return found
+
+
+def _own_targets(dataset: Any) -> bool:
+    """Whether the targets of a view's data set are its own, as the token ids of another tokenizer."""
+    return bool(getattr(dataset, "own_targets", False))
 
 
 def _facts(dataset: Any) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class ViewSection(_Section):
     """A further view of each row, for a teacher or peers to see beside the student's inputs.
 
     With ``augment`` it differs in the training rows alone. With ``dataset`` or ``size`` it is another input in every
-    row: a teacher of this view is trained and evaluated on it too.
+    row: a teacher of this view is trained and evaluated on it too, on targets of its own where the data set has them.
     """
 
     augment: Augment | None = Field(None, description="its own augmentation; null: the rows as they are")

@@ -227,8 +227,9 @@ def _check_logits(assembly: Assembly, ref: Ref, stage: str) -> None:
     with evaluating(model), torch.no_grad():
         result = call(model, assembly.example_of(stage))
     check_exportable(model)
-    task, width = assembly.task, assembly.data.shape["num_classes"]
-    targets, where = task.collate([assembly.data.validation[0]]).targets, f"model ({ref.name})"
+    data, task = assembly.data_of(stage), assembly.task_for(stage)
+    width = data.shape["num_classes"]
+    targets, where = task.collate([data.validation[0]]).targets, f"model ({ref.name})"
     if not isinstance(task, Heads):
         _check_outputs(where, task, logits_of(result), width, targets)
         return

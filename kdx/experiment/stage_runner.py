@@ -65,7 +65,7 @@ class StageRunner:
         self.cache = cache
         self.observers = list(observers)
         self.notify = notify
-        self.recipe, self.task = assembly.recipe, assembly.task
+        self.recipe = assembly.recipe
 
     def run(self, stage: Stage) -> dict[str, Any]:
         """Runs one stage, or reads its result if it is finished.
@@ -82,6 +82,7 @@ class StageRunner:
             self.assembly.ref(stage.name)  # a structure is made by the first process alone; the others read it
         agreed(None, cpu=cpu)
         data, model = self.assembly.data_of(stage.name), self.assembly.ref(stage.name)
+        task = self.assembly.task_for(stage.name)
         set_seed(self.recipe.seed + stage.seed)
         scheme = self.assembly.scheme(stage)
         name, student = next(iter(scheme.students.items()))
@@ -99,18 +100,18 @@ class StageRunner:
             stage.role,
             self.folder.of(stage.name),
             self.assembly.example_of(stage.name),
-            self.task,
+            task,
             functools.partial(self.assembly.batches, stage=stage.name),
         )
         artifacts: list[Artifact] = []
         if stage.role in ROLES and is_first(cpu=cpu):
             observers = Observers(self.observers, scheme=scheme)
             artifacts = finalise(finished, student, self.assembly.ref(stage.name), observers)
-        output = evaluation.output_for(scheme, name, self.task.metrics)
+        output = evaluation.output_for(scheme, name, task.metrics)
         splits: dict[str, Any] = {"validation": data.validation} | ({"test": data.test} if self.test else {})
         for split, rows in splits.items():
             loader = data.evaluation(rows)
-            result[split] = evaluation.evaluate(student, loader, metrics=self.task.metrics, output=output)
+            result[split] = evaluation.evaluate(student, loader, metrics=task.metrics, output=output)
         result.setdefault("test", {})
         loaders = {split: functools.partial(data.evaluation, rows) for split, rows in splits.items()}
         result["artifacts"] = {each.name: measure(each, finished, student, loaders) for each in artifacts}
@@ -120,8 +121,8 @@ class StageRunner:
                 peer: evaluation.evaluate(
                     each,
                     loader,
-                    metrics=self.task.metrics,
-                    output=evaluation.output_for(scheme, peer, self.task.metrics),
+                    metrics=task.metrics,
+                    output=evaluation.output_for(scheme, peer, task.metrics),
                 )
                 for peer, each in scheme.students.items()
             }
@@ -137,6 +138,7 @@ class StageRunner:
         """The models that later stages may take as ``stage:model``: what they are built from, their weights and
         metrics.
         """
+        metrics = self.assembly.task_for(stage.name).metrics
         return {
             name: {
                 "model": model.as_dict(),
@@ -144,8 +146,8 @@ class StageRunner:
                 "validation": evaluation.evaluate(
                     scheme.students[name],
                     validation,
-                    metrics=self.task.metrics,
-                    output=evaluation.output_for(scheme, name, self.task.metrics),
+                    metrics=metrics,
+                    output=evaluation.output_for(scheme, name, metrics),
                 ),
             }
             for name, model in self.assembly.models(stage.name).items()
@@ -219,6 +221,7 @@ class StageRunner:
 
     def _fit(self, stage: Stage, scheme: Scheme) -> Run:
         train, data = train_of(stage, self.recipe), self.assembly.data_of(stage.name)
+        task = self.assembly.task_for(stage.name)
         return fit(
             scheme,
             self.assembly.training(stage, scheme),
@@ -226,8 +229,8 @@ class StageRunner:
             steps=train.steps,
             prequential=self.recipe.data.stream is not None,
             evaluate=data.evaluation(data.validation),
-            metrics=self.task.metrics,
-            select=Quality.of(self.task).select if stage.select else None,
+            metrics=task.metrics,
+            select=Quality.of(task).select if stage.select else None,
             optimizer=train.optimizer,
             schedule=train.schedule,
             accumulate=train.accumulate,
