@@ -77,7 +77,10 @@ ELSEWHERE: Mapping[str, Mapping[Kind, tuple[str, ...]]] = {
         "student": ("kernel",),
     },
     "kdx-template": {"knowledge": ("transformed-teacher",)},
-    "kdx-text": {"dataset": ("hf", "text", "wordnet-glosses", "wordnet-pieces"), "model": ("hf-encoder", "minilm")},
+    "kdx-text": {
+        "dataset": ("hf", "shakespeare", "text", "token-stream", "wordnet-glosses", "wordnet-pieces"),
+        "model": ("hf-causal-lm", "hf-encoder", "minilm", "smollm2"),
+    },
     "kdx-vision": {"dataset": ("torchvision",), "model": ("timm", "torchvision")},
 }
 """Package -> kind -> names of components that it provides once it is installed; those of kdx's own repository."""

@@ -21,11 +21,12 @@ def check_dataset(data: Any) -> None:
         data: a map-style data set with ``len``, whose rows are ``(input, target)``. It has ``targets``, those of all
             rows (int64 or float, ``[N, ...]``: class numbers ``[N]``, a class for each pixel or token, 0 and 1 for each
             label, quantities; ``-100`` or NaN without a label), ``num_classes``, the number of classes, labels or
-            quantities, and ``input_shape``, the shape of every input. ``model_options`` names further attributes that
-            models need, as ``("vocabulary",)``. For several heads ``targets`` and ``num_classes`` are mappings, and so
-            is the target of a row. A row may be a :class:`kdx.Batch` of one sample, with views of its own. A data set
-            that is the view of another says ``own_targets = True`` where its targets are its own, as the token ids of
-            another tokenizer are, so that a model of this view is trained and judged on them.
+            quantities, and ``input_shape``, the shape of every input. An input is a tensor or, for models that take it
+            by name, a mapping of tensors, of which the first has that shape. ``model_options`` names further
+            attributes that models need, as ``("vocabulary",)``. For several heads ``targets`` and ``num_classes`` are
+            mappings, and so is the target of a row. A row may be a :class:`kdx.Batch` of one sample, with views of its
+            own. A data set that is the view of another says ``own_targets = True`` where its targets are its own, as
+            the token ids of another tokenizer are, so that a model of this view is trained and judged on them.
 
     Raises:
         TypeError: an attribute is missing or of another type.
@@ -96,12 +97,17 @@ def _check_row(row: Any, shape: tuple[int, ...], target: Any) -> None:
         raise TypeError(
             f"row 0: expected a pair (input, target), got {_shown(row)}{columns if isinstance(row, Mapping) else ''}"
         )
-    if not isinstance(row[0], Tensor):
+    named = isinstance(row[0], Mapping)
+    parts = dict(row[0]) if named else {"": row[0]}
+    if wrong := next(((name, each) for name, each in parts.items() if not isinstance(each, Tensor)), None):
         raise TypeError(
-            f"row 0: expected a tensor as input, got {type(row[0]).__name__}; torch.as_tensor makes one of arrays"
+            f"row 0: expected a tensor as input{f' {wrong[0]!r}' if named else ''}, got {type(wrong[1]).__name__}; "
+            "torch.as_tensor makes one of arrays"
         )
-    if tuple(row[0].shape) != shape:
-        raise ValueError(f"row 0: expected an input of input_shape {list(shape)}, got {list(row[0].shape)}")
+    first = next(iter(parts.values()), None)
+    if first is None or tuple(first.shape) != shape:
+        found = "an empty mapping" if first is None else list(first.shape)
+        raise ValueError(f"row 0: expected an input of input_shape {list(shape)}, got {found}")
     if isinstance(target, Mapping):
         if not isinstance(row[1], Mapping) or list(row[1]) != list(target):
             raise TypeError(f"row 0: expected a target for each of {list(target)}, a mapping, got {_shown(row[1])}")

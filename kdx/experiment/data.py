@@ -27,7 +27,10 @@ from kdx.responses import Form
 from kdx.schemes.base import Scheme
 from kdx.tasks.base import Task
 
-__all__ = ["ExperimentData"]
+__all__ = ["ExperimentData", "rows_at_once"]
+
+_ROWS, _OUTPUTS = 500, 2**26
+"""That are evaluated at once, at most."""
 
 
 class ExperimentData:
@@ -176,8 +179,29 @@ class ExperimentData:
         return DataLoader(unchanged, batch_size, collate_fn=self.task.collate, generator=torch.Generator())
 
     def evaluation(self, dataset: Dataset[Batch]) -> DataLoader[Batch]:
-        """A loader that goes through a set once, in order."""
-        return DataLoader(dataset, batch_size=500, collate_fn=self.task.collate)
+        """A loader that goes through a set once, in order, as many rows at once as :func:`rows_at_once` says."""
+        return DataLoader(dataset, rows_at_once(self.whole), collate_fn=self.task.collate)
+
+
+def rows_at_once(data: Any) -> int:
+    """The number of rows that are evaluated at once: 500, fewer where their outputs would be more than 2^26 numbers.
+
+    A row has an output for every class of each of its elements, as of pixels or tokens.
+
+    Args:
+        data: a data set of :func:`kdx.datasets.check_dataset`.
+    """
+    targets, classes = data.targets, data.num_classes
+    if isinstance(targets, Mapping):
+        outputs = sum(_outputs_of_row(each, classes[name]) for name, each in targets.items())
+    else:
+        outputs = _outputs_of_row(targets, classes)
+    return max(1, min(_ROWS, _OUTPUTS // max(outputs, 1)))
+
+
+def _outputs_of_row(targets: Tensor, classes: int) -> int:
+    elements = targets[0].numel()
+    return elements if targets.is_floating_point() else elements * classes
 
 
 class _Rows:

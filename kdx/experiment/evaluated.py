@@ -13,6 +13,7 @@ from kdx.datasets.contract import check_dataset
 from kdx.datasets.view import View
 from kdx.errors import RecipeError
 from kdx.experiment.components import locating
+from kdx.experiment.data import rows_at_once
 from kdx.experiment.recipe_files import load_recipe, plugins_beside
 from kdx.experiment.run_files import RECIPE, read_recipe
 from kdx.experiment.trained import TrainedModel, load
@@ -29,7 +30,7 @@ def evaluate_run(
     data: RefLike | None = None,
     *,
     stage: str = "distilled",
-    batch_size: int = 500,
+    batch_size: int | None = None,
     trust: Trusted = (),
     plugins: Plugins | None = None,
 ) -> Measured:
@@ -40,7 +41,7 @@ def evaluate_run(
         data: a data set by name with its options, as a recipe writes it; None: that of the run, which is read from its
             recipe. Its options alone, without ``name``, replace those of the run's data set.
         stage: see :func:`kdx.load`.
-        batch_size: rows at once.
+        batch_size: rows at once; None: 500, fewer where their outputs would be more than 2^26 numbers.
         trust: see :func:`kdx.load`.
         plugins: see :func:`kdx.load`.
 
@@ -63,7 +64,7 @@ def evaluate_run(
         rows = rule.plugins.make("dataset", ref, split="test", **given)
         check_dataset(rows)
         _check_same(student, rows)
-    loader = DataLoader(View(rows), batch_size, collate_fn=student.task.collate)
+    loader = DataLoader(View(rows), batch_size or rows_at_once(rows), collate_fn=student.task.collate)
     return evaluate(student, loader, metrics=student.task.metrics, output=lambda outputs: outputs)
 
 

@@ -110,9 +110,7 @@ def export(
     return path, max(differences)
 
 
-def check_inputs(
-    run: str | Path, student: TrainedModel, *, trust: Trusted = (), plugins: Plugins | None = None
-) -> Tensor:
+def check_inputs(run: str | Path, student: TrainedModel, *, trust: Trusted = (), plugins: Plugins | None = None) -> Any:
     """The inputs of the first test rows of a run.
 
     Raises:
@@ -132,7 +130,8 @@ def check_inputs(
         recipe = load_recipe(folder / RECIPE, plugins=known, trust=trust)
         with trusting(Rule.of(trust, known)):
             test: Any = ExperimentData(recipe, known).test
-            return torch.stack([test[row].inputs for row in range(min(ROWS, len(test)))])
+            inputs: Any = student.task.collate([test[row] for row in range(min(ROWS, len(test)))]).inputs
+            return inputs
     except Exception as error:
         raise FileError(
             f"the test rows of {folder}, to compare outputs on, cannot be read ({error}); give inputs= (--inputs FILE)"

@@ -294,7 +294,9 @@ def _fingerprint(view: View) -> str:
     for each in targets.values() if isinstance(targets, Mapping) else [targets]:
         digest.update(_bytes(each))
     for row in _rows(plain, SAMPLED):
-        digest.update(_bytes(row.inputs))
+        parts = row.inputs if isinstance(row.inputs, Mapping) else {"": row.inputs}
+        for part in parts.values():
+            digest.update(_bytes(part))
     return digest.hexdigest()
 
 

@@ -73,13 +73,14 @@ class TrainedModel(nn.Module):
         self.preprocessing: Preprocessing | None = None if kept is None else preprocessing_of(kept)
         self.eval()
 
-    def forward(self, inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """The outputs that the task takes, such as logits ``[N, C]``; of several heads a mapping.
 
         Args:
-            inputs: preprocessed, ``[N, ...]``.
+            inputs: preprocessed, ``[N, ...]``, as the model takes them, or a mapping of those that it takes by name.
+            named: those that it takes by name.
         """
-        returned = call(self.model, inputs)
+        returned = call(self.model, named or (inputs[0] if len(inputs) == 1 else inputs))
         return self.task.read(returned) if isinstance(self.task, Heads) else logits_of(returned)
 
     def read(self, file: str | Path) -> Iterator[tuple[str, Tensor]]:

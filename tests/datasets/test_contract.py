@@ -131,3 +131,23 @@ def test_a_stream_and_rows_with_columns_say_what_to_do() -> None:
         check_dataset(Stream())
     with pytest.raises(TypeError, match=r"row\[\.\.\.\] of its columns values, label, .* the data set hf of kdx-text"):
         check_dataset(Columns())
+
+
+class Named(Columns):
+    """Rows whose inputs are a mapping."""
+
+    def __init__(self, **inputs):
+        self.inputs = inputs
+
+    def __getitem__(self, row):
+        return self.inputs, 0
+
+
+def test_inputs_by_name_are_tensors_of_which_the_first_has_the_shape() -> None:
+    check_dataset(Named(values=torch.zeros(3), mask=torch.zeros(2)))
+    with pytest.raises(ValueError, match=r"expected an input of input_shape \[3\], got \[2\]"):
+        check_dataset(Named(mask=torch.zeros(2), values=torch.zeros(3)))
+    with pytest.raises(ValueError, match=r"expected an input of input_shape \[3\], got an empty mapping"):
+        check_dataset(Named())
+    with pytest.raises(TypeError, match=r"expected a tensor as input 'mask', got list; torch.as_tensor makes one"):
+        check_dataset(Named(values=torch.zeros(3), mask=[1, 1]))

@@ -13,6 +13,17 @@ def kdx_models() -> Iterable[Spec]:
     return [
         Spec("hf-encoder", "kdx_text.encoder:HFEncoder", "a Hugging Face encoder with a head, from a folder or new"),
         Spec(
+            "hf-causal-lm",
+            "kdx_text.causal_lm:causal_lm",
+            "a causal language model of Hugging Face from a folder, a GGUF file or a config, with adapters if wanted",
+        ),
+        Spec(
+            "smollm2",
+            "kdx_text.smollm2:smollm2",
+            "SmolLM2-135M-Instruct from the package that holds its weights",
+            "Allal et al. 2025, arXiv:2502.02737",
+        ),
+        Spec(
             "minilm",
             "kdx_text.minilm:MiniLM",
             "all-MiniLM-L6-v2 with a head, from the package that holds its weights",
@@ -25,6 +36,12 @@ def kdx_models() -> Iterable[Spec]:
 def kdx_datasets() -> Iterable[Spec]:
     """Tokenised data sets."""
     return [
+        Spec("token-stream", "kdx_text.token_stream:TokenStream", "documents as rows of tokens for language models"),
+        Spec(
+            "shakespeare",
+            "kdx_text.shakespeare:Shakespeare",
+            "the works of Shakespeare as rows of tokens, four plays for the test",
+        ),
         Spec("text", "kdx_text.files:TextFiles", "labelled texts from CSV, TSV or JSON lines, tokenised"),
         Spec("hf", "kdx_text.hf:HFTexts", "labelled texts of Hugging Face datasets in a local folder, tokenised"),
         Spec(
