@@ -98,6 +98,12 @@ def kdx_knowledge() -> Iterable[Spec]:
             "Agarwal et al. 2024, arXiv:2306.13649",
         ),
         Spec(
+            "skew-kl",
+            "kdx.knowledge.skew_kl:SkewKL",
+            "KL to a mixture of both sides, forward or reverse, with a bounded gradient",
+            "Ko et al. 2024, arXiv:2402.03898",
+        ),
+        Spec(
             "adaptive-kl",
             "kdx.knowledge.adaptive_kl:AdaptiveKL",
             "forward and reverse KL, weighted by whether head or tail of the teacher is off",

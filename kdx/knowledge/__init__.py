@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.semckd import SemCKD as SemCKD
     from kdx.knowledge.sigmoid_targets import SigmoidTargets as SigmoidTargets
     from kdx.knowledge.simkd import SimKD as SimKD
+    from kdx.knowledge.skew_kl import SkewKL as SkewKL
     from kdx.knowledge.soft_targets import SoftTargets as SoftTargets
     from kdx.knowledge.sp import SP as SP
     from kdx.knowledge.tokens import TokenLayers as TokenLayers
@@ -115,6 +116,7 @@ else:
             "kdx.knowledge.semckd": ["SemCKD"],
             "kdx.knowledge.sigmoid_targets": ["SigmoidTargets"],
             "kdx.knowledge.simkd": ["SimKD"],
+            "kdx.knowledge.skew_kl": ["SkewKL"],
             "kdx.knowledge.soft_targets": ["SoftTargets"],
             "kdx.knowledge.sp": ["SP"],
             "kdx.knowledge.tokens": ["TokenLayers", "real_tokens"],

@@ -35,6 +35,7 @@ def divergence_between(
     temperature: float,
     divergence: Literal["forward", "reverse", "jsd"] = "forward",
     beta: float = 0.5,
+    skew: float = 0.0,
     tail: Tail = "bucket",
     backend: str = "auto",
 ) -> Tensor:
@@ -47,11 +48,13 @@ def divergence_between(
         temperature: see :func:`kdx.ops.softmax_kl`, as the others.
         divergence: likewise.
         beta: likewise.
+        skew: likewise.
         tail: see :func:`kdx.ops.topk_kl`.
         backend: likewise.
     """
     student, teacher, mask = outputs.student, outputs.teacher, outputs.mask
-    numbers: dict[str, Any] = {"temperature": temperature, "divergence": divergence, "beta": beta, "backend": backend}
+    numbers: dict[str, Any] = {"temperature": temperature, "divergence": divergence, "beta": beta, "skew": skew}
+    numbers["backend"] = backend
     if isinstance(student, LinearLogits):
         call = linear_call(student, teacher, vocabulary=outputs.vocabulary, tail=tail)
         found: Tensor = linear_kl(**call, mask=mask, num_items=_items(teacher, mask), **numbers)

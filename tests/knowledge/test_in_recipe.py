@@ -33,6 +33,7 @@ OPTIONS = {
     "dist": {},
     "reverse-kl": {},
     "jsd": {},
+    "skew-kl": {"direction": "reverse"},
     "adaptive-kl": {},
     "alpha-beta": {},
     "rkd": EMBEDDING,

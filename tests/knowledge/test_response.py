@@ -296,6 +296,7 @@ def test_another_ignored_target_than_minus_100_is_asked_about(loss):
         "logits",
         "reverse-kl",
         "jsd",
+        "skew-kl",
         "adaptive-kl",
         "alpha-beta",
         "sigmoid-targets",
@@ -339,7 +340,7 @@ def test_other_classes_and_other_elements_are_told_apart(student, teacher, dim, 
 
 
 PADDED = ["soft-targets", "hard-targets", "reverse-kl", "jsd", "logits", "dkd", "nkd", "dist", "mlld", "ctkd"]
-PADDED += ["adaptive-kl", "alpha-beta"]
+PADDED += ["skew-kl", "adaptive-kl", "alpha-beta"]
 
 
 @pytest.mark.parametrize("name", [*PADDED, "logit-standardisation"])

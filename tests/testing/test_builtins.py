@@ -75,6 +75,7 @@ KNOWLEDGE = {
     "dist": [({}, None)],
     "reverse-kl": [({}, ZERO)],
     "jsd": [({}, ZERO)],
+    "skew-kl": [({}, ZERO), ({"direction": "reverse", "skew": 0.3}, ZERO)],
     "adaptive-kl": [({}, ZERO)],
     "alpha-beta": [({}, ZERO), ({"alpha": 1.0, "beta": 0.0}, ZERO)],
     "uld": [({}, OTHER_TOKENIZER), ({"student_temperature": 2.0, "teacher_temperature": 0.5}, OTHER_TOKENIZER)],

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.rkd import rkd as rkd
     from kdx.knowledge.semckd import semckd as semckd
     from kdx.knowledge.simkd import simkd as simkd
+    from kdx.knowledge.skew_kl import skew_kl as skew_kl
     from kdx.knowledge.sp import sp as sp
     from kdx.knowledge.token_surprisals import token_surprisals as token_surprisals
     from kdx.knowledge.uld import sorted_distance as sorted_distance
@@ -87,6 +88,7 @@ else:
             "kdx.knowledge.rkd": ["rkd"],
             "kdx.knowledge.semckd": ["semckd"],
             "kdx.knowledge.simkd": ["simkd"],
+            "kdx.knowledge.skew_kl": ["skew_kl"],
             "kdx.knowledge.sp": ["sp"],
             "kdx.knowledge.token_surprisals": ["token_surprisals"],
             "kdx.knowledge.uld": ["sorted_distance"],
