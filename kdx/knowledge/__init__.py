@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdx.knowledge.ctkd import CTKD as CTKD
     from kdx.knowledge.cwd import CWD as CWD
     from kdx.knowledge.dist import DIST as DIST
+    from kdx.knowledge.divergence import Divergence as Divergence
     from kdx.knowledge.dkd import DKD as DKD
     from kdx.knowledge.fsp import FSP as FSP
     from kdx.knowledge.ft import FT as FT
@@ -83,6 +84,7 @@ else:
             "kdx.knowledge.ctkd": ["CTKD"],
             "kdx.knowledge.cwd": ["CWD"],
             "kdx.knowledge.dist": ["DIST"],
+            "kdx.knowledge.divergence": ["Divergence"],
             "kdx.knowledge.dkd": ["DKD"],
             "kdx.knowledge.fsp": ["FSP"],
             "kdx.knowledge.function": ["FunctionKnowledge"],

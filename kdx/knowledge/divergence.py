@@ -1,21 +1,82 @@
-"""The divergence of two answers, by the op that suits how each is held."""
+"""Knowledge that is one divergence of two answers, by the op that suits how each is held."""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
+from typing_extensions import override
 
+from kdx.batch import IGNORE, Batch
+from kdx.capture import Captured
 from kdx.features.operands import check_choice
-from kdx.knowledge.response import Outputs
+from kdx.knowledge.cross_entropy_beside import CrossEntropyBeside
+from kdx.knowledge.response import Outputs, Response
 from kdx.linear_logits import LinearLogits
 from kdx.ops import SparseTargets, linear_kl, softmax_kl, topk_kl
+from kdx.ranges import check_number
 
-__all__ = ["Tail", "check_tail", "divergence_between", "linear_call"]
+__all__ = ["Divergence", "Tail", "check_tail", "divergence_between", "linear_call"]
 
 Tail = Literal["bucket", "even", "renormalise", "drop"]
 """The classes that a store did not keep, see :func:`kdx.ops.topk_kl`."""
+
+
+class Divergence(Response):
+    """Base of knowledge that takes one divergence of the softmaxes of both sides, however their logits are held.
+
+    The answers are tensors, hidden states and a head (:class:`kdx.LinearLogits`), or a few classes of each row
+    (:class:`kdx.ops.SparseTargets`). A subclass says in :meth:`numbers` which divergence it is.
+
+    Args:
+        temperature: T > 0.
+        tail: see :func:`kdx.ops.topk_kl`.
+        backend: kernel backend, ``"auto"`` chooses.
+        **options: of :class:`kdx.knowledge.Response`.
+    """
+
+    takes_held = True
+
+    def __init__(self, *, temperature: float, tail: Tail, backend: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.temperature = check_number("temperature", temperature, above=0)
+        self.tail: Tail = tail
+        self.backend = backend
+        check_tail(tail, str(self.numbers.get("divergence", "forward")))
+
+    @property
+    @abstractmethod
+    def numbers(self) -> dict[str, Any]:
+        """The divergence and its numbers, as :func:`divergence_between` takes them, but for the temperature."""
+
+    def takes_beside(self, student: Captured, teacher: Captured) -> bool:
+        """Whether a cross-entropy of the same outputs and labels can be computed along (``beside=`` of a call)."""
+        if self.student_taps != (self.responses.tap,) or self.responses.taught is not None:
+            return False
+        ours, theirs = self._answer(student, self.student_taps[0]), self._answer(teacher, self.teacher_taps[0])
+        if not isinstance(ours, LinearLogits) or self.vocabulary not in (None, ours.shape[-1]):
+            return False
+        # elements without a label that the teacher teaches all the same are other rows than those of the labels
+        void = self.responses.void if self.void is None else self.void
+        return void is True or (void is False and not isinstance(theirs, SparseTargets))
+
+    @override
+    def forward(
+        self, student: Captured, teacher: Captured, batch: Batch, *, beside: CrossEntropyBeside | None = None
+    ) -> Tensor:
+        return self.compare(self.outputs(student, teacher, batch), beside)
+
+    @override
+    def compare(self, outputs: Outputs, beside: CrossEntropyBeside | None = None) -> Tensor:
+        numbers = {"temperature": self.temperature, "tail": self.tail, "backend": self.backend} | self.numbers
+        return divergence_between(outputs, beside=beside, **numbers)
+
+    @override
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"
 
 
 def check_tail(tail: str, divergence: str) -> None:
@@ -38,6 +99,7 @@ def divergence_between(
     skew: float = 0.0,
     tail: Tail = "bucket",
     backend: str = "auto",
+    beside: CrossEntropyBeside | None = None,
 ) -> Tensor:
     """The mean divergence of the elements that count, times T^2; a student held as hidden states and a head is
     compared without its logits being made whole.
@@ -51,11 +113,14 @@ def divergence_between(
         skew: likewise.
         tail: see :func:`kdx.ops.topk_kl`.
         backend: likewise.
+        beside: a cross-entropy to compute along, of a student held as hidden states and a head.
     """
     student, teacher, mask = outputs.student, outputs.teacher, outputs.mask
     numbers: dict[str, Any] = {"temperature": temperature, "divergence": divergence, "beta": beta, "skew": skew}
     numbers["backend"] = backend
     if isinstance(student, LinearLogits):
+        if beside is not None:
+            return _with_cross_entropy(outputs, beside, tail, numbers)
         call = linear_call(student, teacher, vocabulary=outputs.vocabulary, tail=tail)
         found: Tensor = linear_kl(**call, mask=mask, num_items=_items(teacher, mask), **numbers)
         return found
@@ -64,6 +129,25 @@ def divergence_between(
     if isinstance(teacher, LinearLogits):
         teacher = (teacher if outputs.vocabulary is None else teacher.of_classes(outputs.vocabulary)).dense()
     return softmax_kl(student, teacher, mask=mask, dim=outputs.dim, **numbers)
+
+
+def _with_cross_entropy(outputs: Outputs, beside: CrossEntropyBeside, tail: Tail, numbers: dict[str, Any]) -> Tensor:
+    """The divergence, with the cross-entropy left in ``beside``; labels say what counts, but where all rows do."""
+    of_kl, of_ce = beside.weights
+    if isinstance(of_kl, Tensor):
+        of_kl = torch.where(of_kl == 0, 1.0, of_kl)  # a term that weighs nothing now
+    labels, by_labels = beside.labels, outputs.mask is not None
+    sparse = isinstance(outputs.teacher, SparseTargets)
+    kl, beside.loss = linear_kl(
+        **linear_call(outputs.student, outputs.teacher, tail=tail),
+        labels=labels,
+        mask_by_labels=by_labels,
+        num_items=(labels != IGNORE).sum().clamp(min=1) if sparse else None,
+        return_terms=True,
+        weights=(of_kl, of_ce),
+        **numbers,
+    )
+    return kl / of_kl
 
 
 def linear_call(student: LinearLogits, teacher: Any, *, vocabulary: int | None = None, tail: Tail) -> dict[str, Any]:

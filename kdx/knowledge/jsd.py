@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from typing_extensions import override
 
 from kdx.capture import LOGITS
-from kdx.knowledge.divergence import Tail, check_tail, divergence_between
-from kdx.knowledge.response import Outputs, Response, class_axis
+from kdx.knowledge.divergence import Divergence, Tail
+from kdx.knowledge.response import class_axis
 from kdx.ops import softmax_kl
 from kdx.ranges import check_number
 
@@ -34,7 +36,7 @@ def jsd(
     )
 
 
-class JSD(Response):
+class JSD(Divergence):
     """Generalised Jensen-Shannon divergence between softened class probabilities.
 
     Loss: ``T^2 (beta KL(p || m) + (1 - beta) KL(q || m))`` with teacher ``p``, student ``q`` and
@@ -67,8 +69,6 @@ class JSD(Response):
         0.1804
     """
 
-    takes_held = True
-
     def __init__(
         self,
         temperature: float = 1.0,
@@ -82,23 +82,15 @@ class JSD(Response):
         teacher: str = LOGITS,
         backend: str = "auto",
     ) -> None:
-        super().__init__(class_dim=class_dim, void=void, vocabulary=vocabulary, student=student, teacher=teacher)
-        self.temperature = check_number("temperature", temperature, above=0)
         self.beta = check_number("beta", beta, above=0, below=1, instead="the ends are soft-targets and reverse-kl")
-        check_tail(tail, "jsd")
-        self.tail: Tail = tail
-        self.backend = backend
+        options = {"class_dim": class_dim, "void": void, "vocabulary": vocabulary}
+        taps = {"student": student, "teacher": teacher}
+        super().__init__(temperature=temperature, tail=tail, backend=backend, **options, **taps)
 
+    @property
     @override
-    def compare(self, outputs: Outputs) -> Tensor:
-        return divergence_between(
-            outputs,
-            temperature=self.temperature,
-            divergence="jsd",
-            beta=self.beta,
-            tail=self.tail,
-            backend=self.backend,
-        )
+    def numbers(self) -> dict[str, Any]:
+        return {"divergence": "jsd", "beta": self.beta}
 
     @override
     def extra_repr(self) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from typing_extensions import override
 
 from kdx.capture import LOGITS
-from kdx.knowledge.divergence import Tail, check_tail, divergence_between
-from kdx.knowledge.response import Outputs, Response, class_axis
+from kdx.knowledge.divergence import Divergence, Tail
+from kdx.knowledge.response import class_axis
 from kdx.ops import softmax_kl
-from kdx.ranges import check_number
 
 __all__ = ["ReverseKL", "reverse_kl"]
 
@@ -33,7 +34,7 @@ def reverse_kl(
     )
 
 
-class ReverseKL(Response):
+class ReverseKL(Divergence):
     """KL divergence from the student's softened probabilities to the teacher's.
 
     Loss: ``T^2 KL(softmax(z_s / T) || softmax(z_t / T))``, summed over classes, averaged over the
@@ -67,8 +68,6 @@ class ReverseKL(Response):
         1.325
     """
 
-    takes_held = True
-
     def __init__(
         self,
         temperature: float = 1.0,
@@ -81,22 +80,11 @@ class ReverseKL(Response):
         teacher: str = LOGITS,
         backend: str = "auto",
     ) -> None:
-        super().__init__(class_dim=class_dim, void=void, vocabulary=vocabulary, student=student, teacher=teacher)
-        self.temperature = check_number("temperature", temperature, above=0)
-        check_tail(tail, "reverse")
-        self.tail: Tail = tail
-        self.backend = backend
+        options = {"class_dim": class_dim, "void": void, "vocabulary": vocabulary}
+        taps = {"student": student, "teacher": teacher}
+        super().__init__(temperature=temperature, tail=tail, backend=backend, **options, **taps)
 
+    @property
     @override
-    def compare(self, outputs: Outputs) -> Tensor:
-        return divergence_between(
-            outputs,
-            temperature=self.temperature,
-            divergence="reverse",
-            tail=self.tail,
-            backend=self.backend,
-        )
-
-    @override
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}"
+    def numbers(self) -> dict[str, Any]:
+        return {"divergence": "reverse"}

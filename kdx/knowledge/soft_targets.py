@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
+
 from typing_extensions import override
 
 from kdx.capture import LOGITS
-from kdx.knowledge.divergence import Tail, check_tail, divergence_between
-from kdx.knowledge.response import Outputs, Response
-from kdx.ranges import check_number
+from kdx.knowledge.divergence import Divergence, Tail
 
 __all__ = ["SoftTargets"]
 
 
-class SoftTargets(Response):
+class SoftTargets(Divergence):
     """Temperature-softened KL divergence between teacher and student.
 
     Loss: ``T^2 KL(softmax(z_t / T) || softmax(z_s / T))``, summed over classes, averaged over the
@@ -44,8 +43,6 @@ class SoftTargets(Response):
         1.7751
     """
 
-    takes_held = True
-
     def __init__(
         self,
         temperature: float = 4.0,
@@ -58,26 +55,16 @@ class SoftTargets(Response):
         teacher: str = LOGITS,
         backend: str = "auto",
     ) -> None:
-        super().__init__(class_dim=class_dim, void=void, vocabulary=vocabulary, student=student, teacher=teacher)
-        self.temperature = check_number("temperature", temperature, above=0)
-        check_tail(tail, "forward")
-        self.tail: Tail = tail
-        self.backend = backend
+        options = {"class_dim": class_dim, "void": void, "vocabulary": vocabulary}
+        taps = {"student": student, "teacher": teacher}
+        super().__init__(temperature=temperature, tail=tail, backend=backend, **options, **taps)
 
+    @property
     @override
-    def compare(self, outputs: Outputs) -> Tensor:
-        return divergence_between(
-            outputs,
-            temperature=self.temperature,
-            tail=self.tail,
-            backend=self.backend,
-        )
+    def numbers(self) -> dict[str, Any]:
+        return {"divergence": "forward"}
 
     @override
     def accepts_estimate(self, temperature: float) -> bool:
         # the gradient T (softmax(z_s / T) - p) is linear in p; the loss itself is off by the estimate's entropy
         return temperature == self.temperature
-
-    @override
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}"

@@ -17,6 +17,7 @@ from kdx.capture import LOGITS, Captured, Taps, logits_of
 from kdx.errors import CaptureError, nearest
 from kdx.head import Head
 from kdx.knowledge.base import Knowledge
+from kdx.knowledge.cross_entropy_beside import CrossEntropyBeside
 from kdx.knowledge.function import KnowledgeFn, as_knowledge
 from kdx.losses import Count, Counted, Losses, LossTerm, Mean, Over, OverHead, mean_of, scalar, tasks_of
 from kdx.ranges import check_number
@@ -420,9 +421,24 @@ class Scheme(nn.Module, ABC):
             raise
 
     def knowledge_terms(
-        self, components: Mapping[str, Knowledge], student: Captured, teacher: Captured, batch: Batch
+        self,
+        components: Mapping[str, Knowledge],
+        student: Captured,
+        teacher: Captured,
+        batch: Batch,
+        *,
+        beside: tuple[str, CrossEntropyBeside] | None = None,
     ) -> dict[str, Mean]:
-        """The weighted term of every component."""
+        """The weighted term of every component.
+
+        Args:
+            components: by name.
+            student: a pass that captured their taps.
+            teacher: likewise.
+            batch: of both passes.
+            beside: name of the component that computes the task's cross-entropy along, see
+                :func:`kdx.schemes.shared_head.shared`.
+        """
         terms = {}
         for name, component in components.items():
             if component.needs_index and batch.index is None:
@@ -437,7 +453,8 @@ class Scheme(nn.Module, ABC):
             head = self._head_of(component)
             given = batch if head is None else self._of_head(head, batch)
             with blaming(f"knowledge {name!r}", component):
-                loss = component(student, teacher, given)
+                along = {} if beside is None or beside[0] != name else {"beside": beside[1]}
+                loss = component(student, teacher, given, **along)
             if (term := mean_of(what, loss)) is None:
                 over = component.mean_over(student, given)
                 if not isinstance(over, Over):

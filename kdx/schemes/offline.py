@@ -15,6 +15,7 @@ from kdx.modes import evaluating
 from kdx.schemes.apart import check_apart
 from kdx.schemes.base import KnowledgeTerms, Task, setup_components, tap_components
 from kdx.schemes.one_student import OneStudent
+from kdx.schemes.shared_head import shared, shared_task_terms
 from kdx.tap import TapName
 from kdx.tasks.classification import cross_entropy
 from kdx.teachers import Teacher, as_teacher
@@ -96,8 +97,10 @@ class Offline(OneStudent):
     @override
     def terms(self, batch: Batch) -> dict[str, Mean]:
         student = self.taps(batch.inputs)
-        terms = self.task_terms(student, batch)
-        if self.teacher.teaches:
-            teacher = self.teacher.captured_for(batch, student)
-            terms |= self.knowledge_terms(self.components, student, teacher, batch)
-        return terms
+        if not self.teacher.teaches:
+            return self.task_terms(student, batch)
+        teacher = self.teacher.captured_for(batch, student)
+        beside = shared(self, self.components, student, teacher, batch)
+        terms = self.knowledge_terms(self.components, student, teacher, batch, beside=beside)
+        task = self.task_terms(student, batch) if beside is None else shared_task_terms(self, beside, batch)
+        return task | terms

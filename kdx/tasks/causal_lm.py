@@ -142,6 +142,17 @@ class CausalLM(TokenClassification):
         accuracy = MulticlassAccuracy(num_classes=vocabulary, average="micro")
         return found | {"accuracy": Prepared(accuracy, judge.tokens)}
 
+    def labels(self, outputs: Tensor | LinearLogits, targets: Tensor) -> Tensor:
+        """The token ids ``[B, T]`` that the outputs are held against, each at its place, -100 for none.
+
+        Raises:
+            ValueError: outputs and targets do not belong together.
+            TypeError: likewise.
+        """
+        self._fit(outputs, targets)
+        aligned: Tensor = self.responses.aligned(targets)
+        return aligned
+
     def _checked(self, outputs: Tensor | LinearLogits, targets: Tensor) -> Tensor:
         """The targets ``[B, T]`` of the outputs, -100 where no label is predicted."""
         self.check_values(targets, outputs.shape[self._fit(outputs, targets)])

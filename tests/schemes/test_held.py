@@ -9,9 +9,11 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kdx
 from kdx import Head, Offline
+from kdx.schemes import Warmup
 from kdx.teachers import Frozen
 
 V = 60
@@ -123,3 +125,67 @@ def test_a_run_evaluates_by_the_head_too_and_metrics_of_others_get_logits() -> N
     assert run.history[-1]["student/cross_entropy"] > 0
     kdx.fit(distil, [BATCH], metrics=lambda logits: kdx.make("task", "causal-lm").metrics(logits), **options)
     assert set(places) == {1, 12}
+
+
+class Products(TorchDispatchMode):
+    """Counts the calls of linear_kl, each of which multiplies hidden states by the student's head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func.name().startswith("kdx::linear_kl")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("options", "products"),
+    [
+        ({}, 1),
+        ({"void": False}, 1),
+        ({"vocabulary": V}, 1),
+        ({"vocabulary": V - 1}, 2),  # whose cross-entropy is over all classes
+    ],
+)
+def test_the_task_and_one_component_share_a_product_of_the_head(options: dict[str, Any], products: int) -> None:
+    student, teacher = llama(), llama(12, seed=1)
+    knowledge = {"kd": (0.7, kdx.SoftTargets(2.0, **options))}
+    distil = scheme(student, teacher, head=True, **knowledge)
+    with Products() as counted:
+        found = step(distil)
+    assert counted.number == products
+    check_same(found, step(scheme(student, teacher, head=False, **knowledge)))
+
+
+def test_a_weight_of_0_for_now_leaves_the_task_alone() -> None:
+    student, teacher = llama(), llama(12, seed=1)
+    knowledge = {"kd": (Warmup(1.0, steps=6), kdx.SoftTargets(2.0))}
+    for at in (0, 3, 9):
+        found, wanted = (scheme(student, teacher, head=head, **knowledge) for head in (True, False))
+        found.advance(at, 10)
+        wanted.advance(at, 10)
+        check_same(step(found), step(wanted))
+
+
+def test_terms_that_are_weighed_anew_after_the_forward_pass_have_their_gradients() -> None:
+    student, teacher = llama(), llama(12, seed=1)
+    found, wanted = (scheme(student, teacher, head=head)(BATCH).terms for head in (True, False))
+    weight = student.lm_head.weight
+    for name in ("task", "kd"):
+        ours, theirs = (torch.autograd.grad(terms[name], weight, retain_graph=True)[0] for terms in (found, wanted))
+        assert (ours - theirs).norm() < 2e-5 * theirs.norm(), name
+
+
+@pytest.mark.parametrize("taught", [None, "attention_mask"])
+def test_a_task_that_says_where_the_teacher_teaches_is_kept_to(taught: str | None) -> None:
+    student, teacher = llama(), llama(12, seed=1)
+    task = kdx.make("task", "causal-lm", taught=taught)
+    check_same(*(step(scheme(student, teacher, head=head, task=(0.5, task))) for head in (True, False)))
+
+
+def test_a_batch_without_labels_has_terms_of_0() -> None:
+    distil = scheme(llama(), llama(12, seed=1), head=True)
+    terms, gradients = step(distil, BATCH | {"labels": torch.full_like(IDS, -100)})
+    assert all(term == 0 for term in terms.values())
+    assert all((gradient == 0).all() for gradient in gradients.values())
