@@ -78,7 +78,7 @@ ELSEWHERE: Mapping[str, Mapping[Kind, tuple[str, ...]]] = {
     },
     "kdx-template": {"knowledge": ("transformed-teacher",)},
     "kdx-text": {
-        "dataset": ("hf", "shakespeare", "text", "token-stream", "wordnet-glosses", "wordnet-pieces"),
+        "dataset": ("hf", "shakespeare", "text", "token-stream", "two-tokenizers", "wordnet-glosses", "wordnet-pieces"),
         "model": ("hf-causal-lm", "hf-encoder", "minilm", "smollm2"),
     },
     "kdx-vision": {"dataset": ("torchvision",), "model": ("timm", "torchvision")},

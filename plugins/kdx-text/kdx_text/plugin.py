@@ -42,6 +42,11 @@ def kdx_datasets() -> Iterable[Spec]:
             "kdx_text.shakespeare:Shakespeare",
             "the works of Shakespeare as rows of tokens, four plays for the test",
         ),
+        Spec(
+            "two-tokenizers",
+            "kdx_text.two_tokenizers:TwoTokenizerTexts",
+            "documents in the tokens of a student and of a teacher with another tokenizer, aligned",
+        ),
         Spec("text", "kdx_text.files:TextFiles", "labelled texts from CSV, TSV or JSON lines, tokenised"),
         Spec("hf", "kdx_text.hf:HFTexts", "labelled texts of Hugging Face datasets in a local folder, tokenised"),
         Spec(

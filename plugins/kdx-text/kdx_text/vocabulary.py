@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["folder_tokenizer_id", "token_bytes", "tokenizer_id"]
+from kdx_text.token_pieces import token_pieces
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+__all__ = ["folder_tokenizer_id", "token_bytes", "tokenizer_id"]
 
 
 def tokenizer_id(tokenizer: Any) -> str:
@@ -43,20 +42,7 @@ def token_bytes(tokenizer: Any) -> list[int] | None:
     Returns:
         A number for every id; None where they cannot be told from the vocabulary, as of word pieces.
     """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    kinds = json.dumps([backend.get("pre_tokenizer"), backend.get("decoder")])
-    special = set(tokenizer.all_special_ids) | {each["id"] for each in backend["added_tokens"] if each["special"]}
-    added = {each["id"] for each in backend["added_tokens"]}
-    sizes = [0] * len(tokenizer)
-    for token, number in tokenizer.get_vocab().items():
-        if number in special:
-            continue
-        if number in added:  # written as they are
-            sizes[number] = len(token.encode())
-        elif '"ByteLevel"' in kinds:
-            sizes[number] = len(token)
-        elif '"ByteFallback"' in kinds:
-            sizes[number] = 1 if _BYTE.fullmatch(token) else len(token.replace("\u2581", " ").encode())
-        else:
-            return None
-    return sizes
+    try:
+        return [len(piece) for piece in token_pieces(tokenizer)]
+    except ValueError:
+        return None
