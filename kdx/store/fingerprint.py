@@ -63,14 +63,17 @@ def input_digests(inputs: Any, rows: int) -> Tensor:
     """A 64-bit hash of each sample's inputs, int64 ``[N]``: of every tensor in them, bit for bit.
 
     Of sequences the places that hold a token count (:func:`kdx.store.sequences.places_of`), so that a sample has one
-    hash however far its batch is padded, and on which side.
+    hash however far its batch is padded, on which side, and whether a mask says that it is all there.
     """
     hashes = [hashlib.blake2b(digest_size=8) for _ in range(rows)]
     places = places_of(inputs)
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) and places is not None else None
     for tensor in _tensors(inputs):
         held = places if places is not None and tensor.shape[:2] == places.shape else None
         for number, (digest, each) in enumerate(zip(hashes, tensor.detach().cpu(), strict=True)):
             row = each if held is None else each[held[number]]
+            if tensor is mask and bool((row == 1).all()):
+                continue
             digest.update(f"{row.dtype} {list(row.shape)}".encode())
             digest.update(_bytes(row))
     values = [int.from_bytes(digest.digest(), "little", signed=True) for digest in hashes]

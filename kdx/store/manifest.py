@@ -15,6 +15,7 @@ from kdx.files import read_json, sha256_of, write_json
 __all__ = [
     "FORMAT",
     "HEAD",
+    "IMPORTED",
     "INDEX",
     "MANIFEST",
     "FileEntry",
@@ -27,6 +28,9 @@ __all__ = [
 
 FORMAT = 1
 MANIFEST, INDEX, HEAD = "manifest.json", "index.safetensors", "head.safetensors"
+IMPORTED = "imported"
+"""The class of a teacher that is known by what it said alone."""
+
 _FILE = re.compile(rf"{re.escape(INDEX)}|{re.escape(HEAD)}|shard-\d{{5,}}\.safetensors")
 
 

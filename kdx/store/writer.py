@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save
@@ -31,7 +31,7 @@ from kdx.store.manifest import HEAD, INDEX, MANIFEST, Manifest, differences, fil
 from kdx.store.reader import DIGESTS, Store, mapped
 from kdx.store.source import Source
 
-__all__ = ["write_store"]
+__all__ = ["complete_store", "shard_rows_for", "write_store"]
 
 SHARD_BYTES = 32 << 20
 
@@ -127,7 +127,7 @@ def write_store(
             dtype=dtype,
             views=views,
             rows=len(source.rows),
-            shard_rows=_shard_rows(first, batch_size, shard_rows),
+            shard_rows=shard_rows_for(first, batch_size, shard_rows),
             seed=seed,
             classes=source.classes,
             class_dim=class_dim,
@@ -138,18 +138,51 @@ def write_store(
             head=None if source.head is None else head_values(source.head, teacher),
             kdx=__version__,
         )
-        manifest = _continued(folder, wanted, source.rows, first[DIGESTS])
-        progress(manifest.done, manifest.shards)
-        if not manifest.complete:
-            with ExitStack() as alone:
-                with _space(folder, manifest):
-                    alone.enter_context(sole_writer(folder))
-                # once more, for another writer may have gone on until now
-                _write(folder, _continued(folder, wanted, source.rows, first[DIGESTS]), source, progress)
+        return complete_store(folder, wanted, source, first[DIGESTS], progress)
+
+
+class Encoder(Protocol):
+    """What is to be stored, for any rows and views of some data."""
+
+    rows: Tensor
+
+    @property
+    def head(self) -> Head | None:
+        """The head whose hidden states are stored, None where there is none."""
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The model that the head is in."""
+
+    def encode(self, view: int, positions: range) -> dict[str, Tensor]:
+        """Stored name -> what is stored of some rows."""
+
+
+def complete_store(
+    folder: Path, wanted: Manifest, source: Encoder, digests: Tensor, progress: Callable[[int, int], object]
+) -> Store:
+    """Writes what is missing of a store, and opens it.
+
+    Args:
+        folder: of the store.
+        wanted: its manifest without files.
+        source: what is stored.
+        digests: hashes of the inputs of the first rows in the first view.
+        progress: called with the number of finished shards and of all shards.
+    """
+    manifest = _continued(folder, wanted, source.rows, digests)
+    progress(manifest.done, manifest.shards)
+    if not manifest.complete:
+        with ExitStack() as alone:
+            with _space(folder, manifest):
+                alone.enter_context(sole_writer(folder))
+            # once more, for another writer may have gone on until now
+            _write(folder, _continued(folder, wanted, source.rows, digests), source, progress)
     return Store(folder)
 
 
-def _shard_rows(first: Mapping[str, Tensor], batch_size: int, wanted: int | None) -> int:
+def shard_rows_for(first: Mapping[str, Tensor], batch_size: int, wanted: int | None = None) -> int:
+    """How many rows a file takes: whole batches, about 32 MiB where nobody says how many."""
     if wanted is None:
         rows = len(first[DIGESTS])
         per_row = sum(value.numel() * value.element_size() for value in first.values()) / rows
@@ -202,7 +235,7 @@ def _compare_inputs(folder: Path, manifest: Manifest, digests: Tensor, rows: Ten
         )
 
 
-def _write(folder: Path, manifest: Manifest, source: Source, progress: Callable[[int, int], object]) -> None:
+def _write(folder: Path, manifest: Manifest, source: Encoder, progress: Callable[[int, int], object]) -> None:
     """Writes what is missing: the manifest, which makes the folder this store's, then file by file."""
     remove_leftovers([folder])
     if not (folder / MANIFEST).exists():

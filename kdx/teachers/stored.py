@@ -16,7 +16,7 @@ from kdx.errors import CaptureError, StoreError
 from kdx.responses import Responses
 from kdx.sample_index import check_index
 from kdx.store.fingerprint import describe, input_digests, teacher_hash
-from kdx.store.manifest import differences
+from kdx.store.manifest import IMPORTED, differences
 from kdx.store.provenance import WithoutPadding
 from kdx.store.reader import Store
 from kdx.store.sequences import places_of
@@ -82,7 +82,9 @@ class Stored(Teacher):
             views = getattr(data, "views", None)
             if views != manifest.views:
                 wrong.append(f"views: stored {manifest.views}, the data have {views or 'new ones in every epoch'}")
-        if teacher is not None and teacher_hash(teacher) != manifest.teacher["hash"]:
+        if teacher is not None and manifest.teacher["class"] == IMPORTED:
+            wrong.append("teacher: stored what another program said, of a model that it does not name; leave it out")
+        elif teacher is not None and teacher_hash(teacher) != manifest.teacher["hash"]:
             wrong.append(f"teacher: stored another {manifest.teacher['class']}, with other weights or layers")
         if wrong:
             raise StoreError(
