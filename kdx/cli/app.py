@@ -217,11 +217,13 @@ def _run(
 @app.command(
     "cache",
     epilog="Examples:  kdx cache fashion-offline data.augment.shift=2 --out stores/fashion  ·  "
-    "kdx cache fashion-offline --out stores/sparse --what topk:3@4  ·  kdx cache --verify stores/fashion",
+    "kdx cache fashion-offline --out stores/sparse --what topk:3@4  ·  kdx cache lm.yaml --out stores/large --from "
+    "said.jsonl  ·  kdx cache --verify stores/fashion",
 )
 def cache_outputs(
     recipe: Annotated[str | None, typer.Argument(help="Name of a recipe, or path of a YAML file.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...", help="Override keys.")] = None,
+    *,
     out: Annotated[
         Path | None, typer.Option(file_okay=False, help="Where to write; an interrupted store is continued.")
     ] = None,
@@ -233,11 +235,21 @@ def cache_outputs(
         int | None, typer.Option(help="Augmented views of each sample; default 4, or 1 unaugmented.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp16 (default), bf16 or fp32.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", dir_okay=False, help="Top-k log-probabilities written elsewhere: .jsonl or .parquet."),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of --from, that they were taken at; default 1.")] = None,
+    keep: Annotated[int | None, typer.Option("--k", help="Of --from, how many classes to keep; default all.")] = None,
+    of: Annotated[str | None, typer.Option(help="Of --from: about the next token (default), or own.")] = None,
     verify: Annotated[Path | None, typer.Option(help="Check every byte of a store instead.")] = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Store the outputs of a recipe's teacher for its training rows; the teacher is trained first if it is not yet."""
+    """Store the outputs of a recipe's teacher for its training rows; the teacher is trained first if it is not yet.
+
+    With --from no teacher runs: the store is made of log-probabilities that another program wrote, as vLLM does.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -255,11 +267,16 @@ def cache_outputs(
         raise typer.BadParameter("give a recipe and --out FOLDER, or --verify FOLDER")
     with console.status("loading torch") if console.is_terminal else nullcontext():
         from kdx.experiment.recipe_files import load_recipe, plugins_beside
-        from kdx.experiment.store_command import cache_teacher
+        from kdx.experiment.store_command import cache_teacher, import_teacher
         from kdx.observers.progress import ProgressBar
 
     plugins = plugins_beside(recipe)
     checked = load_recipe(recipe, overrides or [], plugins=plugins, trust=trust or ())
+    beside = {"--temperature": temperature, "--k": keep, "--of": of}
+    if source is None and (alone := [name for name, value in beside.items() if value is not None]):
+        raise typer.BadParameter(f"{alone[0]} goes with --from FILE")
+    if source is not None and (what or views):
+        raise typer.BadParameter("--from says itself what is stored, in one view; leave out --what and --views")
     if views is None and checked.data.augment is None:
         views = 1
     columns = (TextColumn("[bold]shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -273,20 +290,21 @@ def cache_outputs(
     def notify(message: str) -> None:
         console.print(_escape(message), soft_wrap=True, highlight=False)
 
+    common: dict[str, Any] = {"progress": progress, "plugins": plugins, "trust": trust or (), "dtype": dtype}
     try:
-        store = cache_teacher(
-            checked,
-            out,
-            teachers=Path("runs") / ".teachers",
-            observers=[ProgressBar(console)],
-            notify=notify,
-            progress=progress,
-            plugins=plugins,
-            trust=trust or (),
-            what=what,
-            views=views,
-            dtype=dtype,
-        )
+        if source is not None:
+            store = import_teacher(checked, out, source, k=keep, temperature=temperature, of=of, **common)
+        else:
+            store = cache_teacher(
+                checked,
+                out,
+                teachers=Path("runs") / ".teachers",
+                observers=[ProgressBar(console)],
+                notify=notify,
+                what=what,
+                views=views,
+                **common,
+            )
     finally:
         bar.stop()
     manifest = store.manifest

@@ -25,7 +25,7 @@ from kdx.experiment.plan import train_of
 from kdx.experiment.producing import produce
 from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe import Teacher as TeacherSection
-from kdx.experiment.stage_store import store_section, store_views
+from kdx.experiment.stage_store import store_section, store_views, told_teacher
 from kdx.experiment.told_model import told_model
 from kdx.ref import Ref
 from kdx.registry import Plugins, default_plugins
@@ -257,7 +257,7 @@ class Assembly:
         """The training batches of a stage; a scheme may put them together in its own way."""
         source = self.data_of(stage.name)
         data: View = getattr(source, self._rows(stage))
-        if views := store_views(self.recipe, stage.teachers):
+        if views := store_views(self.recipe, self._taught_by(stage)):
             data = data.cycling(views)
         return source.training(data, train_of(stage, self.recipe).batch_size, scheme)
 
@@ -314,13 +314,21 @@ class Assembly:
         return [name for name in self.recipe.all_teachers if name in self.stages] if along else []
 
     def _teachers_of(self, stage: Stage, *, along: bool) -> list[str]:
-        """Names of a stage's teachers: earlier stages, or the recipe's sections if they are trained along."""
-        return list(self.recipe.all_teachers) if along else list(stage.teachers)
+        """Names of a stage's teachers: earlier stages and stores, or the sections of those trained along."""
+        return list(self.recipe.all_teachers) if along else list(self._taught_by(stage))
+
+    def _taught_by(self, stage: Stage) -> tuple[str, ...]:
+        """Names of earlier stages, and of teachers that are a store without a model."""
+        if stage.role not in ("assistant", "distilled") or not (told := self.recipe.told_teachers):
+            return stage.teachers
+        return tuple(name for name in self.recipe.all_teachers if name in told or name in stage.teachers)
 
     def _along(self, name: str, build: Callable[[Ref], nn.Module]) -> nn.Module:
         """A new model that the scheme trains along; of a teacher with a stage of its own the same."""
         section = self.recipe.all_teachers[name]
-        model = build(self.ref(name) if name in self.stages else section.model)
+        ref = self.ref(name) if name in self.stages else section.model
+        assert ref is not None  # one without a model is a store, which no scheme trains along
+        model = build(ref)
         if section.weights:
             load_weights(model, section.weights)
         return model
@@ -328,6 +336,8 @@ class Assembly:
     def _teacher(self, name: str) -> Teacher:
         """A frozen teacher from its stage."""
         stage, _ = split_name(name)
+        if stage in self.recipe.told_teachers:
+            return told_teacher(self.recipe, self.data.few, stage)
         if store_section(self.recipe, stage):
             return self.stored(name)
         section = self.recipe.all_teachers.get(stage, self.recipe.teacher)

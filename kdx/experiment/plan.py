@@ -67,7 +67,12 @@ def stages_of(recipe: Recipe, plugins: Plugins | None = None) -> list[Stage]:
                 f"{name}.train: scheme {recipe.scheme.name!r} trains the teacher along, with the student and as the "
                 f"section train says; got {', '.join(sorted(own))}; remove {name}.train, and set them in train"
             )
-    stages = [Stage(name, "teacher", section.model) for name, section in teachers.items()]
+    if recipe.assistant and (told := recipe.told_teachers):
+        raise RecipeError(
+            f"{told[0]}.model: assistant {recipe.assistant.name!r} plans from the teacher's model; give it"
+        )
+    teachers = {name: section for name, section in teachers.items() if section.model}
+    stages = [Stage(name, "teacher", section.model) for name, section in teachers.items() if section.model]
     if recipe.assistant and "alone" not in recipe.controls:
         stages.append(Stage("alone", "alone", student))
     for control in recipe.controls:
@@ -79,7 +84,7 @@ def stages_of(recipe: Recipe, plugins: Plugins | None = None) -> list[Stage]:
     if recipe.assistant is None or assistant is None:
         stages.append(Stage("distilled", "distilled", student, tuple(teachers)))
         return in_order(_made(stages, plugins))
-    planned = assistant.plan(recipe.teacher.model if recipe.teacher else student, student)
+    planned = assistant.plan((recipe.teacher.model if recipe.teacher else None) or student, student)
     if not isinstance(planned, Sequence) or not all(isinstance(stage, Stage) for stage in planned):
         raise PlanError(f"assistant {recipe.assistant.name!r}: expected a list of kdx.Stage, got {planned!r}")
     if not planned or planned[-1].name != "distilled":

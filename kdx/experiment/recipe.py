@@ -157,9 +157,13 @@ class StoreSection(_Section):
 
 
 class Teacher(_Section):
-    """The teacher: a model that is trained on all labels, or loaded, or one that is built with trained weights."""
+    """The teacher: a model that is trained on all labels, or loaded, or one that is built with trained weights; or a
+    store of what it said, without a model.
+    """
 
-    model: Ref = Field(description="a model")
+    model: Ref | None = Field(
+        None, description="a model; null: store.folder holds what it said, as imported by kdx cache"
+    )
     train: Train | None = Field(
         Train(),
         description="how it is trained if no weights are given; none: not at all, for the model brings its own weights",
@@ -200,8 +204,24 @@ class Teacher(_Section):
     def _as_written(self, value: Train | None, handler: SerializerFunctionWrapHandler) -> Any:
         return "none" if value is None else handler(value)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one_view(cls, value: Any) -> Any:
+        if (
+            isinstance(value, Mapping)
+            and value.get("model") is None
+            and isinstance(store := value.get("store"), Mapping)
+        ):
+            return {**value, "store": {"views": 1, **store}}  # what was imported has one
+        return value
+
     @model_validator(mode="after")
     def _storable(self) -> Teacher:
+        if self.model is None:
+            if self.store is None or self.store.folder is None:
+                raise ValueError("model: give the teacher's model, or in store.folder a store of what it said")
+            if self.weights is not None or self.train not in (None, Train()):
+                raise ValueError("model: without one there is nothing to train or to load; remove train and weights")
         if self.store and self.batch_statistics:
             raise ValueError(
                 "store: with batch_statistics the teacher's outputs depend on the batch, so they cannot be stored by "
@@ -300,6 +320,11 @@ class Recipe(_Section):
                 "teacher.store.views: without data.augment all views are alike; set views: 1, or augment the data"
             )
         return self
+
+    @property
+    def told_teachers(self) -> list[str]:
+        """The teachers that are a store without a model."""
+        return [name for name, section in self.all_teachers.items() if section.model is None]
 
     @property
     def all_teachers(self) -> dict[str, Teacher]:

@@ -33,6 +33,8 @@ def check_components(recipe: Recipe, plugins: Plugins) -> None:
         check_component("student.model.how", "student", Ref.of(how), plugins)
     for name, section in recipe.all_teachers.items():
         path = "teacher" if section is recipe.teacher else f"teachers.{name}"
+        if section.model is None:
+            continue
         made = is_structure(check_component(f"{path}.model", "model", section.model, plugins, given=given))
         if made and plugins.load("scheme", recipe.scheme.name).trains_teacher:
             raise RecipeError(

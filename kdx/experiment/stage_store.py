@@ -17,7 +17,7 @@ from kdx.store import Store, write_store
 from kdx.tasks.base import Task
 from kdx.teachers import Stored
 
-__all__ = ["store_section", "store_views", "stored_teacher", "write_stage_store"]
+__all__ = ["origin_of", "store_section", "store_views", "stored_teacher", "told_teacher", "write_stage_store"]
 
 
 def store_section(recipe: Recipe, teacher: str) -> StoreSection | None:
@@ -61,9 +61,26 @@ def write_stage_store(
         seed=recipe.seed,
         class_dim=task.responses.class_dim,
         collate=task.collate,
-        origin={"options": json.dumps(recipe.data.dataset.options, sort_keys=True, default=str)},
+        origin=origin_of(recipe),
         progress=progress,
     )
+
+
+def told_teacher(recipe: Recipe, rows: View, name: str) -> Stored:
+    """A teacher that is a store without a model, as one that :func:`kdx.store.import_topk` wrote.
+
+    Raises:
+        StoreError: it is of other data.
+    """
+    section = store_section(recipe, name)
+    assert section is not None
+    assert section.folder is not None
+    return Stored(section.folder, data=rows.cycling(section.views), origin=origin_of(recipe))
+
+
+def origin_of(recipe: Recipe) -> dict[str, str]:
+    """What a store says of a recipe's data beside what the data say of themselves."""
+    return {"options": json.dumps(recipe.data.dataset.options, sort_keys=True, default=str)}
 
 
 def stored_teacher(

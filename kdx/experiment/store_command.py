@@ -8,18 +8,61 @@ from pathlib import Path
 from typing import Any
 
 from kdx.errors import RecipeError
+from kdx.experiment.data import ExperimentData
 from kdx.experiment.experiment import Experiment, threads
 from kdx.experiment.plan import stages_of
 from kdx.experiment.recipe import Recipe, StoreSection
 from kdx.experiment.recipe_files import check_recipe
 from kdx.experiment.rehearsal import rehearse_store
-from kdx.experiment.stage_store import write_stage_store
+from kdx.experiment.stage_store import origin_of, write_stage_store
 from kdx.lock import sole_writer
 from kdx.registry import Plugins
-from kdx.store import Store
-from kdx.trust import Trusted, trusting
+from kdx.store import Store, import_topk
+from kdx.trust import Rule, Trusted, trusting
 
-__all__ = ["cache_teacher"]
+__all__ = ["cache_teacher", "import_teacher"]
+
+
+def import_teacher(
+    recipe: Recipe,
+    out: Path,
+    source: Path,
+    *,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    plugins: Plugins | None = None,
+    trust: Trusted = (),
+    **options: Any,
+) -> Store:
+    """Writes the store of a recipe's training rows from log-probabilities that another program wrote.
+
+    Args:
+        recipe: whose rows they are of; its teacher is not looked at.
+        out: the store's folder.
+        source: a file, see :func:`kdx.store.import_topk`; a record says its row of the data set as ``index``, as some
+            rows are held out.
+        progress: told shards done and all shards.
+        plugins: where components come from; None takes those installed.
+        trust: see :func:`kdx.run`.
+        **options: ``k``, ``temperature``, ``of`` and ``dtype`` of :func:`kdx.store.import_topk`; None: as it has them.
+
+    Raises:
+        StoreError: see :func:`kdx.store.import_topk`.
+        TrustError: see :func:`kdx.run`.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    rule = Rule.of(trust, plugins)
+    with trusting(rule), threads(recipe):
+        data = ExperimentData(recipe, rule.plugins)
+        return import_topk(
+            out,
+            source,
+            data.few,
+            classes=data.shape["num_classes"],
+            collate=data.task.collate,
+            origin=origin_of(recipe),
+            progress=progress,
+            **given,
+        )
 
 
 def cache_teacher(

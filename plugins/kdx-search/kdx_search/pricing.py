@@ -168,8 +168,10 @@ class Prices:
         if limit.share is None:
             return limit.budget(0)
         recipe = self.search.trial(values)
-        if recipe.teacher is None:
-            raise RecipeError(f"search.max_{kind}: a share is one of the teacher's cost, and there is no teacher")
+        if recipe.teacher is None or recipe.teacher.model is None:
+            raise RecipeError(
+                f"search.max_{kind}: a share is one of the teacher's cost, and there is no teacher's model"
+            )
         key = f"{kind} {recipe.teacher.model!r}"
         if key not in self._teacher:
             with trusting(self.rule), isolated():
