@@ -355,7 +355,7 @@ def test_what_cannot_be_stored_is_an_error_and_not_a_number() -> None:
 
 @pytest.mark.parametrize("text", ["logit", "topk", "topk:0", "sample:x", "features:", "topk:3@0", ""])
 def test_unknown_contents_are_an_error_that_lists_the_forms(text: str) -> None:
-    with pytest.raises(ValueError, match=r"expected logits, topk:K, .* features:TAP"):
+    with pytest.raises(ValueError, match=r"expected logits, hidden, .* features:TAP"):
         parse([text])
 
 

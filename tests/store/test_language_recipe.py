@@ -67,7 +67,7 @@ device: cpu
 """
 
 
-WHAT = {"logits": "logits", "few": "topk:4@2", "most": "topk:12@2"}
+WHAT = {"logits": "logits", "most": "topk:12@2"}
 
 
 @pytest.fixture
@@ -94,7 +94,6 @@ def test_a_recipe_stores_its_teacher_once_without_padding_and_learns_from_it(fol
         assert stored == sum(len(view.dataset.rows[row]) for row in view.indices) < 7 * len(view)
     assert isinstance(store.read(store.index[:2]).response("logits"), SparseTargets)
     assert ends["most"] == pytest.approx(ends["logits"], abs=1e-3)  # all but one class
-    assert ends["few"] != ends["logits"]
 
 
 def test_what_another_program_said_teaches_a_recipe_without_a_teachers_model(folder) -> None:
