@@ -1,4 +1,4 @@
-"""``python -m bench run OP | gpu | table | students``; see bench/README.md."""
+"""``python -m bench run OP | heads | gpu | table | students``; see bench/README.md."""
 
 from __future__ import annotations
 
@@ -40,7 +40,17 @@ def main() -> int:
     cached = commands.add_parser("store", help="epochs from a teacher store against epochs with the live teacher")
     cached.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     cached.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
+    heads = commands.add_parser("heads", help="linear_kl at the size of language models: CPU seconds and peak memory")
+    heads.add_argument("--shape", action="append", default=[], help="rows x width x classes; may be repeated")
+    heads.add_argument("--dtype", action="append", default=[], choices=["float32", "bfloat16"], help="may be repeated")
+    heads.add_argument("--rounds", type=int, default=3, help="how often everybody is timed")
+    heads.add_argument("--out", type=Path, help="result file (CSV) that rows are added to")
+    heads.add_argument("--table", action="store_true", help="only print the tables of the rows that are there")
+    heads.add_argument("--peak", metavar="PROVIDER", help="in a process of its own: the peak of one, in bytes")
+    heads.add_argument("--without", action="append", default=[], metavar="PROVIDER", help='for example "trl"')
     options = parser.parse_args()
+    if options.command == "heads":
+        return _heads(options)
     if options.command == "store":
         from bench import store  # what trains needs more packages than what times kernels
 
@@ -64,6 +74,19 @@ def main() -> int:
         ops = [registry.load(op).op for op in options.ops or registry.names()]
         return gpu.run(ops, options.out, options.commit, options.without)
     return _run(options)
+
+
+def _heads(options: argparse.Namespace) -> int:
+    from bench import heads
+
+    shapes, dtypes = options.shape or list(heads.SHAPES), options.dtype or list(heads.DTYPES)
+    if options.peak:
+        heads.peak(options.peak, shapes[0], dtypes[0])
+    elif options.table:
+        print(heads.table(heads.read()))
+    else:
+        heads.run(shapes, dtypes, options.rounds, options.out, options.without)
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -1,6 +1,11 @@
-"""linear_kl: KL(teacher || student) from the hidden states of two language models and their heads, batch mean."""
+"""linear_kl: KL(teacher || student) from the hidden states of two language models and their heads, batch mean.
+
+The sizes of language models, with memory, are measured by ``python -m bench heads``.
+"""
 
 from __future__ import annotations
+
+import importlib.util
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +14,7 @@ from torch import Tensor
 from bench.registry import Case, Inputs, OpBench, Provider, backend
 from kdx.ops import linear_kl, softmax_kl
 
-CPU_SHAPES = [(64, 128, 8000), (1024, 512, 32000), (1024, 1024, 128256)]
+CPU_SHAPES = [(64, 128, 8000), (256, 256, 32000)]
 GPU_SHAPES = [(8192, 4096, 32000), (8192, 4096, 128256)]
 TRUTH_LOGITS = 1 << 25  # worked on at once for the float64 truth
 
@@ -22,6 +27,12 @@ def cases(device: str) -> list[Case]:
 
 def _case(N: int, H: int, V: int, *, dtype: torch.dtype = torch.float32, data: str = "spread") -> Case:
     return Case(f"{N}x{H}x{V}", dtype, data, {"N": N, "H": H, "V": V})
+
+
+def case_of(shape: str, dtype: torch.dtype) -> Case:
+    """The case of a shape such as 1024x512x32000: rows, width of the hidden states, classes."""
+    N, H, V = (int(number) for number in shape.split("x"))
+    return _case(N, H, V, dtype=dtype)
 
 
 def make(case: Case, device: torch.device) -> Inputs:
@@ -54,6 +65,24 @@ def ours(student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tenso
     return linear_kl(student, weight, teacher, teacher_weight, backend=backend)
 
 
+def liger(student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor) -> Tensor:
+    """Liger's chunked loss, in PyTorch's operations; beta 0 is KL(teacher || student)."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=False)
+    labels = torch.zeros(student.shape[0], dtype=torch.int64, device=student.device)
+    found: Tensor = loss(student, weight, teacher, teacher_weight, labels)
+    return found
+
+
+def trl(student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor) -> Tensor:
+    """The loss of TRL's distillation trainer, in chunks of rows and classes; beta 0 is KL(teacher || student)."""
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    rows: Tensor = ChunkedDivergenceFunction.apply(student, weight, None, teacher, teacher_weight, None, 0.0)[0]
+    return rows.mean()
+
+
 def truth(student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor) -> tuple[Tensor, Tensor]:
     """By the reference, some rows at a time."""
     N, V = student.shape[0], weight.shape[0]
@@ -73,6 +102,9 @@ def truth(student: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tens
 def providers(device: str) -> list[Provider]:
     peers = [Provider("eager", eager), Provider("torch.compile", torch.compile(eager, dynamic=False))]
     names = ("triton", "cuda") if device == "cuda" else ("cpu",)
+    for package, name, function in (("liger_kernel", "liger", liger), ("trl", "trl", trl)):
+        if importlib.util.find_spec(package):
+            peers.append(Provider(name, function))
     return [*peers, Provider("softmax_kl", dense), *(backend("linear_kl", name, ours) for name in names)]
 
 

@@ -72,7 +72,7 @@ OPS = {
             paper=_HINTON,
             benchmark=True,
         ),
-        Op(name="topk_kl", summary="soft targets of a few classes of the teacher's", paper=_HINTON),
+        Op(name="topk_kl", summary="soft targets of a few classes of the teacher's", paper=_HINTON, benchmark=True),
         Op(name="rkd", summary="relational losses of distances and angles together", paper=_PARK),
         Op(
             name="rkd_distance",
