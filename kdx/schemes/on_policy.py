@@ -18,13 +18,12 @@ from kdx.knowledge.response import Response
 from kdx.knowledge.reverse_kl import ReverseKL
 from kdx.knowledge.soft_targets import SoftTargets
 from kdx.losses import Count, Counted, Mean, Over
-from kdx.ranges import check_number
+from kdx.ranges import check_number, check_whole
 from kdx.schemes.base import KnowledgeTerms, Task
 from kdx.schemes.offline import Offline
 from kdx.tasks.causal_lm import CausalLM
-from kdx.teachers import Teacher
+from kdx.teachers import Stored, Teacher, TopK, as_teacher
 from kdx.teachers.base import ModelTeacher
-from kdx.teachers.stored import Stored
 
 __all__ = ["OnPolicy"]
 
@@ -49,6 +48,8 @@ class OnPolicy(Offline):
         knowledge: see :class:`kdx.Scheme`; replaces the divergence that ``beta`` chooses.
         beta: the divergence: 0 is the forward KL, 1 the reverse KL, and between them lies the generalised
             Jensen-Shannon divergence.
+        top_k: how many of the teacher's likeliest classes the divergence is taken over, with the rest of either side as
+            one class (:class:`kdx.teachers.TopK`, at temperature 1); None: all.
         share: the probability that a batch is the student's own (lambda of the paper).
         max_new_tokens: the most that the student writes in a row.
         temperature: of sampling; 0 takes the likeliest token.
@@ -91,6 +92,7 @@ class OnPolicy(Offline):
         task: Task = None,
         knowledge: KnowledgeTerms | None = None,
         beta: float = 0.5,
+        top_k: int | None = None,
         share: float = 1.0,
         max_new_tokens: int = 128,
         temperature: float = 1.0,
@@ -105,6 +107,12 @@ class OnPolicy(Offline):
         teacher_output: Output = None,
         teacher_view: Sight = None,
     ) -> None:
+        if top_k is not None and student is not teacher:
+            teacher, teacher_output, teacher_view = (
+                TopK(as_teacher(teacher, teacher_output, teacher_view), check_whole("top_k", top_k, least=1)),
+                None,
+                None,
+            )
         super().__init__(
             student,
             teacher,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kdx.teachers.paraphrased import Paraphrased as Paraphrased
     from kdx.teachers.snapshot import Snapshot as Snapshot
     from kdx.teachers.stored import Stored as Stored
+    from kdx.teachers.top_k import TopK as TopK
+    from kdx.teachers.top_k import top_classes as top_classes
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
@@ -32,5 +34,6 @@ else:
             "kdx.teachers.paraphrased": ["Paraphrased"],
             "kdx.teachers.snapshot": ["Snapshot"],
             "kdx.teachers.stored": ["Stored"],
+            "kdx.teachers.top_k": ["TopK", "top_classes"],
         },
     )

@@ -225,3 +225,35 @@ def test_what_cannot_be_learned_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match="beta"):
         OnPolicy(*pair, beta=1.5)
     assert of(tokens()).rows == 4
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_the_teachers_top_classes_stand_for_all_of_them(beta: float) -> None:
+    pair = Causal(), Causal(8, seed=1)
+    losses = []
+    for k in (None, 11, 3):
+        scheme = OnPolicy(*pair, beta=beta, top_k=k, max_new_tokens=4, seed=0)
+        (batch,) = scheme.feed([tokens()])
+        losses.append(float(scheme(batch).terms["kd"]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-7)
+    assert losses[2] < losses[0]
+    scheme = OnPolicy(*pair, beta=beta, top_k=3, max_new_tokens=4)
+    assert kdx.fit(scheme, batches(2), device="cpu", progress=False).step == 2
+
+
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_heads_on_both_sides_give_the_same_loss_and_gradient_without_whole_logits(top_k: int | None) -> None:
+    found = []
+    for held in (False, True):
+        student, teacher = llama(), llama(1, 32, 2)
+        heads = {"student_output": kdx.Head.of(student), "teacher_output": kdx.Head.of(teacher)} if held else {}
+        scheme = OnPolicy(student, teacher, top_k=top_k, max_new_tokens=5, seed=0, **heads)
+        (batch,) = scheme.feed([hf_batch()])
+        loss = scheme(batch).terms["kd"]
+        loss.backward()
+        found.append((loss.detach(), [parameter.grad for parameter in student.parameters()], batch.inputs["input_ids"]))
+    (one, gradients, ids), (other, others, same) = found
+    assert torch.equal(ids, same)
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
