@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,10 +24,11 @@ from kdx.experiment.description import Description
 from kdx.experiment.model_source import ModelSource
 from kdx.experiment.plan import train_of
 from kdx.experiment.producing import produce
-from kdx.experiment.recipe import Recipe
+from kdx.experiment.recipe import HeadSection, Recipe
 from kdx.experiment.recipe import Teacher as TeacherSection
 from kdx.experiment.stage_store import store_section, store_views, told_teacher
 from kdx.experiment.told_model import told_model
+from kdx.head import Head
 from kdx.ref import Ref
 from kdx.registry import Plugins, default_plugins
 from kdx.schemes.base import Scheme
@@ -202,7 +204,10 @@ class Assembly:
         made = {id(student): self.ref(stage.name)}
         if stage.role not in ("assistant", "distilled"):
             smoothed = {SMOOTHED: SMOOTHING} if stage.role == "label-smoothing" else {}
-            scheme: Scheme = Supervised(student, task=task_of(self.recipe, self.plugins, **smoothed))
+            task = task_of(self.recipe, self.plugins, **smoothed)
+            with locating(f"stage {stage.name}"):
+                head = self._head(stage, student) if task.takes_held or not smoothed else None
+                scheme: Scheme = Supervised(student, task=task, student_output=head)
         else:
             with rng.isolated():  # whatever else draws, the rows come in the order in which the student alone sees them
                 scheme = self._taught(stage, student, made)
@@ -297,10 +302,21 @@ class Assembly:
         needs = needs_of(target)
         given = {name: make() for name, make in parts.items() if name in needs}
         with locating(f"stage {stage.name}: scheme ({ref.name})"):
+            if (head := self._head(stage, student)) is not None:
+                if "student_output" not in inspect.signature(target).parameters:
+                    raise ValueError("it takes no student_output, so it needs logits made whole; remove student.head")
+                given["student_output"] = head
             scheme: Scheme = target(**given, **ref.options)
             if self._rows(stage) == "few":
                 check_void(self.recipe, self.task, scheme)  # its default knowledge
         return scheme
+
+    def _head(self, stage: Stage, model: nn.Module) -> Head | None:
+        """The head that the logits of a stage's model are held as, where its section says so."""
+        section = self.recipe.all_teachers.get(stage.name) if stage.role == "teacher" else None
+        if section is None and stage.model == self.recipe.student.model:
+            return _head(self.recipe.student.head, model)
+        return None if section is None else _head(section.head, model)
 
     def _peers(self, stage: Stage) -> list[Ref]:
         """The peers beside the student."""
@@ -363,4 +379,11 @@ def _frozen(model: nn.Module, section: TeacherSection | None, *, view: str | Non
     if section is None:
         return Frozen(model)
     dtype = DTYPES[section.dtype] if section.dtype else None
-    return Frozen(model, train_mode=section.batch_statistics, dtype=dtype, device=section.device, view=view)
+    options: dict[str, Any] = {"dtype": dtype, "device": section.device, "view": view}
+    return Frozen(model, train_mode=section.batch_statistics, output=_head(section.head, model), **options)
+
+
+def _head(section: Literal["auto"] | HeadSection | None, model: nn.Module) -> Head | None:
+    if section is None or section == "auto":
+        return None if section is None else Head.of(model)
+    return Head(section.hidden, section.layer, scale=section.scale, softcap=section.softcap)

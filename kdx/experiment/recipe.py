@@ -22,7 +22,7 @@ from kdx.ref import Ref
 from kdx.stage import Term
 from kdx.weights_file import WeightsFile
 
-__all__ = ["Recipe"]
+__all__ = ["HeadSection", "Recipe"]
 
 
 class _Section(BaseModel):
@@ -156,6 +156,15 @@ class StoreSection(_Section):
         return self
 
 
+class HeadSection(_Section):
+    """Where a model's last hidden states and its output layer are, as :class:`kdx.Head` says them."""
+
+    hidden: str = Field(description="tap of the hidden states that enter the layer")
+    layer: str = Field(description="name of the output layer, an nn.Linear")
+    scale: float = Field(1.0, description="what the model multiplies its logits by")
+    softcap: float | None = Field(None, gt=0, description="c where it caps them: c tanh(z / c)")
+
+
 class Teacher(_Section):
     """The teacher: a model that is trained on all labels, or loaded, or one that is built with trained weights; or a
     store of what it said, without a model.
@@ -182,6 +191,11 @@ class Teacher(_Section):
         None,
         description="which of data.views it sees while teaching; null: what the student sees. It is trained on "
         "it where the view has a dataset or size, else on data.augment",
+    )
+    head: Literal["auto"] | HeadSection | None = Field(
+        None,
+        description="hold its logits as hidden states and this output layer, and never make them whole: auto for a "
+        "causal model of Hugging Face, else {hidden, layer}",
     )
     reuse: bool = Field(
         True,
@@ -232,6 +246,11 @@ class Teacher(_Section):
                 "store: stored outputs are those for what the student sees, so that it can be checked; remove view, or "
                 "run the teacher without a store"
             )
+        if self.store and self.head:
+            raise ValueError(
+                "store: stored logits are read as they were written, and head says that none are made; remove head, or "
+                "store the hidden states (what: hidden)"
+            )
         if self.store and (self.dtype or self.device):
             raise ValueError(
                 "store: the teacher runs only while its store is written, as it was trained; remove dtype and device "
@@ -246,6 +265,11 @@ class Student(_Section):
     model: Ref = Field(description="a model")
     weights: WeightsFile | None = Field(
         None, description="a file that it starts from, alone and distilled, as teacher.weights"
+    )
+    head: Literal["auto"] | HeadSection | None = Field(
+        None,
+        description="hold its logits as hidden states and this output layer, and never make them whole: auto for a "
+        "causal model of Hugging Face, else {hidden, layer}",
     )
 
 

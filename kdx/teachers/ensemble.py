@@ -87,6 +87,11 @@ class Ensemble(Teacher):
             raise ValueError(f"over must be 'logits' or 'probabilities', got {over!r}")
         temperature = check_number("temperature", temperature, above=0)
         self.teachers = nn.ModuleDict({name: as_teacher(teacher) for name, teacher in teachers.items()})
+        if held := [name for name, member in self.members.items() if LOGITS in member.held_taps]:
+            raise ValueError(
+                f"teachers: {held[0]!r} holds its logits as hidden states and a head, and those of several are "
+                "combined as tensors; leave kdx.Head out of its output="
+            )
         self.per_row = weights == "confidence"
         self.over = over
         self.class_dim = class_dim

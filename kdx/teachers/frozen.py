@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, Literal, Self
@@ -13,7 +14,7 @@ from typing_extensions import override
 
 from kdx.baked_modes import bakes_mode
 from kdx.batch import Batch, Sight
-from kdx.capture import Captured, Output, Taps
+from kdx.capture import LOGITS, Captured, Output, Taps
 from kdx.inference import inference_tensors
 from kdx.modes import check_can_evaluate, hold, unchanged_buffers
 from kdx.teachers.base import ModelTeacher, Teacher
@@ -40,7 +41,8 @@ class Frozen(ModelTeacher):
             statistics are restored after every call. A few methods (OFD) need this; anywhere else it is a mistake.
         dtype: dtype in which the teacher computes, such as ``torch.bfloat16``, whatever autocast or its owner's
             ``.double()`` say; floating inputs are converted. Its results have the dtype of the inputs, fp32 for token
-            ids.
+            ids; logits are widened where a component asks for the tensor (``captured.response`` gives them as they
+            are), and logits held by a :class:`kdx.Head` stay in it.
         device: where the teacher stays and computes, such as ``"cpu"`` for one that does not fit beside the student;
             its results are on the device of the batch.
         view: which inputs the teacher sees, where not those of the student: the name of one of ``batch.views``, or a
@@ -196,7 +198,11 @@ class Frozen(ModelTeacher):
         return self.dtype is not None or self.device is not None
 
     def _held(self, batch: Batch) -> Captured:
-        """A pass in the teacher's own dtype and device, with results in those of the batch."""
+        """A pass in the teacher's own dtype and device, with results in those of the batch.
+
+        Logits in its own dtype are held as they are beside those that are made when asked for, and logits that are held
+        as hidden states and a head stay in it.
+        """
         first = next(iter(_tensors(batch.inputs)))
         device = self.device or first.device
         inputs = _cast(batch.to(device).inputs, self.dtype)
@@ -204,12 +210,18 @@ class Frozen(ModelTeacher):
         with torch.autocast(device.type, enabled=False) if own else nullcontext():
             captured = self.taps(inputs)
         wanted = first.dtype if first.is_floating_point() else torch.float32
-        return captured.having(
-            {
-                name: value.to(first.device, wanted if own and value.is_floating_point() else value.dtype)
-                for name, value in captured.items()
-            }
-        )
+        values = {
+            name: value.to(first.device, wanted if own and value.is_floating_point() else value.dtype)
+            for name, value in captured.items()
+            if name != LOGITS or not own
+        }
+        found = captured.having(values)
+        if own and LOGITS in captured:
+            logits = captured[LOGITS].to(first.device)
+            found.held[LOGITS] = logits
+            found.later[LOGITS] = functools.partial(logits.to, wanted if logits.is_floating_point() else logits.dtype)
+        found.held |= {name: value.to(first.device) for name, value in captured.held.items()}
+        return found
 
     def _place(self, tensor: Tensor, like: Tensor | None = None) -> Tensor:
         """A tensor with the teacher's own dtype and device, or those of ``like`` where it has none."""

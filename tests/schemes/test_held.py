@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kdx
 from kdx import Head, Offline
 from kdx.schemes import Warmup
-from kdx.teachers import Frozen
+from kdx.teachers import Ensemble, Frozen
 
 V = 60
 IDS = torch.randint(V, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -189,3 +189,21 @@ def test_a_batch_without_labels_has_terms_of_0() -> None:
     terms, gradients = step(distil, BATCH | {"labels": torch.full_like(IDS, -100)})
     assert all(term == 0 for term in terms.values())
     assert all((gradient == 0).all() for gradient in gradients.values())
+
+
+def test_logits_of_a_teacher_in_half_precision_are_widened_only_where_a_tensor_is_asked_for() -> None:
+    student, teacher = llama(), llama(12, seed=1)
+    frozen = Frozen(teacher, dtype=torch.bfloat16)
+    captured = frozen(kdx.Batch.of(BATCH))
+    assert captured.response("logits").dtype == torch.bfloat16
+    assert captured.logits.dtype == torch.float32
+    task = kdx.make("task", "causal-lm")
+    knowledge = {"kd": (1.0, kdx.SoftTargets(1.0)), "dkd": (1.0, kdx.make("knowledge", "dkd"))}
+    terms = Offline(student, frozen, task=task, knowledge=knowledge)(BATCH).terms
+    assert all(term.isfinite() for term in terms.values())
+
+
+def test_a_mean_of_teachers_that_hold_no_logits_is_refused() -> None:
+    teachers = {name: Frozen(llama(seed=seed), output=Head("model.norm", "lm_head")) for seed, name in enumerate("ab")}
+    with pytest.raises(ValueError, match=r"teachers: 'a' holds its logits as hidden states and a head.*leave kdx.Head"):
+        Ensemble(teachers)
