@@ -97,11 +97,15 @@ class Batch(NamedTuple):
         return self._replace(inputs=self.views[view])
 
     def at(self, rows: slice | Tensor) -> Batch:
-        """Some of its samples, of every tensor in inputs, targets, index and views."""
+        """Some of its samples, of every tensor in inputs, targets, index and views.
+
+        A tensor of another length than there are samples, such as the lengths of packed documents, stays whole.
+        """
+        size = self.rows
 
         def take(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value[rows]
+                return value[rows] if value.dim() and len(value) == size else value
             if isinstance(value, Mapping):
                 return {key: take(item) for key, item in value.items()}
             if isinstance(value, tuple | list):

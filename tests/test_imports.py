@@ -46,6 +46,7 @@ FLOORS = [
     {"schemes"},
     {"observers"},
     {"training"},
+    {"hf"},
     {"stage"},
     {"artifact"},
     {"assistants", "students"},
