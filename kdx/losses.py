@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Count", "Counted", "LossTerm", "Losses", "Mean", "Over", "OverHead", "mean_of", "tasks_of"]
+__all__ = ["Count", "Counted", "LossTerm", "Losses", "Mean", "Over", "OverHead", "OverOwn", "mean_of", "tasks_of"]
 
 Count = Tensor | float
 """How much a mean is taken over: a number or a 0-dim tensor, not negative, not necessarily whole."""
@@ -50,7 +50,23 @@ class OverHead:
         return f"{self.over.value} of head {self.head!r}"
 
 
-Counted = Over | OverHead
+@dataclass(frozen=True, slots=True)
+class OverOwn:
+    """The things of its own that a knowledge component counts in a batch, see :meth:`kdx.Knowledge.count`.
+
+    Args:
+        component: the path of the component among those of its scheme, as ``"alm"``.
+    """
+
+    component: str
+
+    @property
+    def value(self) -> str:
+        """The thing in words."""
+        return f"what {self.component!r} counts"
+
+
+Counted = Over | OverHead | OverOwn
 """The things that a mean counts, where the batch alone tells how many there are."""
 
 

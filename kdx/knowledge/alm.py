@@ -166,18 +166,26 @@ class ALM(OtherTokenizer):
         self.temperature = None if temperature is None else check_number("temperature", temperature, above=0)
 
     @override
+    def count(self, batch: Batch) -> Tensor:
+        """The number of chunks that teach."""
+        tokens = self.tokens(None, None, batch, chunks=True)
+        assert tokens.student_chunks is not None
+        assert tokens.teacher_chunks is not None
+        return _both(tokens.student_chunks, tokens.teacher_chunks).sum()
+
+    @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch | None) -> Mean:
         s, t = _outputs(student, self.student_taps[0]), _outputs(teacher, self.teacher_taps[0])
         tokens = self.tokens(s.shape, t.shape, batch, chunks=True)
         ours, theirs = tokens.student_chunks, tokens.teacher_chunks
         assert ours is not None
         assert theirs is not None
-        most = min(s.shape[1], t.shape[1])
+        most = min(ours.shape[1], theirs.shape[1])
         surprisal, given = (
             chunk_surprisals(token_surprisals(logits, labels), chunks, most)
             for logits, labels, chunks in ((s, tokens.student, ours), (t.detach(), tokens.teacher, theirs))
         )
-        counted = _there(ours, most) & _there(theirs, most)
+        counted = _both(ours, theirs)
         each = binary_divergence(surprisal, given.to(surprisal.dtype), self.temperature)
         return Mean.of_sum(each.masked_fill(~counted, 0.0).sum(), counted.sum())
 
@@ -192,6 +200,8 @@ def _outputs(captured: Captured, tap: str) -> Tensor | LinearLogits:
     return captured[tap] if isinstance(found, SparseTargets) else found
 
 
-def _there(chunks: Tensor, most: int) -> Tensor:
-    """Which chunks have a token, bool ``[N, C]``."""
-    return chunk_surprisals(torch.ones_like(chunks, dtype=torch.float32), chunks, most) > 0
+def _both(student: Tensor, teacher: Tensor) -> Tensor:
+    """Which chunks have a token on either side, bool ``[N, C]``, of chunks ``[N, S]`` and ``[N, T]``."""
+    most = min(student.shape[1], teacher.shape[1])
+    ours, theirs = (chunk_surprisals(torch.ones_like(each), each, most) > 0 for each in (student, teacher))
+    return ours & theirs

@@ -40,11 +40,14 @@ class Knowledge(nn.Module, ABC):
             conformance kit holds a component to it.
         over: what the loss is a mean over, so that micro-batches and ranks are put together by it; a component whose
             count follows from the outputs alone returns ``(value, count)`` instead of a scalar.
+        counts_batch: whether :meth:`count` tells the count of the mean that it returns from a batch alone, so that
+            :func:`kdx.fit` needs the graph of one micro-batch at a time.
     """
 
     kind: ClassVar[str] = "response"
     needs_index: ClassVar[bool] = False
     takes_held: ClassVar[bool] = False
+    counts_batch: ClassVar[bool] = False
     mean_over_samples: bool | None = None
     over: Over = Over.ROWS
 
@@ -112,6 +115,10 @@ class Knowledge(nn.Module, ABC):
     def passes_padding(self) -> bool:
         """Whether it learns nothing at the padding of sequences, of which a store holds nothing; asked once bound."""
         return False
+
+    def count(self, batch: Batch) -> Count:
+        """The count of the mean of this batch, before any model has run, where :attr:`counts_batch` says so."""
+        raise NotImplementedError(f"{type(self).__name__} has to define count(batch), since counts_batch is True")
 
     def accepts_estimate(self, temperature: float) -> bool:
         """Whether the loss stays unbiased on teacher logits whose softmax at ``temperature`` is an unbiased estimate.

@@ -49,6 +49,7 @@ class OtherTokenizer(Knowledge):
     """
 
     kind = "response"
+    counts_batch = True
 
     def __init__(
         self,
@@ -70,12 +71,17 @@ class OtherTokenizer(Knowledge):
     _said: bool | None = None
 
     def tokens(
-        self, student: tuple[int, ...], teacher: tuple[int, ...], batch: Batch | None, *, chunks: bool = False
+        self,
+        student: tuple[int, ...] | None,
+        teacher: tuple[int, ...] | None,
+        batch: Batch | None,
+        *,
+        chunks: bool = False,
     ) -> BothTokenisations:
         """The tokens of both sides beside outputs of these shapes.
 
         Args:
-            student: the shape of the student's logits.
+            student: the shape of the student's logits; None: no outputs are there yet.
             teacher: of the teacher's.
             batch: with targets and the view :attr:`alignment`.
             chunks: whether the chunks are wanted too.
@@ -100,19 +106,20 @@ class OtherTokenizer(Knowledge):
             )
         labels: dict[str, Any] = {"targets": batch.targets, **{name: view[name] for name in wanted}}
         for name, values in labels.items():
-            shape = student if name in ("targets", "student_chunks") else teacher
-            if len(shape) != 3 or tuple(values.shape) != tuple(shape[:2]):
-                side = "student" if shape is student else "teacher"
+            side = "student" if name in ("targets", "student_chunks") else "teacher"
+            shape = student if side == "student" else teacher
+            if shape is not None and (len(shape) != 3 or tuple(values.shape) != tuple(shape[:2])):
                 raise ValueError(
                     f"{who}: expected {name} of the shape of the {side}'s places, {list(shape[:2])} of its logits "
                     f"{list(shape)}, got {list(values.shape)}; does the {side} see the tokens that they are of "
                     '(kdx.teachers.Frozen(teacher, view="teacher"))?'
                 )
         for name, shape, side in (("targets", student, "student"), ("teacher_labels", teacher, "teacher")):
-            _check_labels(f"{who}: {name}", labels[name], shape[2], side)
+            if shape is not None:
+                _check_labels(f"{who}: {name}", labels[name], shape[2], side)
         shifted = (self._said if self.shift is None else self.shift) is not False
         if chunks:
-            most = min(student[1], teacher[1])
+            most = min(labels["targets"].shape[1], labels["teacher_labels"].shape[1])
             for side, name in (("student", "targets"), ("teacher", "teacher_labels")):
                 labels[f"{side}_chunks"] = _whole(labels[f"{side}_chunks"], labels[name], most, shifted)
         if shifted:

@@ -159,6 +159,12 @@ class ULD(OtherTokenizer):
         self.teacher_temperature = check_number("teacher_temperature", teacher_temperature, above=0)
 
     @override
+    def count(self, batch: Batch) -> Tensor:
+        """The number of pairs of places."""
+        tokens = self.tokens(None, None, batch)
+        return torch.minimum((tokens.student != IGNORE).sum(1), (tokens.teacher != IGNORE).sum(1)).sum()
+
+    @override
     def forward(self, student: Captured, teacher: Captured, batch: Batch | None) -> Mean:
         s, t = student[self.student_taps[0]], teacher[self.teacher_taps[0]]
         tokens = self.tokens(s.shape, t.shape, batch)

@@ -19,7 +19,7 @@ from kdx.head import Head
 from kdx.knowledge.base import Knowledge
 from kdx.knowledge.cross_entropy_beside import CrossEntropyBeside
 from kdx.knowledge.function import KnowledgeFn, as_knowledge
-from kdx.losses import Count, Counted, Losses, LossTerm, Mean, Over, OverHead, mean_of, scalar, tasks_of
+from kdx.losses import Count, Counted, Losses, LossTerm, Mean, Over, OverHead, OverOwn, mean_of, scalar, tasks_of
 from kdx.ranges import check_number
 from kdx.responses import Responses
 from kdx.schemes.phase import Phase
@@ -211,14 +211,21 @@ class Scheme(nn.Module, ABC):
     @property
     def counted(self) -> tuple[Counted, ...]:
         """The things that terms may be means over, as far as :meth:`count` tells how many there are."""
+        parts = self.knowledge.named_modules()
+        found = [OverOwn(path) for path, part in parts if isinstance(part, Knowledge) and part.counts_batch]
         if not isinstance(self.task, Heads):
-            return tuple(Over)
+            return (*Over, *found)
         own = (Over.TASK, Over.LABELLED, Over.ELEMENTS)
-        return (*Over, *(OverHead(over, head) for head in self.task.heads for over in own))
+        return (*Over, *found, *(OverHead(over, head) for head in self.task.heads for over in own))
 
     def count(self, over: Counted, batch: Batch) -> Count:
         """How many there are in a batch of what terms are means over; :func:`kdx.fit` asks before any model runs."""
         task = self.task
+        if isinstance(over, OverOwn):
+            component = self.knowledge.get_submodule(over.component)
+            assert isinstance(component, Knowledge)  # as `counted` found it
+            with blaming(f"knowledge {over.component!r}", component):
+                return component.count(batch)
         if isinstance(over, OverHead):
             assert isinstance(task, Heads)  # nothing else counts heads
             batch, task, over = self._of_head(over.head, batch), task.heads[over.head].task, over.over
@@ -464,6 +471,9 @@ class Scheme(nn.Module, ABC):
                     term = Mean(scalar(what, loss), self.count(known, batch), known)
             elif head is not None:
                 term = _on_head(head, term)
+            elif component.counts_batch and term.over is None:
+                paths = (path for path, part in self.knowledge.named_modules() if part is component)
+                term = term._replace(over=next(map(OverOwn, paths), None))
             terms[name] = term.scaled(self.weight(name))
         return terms
 

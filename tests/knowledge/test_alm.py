@@ -11,7 +11,7 @@ import kdx
 from kdx.batch import Batch
 from kdx.capture import Captured
 from kdx.datasets import Tokens, TwoVocabularies
-from kdx.knowledge import ALM
+from kdx.knowledge import ALM, ULD
 from kdx.knowledge.functional import binary_divergence
 
 ADDED = 1e-4
@@ -226,3 +226,36 @@ def test_hidden_states_and_a_head_on_either_side_give_the_loss_and_the_gradients
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
     assert ALM.takes_held
+
+
+class Table(torch.nn.Module):
+    """A bigram model: logits of a token from the token before."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        draws = torch.Generator().manual_seed(seed)
+        self.rows = torch.nn.Parameter(torch.randn(5, 5, generator=draws))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.rows[ids]
+
+
+@pytest.mark.parametrize("component", [ALM, ULD])
+def test_what_is_counted_is_known_before_any_model_runs_so_that_no_graph_waits(component):
+    whole = VOCABULARIES.batch(ROWS)
+    views = whole.views | {"teacher": whole.views["teacher"]["input_ids"]}
+    whole = whole._replace(inputs=whole.inputs["input_ids"], views=views)
+    parts = [whole.at(slice(k, k + 1)) for k in range(2)]
+    ends = []
+    for batches, accumulate in ((parts, 2), ([whole], 1)):
+        student = Table(0)
+        teacher = kdx.teachers.Frozen(Table(1), view="teacher")
+        scheme = kdx.Offline(student, teacher, task=None, knowledge={"kd": (3.0, component())})
+        losses = scheme(batches[0])
+        assert losses.over["kd"] in scheme.counted
+        assert scheme.count(losses.over["kd"], batches[0]) == losses.counts["kd"]
+        options = {"optimizer": kdx.Ref("SGD", lr=0.5), "device": "cpu", "progress": False}
+        kdx.fit(scheme, batches, accumulate=accumulate, **options)
+        ends.append(student.rows.detach())
+    torch.testing.assert_close(*ends)
+    assert not ends[0].equal(Table(0).rows)
