@@ -53,10 +53,11 @@ KDX_HD bool maxima_apart(T m_s, T m_t, T inv_t) {
   return finite && abs_(m_t - m_s) * inv_t > T(16);
 }
 
-// The common offset of a pair of rows, read off column 0, so that a teacher shifted by a constant costs no digits.
+// The common offset of a pair of rows, read off their maxima, so that a teacher shifted by a constant costs no digits
+// and a class that the sides disagree about costs none where neither thinks much of it.
 template <class T>
-KDX_HD T centre_of(T s0, T t0, T inv_t) {
-  const T c = log_ratio(s0, t0, inv_t);
+KDX_HD T centre_of(T m_s, T m_t, T inv_t) {
+  const T c = log_ratio(m_s, m_t, inv_t);
   return abs_(c) < T(INFINITY) ? c : T(0);  // false for NaN
 }
 
@@ -131,15 +132,17 @@ KDX_HD T mixture_term(const Class<T>& k, T beta, T* h, T* part) {
       *h = -x;
       *part = beta * k.p_less_q * x;
       return excess(k.p, w, -(T(1) - beta) * k.p_less_q);
+    } else {
+      const T share = excess(k.q, u, beta * k.p_less_q);
+      *h = beta * x - u;
+      *part = share - beta * beta * k.p_less_q * x;
+      return share;
     }
-    const T share = excess(k.q, u, beta * k.p_less_q);
-    *h = beta * x - u;
-    *part = share - beta * beta * k.p_less_q * x;
-    return share;
+  } else {
+    *h = -u;
+    *part = excess(k.q, u, beta * k.p_less_q);
+    return beta * excess(k.p, w, -(T(1) - beta) * k.p_less_q) + (T(1) - beta) * *part;
   }
-  *h = -u;
-  *part = excess(k.q, u, beta * k.p_less_q);
-  return beta * excess(k.p, w, -(T(1) - beta) * k.p_less_q) + (T(1) - beta) * *part;
 }
 
 }  // namespace kdx

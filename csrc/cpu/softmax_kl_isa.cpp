@@ -183,7 +183,7 @@ void centred_gradient(const Piece<T>& piece, T inv_ls, T slope, T scale) {
 
 template <class T, int kDivergence>
 double kl_of_row(Row<T>& r) {
-  const T centre = centre_of(r.pieces[0].s[0], r.pieces[0].t[0], r.inv_t);
+  const T centre = centre_of(r.m_s, r.m_t, r.inv_t);
   const RowStats<double> stats = statistics(r, centre);
   const T ratio = T(log_partition_ratio<double>(stats, centre, r.inv_t));
   const T inv_ls = T(1 / stats.l_s), inv_lt = T(1 / stats.l_t);

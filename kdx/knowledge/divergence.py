@@ -147,7 +147,8 @@ def _with_cross_entropy(outputs: Outputs, beside: CrossEntropyBeside, tail: Tail
         weights=(of_kl, of_ce),
         **numbers,
     )
-    return kl / of_kl
+    value: Tensor = kl / of_kl
+    return value
 
 
 def linear_call(student: LinearLogits, teacher: Any, *, vocabulary: int | None = None, tail: Tail) -> dict[str, Any]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdx.ops._dispatch import plugin_backends as plugin_backends
     from kdx.ops._dispatch import select as select
     from kdx.ops._linear_kl.api import linear_kl as linear_kl
+    from kdx.ops._linear_kl.stats import Stats as Stats
     from kdx.ops._native import build_info as build_info
     from kdx.ops._pairwise_sq_dist.api import pairwise_sq_dist as pairwise_sq_dist
     from kdx.ops._rkd.api import rkd as rkd
@@ -35,6 +36,7 @@ else:
             "kdx.ops._declarations": ["BACKENDS", "OPS", "Op"],
             "kdx.ops._dispatch": ["Explanation", "backends", "explain", "plugin_backends", "select"],
             "kdx.ops._linear_kl.api": ["linear_kl"],
+            "kdx.ops._linear_kl.stats": ["Stats"],
             "kdx.ops._native": ["build_info"],
             "kdx.ops._pairwise_sq_dist.api": ["pairwise_sq_dist"],
             "kdx.ops._rkd.api": ["rkd", "rkd_angle", "rkd_distance"],

@@ -1,4 +1,4 @@
-"""What a mean divides by where the caller knows better than the batch: the items of all micro-batches of a step."""
+"""The number of items that a mean divides by where the caller knows it: those of all micro-batches of a step."""
 
 from __future__ import annotations
 

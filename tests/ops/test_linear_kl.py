@@ -153,6 +153,16 @@ def test_rows_that_do_not_count_are_never_read(backend) -> None:
     assert not found[0][::3].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_half_precision_that_do_not_count_are_left_out(backend, dtype) -> None:
+    student, teacher = sides(dtype)
+    mask = torch.arange(N) % 3 != 0
+    loss = linear_kl(*student, *teacher, mask=mask, backend=backend)
+    want = divergence_rows(logits(*student), logits(*teacher))[mask].mean()
+    assert loss.item() == pytest.approx(want.item(), rel=1e-5)
+    assert apart_all(gradients(loss, student), gradients(want, student)) < 3e-3
+
+
 def test_where_no_row_counts_it_is_a_connected_zero(backend) -> None:
     student, teacher = sides()
     loss = linear_kl(*student, *teacher, mask=torch.zeros(N, dtype=torch.bool), backend=backend)
@@ -323,7 +333,7 @@ def test_the_op_is_well_formed() -> None:
     numbers = (1.0, 1.0, 0.0, 0.0, V, 0, 1.0, 0, 0.5, 1.0, 0.0, True, "auto", True, True, False, False)
     rows = (torch.ones(N), None, None)
     plain = [x.detach() for x in student]
-    torch.library.opcheck(torch.ops.kdx.linear_kl.default, (*plain, None, *teacher, None, None, *rows, *numbers))
+    torch.library.opcheck(torch.ops.kdx.linear_kl.default, (*plain, None, *teacher, None, None, None, *rows, *numbers))
 
 
 def test_the_logits_are_never_held_whole(monkeypatch) -> None:

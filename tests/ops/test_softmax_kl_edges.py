@@ -280,3 +280,16 @@ def test_a_row_longer_than_2_31_elements_away_is_found(backend):
     want, want_grad = run(values, teacher, backend)
     assert torch.equal(loss, want)
     assert torch.equal(grad, want_grad)
+
+
+@pytest.mark.parametrize("gap", [1e-2, 1e-4])
+def test_a_class_without_probability_that_the_sides_disagree_about_costs_no_digits(backend, gap):
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(16, 100, generator=generator)
+    teacher = student + gap * torch.randn(16, 100, generator=generator)
+    student[:, 0], teacher[:, 0] = -30.0, -23.0
+    student.requires_grad_()
+    wide = student.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(softmax_kl(wide, teacher.double(), backend="reference"), wide)
+    (found,) = torch.autograd.grad(softmax_kl(student, teacher, backend=backend), student)
+    assert float((found.double() - want).norm() / want.norm()) < 1e-6

@@ -11,12 +11,12 @@ from kdx.ops import _dispatch
 from kdx.ops._dtypes import accumulator
 from kdx.ops._library import define
 from kdx.ops._linear_kl import reference
-from kdx.ops._linear_kl.call import SAMPLED, Options, Rows, Side, Wanted
+from kdx.ops._linear_kl.call import COMMON, SAMPLED, Options, Rows, Side, Wanted
 from kdx.ops._topk_kl.targets import refuse_twice
 
 __all__ = ["loss_of", "scaled"]
 
-_TENSORS = 10
+_TENSORS = 11
 """How many arguments of the op are tensors or None: those of the two sides, then the numbers of the rows."""
 _ALIKE = 1e-6
 """Upstream gradients of the two terms that differ by less than this share of the larger one count as equal."""
@@ -25,7 +25,7 @@ _ALIKE = 1e-6
 def _sides(tensors: tuple[Any, ...], numbers: tuple[float, ...]) -> tuple[Side, Side]:
     """The two sides of the op's flat arguments."""
     student, teacher = Side(*tensors[:3], *numbers[::2]), Side(*tensors[3:6], *numbers[1::2])
-    return student, teacher._replace(ids=tensors[6])
+    return student._replace(ids=tensors[7]), teacher._replace(ids=tensors[6])
 
 
 def _parts(arguments: tuple[Any, ...]) -> tuple[Any, Any, Options, Wanted, bool]:
@@ -38,10 +38,10 @@ def _linear_kl(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tensors, numbers, options, wanted, apart = _parts(arguments)
     student, teacher = _sides(tensors, numbers)
     name, module = _dispatch.select("linear_kl", options.backend, student.hidden, teacher.hidden)
-    if teacher.ids is not None and name != "cpu":
+    if teacher.ids is not None and options.tail != COMMON and name != "cpu":
         refuse_twice(teacher.ids, sampled=options.tail == SAMPLED)
     with torch.autocast(student.hidden.device.type, enabled=False):
-        losses, made = module.forward(student, teacher, Rows(*tensors[7:]), options, wanted, apart=apart)
+        losses, made = module.forward(student, teacher, Rows(*tensors[8:]), options, wanted, apart=apart)
     # float64 keeps the sum of the rows the same however they are cut into chunks
     loss = losses.sum(-1, dtype=torch.float64).to(losses.dtype) if options.reduce else losses
     return loss, *(student.hidden.new_empty(0) if each is None else each for each in made)
@@ -69,8 +69,9 @@ def _again_as_op(upstream: Tensor, made: list[Tensor], *arguments: Any) -> tuple
 
 _ARGUMENTS = (
     "Tensor student, Tensor student_weight, Tensor? student_bias, Tensor teacher, Tensor? teacher_weight, "
-    "Tensor? teacher_bias, Tensor? ids, Tensor kl_rows, Tensor? labels, Tensor? ce_rows, float student_scale, "
-    "float teacher_scale, float student_softcap, float teacher_softcap, int classes, int tail, float temperature, "
+    "Tensor? teacher_bias, Tensor? ids, Tensor? student_ids, Tensor kl_rows, Tensor? labels, Tensor? ce_rows, "
+    "float student_scale, float teacher_scale, float student_softcap, float teacher_softcap, int classes, int tail, "
+    "float temperature, "
     "int divergence, float beta, float kl_scale, float ce_scale, bool reduce, str backend, bool for_hidden, "
     "bool for_weight, bool for_bias, bool apart"
 )
@@ -102,7 +103,7 @@ def _again(
     of_kl, of_ce = upstream.tolist()  # waits for the device, where making the gradients would have waited as well
     if abs(of_kl - of_ce) <= _ALIKE * max(abs(of_kl), abs(of_ce)):
         return [None if each is None else scaled(each, upstream[0]) for each in made]
-    return _run((*tensors[:7], *_times(Rows(*tensors[7:]), *upstream)), numbers, options, wanted)[1:]
+    return _run((*tensors[:8], *_times(Rows(*tensors[8:]), *upstream)), numbers, options, wanted)[1:]
 
 
 def _times(rows: Rows, of_kl: Tensor, of_ce: Tensor) -> Rows:
@@ -112,7 +113,7 @@ def _times(rows: Rows, of_kl: Tensor, of_ce: Tensor) -> Rows:
 
 def _by_definition(tensors: tuple[Any, ...], numbers: tuple[float, ...], options: Options, apart: bool) -> Tensor:
     student, teacher = _sides(tensors, numbers)
-    rows = Rows(*tensors[7:])
+    rows = Rows(*tensors[8:])
     with torch.autocast(student.hidden.device.type, enabled=False):
         if apart:
             return torch.stack([reference.losses(student, teacher, each, options).sum() for each in rows.terms()])
@@ -130,7 +131,7 @@ def _to_be_differentiated(
 ) -> list[Tensor | None]:
     """The gradients by the definition, which autograd can follow."""
     student, teacher = _sides(tensors, numbers)
-    rows, each = Rows(*tensors[7:]), (student.hidden.shape[0],)
+    rows, each = Rows(*tensors[8:]), (student.hidden.shape[0],)
     with torch.autocast(student.hidden.device.type, enabled=False):
         if not apart:
             return list(reference.gradients(student, teacher, rows, options, wanted, upstream.expand(each)))
@@ -173,9 +174,9 @@ class _Loss(torch.autograd.Function):
         elif options.reduce:
             made = [None if each is None else scaled(each, upstream) for each in made]
         else:
-            rows = _times(Rows(*tensors[7:]), upstream, upstream)
-            _, *made = _run((*tensors[:7], *rows), numbers, options._replace(reduce=True), wanted)
-        return None, None, None, *made, *[None] * 7
+            rows = _times(Rows(*tensors[8:]), upstream, upstream)
+            _, *made = _run((*tensors[:8], *rows), numbers, options._replace(reduce=True), wanted)
+        return None, None, None, *made, *[None] * 8
 
 
 def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ def loss_of(student: Side, teacher: Side, rows: Rows, options: Options, *, apart
 
     Differentiable with respect to the student's side.
     """
-    tensors = (*student[:3], *teacher[:3], teacher.ids, *rows)
+    tensors = (*student[:3], *teacher[:3], teacher.ids, student.ids, *rows)
     numbers = (student.scale, teacher.scale, student.softcap, teacher.softcap)
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return _by_definition(tensors, numbers, options, apart)

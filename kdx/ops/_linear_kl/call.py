@@ -9,6 +9,7 @@ from torch import Tensor
 
 __all__ = [
     "BUCKET",
+    "COMMON",
     "DENSE",
     "DROP",
     "EVEN",
@@ -22,8 +23,10 @@ __all__ = [
 ]
 
 
-DENSE, BUCKET, EVEN, RENORMALISE, DROP, SAMPLED = range(6)
-"""The teacher's row: all classes, or a few of them and what becomes of the others (samples stand for all)."""
+DENSE, BUCKET, EVEN, RENORMALISE, DROP, SAMPLED, COMMON = range(7)
+"""The teacher's row: all classes, or a few of them and what becomes of the others (samples stand for all), or another
+vocabulary with classes in common.
+"""
 
 
 class Side(NamedTuple):
@@ -38,7 +41,11 @@ class Side(NamedTuple):
     bias: Tensor | None  # [V]
     scale: float
     softcap: float
-    ids: Tensor | None = None  # [N, K], -1 where a row has no class
+    ids: Tensor | None = None  # [N, K], -1 where a row has no class; COMMON: those in common [M], on either side
+
+    def classes(self) -> int:
+        """How many classes it has, of :data:`DENSE` and :data:`COMMON`."""
+        return self.hidden.shape[1] if self.weight is None else self.weight.shape[0]
 
 
 class Rows(NamedTuple):

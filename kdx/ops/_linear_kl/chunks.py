@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdx.ops._dtypes import accumulator
-from kdx.ops._linear_kl.call import Gradients, Options, Rows, Side, Wanted
+from kdx.ops._linear_kl.call import COMMON, Gradients, Options, Rows, Side, Wanted
+from kdx.ops._linear_kl.common import common_rows
 from kdx.ops._topk_kl.rows import RowLosses, dense_rows
 
 __all__ = ["CHUNK_BYTES", "chunks_of", "in_chunks"]
@@ -36,6 +37,8 @@ def in_chunks(
     wanted: Wanted,
     *,
     apart: bool,
+    most: int | None = None,
+    wide: bool = False,
 ) -> tuple[Tensor, Gradients]:
     """Row losses ``[N]`` and the gradients of their sum with respect to the student's side that are wanted.
 
@@ -50,20 +53,31 @@ def in_chunks(
         options: see :class:`Options`.
         wanted: see :class:`Wanted`.
         apart: whether the losses are ``[2, N]``, those of the KL and those of the cross-entropy.
+        most: classes that chunks are cut for, instead of those at hand.
+        wide: whether the gradient of the hidden states stays in the accumulation dtype.
     """
     x, weight = student.hidden, student.weight
     assert weight is not None
     acc, C, device = accumulator(x, weight), options.classes, x.device
     found = torch.zeros((2 if apart else 1, x.shape[0]), dtype=acc, device=device)
-    d_hidden = torch.zeros_like(x, memory_format=torch.contiguous_format) if wanted.hidden else None
+    d_hidden = torch.zeros(x.shape, dtype=acc if wide else x.dtype, device=device) if wanted.hidden else None
     d_weight = torch.zeros(weight.shape, dtype=acc, device=device) if wanted.weight else None
     d_bias = torch.zeros(weight.shape[0], dtype=acc, device=device) if wanted.bias else None
-    for at in chunks_of(rows, C, acc, CHUNK_BYTES):
+    if options.tail == COMMON:  # both sides' logits, those without the common classes, and what the common ones are
+        most = 2 * (C + teacher.classes())
+    for at in chunks_of(rows, C if most is None else most, acc, CHUNK_BYTES):
         s, few = student.hidden[at], rows.at(at)
         z_s = _logits(student._replace(hidden=s), C, acc)
         alone = Rows(few.kl, None, None) if apart else few
         if options.kl_scale == 0:  # the student stands in for a teacher that nobody looks at
             each, g = dense_rows(row_losses, z_s, z_s, alone, options, grad=any(wanted))
+        elif options.tail == COMMON:
+            assert student.ids is not None
+            assert teacher.ids is not None
+            z_t = _logits(teacher._replace(hidden=teacher.hidden[at]), teacher.classes(), acc)
+            ids = student.ids, teacher.ids
+            each, g = common_rows(row_losses, z_s, z_t, ids, alone, options, grad=any(wanted))
+            del z_t
         elif teacher.ids is not None:
             each, g = few_losses(z_s, teacher.ids[at], teacher.hidden[at], alone, options, grad=any(wanted))
         else:
@@ -82,7 +96,7 @@ def in_chunks(
         if d_bias is not None:
             d_bias[:C] += g.sum(0)
         if d_hidden is not None:
-            d_hidden[at] = _times_weight(g, weight[:C], x.dtype)
+            d_hidden[at] = _times_weight(g, weight[:C], d_hidden.dtype).to(d_hidden.dtype)
         if d_weight is not None:
             _add_outer(d_weight[:C], g, s)
     cast = (None if d_weight is None else d_weight.to(weight.dtype)), _as(d_bias, student.bias)
@@ -139,8 +153,9 @@ def _times_weight(g: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """``g weight`` ``[R, H]``, added up in the dtype of ``g`` and rounded once."""
     if weight.dtype == g.dtype:
         return g @ weight
-    if weight.device.type == "cuda" and weight.dtype == dtype:
-        return g.to(dtype) @ weight
+    if weight.device.type == "cuda":
+        narrow = g.to(weight.dtype)
+        return narrow @ weight if weight.dtype == dtype else torch.mm(narrow, weight, out_dtype=g.dtype)
     total = g.new_zeros((g.shape[0], weight.shape[1]))
     for at in _blocks(weight):
         total.addmm_(g[:, at], weight[at].to(g.dtype))

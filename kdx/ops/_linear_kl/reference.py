@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kdx.ops._dtypes import accumulator
-from kdx.ops._linear_kl.call import Gradients, Options, Rows, Side, Wanted
+from kdx.ops._linear_kl.call import COMMON, Gradients, Options, Rows, Side, Wanted
+from kdx.ops._linear_kl.common import common_losses, common_rows
 from kdx.ops._softmax_kl import reference as softmax_kl
 from kdx.ops._topk_kl import reference as topk_kl
 from kdx.ops._topk_kl.rows import sparse_rows
@@ -36,6 +37,8 @@ def logits(side: Side, classes: int) -> Tensor:
 def losses(student: Side, teacher: Side, rows: Rows, options: Options) -> Tensor:
     """Row losses ``[N]``, which autograd can follow twice."""
     z_s, teacher = _shown(student, teacher, rows, options)
+    if options.tail == COMMON and options.kl_scale != 0:
+        return common_losses(z_s, *_common(z_s, student, teacher), rows, options)
     if teacher.ids is not None and options.kl_scale != 0:
         return topk_kl.losses(z_s, teacher.ids, teacher.hidden, rows, options)
     return softmax_kl.losses(*_call(z_s, teacher, rows, options)).squeeze(1)
@@ -62,10 +65,16 @@ def gradients(
         if t.ids is None or options.kl_scale == 0:
             g = softmax_kl.gradient(*_call(z, t, rows, options)).squeeze(2)
         elif again:
-            each = topk_kl.losses(z, t.ids, t.hidden, rows, options)
+            if options.tail == COMMON:
+                each = common_losses(z, *_common(z, student, t), rows, options)
+            else:
+                each = topk_kl.losses(z, t.ids, t.hidden, rows, options)
             (g,) = torch.autograd.grad(each.sum(), z, create_graph=True)
         else:
-            _, made = sparse_rows(softmax_kl.forward, z, t.ids, t.hidden, rows, options, grad=True)
+            if options.tail == COMMON:
+                _, made = common_rows(softmax_kl.forward, z, *_common(z, student, t), rows, options, grad=True)
+            else:
+                _, made = sparse_rows(softmax_kl.forward, z, t.ids, t.hidden, rows, options, grad=True)
             assert made is not None
             g = made
         if upstream is not None:
@@ -95,6 +104,13 @@ def _shown(student: Side, teacher: Side, rows: Rows, options: Options) -> tuple[
     if options.kl_scale != 0:
         teacher = teacher._replace(hidden=torch.where(counts, teacher.hidden, 0.0))
     return logits(s, options.classes), teacher
+
+
+def _common(z_s: Tensor, student: Side, teacher: Side) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The teacher's logits, and the classes that both have."""
+    assert student.ids is not None
+    assert teacher.ids is not None
+    return logits(teacher, teacher.classes()).to(z_s.dtype), (student.ids, teacher.ids)
 
 
 def _call(z_s: Tensor, teacher: Side, rows: Rows, options: Options) -> tuple[Any, ...]:

@@ -28,29 +28,45 @@ class Classes(NamedTuple):
     p_less_q: Tensor
 
 
+class Whole:
+    """Maxima and sums over the classes of a row, from those of the part at hand: here the part is all there is."""
+
+    def maximum(self, parts: Tensor) -> Tensor:
+        """The maxima over all parts of the row."""
+        return parts
+
+    def total(self, parts: Tensor) -> Tensor:
+        """The sums over all parts of the row."""
+        return parts
+
+
+_ALONE = Whole()
+
+
 def unsupported(student: Tensor, teacher: Tensor) -> str | None:
     """None: the reference runs everywhere."""
     return None
 
 
-def _classes(student: Tensor, teacher: Tensor, temperature: float) -> Classes:
+def classes_of(student: Tensor, teacher: Tensor, temperature: float, whole: Whole = _ALONE) -> Classes:
+    """The classes of logits ``[O, C, I]``; of a part of them where ``whole`` knows the others."""
     acc = accumulator(student)
     s, t = student.to(acc), teacher.to(acc)
     absent = torch.isneginf(s) & torch.isneginf(t)  # a class that neither side has
-    m_s, m_t = s.detach().amax(1, keepdim=True), t.detach().amax(1, keepdim=True)
+    m_s, m_t = (whole.maximum(x.detach().amax(1, keepdim=True)) for x in (s, t))
     # Rows that lie far apart are measured from their own maxima: t - s would share the digits their distance leaves.
     apart = m_s.isfinite() & m_t.isfinite() & ((m_t - m_s).abs() / temperature > _APART)
     s, t = torch.where(apart, s - m_s, s), torch.where(apart, t - m_t, t)
     m_s, m_t = (torch.where(apart, 0.0, m) for m in (m_s, m_t))
     e_s, e_t = torch.exp((s - m_s) / temperature), torch.exp((t - m_t) / temperature)
-    l_s, l_t = e_s.sum(1, keepdim=True), e_t.sum(1, keepdim=True)
+    l_s, l_t = (whole.total(e.sum(1, keepdim=True)) for e in (e_s, e_t))
     q, p = e_s / l_s, e_t / l_t
     ratio = torch.where(absent, 0.0, t - s) / temperature
-    # L_t - L_s. Around the offset c of one class it is c + log1p(sum q expm1(ratio - c)), which keeps its relative
+    # L_t - L_s. Around the offset c of the maxima it is c + log1p(sum q expm1(ratio - c)), which keeps its relative
     # precision when the two rows nearly agree; when they do not, the difference of the log-sum-exps is the better one.
-    c = ratio.detach()[:, :1]
+    c = (m_t - m_s) / temperature
     c = torch.where(torch.isfinite(c), c, 0.0)
-    x = (q * torch.expm1(ratio - c)).sum(1, keepdim=True)
+    x = whole.total((q * torch.expm1(ratio - c)).sum(1, keepdim=True))
     near = (x > -0.8) & (x < 1e6)
     log_partition_ratio = torch.where(
         near, c + torch.log1p(torch.where(near, x, 0.0)), (m_t - m_s) / temperature + torch.log(l_t / l_s)
@@ -79,7 +95,8 @@ def _mixture(k: Classes, beta: float) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(up, k.d + c, c), torch.where(up, c, c - k.d), torch.where(up, -a, a) / (1 + y)
 
 
-def _divergence(k: Classes, divergence: int, beta: float) -> Tensor:
+def divergence_of_classes(k: Classes, divergence: int, beta: float) -> Tensor:
+    """``[O, I]``: the sum of the classes' shares of a divergence, none of them negative."""
     if divergence == FORWARD:
         terms = _excess(k.p, -k.d, -k.p_less_q)
     elif divergence == REVERSE:
@@ -94,7 +111,8 @@ def _divergence(k: Classes, divergence: int, beta: float) -> Tensor:
     return terms.sum(1)  # [O, I]
 
 
-def _divergence_gradient(k: Classes, divergence: int, beta: float, temperature: float) -> Tensor:
+def gradient_of_classes(k: Classes, divergence: int, beta: float, temperature: float, whole: Whole = _ALONE) -> Tensor:
+    """``[O, C, I]``: the gradient of a divergence with respect to the student's logits."""
     if divergence == FORWARD:
         return -k.p_less_q / temperature
     if divergence == REVERSE:
@@ -114,7 +132,7 @@ def _divergence_gradient(k: Classes, divergence: int, beta: float, temperature: 
         u, *_ = _mixture(k, beta)
         h, total = -u, _excess(k.q, u, beta * k.p_less_q).sum(1, keepdim=True)
         factor = 1 - beta
-    centred = torch.where(k.q == 0, 0.0, h) - total
+    centred = torch.where(k.q == 0, 0.0, h) - whole.total(total)
     return factor * k.q * centred / temperature
 
 
@@ -154,8 +172,8 @@ def losses(
     """Row losses ``[O, I]``; arguments as in README.md section "Backends"."""
     kl = _row_coefficient(kl_rows, kl_scale, student)
     # A row that does not count is replaced before anything is computed, so that a NaN in it reaches nothing.
-    k = _classes(torch.where(kl == 0, 0.0, student), torch.where(kl == 0, 0.0, teacher), temperature)
-    loss = kl.squeeze(1) * _divergence(k, divergence, beta)
+    k = classes_of(torch.where(kl == 0, 0.0, student), torch.where(kl == 0, 0.0, teacher), temperature)
+    loss = kl.squeeze(1) * divergence_of_classes(k, divergence, beta)
     if labels is not None:
         s, y, ce = _labelled(student, labels, ce_rows, ce_scale)
         loss = loss - (ce * F.log_softmax(s, 1).gather(1, y)).squeeze(1)
@@ -176,8 +194,8 @@ def gradient(
 ) -> Tensor:
     """``[O, C, I]``, in the accumulation dtype: the gradient of ``losses(...).sum()`` with respect to the student."""
     kl = _row_coefficient(kl_rows, kl_scale, student)
-    k = _classes(torch.where(kl == 0, 0.0, student), torch.where(kl == 0, 0.0, teacher), temperature)
-    grad = torch.where(kl == 0, 0.0, kl * _divergence_gradient(k, divergence, beta, temperature))
+    k = classes_of(torch.where(kl == 0, 0.0, student), torch.where(kl == 0, 0.0, teacher), temperature)
+    grad = torch.where(kl == 0, 0.0, kl * gradient_of_classes(k, divergence, beta, temperature))
     if labels is not None:
         s, y, ce = _labelled(student, labels, ce_rows, ce_scale)
         one_hot = torch.zeros_like(s).scatter(1, y, 1.0)
