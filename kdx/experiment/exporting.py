@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from kdx.batch import Batch
 from kdx.errors import ExportError, FileError
 from kdx.experiment.recipe_files import load_recipe, plugins_beside
 from kdx.experiment.run_files import RECIPE, read_recipe
@@ -49,8 +51,9 @@ def export(
     Args:
         run: see :func:`kdx.load`.
         to: ``safetensors`` (the weights with their description, which :func:`kdx.load` reads), ``torch-export``
-            (``torch.export.load``), ``onnx``, or ``hf`` (a folder for ``from_pretrained``, of a model of transformers).
-            The number of rows of the inputs stays free.
+            (``torch.export.load``), ``onnx``, or ``hf`` (a folder for ``from_pretrained``, of a model of transformers:
+            config, weights, and the tokenizer's files where the data of the run have one; adapters of peft are merged
+            into the weights). The number of rows of the inputs stays free.
         out: the file, or the folder of ``hf``; by default beside the run's weights, as ``student.onnx``. One that is
             there is replaced when the new one has passed; a folder is not, and neither are the run's own weights, which
             are what ``safetensors`` would write.
@@ -71,10 +74,12 @@ def export(
     if to not in get_args(Target):
         raise ExportError(f"to: expected one of {', '.join(get_args(Target))}, got {to!r}")
     student = load(run, stage=stage, trust=trust, plugins=plugins)
+    source: Any = None
     if inputs is None:
-        inputs = check_inputs(run, student, trust=trust, plugins=plugins)
-    if len(inputs) < 2:
-        raise ExportError(f"inputs: expected two rows or more, so that their number stays free, got {len(inputs)}")
+        inputs, source = check_inputs(run, student, trust=trust, plugins=plugins)
+    given = Batch(inputs)
+    if given.rows < 2:
+        raise ExportError(f"inputs: expected two rows or more, so that their number stays free, got {given.rows}")
     folder, model = split_name(stage)
     beside = Path(run, folder) if Path(run).is_dir() else Path(run).parent
     path = Path(out) if out else beside / f"{model or 'student'}{ENDINGS[to] or '-hf'}"
@@ -83,7 +88,7 @@ def export(
     if to == "hf" and path.exists():
         raise FileError(f"{path} is there already; give another folder, or remove it")
     with torch.no_grad():
-        expected = {rows: student(inputs[:rows]) for rows in (len(inputs), 1)}
+        expected = {rows: student(given.at(slice(rows)).inputs) for rows in (given.rows, 1)}
     if not isinstance(expected[1], Tensor):
         raise ExportError(
             "a model of several heads has several outputs, of which no single file is made; export a head"
@@ -92,31 +97,48 @@ def export(
     own = weights_file(run, stage)
     if to == "safetensors" and path.resolve() == own.resolve():
         again = _without_gradient(load(own, trust=trust, plugins=plugins))
-        return path, max(_difference(again(inputs[:rows]), outputs) for rows, outputs in expected.items())
+        found = {rows: again(given.at(slice(rows)).inputs) for rows in expected}
+        return path, max(_difference(found[rows], outputs) for rows, outputs in expected.items())
 
     def write(temporary: Path) -> None:
         again = _WRITERS[to](student, inputs, temporary)
-        differences.extend(_difference(again(inputs[:rows]), outputs) for rows, outputs in expected.items())
-        if not max(differences) <= TOLERANCE[to]:
+        for rows, outputs in expected.items():
+            differences.append(_difference(again(given.at(slice(rows)).inputs), outputs))
+        if not max(differences) <= (allowed := _tolerance(to, student.model)):
             raise ExportError(
                 f"the {to} file gives other outputs than the student: the largest difference is {max(differences):.2g} "
-                f"of the largest output, and {TOLERANCE[to]:.0e} is allowed; it is not kept"
+                f"of the largest output, and {allowed:.0e} is allowed; it is not kept"
             )
 
     if to == "hf":
         write(path)
+        if callable(save := getattr(source, "save_tokenizer", None)):
+            save(path)
     else:
         atomic_write(path, write)
     return path, max(differences)
 
 
-def check_inputs(run: str | Path, student: TrainedModel, *, trust: Trusted = (), plugins: Plugins | None = None) -> Any:
-    """The inputs of the first test rows of a run.
+def _tolerance(to: Target, model: nn.Module) -> float:
+    """Adapters that are merged are added to weights that carry so many digits."""
+    if to != "hf" or not _has_adapters(model):
+        return TOLERANCE[to]
+    return max(4 * torch.finfo(each.dtype).eps for each in model.parameters()) + 1e-5
+
+
+def _has_adapters(model: nn.Module) -> bool:
+    return callable(getattr(model, "merge_and_unload", None))
+
+
+def check_inputs(
+    run: str | Path, student: TrainedModel, *, trust: Trusted = (), plugins: Plugins | None = None
+) -> tuple[Any, Any]:
+    """The inputs of the first test rows of a run, and the data set of its training rows.
 
     Raises:
         FileError: the run has no recipe, or its data cannot be read; it says what to do.
     """
-    from kdx.experiment.data import ExperimentData
+    from kdx.experiment.data import ExperimentData, rows_at_once
 
     folder = Path(run)
     if not (folder / RECIPE).is_file():
@@ -129,9 +151,10 @@ def check_inputs(run: str | Path, student: TrainedModel, *, trust: Trusted = (),
     try:
         recipe = load_recipe(folder / RECIPE, plugins=known, trust=trust)
         with trusting(Rule.of(trust, known)):
-            test: Any = ExperimentData(recipe, known).test
-            inputs: Any = student.task.collate([test[row] for row in range(min(ROWS, len(test)))]).inputs
-            return inputs
+            data = ExperimentData(recipe, known)
+            test: Any = data.test
+            rows = min(ROWS, len(test), max(2, rows_at_once(data.whole)))
+            return student.task.collate([test[row] for row in range(rows)]).inputs, data.whole
     except Exception as error:
         raise FileError(
             f"the test rows of {folder}, to compare outputs on, cannot be read ({error}); give inputs= (--inputs FILE)"
@@ -161,9 +184,10 @@ def _safetensors(student: TrainedModel, inputs: Tensor, path: Path) -> Again:
 
 def _torch_export(student: TrainedModel, inputs: Tensor, path: Path) -> Again:
     rows = torch.export.Dim("rows", min=1)
+    shapes: Any = {name: {0: rows} for name in inputs} if isinstance(inputs, Mapping) else {0: rows}
     try:
         with torch.no_grad():
-            program = torch.export.export(_Outputs(student), (inputs,), dynamic_shapes=({0: rows},), strict=False)
+            program = torch.export.export(_Outputs(student), (inputs,), dynamic_shapes=(shapes,), strict=False)
     except Exception as error:
         raise ExportError(f"torch.export cannot take the model: {_first_line(error)}") from error
     with path.open("wb") as file:
@@ -180,6 +204,11 @@ def _onnx(student: TrainedModel, inputs: Tensor, path: Path) -> Again:
         raise ModuleNotFoundError(
             f'export to onnx needs {error.name}: pip install "kdx[onnx]"', name=error.name
         ) from error
+    if isinstance(inputs, Mapping):
+        raise ExportError(
+            f"onnx: inputs by name ({', '.join(inputs)}) are not exported to it; export to hf, torch-export or "
+            "safetensors"
+        )
     rows = torch.export.Dim("rows", min=1)
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -207,6 +236,8 @@ def _onnx(student: TrainedModel, inputs: Tensor, path: Path) -> Again:
 
 def _hf(student: TrainedModel, inputs: Tensor, path: Path) -> Again:
     model: Any = student.model
+    if _has_adapters(model):
+        model = copy.deepcopy(model).merge_and_unload()
     if not hasattr(model, "save_pretrained") or not hasattr(type(model), "from_pretrained"):
         raise ExportError(
             f"hf: {type(model).__name__} is no model of transformers, which alone have save_pretrained; export it to "

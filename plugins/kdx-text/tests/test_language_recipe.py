@@ -6,9 +6,9 @@ import pytest
 import torch
 from kdx_text.causal_lm import causal_lm
 from kdx_text.token_stream import TokenStream
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kdx
-from kdx.experiment.evaluated import evaluate_run
 
 LLAMA = {
     "model_type": "llama",
@@ -55,7 +55,33 @@ def test_a_recipe_runs_and_its_student_is_loaded_again(recipe, tmp_path) -> None
         "accuracy",
     }
     student = kdx.load(tmp_path / "run")
-    measured = evaluate_run(tmp_path / "run")
     assert type(student.model).__name__ == "LlamaForCausalLM"
-    assert measured["cross_entropy"] == summary["stages"]["distilled"]["test"]["cross_entropy"]
+    path, difference = kdx.export(tmp_path / "run", "hf")
+    assert difference <= 1e-6
+    again, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    ids = torch.tensor([tokenizer("2 times 3 is 6.")["input_ids"]])
+    assert torch.equal(again(ids).logits, student(ids))
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::kdx.assistants.gap.WeakTeacherWarning")
+def test_adapters_are_trained_in_a_recipe_and_merged_on_the_way_out(recipe, tmp_path) -> None:
+    teacher = recipe["teacher"]["model"]["path"]
+    lora = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
+    recipe["student"]["model"] = {"name": "hf-causal-lm", "path": teacher, "lora": lora, "gradient_checkpointing": True}
+    recipe["knowledge"]["kd"]["temperature"] = 2.0
+    kdx.run(recipe | {"controls": []}, folder=tmp_path / "run")
+    student = kdx.load(tmp_path / "run")
+    base = AutoModelForCausalLM.from_pretrained(teacher)
+    kept = {name: each for name, each in student.model.get_base_model().state_dict().items() if "lora" not in name}
+    for name, weight in base.state_dict().items():
+        assert torch.equal(kept[name if name in kept else name.replace("proj.", "proj.base_layer.")], weight)
+    ids = torch.tensor([[3, 1, 4]])
+    assert not torch.allclose(student(ids), base(ids).logits, atol=1e-4)
+    path, difference = kdx.export(tmp_path / "run", "hf")
+    assert difference <= 1e-5
+    again = AutoModelForCausalLM.from_pretrained(path)
+    assert again.state_dict().keys() == base.state_dict().keys()
+    torch.testing.assert_close(again(ids).logits, student(ids), rtol=1e-4, atol=1e-5)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["metric"] == "cross_entropy"
