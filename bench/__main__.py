@@ -1,4 +1,4 @@
-"""``python -m bench run OP | heads | gpu | table | students``; see bench/README.md."""
+"""``python -m bench run OP | heads | gpu | table | students | on-policy``; see bench/README.md."""
 
 from __future__ import annotations
 
@@ -48,9 +48,12 @@ def main() -> int:
     heads.add_argument("--table", action="store_true", help="only print the tables of the rows that are there")
     heads.add_argument("--peak", metavar="PROVIDER", help="in a process of its own: the peak of one, in bytes")
     heads.add_argument("--without", action="append", default=[], metavar="PROVIDER", help='for example "trl"')
+    policy = commands.add_parser("on-policy", help="a student taught on what it writes, and its off-policy controls")
+    policy.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    policy.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
     options = parser.parse_args()
-    if options.command == "heads":
-        return _heads(options)
+    if options.command in ("heads", "on-policy"):
+        return _heads(options) if options.command == "heads" else _on_policy(options)
     if options.command == "store":
         from bench import store  # what trains needs more packages than what times kernels
 
@@ -74,6 +77,15 @@ def main() -> int:
         ops = [registry.load(op).op for op in options.ops or registry.names()]
         return gpu.run(ops, options.out, options.commit, options.without)
     return _run(options)
+
+
+def _on_policy(options: argparse.Namespace) -> int:
+    from bench import on_policy  # what trains needs more packages than what times kernels
+
+    if not options.table:
+        on_policy.run(options.seeds)
+    print(on_policy.table())
+    return 0
 
 
 def _heads(options: argparse.Namespace) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from typing_extensions import override
 
 from kdx.capture import LOGITS
 from kdx.features.operands import check_choice
-from kdx.knowledge.divergence import Tail, check_tail, divergence_between
-from kdx.knowledge.response import Outputs, Response, class_axis
+from kdx.knowledge.divergence import Divergence, Tail, check_tail
+from kdx.knowledge.response import class_axis
 from kdx.ops import softmax_kl
 from kdx.ranges import check_number
 
@@ -41,7 +41,7 @@ def skew_kl(
     )
 
 
-class SkewKL(Response):
+class SkewKL(Divergence):
     """KL divergence to a mixture of both sides, which bounds its gradient where the student finds a class unlikely.
 
     Loss: ``T^2 KL(p || s p + (1 - s) q)`` forward, ``T^2 KL(q || s q + (1 - s) p)`` reverse, with teacher p, student q
@@ -75,8 +75,6 @@ class SkewKL(Response):
         (0.5145, 0.6987)
     """
 
-    takes_held = True
-
     def __init__(
         self,
         temperature: float = 1.0,
@@ -91,25 +89,18 @@ class SkewKL(Response):
         teacher: str = LOGITS,
         backend: str = "auto",
     ) -> None:
-        super().__init__(class_dim=class_dim, void=void, vocabulary=vocabulary, student=student, teacher=teacher)
-        self.temperature = check_number("temperature", temperature, above=0)
         self.skew = check_number("skew", skew, least=0, below=1)
         check_choice("direction", direction, ("forward", "reverse"))
         self.direction: Direction = direction
         check_tail(tail, "skewed")
-        self.tail: Tail = tail
-        self.backend = backend
+        options = {"class_dim": class_dim, "void": void, "vocabulary": vocabulary}
+        taps = {"student": student, "teacher": teacher}
+        super().__init__(temperature=temperature, tail=tail, backend=backend, **options, **taps)
 
+    @property
     @override
-    def compare(self, outputs: Outputs) -> Tensor:
-        return divergence_between(
-            outputs,
-            temperature=self.temperature,
-            divergence=self.direction,
-            skew=self.skew,
-            tail=self.tail,
-            backend=self.backend,
-        )
+    def numbers(self) -> dict[str, Any]:
+        return {"divergence": self.direction, "skew": self.skew}
 
     @override
     def extra_repr(self) -> str:

@@ -15,7 +15,7 @@ from kdx.losses import Over
 from kdx.ops import SparseTargets, topk_kl
 
 V = 11
-NAMES = ["soft-targets", "reverse-kl", "jsd"]
+NAMES = ["soft-targets", "reverse-kl", "jsd", "skew-kl"]
 
 
 def answers(*, bias: bool = False, scale: float = 1.0, softcap: float | None = None, classes: int = V) -> LinearLogits:
@@ -80,8 +80,9 @@ def test_a_few_classes_of_a_store_are_compared_by_the_op_with_the_tail_that_was_
     found = loss_and_gradients(made, student, student if ours == "linear" else student.dense(), targets)
     mask = LABELS.roll(-1, 1) != -100
     mask[:, -1] = False
-    kind = {"soft-targets": "forward", "reverse-kl": "reverse"}.get(name, name)
-    wanted = topk_kl(student.dense(), targets, tail=tail, mask=mask, temperature=2.0, divergence=kind)
+    kind = {"soft-targets": "forward", "reverse-kl": "reverse", "skew-kl": "forward"}.get(name, name)
+    numbers = {"temperature": 2.0, "divergence": kind, "skew": 0.1 if name == "skew-kl" else 0.0}
+    wanted = topk_kl(student.dense(), targets, tail=tail, mask=mask, **numbers)
     torch.testing.assert_close(found[0], wanted)
     torch.testing.assert_close(found[1], torch.autograd.grad(wanted, student.hidden)[0])
 
@@ -143,7 +144,7 @@ def test_a_teacher_held_in_half_precision_is_compared_as_it_is() -> None:
     torch.testing.assert_close(found, made(Captured({"logits": student}), Captured({"logits": narrow.float()}), None))
 
 
-@pytest.mark.parametrize("name", ["reverse-kl", "jsd"])
+@pytest.mark.parametrize("name", ["reverse-kl", "jsd", "skew-kl"])
 def test_tails_that_a_divergence_has_not_are_refused_at_construction(name: str) -> None:
     with pytest.raises(ValueError, match="take 'bucket' or 'even', got 'drop'"):
         kdx.make("knowledge", name, tail="drop")

@@ -61,7 +61,7 @@ def check_same(found: tuple[Any, Any], wanted: tuple[Any, Any], tolerance: float
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("knowledge", ["soft-targets", "reverse-kl", "jsd"])
+@pytest.mark.parametrize("knowledge", ["soft-targets", "reverse-kl", "jsd", "skew-kl"])
 def test_terms_and_gradients_are_those_of_the_logits(knowledge: str, tied: bool) -> None:
     student, teacher = llama(tie_word_embeddings=tied), llama(12, seed=1)
     term = {"kd": (0.7, kdx.make("knowledge", knowledge, temperature=2.0))}

@@ -257,3 +257,18 @@ def test_heads_on_both_sides_give_the_same_loss_and_gradient_without_whole_logit
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
     for a, b in zip(gradients, others, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_with_heads_a_students_own_tokens_are_no_labels_either() -> None:
+    losses = []
+    for held in (False, True):
+        student, teacher = llama(), llama(1, 32, 2)
+        heads = {"student_output": kdx.Head.of(student), "teacher_output": kdx.Head.of(teacher)} if held else {}
+        scheme = OnPolicy(student, teacher, task=(0.5, CausalLM()), share=0.5, max_new_tokens=5, seed=2, **heads)
+        made = list(scheme.feed([hf_batch(seed=seed) for seed in range(6)]))
+        assert {"rollout" in batch.views for batch in made} == {True, False}
+        found = [scheme(batch) for batch in made]
+        for batch, each in zip(made, found, strict=True):
+            assert (each.counts["task"] == 0) == ("rollout" in batch.views)
+        losses.append(torch.stack([torch.stack([each.terms["task"], each.terms["kd"]]) for each in found]).detach())
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-7)
