@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from kdx.hookspecs import hookimpl
 from kdx.ops._declarations import OPS
@@ -504,6 +505,12 @@ def kdx_models() -> Iterable[Spec]:
         ),
         Spec("vit", "kdx.models.vit:ViT", "transformer encoder on image patches", dosovitskiy),
     ]
+
+
+@hookimpl
+def kdx_recipes() -> Iterable[Path]:
+    """The recipes of kdx, which need no plugin."""
+    return sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
 
 
 @hookimpl

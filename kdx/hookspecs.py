@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from kdx.artifact import Artifact, FinishedStudent
@@ -71,6 +73,11 @@ def kdx_ops() -> Iterable[Spec]:  # type: ignore[empty-body]
 @hookspec
 def kdx_commands() -> Iterable[Spec]:  # type: ignore[empty-body]
     """Commands: ``Spec("mine", "pkg.cli:app", "summary")`` is ``kdx mine``: a ``typer.Typer`` or a function."""
+
+
+@hookspec
+def kdx_recipes() -> Iterable[Path]:  # type: ignore[empty-body]
+    """Recipes that come with the package: their files, ``mine.yaml`` is ``kdx run mine``."""
 
 
 @hookspec(historic=True)

@@ -18,7 +18,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
 import pluggy
 
@@ -31,6 +32,7 @@ from kdx.spec import Spec
 
 __all__ = ["KINDS", "Component", "Kind", "Plugins", "default_plugins", "imported"]
 
+T = TypeVar("T")
 Kind = Literal["knowledge", "scheme", "assistant", "model", "dataset", "task", "student", "op", "command"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _HOOK = {
@@ -199,7 +201,7 @@ class Plugins:
             found: dict[str, list[Component]] = {}
             caller = getattr(self.manager.hook, _HOOK[kind])
             for implementation in caller.get_hookimpls():
-                for spec in self._specs(implementation):
+                for spec in self._given(implementation, Spec, "kdx.Spec objects"):
                     found.setdefault(spec.name, []).append(Component(kind, spec, implementation.plugin_name))
             self._components[kind] = dict(sorted(found.items()))
         return self._components[kind]
@@ -358,21 +360,41 @@ class Plugins:
             raise PluginError(message) from error
         warnings.warn(message, PluginWarning, stacklevel=2)
 
-    def _specs(self, implementation: Any) -> list[Spec]:
+    def recipes(self) -> dict[str, Path]:
+        """Name -> file of the recipes that come with kdx and with the plugins, in the order of the names.
+
+        Raises:
+            PluginError: two packages have a recipe of one name.
+        """
+        found: dict[str, Path] = {}
+        homes: dict[str, str] = {}
+        for implementation in self.manager.hook.kdx_recipes.get_hookimpls():
+            plugin = implementation.plugin_name
+            for path in self._given(implementation, Path, "pathlib.Path objects"):
+                if path.stem in homes:
+                    raise PluginError(
+                        f"recipe {path.stem!r} comes with plugin {homes[path.stem]!r} ({self.label(homes[path.stem])}) "
+                        f"and plugin {plugin!r} ({self.label(plugin)}); leave one out, for instance with "
+                        f"KDX_PLUGINS_DISABLED={plugin}"
+                    )
+                found[path.stem], homes[path.stem] = path, plugin
+        return dict(sorted(found.items()))
+
+    def _given(self, implementation: Any, kind: type[T], expected: str) -> list[T]:
+        """The objects that a hook of a plugin gives; none, and the plugin is broken, where it gives anything else."""
         info = next(info for info in self.infos if info.name == implementation.plugin_name)
         hook = implementation.function.__name__
         try:
             found = implementation.function()
-            specs = list(found) if isinstance(found, Iterable) else None
+            given = list(found) if isinstance(found, Iterable) else None
         except Exception as error:
             self._broken(info, f"its {hook} raised {type(error).__name__}: {error}", error, strict=self.strict)
             return []
-        wrong = [found] if specs is None else [spec for spec in specs if not isinstance(spec, Spec)]
-        if specs is None or wrong:
-            cause = f"its {hook} gave {wrong[0]!r}, expected kdx.Spec objects in a list"
-            self._broken(info, cause, None, strict=self.strict)
+        wrong = [found] if given is None else [each for each in given if not isinstance(each, kind)]
+        if given is None or wrong:
+            self._broken(info, f"its {hook} gave {wrong[0]!r}, expected {expected} in a list", None, strict=self.strict)
             return []
-        return specs
+        return given
 
     def label(self, plugin: str) -> str:
         """Distribution and version of a plugin."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kdx.files import named as named
     from kdx.files import read_json as read_json
     from kdx.files import read_text as read_text
+    from kdx.files import sha256_of as sha256_of
     from kdx.files import write_json as write_json
     from kdx.lock import sole_writer as sole_writer
     from kdx.lock import taking_turns as taking_turns
@@ -31,7 +32,7 @@ else:
         {
             "kdx.cli.app": ["app"],
             "kdx.cli.output": ["Json", "Trust", "print_json"],
-            "kdx.files": ["atomic_write", "named", "read_json", "read_text", "write_json"],
+            "kdx.files": ["atomic_write", "named", "read_json", "read_text", "sha256_of", "write_json"],
             "kdx.lock": ["sole_writer", "taking_turns"],
             "kdx.options": ["problems"],
             "kdx.printable": ["printable"],

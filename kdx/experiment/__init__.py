@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from kdx.experiment.assembly import Assembly as Assembly
     from kdx.experiment.components import task_of as task_of
     from kdx.experiment.data import ExperimentData as ExperimentData
+    from kdx.experiment.evaluated import evaluate_run as evaluate_run
     from kdx.experiment.experiment import Experiment as Experiment
     from kdx.experiment.experiment import run as run
     from kdx.experiment.exporting import export as export
@@ -42,6 +43,7 @@ else:
             "kdx.experiment.quality": ["Quality"],
             "kdx.experiment.assembly": ["Assembly"],
             "kdx.experiment.data": ["ExperimentData"],
+            "kdx.experiment.evaluated": ["evaluate_run"],
             "kdx.experiment.experiment": ["Experiment", "run"],
             "kdx.experiment.exporting": ["export"],
             "kdx.experiment.recipe": ["Recipe"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,16 @@ from kdx.trust import Rule, Trusted, trusting
 __all__ = ["check_recipe", "find_recipe", "load_recipe", "plugins_beside", "recipe_names"]
 
 
-def recipe_names() -> dict[str, Path]:
-    """Name -> file of the recipes that come with kdx."""
-    folder = Path(str(resources.files("kdx") / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+ELSEWHERE = {"shakespeare-lm": "kdx-text"}
+"""Name -> package of the recipes that come with the packages in kdx's own repository."""
 
 
-def find_recipe(recipe: str | Path) -> Path:
+def recipe_names(plugins: Plugins | None = None) -> dict[str, Path]:
+    """Name -> file of the recipes that come with kdx and the installed plugins."""
+    return (plugins or default_plugins()).recipes()
+
+
+def find_recipe(recipe: str | Path, plugins: Plugins | None = None) -> Path:
     """The file of a recipe given by name or by path.
 
     Raises:
@@ -46,8 +48,10 @@ def find_recipe(recipe: str | Path) -> Path:
         if not path.exists():
             raise RecipeError(f"there is no recipe file {str(path)!r}")
         return path
-    known = recipe_names()
+    known = recipe_names(plugins)
     if str(recipe) not in known:
+        if (package := ELSEWHERE.get(str(recipe))) is not None:
+            raise RecipeError(f"there is no recipe {str(recipe)!r} yet: it comes with {package}; pip install {package}")
         raise RecipeError(f"there is no recipe {str(recipe)!r}; {nearest(str(recipe), known)}. A path works as well")
     return known[str(recipe)]
 
@@ -61,7 +65,7 @@ def plugins_beside(recipe: str | Path | Mapping[str, Any] | Recipe, plugins: Plu
     plugins = plugins or default_plugins()
     if plugins.files is not None:
         return plugins
-    named = not isinstance(recipe, str | Path) or str(recipe) in recipe_names()
+    named = not isinstance(recipe, str | Path) or str(recipe) in recipe_names(plugins)
     return plugins.beside(OwnFiles(Path.cwd() if named else Path(str(recipe)).parent))
 
 
@@ -87,9 +91,10 @@ def load_recipe(
         TrustError: the recipe names code that it may not run, or reads the environment.
     """
     plugins = plugins_beside(recipe, plugins)
-    rule, where = Rule.of(trust, plugins), "recipe" if isinstance(recipe, Mapping) else find_recipe(recipe).name
+    file = None if isinstance(recipe, Mapping) else find_recipe(recipe, plugins)
+    rule, where = Rule.of(trust, plugins), "recipe" if file is None else file.name
     try:
-        config = OmegaConf.create(dict(recipe)) if isinstance(recipe, Mapping) else _read(find_recipe(recipe))
+        config = OmegaConf.create(dict(recipe)) if isinstance(recipe, Mapping) else _read(find_recipe(recipe, plugins))
         for text in (OmegaConf.to_container(config), overrides):
             check_interpolation(text, f"recipe {where}", rule)  # before they meet: merging reads references
         for key, value in _leaves(_changes(overrides)):

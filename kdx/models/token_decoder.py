@@ -19,6 +19,9 @@ class TokenDecoder(nn.Module):
     are products with, are smaller than ``dim`` (factorised as in ALBERT, https://arxiv.org/abs/1909.11942), which is
     where the parameters of a small model with a large vocabulary would be.
 
+    With ``position_ids`` that begin anew at every document of a row, as `token-stream` packs them, no document sees
+    another.
+
     Taps: ``embedding`` ``[N, L, E]``, ``expand`` ``[N, L, dim]``, ``blocks.0`` .. ``[N, L, dim]``, ``norm``
     ``[N, L, dim]``, ``reduce`` ``[N, L, E]``, the states that the output layer ``fc`` makes logits of.
 
@@ -78,16 +81,28 @@ class TokenDecoder(nn.Module):
         if tied:
             self.fc.weight = self.embedding.weight
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits ``[N, L, num_classes]`` of token ids ``[N, L]`` int64."""
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Logits ``[N, L, num_classes]`` of token ids ``[N, L]`` int64.
+
+        Args:
+            input_ids: token ids.
+            position_ids: int64 ``[N, L]``, the place of each token in its document; None: a row is one document.
+        """
         length = self.position.shape[1]
-        if ids.dim() != 2 or ids.shape[1] > length:
+        if input_ids.dim() != 2 or input_ids.shape[1] > length:
             raise ValueError(
-                f"token ids must be [N, L] with at most {length}, as input_shape says; got {list(ids.shape)}"
+                f"token ids must be [N, L] with at most {length}, as input_shape says; got {list(input_ids.shape)}"
             )
-        tokens = self.expand(self.embedding(ids)) + self.position[:, : ids.shape[1]]  # [N, L, dim]
+        seen: Tensor | None = None
+        if position_ids is None:
+            places = self.position[:, : input_ids.shape[1]]
+        else:
+            places = self.position[0, position_ids]
+            document = (position_ids == 0).cumsum(1)
+            seen = (document.unsqueeze(2) == document.unsqueeze(1)).tril().unsqueeze(1)  # [N, 1, L, L]
+        tokens = self.expand(self.embedding(input_ids)) + places  # [N, L, dim]
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, seen)
         logits: Tensor = self.fc(self.reduce(self.norm(tokens)))
         return logits
 
@@ -102,11 +117,12 @@ class _Block(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[N, L, dim]`` of ``[N, L, dim]``."""
+    def forward(self, tokens: Tensor, seen: Tensor | None) -> Tensor:
+        """``[N, L, dim]`` of ``[N, L, dim]``; what a place sees, bool ``[N, 1, L, L]``, None for all before it."""
         q, k, v = self.qkv(self.norm1(tokens)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [N, h, L, d]
         share = self.dropout if self.training else 0.0
-        seen = scaled_dot_product_attention(q, k, v, dropout_p=share, is_causal=True).transpose(1, 2).flatten(2)
-        tokens = tokens + nn.functional.dropout(self.out(seen), self.dropout, self.training)
+        mixed = scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=share, is_causal=seen is None)
+        mixed = mixed.transpose(1, 2).flatten(2)
+        tokens = tokens + nn.functional.dropout(self.out(mixed), self.dropout, self.training)
         added: Tensor = tokens + nn.functional.dropout(self.mlp(self.norm2(tokens)), self.dropout, self.training)
         return added

@@ -176,3 +176,40 @@ def test_a_folder_given_as_recipe_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.yaml").mkdir()
     with pytest.raises(RecipeError, match=r"folder.yaml' is a folder; give the recipe file"):
         load_recipe(tmp_path / "folder.yaml")
+
+
+def test_a_package_brings_recipes_that_are_run_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "quick.yaml"
+    file.write_text(check_recipe({**GOOD, "summary": "mine"}).yaml())
+
+    class Package:
+        @kdx.hookimpl
+        def kdx_recipes(self):
+            return [file]
+
+    plugins = kdx.Plugins(entries=())
+    plugins.register(Package(), "mine")
+    assert recipe_names(plugins)["quick"] == find_recipe("quick", plugins) == file
+    assert load_recipe("quick", plugins=plugins).summary == "mine"
+    assert recipe_names(plugins).keys() - {"quick"} == recipe_names(kdx.Plugins(entries=())).keys()
+    file.rename(tmp_path / "fashion-offline.yaml")
+    file = tmp_path / "fashion-offline.yaml"
+    with pytest.raises(kdx.errors.PluginError, match=r"'fashion-offline' comes with .*'kdx-builtin' .* and .*'mine'"):
+        recipe_names(plugins)
+
+
+def test_recipes_of_packages_that_are_not_installed_say_so() -> None:
+    with pytest.raises(RecipeError, match="'shakespeare-lm' yet: it comes with kdx-text; pip install kdx-text"):
+        find_recipe("shakespeare-lm", kdx.Plugins(entries=()))
+
+
+def test_a_hook_for_recipes_gives_paths() -> None:
+    class Package:
+        @kdx.hookimpl
+        def kdx_recipes(self):
+            return ["quick.yaml"]
+
+    plugins = kdx.Plugins(entries=())
+    plugins.register(Package(), "mine")
+    with pytest.warns(kdx.errors.PluginWarning, match=r"kdx_recipes gave 'quick.yaml', expected pathlib.Path objects"):
+        recipe_names(plugins)

@@ -24,6 +24,13 @@ def test_a_place_sees_those_before_it_and_itself_alone(options) -> None:
         assert same.tolist() == [True] * place + [False] * (9 - place)
 
 
+def test_documents_packed_in_a_row_do_not_see_each_other() -> None:
+    model = made(depth=3).eval()
+    first, second = torch.randint(30, (9,), generator=torch.Generator().manual_seed(0)).split((4, 5))
+    packed = model(torch.cat([first, second])[None], torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]))
+    torch.testing.assert_close(packed, torch.cat([model(first[None]), model(second[None])], 1))
+
+
 def test_a_smaller_table_saves_its_parameters_and_a_tied_one_is_counted_once() -> None:
     def sizes(**options):
         return sum(each.numel() for each in made(**options).parameters())

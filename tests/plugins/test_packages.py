@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kdx.experiment import recipe_files
 from kdx.registry import _HOOK, ELSEWHERE
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +21,7 @@ PACKAGES = sorted(path.name for path in (ROOT / "plugins").glob("kdx-*"))
 
 def test_names_of_packages_that_are_not_installed_are_those_that_they_provide() -> None:
     provided: dict[str, dict[str, tuple[str, ...]]] = {}
+    recipes: dict[str, str] = {}
     for package in PACKAGES:
         [file] = (ROOT / "plugins" / package).glob("*/plugin.py")
         spec = importlib.util.spec_from_file_location(f"plugin_of_{file.parent.name}", file)
@@ -27,8 +29,11 @@ def test_names_of_packages_that_are_not_installed_are_those_that_they_provide() 
         spec.loader.exec_module(module)
         hooks = {kind: getattr(module, hook, None) for kind, hook in _HOOK.items()}
         found = {kind: tuple(sorted(spec.name for spec in hook())) for kind, hook in hooks.items() if hook}
+        for path in getattr(module, "kdx_recipes", list)():
+            recipes[path.stem] = package
         provided[package] = {kind: names for kind, names in found.items() if kind != "op"}
     assert provided == ELSEWHERE
+    assert recipes == recipe_files.ELSEWHERE
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from kdx import Spec, hookimpl
 
@@ -62,3 +63,9 @@ def kdx_datasets() -> Iterable[Spec]:
             "Miller 1995, WordNet: a lexical database for English",
         ),
     ]
+
+
+@hookimpl
+def kdx_recipes() -> Iterable[Path]:
+    """The recipe with SmolLM2."""
+    return sorted((Path(__file__).parent / "recipes").glob("*.yaml"))

@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
-from kdx_text.checksum import sha256_of
+from kdx.authoring import sha256_of
 from kdx_text.language_tokenizers import language_tokenizer, train_tokenizer
 from kdx_text.token_stream import TokenRows
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from kdx.authoring import sha256_of
 from kdx_text.causal_lm import Attention, Dtype, causal_lm
-from kdx_text.checksum import sha256_of
 
 __all__ = ["smollm2", "smollm2_file"]
 

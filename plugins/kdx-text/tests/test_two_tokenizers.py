@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import kdx
-from kdx.experiment.recipe_files import check_recipe
+from kdx import Plugins
+from kdx.experiment import check_recipe
 from kdx.knowledge.functional import token_surprisals
-from kdx.registry import Plugins
 
 VERSE = [
     "Shall I compare thee to a summer's day?\n",
