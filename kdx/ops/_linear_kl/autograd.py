@@ -160,7 +160,8 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, made = ctx.saved_tensors[:_TENSORS], list(ctx.saved_tensors[_TENSORS:])
+        saved = ctx.saved_tensors  # looked at once: under a checkpoint they are there only once
+        tensors, made = saved[:_TENSORS], list(saved[_TENSORS:])
         numbers, options, apart, wanted = ctx.numbers, ctx.options, ctx.apart, Wanted(*ctx.needs_input_grad[3:6])
         compiling = torch.compiler.is_compiling()
         if torch.is_grad_enabled() and not compiling:  # create_graph=True

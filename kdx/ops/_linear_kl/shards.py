@@ -186,7 +186,8 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        call, tensors, made = ctx.call, ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        saved = ctx.saved_tensors  # looked at once: under a checkpoint they are there only once
+        call, tensors, made = ctx.call, saved[:3], saved[3:]
         if torch.is_grad_enabled():
             raise RuntimeError("linear_kl: with group= it is differentiated once; create_graph=True needs whole heads")
         of_kl, of_ce = upstream if call.apart else (upstream, upstream)
