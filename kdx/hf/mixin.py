@@ -15,6 +15,7 @@ from kdx.hf.taken import check_alone, check_scheme
 from kdx.losses import Losses
 from kdx.schemes.base import Scheme
 from kdx.schemes.torch_losses import checks_of
+from kdx.training.tokenizers import check_tokenizers
 from kdx.training.tryout import Tryout
 
 __all__ = ["DistillationMixin"]
@@ -69,6 +70,8 @@ class DistillationMixin:
         trainer.model_accepts_loss_kwargs = True
         self.scheme = check_scheme(distil(trainer.model), trainer.model)
         self.scheme.to(trainer.args.device)
+        if trainer.train_dataset is not None:
+            check_tokenizers(self.scheme, trainer.train_dataset)
         self._counts: StepCounts | None = None
         self._tried = False
         self._epoch: int | None = None

@@ -48,6 +48,7 @@ from kdx.training.restoring import restoring
 from kdx.training.run import Run, StageInfo
 from kdx.training.signals import Signals
 from kdx.training.state import State
+from kdx.training.tokenizers import check_tokenizers
 from kdx.training.tryout import Tryout
 from kdx.training.unchanged import UnchangedTeachers
 
@@ -323,7 +324,12 @@ def _tryout(scheme: Scheme, phases: Phases, incoming: Incoming, *, alone: bool, 
 
 
 def set_up(scheme: Scheme, train: Iterable[Any], device: torch.device) -> None:
-    """Tells a scheme the facts of the training data, and lets it build what depends on the models' shapes."""
+    """Tells a scheme the facts of the training data, and lets it build what depends on the models' shapes.
+
+    Raises:
+        ValueError: data and models say that they are of different tokenizers.
+    """
+    check_tokenizers(scheme, train)
     if (samples := dataset_size(train)) is not None:
         scheme.dataset_size(samples)
     if (labels := dataset_labels(train)) is not None:
