@@ -39,9 +39,13 @@ def logits(hidden, weight, bias=None, scale=1.0, softcap=None):
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 
-def divergence_rows(z_s, z_t, temperature=1.0, divergence="forward", beta=0.5):
+def divergence_rows(z_s, z_t, temperature=1.0, divergence="forward", beta=0.5, skew=0.0):
     log_q, log_p = F.log_softmax(z_s / temperature, -1), F.log_softmax(z_t / temperature, -1)
     p, q = log_p.exp(), log_q.exp()
+    if skew:
+        first, other = (log_p, log_q) if divergence == "forward" else (log_q, log_p)
+        mixture = torch.log1p((1 - skew) * torch.expm1(other - first))  # log(m / first)
+        return (first.exp() * (torch.expm1(mixture) - mixture)).sum(-1)
     kl_forward, kl_reverse = (p * (log_p - log_q)).sum(-1), (q * (log_q - log_p)).sum(-1)
     if divergence == "forward" or (divergence == "jsd" and beta == 0):
         return kl_forward
@@ -67,6 +71,8 @@ CASES = [
     pytest.param({"bias": True}, {"divergence": "reverse", "temperature": 4.0}, id="reverse"),
     pytest.param({}, {"divergence": "jsd", "beta": 0.3, "teacher_scale": 0.5}, id="jsd"),
     pytest.param({}, {"divergence": "jsd", "beta": 0.0}, id="jsd 0"),
+    pytest.param({"bias": True}, {"skew": 0.1, "temperature": 2.0}, id="skewed"),
+    pytest.param({}, {"divergence": "reverse", "skew": 0.6, "student_softcap": 9.0}, id="skewed reverse"),
     pytest.param({}, {"divergence": "jsd", "beta": 1.0}, id="jsd 1"),
 ]
 
@@ -82,7 +88,7 @@ def test_loss_and_gradients_are_those_of_all_logits(backend, of_sides, options, 
     z_s = logits(*student, scale=options.get("student_scale", 1.0), softcap=options.get("student_softcap"))
     z_t = logits(*teacher, scale=options.get("teacher_scale", 1.0), softcap=options.get("teacher_softcap"))
     T = options.get("temperature", 1.0)
-    kinds = {key: options[key] for key in ("divergence", "beta") if key in options}
+    kinds = {key: options[key] for key in ("divergence", "beta", "skew") if key in options}
     want = T**2 * divergence_rows(z_s, z_t, T, **kinds).mean()
     assert loss.item() == pytest.approx(want.item(), rel=2e-6)
     for found, right in zip(gradients(loss, student), gradients(want, student), strict=True):
