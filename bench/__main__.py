@@ -48,12 +48,16 @@ def main() -> int:
     heads.add_argument("--table", action="store_true", help="only print the tables of the rows that are there")
     heads.add_argument("--peak", metavar="PROVIDER", help="in a process of its own: the peak of one, in bytes")
     heads.add_argument("--without", action="append", default=[], metavar="PROVIDER", help='for example "trl"')
+    text = commands.add_parser("store-text", help="what a store of a language model's outputs takes and keeps")
+    text.add_argument("--rows", type=int, default=8)
+    text.add_argument("--length", type=int, default=128, help="tokens in a row")
+    text.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
     policy = commands.add_parser("on-policy", help="a student taught on what it writes, and its off-policy controls")
     policy.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     policy.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
     options = parser.parse_args()
-    if options.command in ("heads", "on-policy"):
-        return _heads(options) if options.command == "heads" else _on_policy(options)
+    if (own := {"heads": _heads, "on-policy": _on_policy, "store-text": _store_text}.get(options.command)) is not None:
+        return own(options)
     if options.command == "store":
         from bench import store  # what trains needs more packages than what times kernels
 
@@ -77,6 +81,15 @@ def main() -> int:
         ops = [registry.load(op).op for op in options.ops or registry.names()]
         return gpu.run(ops, options.out, options.commit, options.without)
     return _run(options)
+
+
+def _store_text(options: argparse.Namespace) -> int:
+    from bench import store_text
+
+    if not options.table:
+        store_text.run(options.rows, options.length)
+    print(store_text.table())
+    return 0
 
 
 def _on_policy(options: argparse.Namespace) -> int:

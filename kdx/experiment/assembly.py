@@ -24,9 +24,9 @@ from kdx.experiment.description import Description
 from kdx.experiment.model_source import ModelSource
 from kdx.experiment.plan import train_of
 from kdx.experiment.producing import produce
-from kdx.experiment.recipe import HeadSection, Recipe
+from kdx.experiment.recipe import Recipe
 from kdx.experiment.recipe import Teacher as TeacherSection
-from kdx.experiment.stage_store import store_section, store_views, told_teacher
+from kdx.experiment.stage_store import head_of, store_section, store_views, told_teacher
 from kdx.experiment.told_model import told_model
 from kdx.head import Head
 from kdx.ref import Ref
@@ -315,8 +315,8 @@ class Assembly:
         """The head that the logits of a stage's model are held as, where its section says so."""
         section = self.recipe.all_teachers.get(stage.name) if stage.role == "teacher" else None
         if section is None and stage.model == self.recipe.student.model:
-            return _head(self.recipe.student.head, model)
-        return None if section is None else _head(section.head, model)
+            return head_of(self.recipe.student.head, model)
+        return None if section is None else head_of(section.head, model)
 
     def _peers(self, stage: Stage) -> list[Ref]:
         """The peers beside the student."""
@@ -380,10 +380,4 @@ def _frozen(model: nn.Module, section: TeacherSection | None, *, view: str | Non
         return Frozen(model)
     dtype = DTYPES[section.dtype] if section.dtype else None
     options: dict[str, Any] = {"dtype": dtype, "device": section.device, "view": view}
-    return Frozen(model, train_mode=section.batch_statistics, output=_head(section.head, model), **options)
-
-
-def _head(section: Literal["auto"] | HeadSection | None, model: nn.Module) -> Head | None:
-    if section is None or section == "auto":
-        return None if section is None else Head.of(model)
-    return Head(section.hidden, section.layer, scale=section.scale, softcap=section.softcap)
+    return Frozen(model, train_mode=section.batch_statistics, output=head_of(section.head, model), **options)

@@ -246,7 +246,7 @@ class Teacher(_Section):
                 "store: stored outputs are those for what the student sees, so that it can be checked; remove view, or "
                 "run the teacher without a store"
             )
-        if self.store and self.head:
+        if self.store and self.head and not any(text.partition(":")[0] == "hidden" for text in self.store.contents):
             raise ValueError(
                 "store: stored logits are read as they were written, and head says that none are made; remove head, or "
                 "store the hidden states (what: hidden)"

@@ -19,7 +19,7 @@ from kdx.experiment.assembly import Assembly
 from kdx.experiment.components import locating
 from kdx.experiment.plan import train_of
 from kdx.experiment.recipe import Recipe, Teacher
-from kdx.experiment.stage_store import store_section, write_stage_store
+from kdx.experiment.stage_store import store_head, store_section, write_stage_store
 from kdx.losses import Losses
 from kdx.modes import evaluating
 from kdx.ref import Ref
@@ -113,8 +113,8 @@ class _Untrained:
         few = View(rows.dataset, rows.indices[:ROWS])
         one_view = section.model_copy(update={"views": 1})
         if teacher not in self.stores:  # an untrained teacher is drawn anew for every stage
-            place = self.folder / teacher
-            self.stores[teacher] = write_stage_store(self.recipe, few, model, one_view, place, task)
+            place, head = self.folder / teacher, store_head(self.recipe, teacher, model)
+            self.stores[teacher] = write_stage_store(self.recipe, few, model, one_view, place, task, head=head)
         return Stored(self.stores[teacher])
 
 

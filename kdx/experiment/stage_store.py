@@ -6,24 +6,52 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
 from kdx.datasets.view import View
-from kdx.experiment.recipe import Recipe, StoreSection
+from kdx.experiment.recipe import HeadSection, Recipe, StoreSection
+from kdx.head import Head
 from kdx.stage_name import split_name
 from kdx.store import Store, write_store
 from kdx.tasks.base import Task
 from kdx.teachers import Stored
 
-__all__ = ["origin_of", "store_section", "store_views", "stored_teacher", "told_teacher", "write_stage_store"]
+__all__ = [
+    "head_of",
+    "origin_of",
+    "store_head",
+    "store_section",
+    "store_views",
+    "stored_teacher",
+    "told_teacher",
+    "write_stage_store",
+]
 
 
 def store_section(recipe: Recipe, teacher: str) -> StoreSection | None:
     """The section on the store of a teacher's outputs, None if there is none; an assistant has that of the teacher."""
     section = recipe.all_teachers.get(split_name(teacher)[0], recipe.teacher)
     return section.store if section else None
+
+
+def head_of(section: Literal["auto"] | HeadSection | None, model: nn.Module) -> Head | None:
+    """The head that a recipe says of a model, None where it says none.
+
+    Raises:
+        CaptureError: ``auto`` for a model that does not say its head itself.
+    """
+    if section is None or section == "auto":
+        return None if section is None else Head.of(model)
+    return Head(section.hidden, section.layer, scale=section.scale, softcap=section.softcap)
+
+
+def store_head(recipe: Recipe, teacher: str, model: nn.Module) -> Head | None:
+    """The head that the hidden states of a teacher's store go through, where the recipe says it."""
+    section = recipe.all_teachers.get(split_name(teacher)[0], recipe.teacher)
+    return head_of(section.head, model) if section else None
 
 
 def store_views(recipe: Recipe, teachers: tuple[str, ...]) -> int | None:
@@ -40,9 +68,12 @@ def write_stage_store(
     folder: Path,
     task: Task,
     progress: Callable[[int, int], object] = lambda done, total: None,
+    *,
+    head: Head | None = None,
 ) -> Store:
     """Writes the store of a trained teacher, or what is missing of it; one that matches is only opened.
 
+    ``head`` is the teacher's, of hidden states that are stored; None: what the model says itself.
     ``task`` puts rows into batches, and its responses say where the classes are.
 
     Raises:
@@ -58,6 +89,7 @@ def write_stage_store(
         dtype=section.dtype,
         batch_size=section.batch_size,
         workers=recipe.data.workers,
+        output=head,
         seed=recipe.seed,
         class_dim=task.responses.class_dim,
         collate=task.collate,
@@ -107,10 +139,14 @@ def stored_teacher(
     section = store_section(recipe, name)
     assert section is not None
     told: list[tuple[int, int]] = []
+
+    def tell(done: int, total: int) -> None:
+        told.append((done, total))
+
     start = time.perf_counter()
     model_name = split_name(name)[1]
     where = section.folder or folder / ("store" if model_name is None else f"store-{model_name}")
-    store = write_stage_store(recipe, rows, model, section, where, task, lambda *counts: told.append(counts))
+    store = write_stage_store(recipe, rows, model, section, where, task, tell, head=store_head(recipe, name, model))
     seconds = time.perf_counter() - start
     what = f"{', '.join(section.contents)} of {len(rows):,} samples in {store.views} views"
     if told[0][0] == told[0][1]:

@@ -14,7 +14,7 @@ from kdx.experiment.plan import stages_of
 from kdx.experiment.recipe import Recipe, StoreSection
 from kdx.experiment.recipe_files import check_recipe
 from kdx.experiment.rehearsal import rehearse_store
-from kdx.experiment.stage_store import origin_of, write_stage_store
+from kdx.experiment.stage_store import origin_of, store_head, write_stage_store
 from kdx.lock import sole_writer
 from kdx.registry import Plugins
 from kdx.store import Store, import_topk
@@ -114,6 +114,6 @@ def cache_teacher(
         rehearse_store(assembly, "teacher")
         alone.enter_context(sole_writer(out, name=".cache.lock"))  # .lock is that of the store, which is written here
         experiment.runner.run(assembly.stages["teacher"])
-        return write_stage_store(
-            recipe, assembly.data.few, assembly.model("teacher"), store, out, assembly.task, progress
-        )
+        model, task, rows = assembly.model("teacher"), assembly.task, assembly.data.few
+        head = store_head(recipe, "teacher", model)
+        return write_stage_store(recipe, rows, model, store, out, task, progress, head=head)

@@ -96,6 +96,17 @@ def test_a_recipe_stores_its_teacher_once_without_padding_and_learns_from_it(fol
     assert ends["most"] == pytest.approx(ends["logits"], abs=1e-3)  # all but one class
 
 
+def test_a_recipe_says_the_head_of_the_hidden_states_that_it_stores(folder) -> None:
+    given = {"teacher.store.what": "hidden", "teacher.head": {"hidden": "head:input", "layer": "head"}}
+    kdx.run("logits.yaml", folder="run", report=False, **given)
+    store = Store("run/teacher/store")
+    held = store.read(store.index[:2]).response("logits")
+    assert isinstance(held, kdx.LinearLogits)
+    assert held.hidden.shape[-1] == 12
+    with pytest.raises(RecipeError, match=r"remove head, or store the hidden states \(what: hidden\)"):
+        load_recipe("logits.yaml", given | {"teacher.store.what": "topk:3"}, plugins=plugins_beside("logits.yaml"))
+
+
 def test_what_another_program_said_teaches_a_recipe_without_a_teachers_model(folder) -> None:
     data, records = data_of("logits.yaml"), []
     for row in reversed(range(len(data.whole))):
