@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import kdx
 from kdx import Head, Offline
 from kdx.schemes import Warmup
 from kdx.teachers import Ensemble, Frozen
+from tests.ranks import on_two_ranks
 
 V = 60
 IDS = torch.randint(V, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -207,3 +209,56 @@ def test_a_mean_of_teachers_that_hold_no_logits_is_refused() -> None:
     teachers = {name: Frozen(llama(seed=seed), output=Head("model.norm", "lm_head")) for seed, name in enumerate("ab")}
     with pytest.raises(ValueError, match=r"teachers: 'a' holds its logits as hidden states and a head.*leave kdx.Head"):
         Ensemble(teachers)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+def test_gradient_checkpointing_changes_nothing() -> None:
+    student, teacher = llama(), llama(12, seed=1)
+    wanted = step(scheme(student, teacher, head=True))
+    student.train()
+    student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    check_same(step(scheme(student, teacher, head=True)), wanted)
+
+
+def test_under_autocast_products_are_narrow_and_logits_are_not() -> None:
+    student, teacher = llama(), llama(12, seed=1)
+    wanted = step(scheme(student, teacher, head=False))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = step(scheme(student, teacher, head=True))
+    assert all(gradient.dtype == torch.float32 for gradient in found[1].values())
+    for name, term in wanted[0].items():
+        torch.testing.assert_close(found[0][name], term, rtol=3e-2, atol=1e-3)
+
+
+RANKS = """
+import sys
+import torch, kdx
+import torch.distributed as dist
+from tests.schemes.test_held import BATCH, llama, scheme
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+rows = [slice(0, 2), slice(2, 3)]  # of 18 and 2 labelled tokens
+parts = [{name: value[at] for name, value in BATCH.items()} for at in rows]
+distil = scheme(llama(), llama(12, seed=1), head=True)
+sgd = {"name": "SGD", "lr": 0.1, "momentum": 0.0}
+kdx.fit(distil, [parts[rank]], epochs=1, optimizer=sgd, schedule=None, device="cpu", progress=False)
+dist.barrier()
+dist.destroy_process_group()
+print(sum((value.double() ** 2).sum().item() for value in distil.student.state_dict().values()))
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_of_unequal_tokens_take_the_step_of_one_batch(tmp_path: Path) -> None:
+    distil = scheme(llama(), llama(12, seed=1), head=True)
+    before = squares(distil.student)
+    sgd = {"name": "SGD", "lr": 0.1, "momentum": 0.0}
+    kdx.fit(distil, [BATCH], epochs=1, optimizer=sgd, schedule=None, device="cpu", progress=False)
+    after = squares(distil.student)
+    for line in on_two_ranks(RANKS, str(tmp_path / "store")):
+        assert float(line) - before == pytest.approx(after - before, rel=1e-3)
+
+
+def squares(model: nn.Module) -> float:
+    return sum((value.double() ** 2).sum().item() for value in model.state_dict().values())
