@@ -259,3 +259,19 @@ def test_what_is_counted_is_known_before_any_model_runs_so_that_no_graph_waits(c
         ends.append(student.rows.detach())
     torch.testing.assert_close(*ends)
     assert not ends[0].equal(Table(0).rows)
+
+
+@pytest.mark.parametrize("component", [ALM, ULD])
+def test_one_of_several_teachers_may_have_another_tokenizer(component):
+    batch = VOCABULARIES.batch(ROWS)
+    views = batch.views | {"teacher": batch.views["teacher"]["input_ids"]}
+    batch = batch._replace(inputs=batch.inputs["input_ids"], views=views)
+    other = kdx.teachers.Frozen(Table(1), view="teacher")
+    knowledge = {"kd": kdx.SoftTargets(1.0, teacher="same/logits"), "own": component(teacher="other/logits")}
+    scheme = kdx.schemes.MultiTeacher(
+        Table(0), {"same": Table(2), "other": other}, task=kdx.make("task", "causal-lm"), knowledge=knowledge
+    )
+    found = scheme(batch)
+    alone = kdx.Offline(Table(0), other, task=None, knowledge={"own": component()})(batch)
+    assert found.terms.keys() == {"task", "kd", "own"}
+    torch.testing.assert_close(found.terms["own"], alone.terms["own"])

@@ -15,6 +15,8 @@ from kdx.registry import Plugins
 
 LAYERS = {"student": ("one", "two"), "teacher": ("one", "two")}
 OPTIONS = {
+    "alm": {"shift": False},
+    "uld": {"shift": False},
     "hint": LAYERS,
     "attention-transfer": LAYERS,
     "nst": LAYERS,
@@ -82,6 +84,15 @@ def run(component, student, teacher, targets, *, autocast: bool = False):
     """The loss and the gradients of the student's features and of what the component learns."""
     leaves = {name: value.clone().requires_grad_() for name, value in student.items()}
     batch = Batch(None, targets, torch.arange(len(targets)))
+    if isinstance(component, kdx.knowledge.OtherTokenizer):  # the samples as the tokens of one text, each a chunk
+        lie = {
+            "teacher_labels": targets[None],
+            "student_chunks": batch.index[None],
+            "teacher_chunks": batch.index[None],
+        }
+        batch = Batch(None, targets[None], views={"alignment": lie})
+        student, teacher = ({"logits": side["logits"][None]} for side in (student, teacher))
+        leaves = {name: value.clone().requires_grad_() for name, value in student.items()}
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         loss = component(Captured(leaves), Captured(dict(teacher)), batch)

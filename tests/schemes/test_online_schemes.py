@@ -51,6 +51,8 @@ OWN = Plugins(entries=(), blocked=(), trace=False).components("knowledge").keys(
     "ft",  # whose teacher has a paraphraser
     "attention-scores",  # which compares attention, as minilm does
     "minilm",
+    "alm",  # which read texts in two tokenisations
+    "uld",
 }
 
 
