@@ -141,6 +141,22 @@ def test_training_from_stored_hidden_states_is_training_from_the_teacher(tmp_pat
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("what", ["hidden", "topk:5@2"])
+def test_a_student_whose_logits_are_not_made_learns_from_the_store_what_one_with_logits_learns(tmp_path, what) -> None:
+    teacher, view = llama().eval(), View(Sentences())
+    stored = Stored(write_store(tmp_path, teacher, view, what=what, dtype="fp32", collate=padding))
+    found = []
+    for head in (None, "auto"):
+        student, task = llama(4), kdx.make("task", "causal-lm")
+        output = None if head is None else kdx.Head.of(student)
+        options = {"task": (0.5, task), "knowledge": {"kd": kdx.SoftTargets(2.0)}, "student_output": output}
+        loss = kdx.Offline(student, stored, **options)(rows([4, 17, 9], to=14)).total
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad for parameter in student.parameters())])
+    for made, held in zip(*found, strict=True):
+        torch.testing.assert_close(held, made, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("build", "options", "error", "message"),
     [
