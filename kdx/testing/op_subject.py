@@ -126,11 +126,27 @@ def _linear_kl_operators(backend: str) -> list[tuple[Any, tuple[Any, ...]]]:
     rows, bias = (ones, torch.arange(6) % 4, ones), torch.ones(5)
     op = torch.ops.kdx.linear_kl.default
     return [
-        (op, (student, weight, own, teacher, teacher_weight, None, None, *rows, *numbers, reduce, backend, *wanted))
-        for own, reduce, wanted in (
-            (None, False, (False, False, False)),
-            (None, True, (True, False, False)),
-            (bias, True, (True, True, True)),
+        (
+            op,
+            (
+                student,
+                weight,
+                own,
+                teacher,
+                teacher_weight,
+                *[None] * 3,
+                *rows,
+                *numbers,
+                reduce,
+                backend,
+                *wanted,
+                apart,
+            ),
+        )
+        for own, reduce, wanted, apart in (
+            (None, False, (False, False, False), False),
+            (None, True, (True, False, False), False),
+            (bias, True, (True, True, True), True),
         )
     ]
 
@@ -145,6 +161,7 @@ OWN = {
             {"temperature": 4.0},
             {"divergence": "reverse"},
             {"divergence": "jsd", "beta": 0.3, "reduction": "mean"},
+            {"divergence": "reverse", "skew": 0.3},
         ),
         zero_when_equal=True,
         operators=_softmax_kl_operators,

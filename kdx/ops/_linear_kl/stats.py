@@ -27,7 +27,7 @@ class Stats(NamedTuple):
         >>> hidden, head, labels = torch.eye(2, 3), torch.arange(12.0).reshape(4, 3), torch.tensor([1, -100])
         >>> _, stats = kdx.ops.linear_kl(hidden, head, 2 * hidden, head, labels=labels, alpha=0.5, return_stats=True)
         >>> int(stats.rows), round(stats.cross_entropy.item(), 4)
-        (1, 6.051)
+        (1, 6.0511)
     """
 
     divergence: Tensor | None
