@@ -6,6 +6,7 @@ namespace py = pybind11;
 
 void bind_rkd(py::module_& m);
 void bind_softmax_kl(py::module_& m);
+void bind_topk_kl(py::module_& m);
 
 PYBIND11_MODULE(_cuda, m) {
 #ifdef KDX_EMULATE
@@ -15,4 +16,5 @@ PYBIND11_MODULE(_cuda, m) {
 #endif
   bind_rkd(m);
   bind_softmax_kl(m);
+  bind_topk_kl(m);
 }

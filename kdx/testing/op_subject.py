@@ -185,6 +185,7 @@ OWN = {
             {"temperature": 2.0},
             {"divergence": "jsd"},
             {"tail": "drop"},
+            {"tail": "even"},
         ),
         infinities=False,
         call=_topk,

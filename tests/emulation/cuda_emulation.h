@@ -158,6 +158,11 @@ T atomicAdd(T* address, T value) {
   *address = old + value;
   return old;
 }
+inline unsigned atomicOr(unsigned* address, unsigned value) {
+  const unsigned old = *address;
+  *address = old | value;
+  return old;
+}
 inline unsigned atomicInc(unsigned* address, unsigned limit) {
   const unsigned old = *address;
   *address = old >= limit ? 0u : old + 1u;

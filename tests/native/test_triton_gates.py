@@ -24,9 +24,13 @@ LOOP_BUDGET = {0: 42, 1: 42, 2: 115}  # of one pass
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
+    return _report("triton_report", tmp_path_factory)
+
+
+def _report(module, tmp_path_factory):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, "-m", "tests.native.triton_report"]
+    command = [sys.executable, "-m", f"tests.native.{module}"]
     done = subprocess.run(command, cwd=gates.ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -60,3 +64,15 @@ def test_instructions_a_class_stay_within_the_budget(report):
         else:
             assert case["loops_a_class"], case
             assert max(case["loops_a_class"]) <= LOOP_BUDGET[divergence] + (12 if labels else 0), case
+
+
+@pytest.mark.slow
+def test_the_sweeps_of_topk_kl_read_and_write_sixteen_bytes_at_a_time_without_spills(tmp_path_factory):
+    found = _report("topk_triton_report", tmp_path_factory)
+    assert {case["case"][0] for case in found} == {80, 90, 100}
+    for case in found:
+        _, kernel, _, labels = case["case"]
+        assert case["spill_bytes"] <= (8 if kernel == "sums_kernel" and labels else 0), case  # a number of the row
+        assert case["registers"] <= 80, case
+        assert case["wide_loads"] >= 2, case
+        assert case["wide_stores"] >= (2 if kernel == "gradient_kernel" else 0), case

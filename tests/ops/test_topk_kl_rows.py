@@ -57,6 +57,7 @@ def targets_of(ids, logprobs, tail, kind: str, temperature: float) -> tuple[Spar
     return SparseTargets(ids, logprobs, tail, temperature=temperature), {"tail": kind}
 
 
+@pytest.mark.quick(backend="triton", dtype=[torch.float32], divergence=["forward"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(("tail", "divergence"), LOSSES)
 def test_every_tail_dtype_and_temperature(backend, tail, divergence, dtype) -> None:
@@ -217,8 +218,8 @@ class Made(TorchDispatchMode):
 
 @pytest.mark.parametrize("tail", ["bucket", "renormalise"])
 def test_the_targets_are_never_spread_over_all_classes(backend, tail) -> None:
-    if backend != "cpu":
-        pytest.skip("the others work in chunks of rows")
+    if backend == "reference":
+        pytest.skip("it is there to be right")
     n, classes = 6, 3000
     student, ids, logprobs, tail_mass = rows(n, classes, 8)
     module = import_module(f"kdx.ops._topk_kl.{backend}")

@@ -65,12 +65,12 @@ def unsupported(student: Tensor, teacher: Tensor) -> str | None:
     return no_kernel(SINGLE, student, float64="cpu, cuda and reference")
 
 
-def _on(device: torch.device) -> AbstractContextManager[object]:
+def on_device(device: torch.device) -> AbstractContextManager[object]:
     """Launch on ``device``; on a CPU the interpreter runs the kernel in numpy, which would warn of -inf minus -inf."""
     return np.errstate(all="ignore") if device.type == "cpu" else on(device)
 
 
-def _written(like: Tensor) -> torch.dtype:
+def written(like: Tensor) -> torch.dtype:
     """The dtype a kernel writes: that of ``like``, but the interpreter cuts fp32 to bf16 where the hardware rounds."""
     return torch.float32 if like.device.type == "cpu" else like.dtype
 
@@ -121,7 +121,7 @@ def forward(
     O, C, I = student.shape  # noqa: E741
     check_logits(student, teacher, kl_rows, labels, ce_rows)
     device = student.device
-    out = torch.empty_like(student, dtype=_written(student)) if grad else None
+    out = torch.empty_like(student, dtype=written(student)) if grad else None
     if O * I == 0:
         return torch.zeros(
             () if reduce else (O, I), dtype=torch.float32, device=device
@@ -152,7 +152,7 @@ def forward(
     tiles = -(-inner // shape.rows)
     programs = tiles * (O * I // inner) if resident else O * I * shape.splits
     tensors = (student, teacher, out, loss, *_scratch(device, programs, reduce), kl_rows, labels, ce_rows)
-    with _on(device):
+    with on_device(device):
         if resident:
             kernels.resident_kernel[(programs,)](
                 *tensors, inner, tiles, programs, C // pack, *strides, *factors, ROWS=shape.rows, **flags
@@ -209,9 +209,9 @@ def _split(
 def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
     """``grad * upstream`` in a new tensor, rounded once; ``upstream`` is read by the kernel, not by the host."""
     check_upstream(grad, upstream)
-    grad, out = dense(grad, _written(grad))
+    grad, out = dense(grad, written(grad))
     n = grad.numel()
     if n:
-        with _on(grad.device):
+        with on_device(grad.device):
             kernels.scale_kernel[(-(-n // _SCALE_BLOCK),)](grad, upstream, out, n, BLOCK=_SCALE_BLOCK, num_warps=8)
     return out.to(grad.dtype)

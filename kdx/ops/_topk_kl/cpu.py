@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdx.ops._dtypes import CODES, accumulator, no_kernel
-from kdx.ops._launch import address
+from kdx.ops._launch import address, check_divergence
 from kdx.ops._linear_kl.call import Options, Rows
 from kdx.ops._native import native
 from kdx.ops._topk_kl.launch import neighbours
@@ -26,7 +26,9 @@ def forward(
     N, C = student.shape
     loss = torch.empty(N, dtype=accumulator(student))
     out = torch.empty((N, C), dtype=student.dtype) if grad else None
-    twice = native("cpu", "topk_kl")(
+    topk_kl = native("cpu", "topk_kl")
+    check_divergence(native("cpu"), options.divergence)
+    twice = topk_kl(
         *(student.data_ptr(), student.stride(0), ids.data_ptr(), known.data_ptr(), rows.kl.data_ptr()),
         *(address(rows.labels), address(rows.ce), address(out), loss.data_ptr(), N, ids.shape[1], C),
         *(options.temperature, options.beta, options.kl_scale, options.ce_scale),
