@@ -239,9 +239,9 @@ double row_loss(Row<T>& r, int divergence, bool* ahead) {
   double loss = 0;
   if (r.kl != 0) {
     bring_together(r);
-    loss += r.kl * (divergence == kForward   ? kl_of_row<T, kForward>(r)
-                    : divergence == kReverse ? kl_of_row<T, kReverse>(r)
-                    : divergence == kJsd     ? kl_of_row<T, kJsd>(r)
+    loss += r.kl * (divergence == kForward       ? kl_of_row<T, kForward>(r)
+                    : divergence == kReverse     ? kl_of_row<T, kReverse>(r)
+                    : divergence == kJsd         ? kl_of_row<T, kJsd>(r)
                     : divergence == kSkewForward ? kl_of_row<T, kSkewForward>(r)
                                                  : kl_of_row<T, kSkewReverse>(r));
   }
