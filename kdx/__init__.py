@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kdx import errors as errors
     from kdx import experiment as experiment
     from kdx import features as features
+    from kdx import hf as hf
     from kdx import knowledge as knowledge
     from kdx import models as models
     from kdx import observers as observers
@@ -112,6 +113,7 @@ else:
             "errors",
             "experiment",
             "features",
+            "hf",
             "knowledge",
             "models",
             "observers",

