@@ -101,11 +101,11 @@ class Batch(NamedTuple):
 
         A tensor of another length than there are samples, such as the lengths of packed documents, stays whole.
         """
-        size = self.rows
+        size = None if self.inputs is None else self.rows
 
         def take(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value[rows] if value.dim() and len(value) == size else value
+                return value[rows] if size is None or (value.dim() and len(value) == size) else value
             if isinstance(value, Mapping):
                 return {key: take(item) for key, item in value.items()}
             if isinstance(value, tuple | list):

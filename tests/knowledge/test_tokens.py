@@ -490,3 +490,9 @@ def test_the_models_of_kdx_learn_attention_too():
         kdx.Offline(net(8, 1), net(12, 1), knowledge={"r": MiniLM(**taps | {"padding": None}, heads=4)})(
             (ids, torch.arange(3))
         )
+
+
+def test_some_rows_of_a_batch_without_inputs_are_those_of_its_targets() -> None:
+    few = Batch(None, torch.arange(4), torch.arange(4)).at(slice(1, 3))
+    assert few.inputs is None
+    assert few.targets.tolist() == few.index.tolist() == [1, 2]
