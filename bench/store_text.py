@@ -18,7 +18,7 @@ from kdx_text.smollm2 import smollm2
 from torch import Tensor
 
 from bench import results
-from kdx.batch import Batch
+from kdx import Batch
 from kdx.datasets import View
 from kdx.ops import SparseTargets
 from kdx.store import Store, write_store

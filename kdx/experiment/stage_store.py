@@ -111,7 +111,7 @@ def told_teacher(recipe: Recipe, rows: View, name: str) -> Stored:
 
 
 def origin_of(recipe: Recipe) -> dict[str, str]:
-    """What a store says of a recipe's data beside what the data say of themselves."""
+    """The facts that a store keeps of a recipe's data beside those that the data say of themselves."""
     return {"options": json.dumps(recipe.data.dataset.options, sort_keys=True, default=str)}
 
 

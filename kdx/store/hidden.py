@@ -78,7 +78,7 @@ def head_file(head: Head, teacher: nn.Module) -> bytes:
 
 
 def head_values(head: Head, teacher: nn.Module) -> dict[str, Any]:
-    """What the manifest says of a head."""
+    """The entry of a head in the manifest."""
     return {"scale": head.scale, "softcap": head.softcap, "width": head.layer_of(teacher).in_features}
 
 

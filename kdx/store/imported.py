@@ -124,7 +124,7 @@ _NAMES = ("topk.values", "topk.classes", "topk.tail")
 
 
 class _Said:
-    """What is to be stored of any rows, from the records of each."""
+    """The tensors to be stored of any rows, from the records of each."""
 
     head = None
     teacher: Any = None

@@ -25,7 +25,7 @@ IMPOSSIBLE = -9999.0
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What was written of one sequence.
+    """The records of one sequence.
 
     Args:
         where: how messages name it.
@@ -179,7 +179,7 @@ _TOKENS = ("tokens", "prompt_token_ids", "input_ids")
 
 
 def _of_pairs(entry: Any, where: str) -> Place:
-    """What vLLM gives for a token: class -> a number, or what has it as ``logprob``."""
+    """The answer of vLLM for a token: class -> a number, or an object that has it as ``logprob``."""
     if entry is None:
         return None
     pairs: Iterable[tuple[Any, Any]]

@@ -142,7 +142,7 @@ def write_store(
 
 
 class Encoder(Protocol):
-    """What is to be stored, for any rows and views of some data."""
+    """The tensors to be stored, for any rows and views of some data."""
 
     rows: Tensor
 
