@@ -207,6 +207,7 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
             columns=columns(Quality.read(summary)),
             latency=LATENCY,
             rows=stage_rows(summary),
+            written=_written(summary),
             recipe=read_recipe(folder),
             environment=json.dumps(read_environment(folder), indent=2),
             panels="; ".join(axes.get_title() for axes in figure.axes),
@@ -218,6 +219,15 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> Path:
     path = folder / PAGE
     atomic_write(path, lambda temporary: temporary.write_text(page))
     return path
+
+
+def _written(summary: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Prompt -> the stages and what their models wrote behind it, of language models."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, stage in summary["stages"].items():
+        for each in stage.get("continuations", ()):
+            found.setdefault(each["prompt"], []).append((LABELS.get(name, name), each["text"]))
+    return found
 
 
 def _shown(text: str) -> str:

@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from kdx.analysis.cost import measure_cost
 from kdx.artifact import Artifact, FinishedStudent
 from kdx.experiment.assembly import Assembly
+from kdx.experiment.continuations import continuations
 from kdx.experiment.finishing import ROLES, finalise, measure
 from kdx.experiment.plan import train_of
 from kdx.experiment.quality import Quality
@@ -130,6 +131,8 @@ class StageRunner:
             result["models"] = self._handed_on(stage, scheme, data.evaluation(data.validation))
         result |= measure_cost(student, self.assembly.example_of(stage.name)).as_dict()
         result |= {"weights": f"{stage.name}/{name}.safetensors"}
+        if self.test and task.responses.shift and is_first(cpu=cpu):
+            result["continuations"] = continuations(student, data.test)
         if is_first(cpu=cpu):
             result = self.folder.finish(stage.name, result, [path for each in artifacts for path in each.files])
         return agreed(result, cpu=cpu)

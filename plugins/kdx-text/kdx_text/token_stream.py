@@ -87,6 +87,11 @@ class TokenRows(Dataset[tuple[Any, Tensor]]):
         inputs = ids if self.positions is None else {"input_ids": ids, "position_ids": self.positions[index]}
         return inputs, self.targets[index]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that token ids stand for."""
+        text: str = self.tokenizer.decode(ids)
+        return text
+
     def save_tokenizer(self, folder: Path) -> None:
         """Writes the tokenizer's files into a folder, beside an exported model."""
         self.tokenizer.save_pretrained(folder)
