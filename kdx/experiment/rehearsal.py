@@ -243,8 +243,13 @@ def _check_outputs(where: str, task: Task, outputs: Tensor, width: int, targets:
     if task.one_class and found != [1, width]:
         raise RecipeError(f"{where}: expected logits {[1, width]} for one sample of the data, got {found}")
     with locating(f"{where}: task"):
-        if outputs.dim() > 1 and outputs.shape[axis := task.responses.axis(outputs.shape)] != width:
-            raise ValueError(f"expected {width} outputs on axis {axis} for one sample of the data, got {found}")
+        if outputs.dim() > 1:
+            axis = task.responses.axis(outputs.shape)
+            if outputs.shape[axis] < width or (outputs.shape[axis] > width and not task.padded):
+                more = " or more" if task.padded else ""
+                raise ValueError(
+                    f"expected {width} outputs{more} on axis {axis} for one sample of the data, got {found}"
+                )
         task.check(outputs, targets)
 
 

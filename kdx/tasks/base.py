@@ -46,6 +46,8 @@ class Task(ABC):
     """Whether that metric is a share of 1, which reports show in percent; False of an error in the targets' unit."""
     one_class: ClassVar[bool] = False
     """Whether outputs are logits ``[N, C]`` and targets class numbers, as prequential tests need them."""
+    padded: ClassVar[bool] = False
+    """Whether models may have more outputs than the data have classes, as vocabularies that are padded to some size."""
     takes_held: bool = False
     """Whether loss and metrics take outputs that are :class:`kdx.LinearLogits`, hidden states and a head."""
     relational: bool = False

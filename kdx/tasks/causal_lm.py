@@ -66,6 +66,7 @@ class CausalLM(TokenClassification):
     label = "cross-entropy per token"
     higher_is_better = False
     share = False
+    padded = True
 
     def __init__(
         self,

@@ -97,3 +97,51 @@ def test_a_head_beside_a_store_is_refused() -> None:
     teacher = {"model": "token-decoder", "head": HEAD, "store": {"what": "topk:2@1"}}
     with pytest.raises(RecipeError, match=r"store: stored logits are read as they were written.*remove head"):
         recipe_of(teacher=teacher)
+
+
+class Padded(torch.nn.Module):
+    """A model with more tokens than the data, as those of which a vocabulary was padded."""
+
+    def __init__(self, num_classes: int, input_shape: tuple[int, ...], more: int = 0) -> None:
+        super().__init__()
+        made = max(num_classes, num_classes + more)
+        self.inner = kdx.models.TokenDecoder(8, depth=1, heads=2, num_classes=made, input_shape=input_shape)
+        self.given = num_classes + more
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.inner(ids)[..., : self.given]
+
+
+class PaddedPlugin:
+    @hookimpl
+    def kdx_models(self):
+        return [Spec("padded", f"{__name__}:Padded", "for a test")]
+
+
+@pytest.mark.filterwarnings("ignore::kdx.experiment.experiment.WeakTeacherWarning")
+def test_models_of_padded_vocabularies_are_compared_in_the_tokens_that_the_data_have(tmp_path: Path) -> None:
+    def run(folder: str, teacher: int, student: int, **options: Any) -> Any:
+        _, plugins = recipe_of()
+        plugins.register(PaddedPlugin(), "padded")
+        recipe = check_recipe(
+            {
+                "threads": 1,
+                "data": {"dataset": "rows", "validation": 20},
+                "task": {"name": "causal-lm", "weight": 0.5},
+                "teacher": {"model": {"name": "padded", "more": teacher}, "reuse": False, "train": {"epochs": 1}},
+                "student": {"model": {"name": "padded", "more": student}},
+                "knowledge": {"kd": {"name": "soft-targets", "temperature": 1.0, **options}},
+                "train": {"epochs": 1, "batch_size": 20},
+            },
+            plugins=plugins,
+        )
+        return Experiment(recipe, tmp_path / folder, report=False, plugins=plugins).run()
+
+    stages = run("padded", teacher=5, student=2, vocabulary=7)["stages"]
+    assert stages["distilled"]["test"]["cross_entropy"] > 0
+    with pytest.raises(RecipeError, match=r"vocabulary="):
+        run("refused", teacher=5, student=2)
+    with pytest.raises(
+        RecipeError, match=r"expected 7 outputs or more on axis 2 for one sample of the data, got \[1, 8, 6\]"
+    ):
+        run("narrow", teacher=0, student=-1)
