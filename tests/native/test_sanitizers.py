@@ -22,7 +22,7 @@ import importlib.util, itertools, sys, torch
 spec = importlib.util.spec_from_file_location("_cpu", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-from kdx.ops import _native, kd_loss, rkd, softmax_kl
+from kdx.ops import SparseTargets, _native, kd_loss, rkd, softmax_kl, topk_kl
 from tests.ops import fuzz
 
 torch.set_num_threads(2)
@@ -42,6 +42,18 @@ with _native.override("cpu", module):
             (loss + kd_loss(s, t, rows, dim=dim, backend="cpu")).backward()
     for points, depth, dtype in itertools.product([2, 15, 16, 17, 33, 70], [1, 16, 31, 128, 131], fuzz.DTYPES):
         rkd(random(points, depth, dtype=dtype), random(points, 5, dtype=dtype), backend="cpu").backward()
+    tails = [("bucket", "forward"), ("bucket", "jsd"), ("even", "reverse"), ("renormalise", "forward")]
+    for classes, kept, dtype in itertools.product([3, 16, 17, 129, 1027], [1, 2, 3], fuzz.DTYPES):
+        top = random(4, classes, dtype=torch.float32).detach().log_softmax(1).topk(kept)
+        valid = torch.rand(4, kept, generator=generator) < 0.8
+        rows = torch.tensor([0, classes - 1, -100, 1])
+        for tail, divergence in tails:
+            s = random(4, classes, dtype=dtype)
+            targets = SparseTargets(top.indices, top.values, valid=valid)
+            loss = topk_kl(
+                s, targets, tail=tail, divergence=divergence, labels=rows, alpha=0.5, temperature=1.0, backend="cpu"
+            )
+            loss.backward()
 print("done", module.isa())
 """
 
