@@ -108,7 +108,7 @@ def kdx_knowledge() -> Iterable[Spec]:
             "adaptive-kl",
             "kdx.knowledge.adaptive_kl:AdaptiveKL",
             "forward and reverse KL, weighted by whether head or tail of the teacher is off",
-            "Wu et al. 2024, arXiv:2404.02657",
+            "Wu et al. 2025, arXiv:2404.02657",
         ),
         Spec(
             "alpha-beta",

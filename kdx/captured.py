@@ -59,6 +59,7 @@ class Captured(dict[str, Tensor]):
             is held and has neither a value nor such a function has no tensor.
 
     Example:
+        >>> import torch
         >>> logits = LinearLogits(torch.ones(4, 3), torch.ones(7, 3))
         >>> captured = Captured({"norm": torch.ones(4, 3)}, held={"logits": logits})
         >>> list(captured.response("logits").shape), list(captured)

@@ -19,7 +19,7 @@ PROMPTS, PROMPT, NEW = 2, 24, 40
 
 
 def continuations(student: nn.Module, rows: Dataset[Batch]) -> list[dict[str, str]]:
-    """What a causal language model writes after the beginnings of test rows, one token drawn after another.
+    """Continuations of the beginnings of test rows by a causal language model, one token drawn after another.
 
     The draws are the same for every model and in every run; nothing about the model changes.
 

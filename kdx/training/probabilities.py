@@ -72,8 +72,11 @@ def check_logits(scheme: Scheme, seen: Seen) -> None:
                 ("student", call.student, call.component.student_taps),
                 ("teacher", call.teacher, call.component.teacher_taps),
             ):
-                for tap in [tap for tap in taps if tap in captured]:
-                    if found := _probabilities(captured[tap], form, call.component.responses, seen):
+                read = [captured.response(tap) if tap in {*captured, *captured.held} else None for tap in taps]
+                for tap, answer in zip(taps, read, strict=True):
+                    if not isinstance(answer, Tensor):
+                        continue
+                    if found := _probabilities(answer, form, call.component.responses, seen):
                         log = " (lambda out: out.log() where there are none)" if form is Form.CLASSES else ""
                         raise ValueError(
                             f"knowledge {call.name!r} ({type(call.component).__name__}) takes {_AGAIN[form]} of what "

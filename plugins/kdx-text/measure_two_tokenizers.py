@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 import kdx
 from kdx.datasets import TwoTokenisations
-from kdx.models.token_decoder import TokenDecoder
+from kdx.models import TokenDecoder
 
 LENGTHS = (64, 64)
 ARMS: dict[str, dict[str, Any]] = {

@@ -146,7 +146,7 @@ def test_a_recipe_chooses_how_layers_are_paired(
 
 def test_no_component_is_left_out() -> None:
     # simkd needs a scheme of its own, see tests/schemes; some compare outputs of other tasks than classes, and others
-    # the attention of transformers, see test_tokens.py
-    alone = {"simkd", "sigmoid-targets", "gaussian-kl", "margin-mse", "attention-scores", "minilm"}
+    # the attention of transformers, see test_tokens.py, or texts in two tokenisations, see test_two_tokenizers.py
+    alone = {"simkd", "sigmoid-targets", "gaussian-kl", "margin-mse", "attention-scores", "minilm", "alm", "uld"}
     own = Plugins(entries=(), blocked=(), trace=False)
     assert OPTIONS.keys() | alone == own.components("knowledge").keys()

@@ -86,6 +86,7 @@ OTHERS = {
     "simkd": "gives the outputs of the teacher's classifier, a tensor",
     "data-free": "see test_a_teacher_without_data_may_return_anything",
     "residual-features": "has a student made of two models by name, which gives a tensor",
+    "on-policy": "trains language models, see test_on_policy.py",
     "residual": "has a student made of two models, see test_the_sum_of_a_pair_may_be_returned_inside_of_something",
 }
 """Schemes that are not compared here, and why."""

@@ -164,8 +164,9 @@ def every_component(layer: str) -> dict[str, kdx.Knowledge]:
     """One of each kind of knowledge, on logits where it can be, else on ``layer``."""
     plugins, made = kdx.plugins(), {}
     for name in plugins.components("knowledge"):
-        if name in ("sigmoid-targets", "gaussian-kl", "attention-scores", "minilm", "ab", "ft"):
-            continue  # outputs are classes, layers no attention and behind a ReLU, the teacher has no paraphraser
+        if name in ("sigmoid-targets", "gaussian-kl", "attention-scores", "minilm", "ab", "ft", "alm", "uld"):
+            # outputs are classes of images, layers no attention and behind a ReLU, the teacher has no paraphraser
+            continue
         options: dict[str, Any] = {}
         for option in options_of(plugins.load("knowledge", name)):
             if (option.required or name == "cwd") and option.name in ("student", "teacher"):
