@@ -255,13 +255,13 @@ def test_a_recipe_in_a_text_runs(where: str, brought: Path) -> None:
 
 
 def commands() -> list[str]:
-    """Every ``kdx run`` of a recipe that comes with kdx, in a shell's block or within a sentence."""
+    """Every ``kdx run`` of a recipe that comes with kdx or its packages, in a shell's block or within a sentence."""
     text = "\n".join((ROOT / page).read_text() for page in pages("md"))
     found = re.findall(r"kdx run ([a-z]+-[a-z-]+(?: [^`\n#]*)?)", text)
     return sorted({each.strip() for each in found})
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_command_that_runs_a_recipe_names_one_and_keys_that_it_has(command: str) -> None:
+def test_a_command_that_runs_a_recipe_names_one_and_keys_that_it_has(command: str, installed: None) -> None:
     name, *rest = shlex.split(command)
     load_recipe(name, [each for each in rest if "=" in each and not each.startswith("-")])
