@@ -16,7 +16,7 @@ def kdx_models() -> Iterable[Spec]:
         Spec(
             "hf-causal-lm",
             "kdx_text.causal_lm:causal_lm",
-            "a causal language model of Hugging Face from a folder, a GGUF file or a config, with adapters if wanted",
+            "a causal language model of Hugging Face from a folder, a GGUF file or a config",
         ),
         Spec(
             "smollm2",
