@@ -139,7 +139,7 @@ def _with_cross_entropy(outputs: Outputs, beside: CrossEntropyBeside, tail: Tail
     labels, by_labels = beside.labels, outputs.mask is not None
     sparse = isinstance(outputs.teacher, SparseTargets)
     kl, beside.loss = linear_kl(
-        **linear_call(outputs.student, outputs.teacher, tail=tail),
+        **linear_call(outputs.student, outputs.teacher, vocabulary=outputs.vocabulary, tail=tail),
         labels=labels,
         mask_by_labels=by_labels,
         num_items=(labels != IGNORE).sum().clamp(min=1) if sparse else None,

@@ -122,6 +122,11 @@ class OtherTokenizer(Knowledge):
             most = min(labels["targets"].shape[1], labels["teacher_labels"].shape[1])
             for side, name in (("student", "targets"), ("teacher", "teacher_labels")):
                 labels[f"{side}_chunks"] = _whole(labels[f"{side}_chunks"], labels[name], most, shifted)
+        if shifted and not chunks:  # the first token of a row is predicted by nothing: nor has its partner one
+            told = [labels[name] != IGNORE for name in ("targets", "teacher_labels")]
+            for name, mine, other in (("targets", *told), ("teacher_labels", *told[::-1])):
+                lone = (other[:, :1] & ~mine[:, :1]) & (mine.cumsum(1) == 1)
+                labels[name] = labels[name].masked_fill(lone & mine, IGNORE)
         if shifted:
             labels = {name: _moved(each, -1 if "chunks" in name else IGNORE) for name, each in labels.items()}
         return BothTokenisations(*labels.values())

@@ -158,6 +158,8 @@ class _Said:
             named = named or record.index is not None
             if not named and number >= len(rows):
                 break
+            if record.index is None and number >= len(rows):
+                raise StoreError(f"{record.where}: has no index, and others have; give each record one")
             row = rows[number] if record.index is None else record.index
             if row in found:
                 raise StoreError(f"{record.where}: is of row {row}, as a record before it; write each row once")
@@ -201,6 +203,7 @@ class _Said:
         record = self.records[self.numbers[position]]
         self._check(record, tokens, row)
         self._check_labels(record, batch, held, row)
+        self._check_documents(record, batch, held, row)
         n, known = len(tokens), [self._known(record, place) for place in range(len(tokens))]
         values = torch.full((n, self.k), -torch.inf, dtype=torch.float64)
         classes = torch.full((n, self.k), -1, dtype=torch.int64)
@@ -208,7 +211,9 @@ class _Said:
             if pairs:
                 classes[place, : len(pairs)] = torch.tensor([key for key, _ in pairs])
                 values[place, : len(pairs)] = torch.tensor([value for _, value in pairs], dtype=torch.float64)
-        tail = torch.log1p(-values.exp().sum(1, keepdim=True).clamp(max=1.0))
+        every = (classes >= 0).sum(1, keepdim=True) == self.classes
+        tail = torch.log1p(-values.exp().sum(1, keepdim=True).clamp(max=1.0 - 2.0**-24))  # of fp32 at best
+        tail = torch.where(every, -torch.inf, tail)
         return {
             "topk.values": rounded(self.temperature * values, self.dtype, LOGITS),
             "topk.classes": classes.to(class_dtype(self.classes)),
@@ -250,6 +255,20 @@ class _Said:
                 raise StoreError(
                     f"{record.where}: has no log-probabilities for token {place + 1} of row {row}, which has a label; "
                     "write those of every token, or give it the label -100"
+                )
+
+    def _check_documents(self, record: Record, batch: Batch, held: Tensor, row: int) -> None:
+        """Refuses what a server said of a row in which documents are packed: it saw them as one text."""
+        positions = batch.inputs.get("position_ids") if isinstance(batch.inputs, Mapping) else None
+        if not record.holds_own or not isinstance(positions, Tensor) or positions.shape != held.shape:
+            return
+        row_positions = positions.cpu()[0][held[0]]
+        for place in ((row_positions[1:] <= row_positions[:-1]).nonzero().flatten() + 1).tolist():
+            if record.places[place - 1]:
+                raise StoreError(
+                    f"{record.where}: says how likely token {place} of row {row} is after what stands before it, and "
+                    "there a new document begins (position_ids), which the server did not know; write the documents "
+                    "one by one (packed: false)"
                 )
 
     def _known(self, record: Record, place: int) -> list[tuple[int, float]]:

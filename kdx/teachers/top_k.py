@@ -61,16 +61,21 @@ def top_classes(
             else rows.reshape(-1, rows.shape[-1])[:, :classes]
         )
         room = CHUNK_BYTES.get(flat.device.type, CHUNK_BYTES["cuda"])
-        ids, logprobs = [], []
+        ids, logprobs, tails = [], [], []
         for start in range(0, max(1, len(flat)), size := max(1, room // (8 * classes))):
             here = slice(start, start + size)
             z = flat.of_rows(here).dense() if isinstance(flat, LinearLogits) else flat[here]
             z = (z if z.dtype == torch.float64 else z.float()) / temperature
             top = z.topk(k, 1)
             ids.append(top.indices)
-            logprobs.append(top.values - z.logsumexp(1, keepdim=True))
+            total = z.logsumexp(1, keepdim=True)
+            logprobs.append(top.values - total)
+            tails.append(z.scatter_(1, top.indices, -torch.inf).logsumexp(1) - total.squeeze(1))
         return SparseTargets(
-            torch.cat(ids).reshape(*shape, k), torch.cat(logprobs).reshape(*shape, k), temperature=temperature
+            torch.cat(ids).reshape(*shape, k),
+            torch.cat(logprobs).reshape(*shape, k),
+            torch.cat(tails).reshape(shape),
+            temperature=temperature,
         )
 
 

@@ -76,9 +76,17 @@ def test_the_kth_learned_token_is_paired_with_the_kth_and_the_longer_answer_is_c
     student[0, 3] = student[1, [0, 2, 3]] = teacher[0, [0, 4, 5]] = torch.nan  # predict nothing that is learned
     loss = ULD()(Captured({"logits": student}), Captured({"logits": teacher}), batch)
     pairs = [(student[0, 0], teacher[0, 1]), (student[0, 1], teacher[0, 2]), (student[0, 2], teacher[0, 3])]
-    pairs.append((student[1, 1], teacher[1, 0]))  # the teacher's first token of row 1 is predicted by none
-    assert loss.count == 4
+    # the teacher's first token of row 1 is predicted by none, so that the student's first learned one has no partner
+    assert loss.count == 3
     torch.testing.assert_close(loss.value, torch.stack([naive(*pair) for pair in pairs]).mean())
+
+
+def test_a_token_that_begins_the_texts_of_one_side_shifts_no_pair():
+    table = drawn(5, 5, 0)  # the next token follows from the last
+    with_beginning, without = torch.tensor([[0, 1, 2, 3, 4]]), torch.tensor([[1, 2, 3, 4]])
+    batch = batch_of([[-100, 1, 2, 3, 4]], without.tolist())
+    loss = ULD()(Captured({"logits": table[with_beginning]}), Captured({"logits": table[without]}), batch)
+    assert (loss.value.item(), loss.count.item()) == (0.0, 3)
 
 
 def test_one_token_more_on_one_side_shifts_all_pairs_behind_it():

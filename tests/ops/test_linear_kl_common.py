@@ -160,3 +160,22 @@ def test_stats_of_one_term_and_of_no_row(backend) -> None:
     assert (stats.divergence.item(), int(stats.rows)) == (0.0, 0)
     with pytest.raises(ValueError, match="return_stats: is of a sum or a mean"):
         linear_kl(*student, *teacher, reduction="none", return_stats=True)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_callers_logits_are_left_as_they_are(reduction: str) -> None:
+    (x, w), _, ids = vocabularies()
+    given = torch.randn(N, V_T, generator=torch.Generator().manual_seed(0))
+    kept = given.clone()
+    x = x.detach().requires_grad_()
+    linear_kl(x, w, given, vocabulary=ids, reduction=reduction).sum().backward()
+    assert torch.equal(given, kept)
+
+
+def test_no_row_counts_though_the_number_of_items_is_0() -> None:
+    (x, w), *_ = vocabularies()
+    x = x.detach().requires_grad_()
+    none = torch.zeros(N, dtype=torch.bool)
+    loss = linear_kl(x, w, x.detach(), w.detach(), mask=none, num_items=torch.tensor(0.0))
+    loss.backward()
+    assert (loss.item(), x.grad.count_nonzero().item()) == (0.0, 0)

@@ -136,3 +136,17 @@ def test_the_heads_gradient_is_added_up_over_chunks_in_float32(dtype, monkeypatc
     want = divergence_rows(logits(*student), logits(*teacher)).mean()
     (found, right) = (gradients(x, student)[1] for x in (loss, want))
     assert apart(found, right) < torch.finfo(dtype).eps / 2  # one rounding, not one for each chunk
+
+
+def test_gradients_in_float16_keep_what_a_loss_scale_lifts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(32, 16, generator=generator), 0.2 * torch.randn(512, 16, generator=generator)
+    t = torch.randn(32, 16, generator=generator)
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        a, b = (each.to(dtype).detach().clone().requires_grad_() for each in (x, w))
+        loss = linear_kl(a, b, t.to(dtype), b.detach(), num_items=1 << 20)
+        (loss * 65536).backward()
+        found.append([each.grad.float() for each in (a, b)])
+    for right, half in zip(*found, strict=True):
+        assert (half - right).norm() < 2e-2 * right.norm()

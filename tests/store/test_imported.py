@@ -215,7 +215,29 @@ def test_the_likeliest_classes_are_kept_and_a_class_ruled_out_stays_so(tmp_path,
     places = [None, *({str(int(token)): {"logprob": -9999.0}, "0": {"logprob": 0.0}} for token in ids[1:])]
     impossible = [{"prompt_logprobs": places}]  # as a server writes -inf
     store = import_topk(tmp_path / "none", impossible, View(data, [0]), classes=VOCABULARY)
-    assert store.read(torch.tensor([0])).response("logits").logprobs[0, 0].tolist() == [0.0, -torch.inf]
+    found = store.read(torch.tensor([0])).response("logits").logprobs[0, 0].tolist()
+    assert found == [pytest.approx(0.0, abs=1e-6), -torch.inf]  # what is left of 1 is known to rounding
+
+
+def test_answers_about_rows_of_several_documents_are_refused(tmp_path, model) -> None:
+    class Packed(Sentences):
+        def __getitem__(self, row):
+            inputs, targets = super().__getitem__(row)
+            ids = inputs["input_ids"] if isinstance(inputs, dict) else inputs
+            places = torch.arange(len(ids)) % max(2, len(ids) // 2)
+            return {"input_ids": ids, "position_ids": places}, targets
+
+    data = Packed()
+    records = [vllm(model, ids) for ids in data.rows[:2]]
+    with pytest.raises(StoreError, match=r"a new document begins \(position_ids\), which the server did not know"):
+        import_topk(tmp_path / "packed", records, View(data, [0, 1]), classes=VOCABULARY)
+
+
+def test_a_record_without_its_row_behind_those_that_have_one_is_refused(tmp_path, model) -> None:
+    data = Sentences()
+    records = [vllm(model, data.rows[0]) | {"index": 0}, vllm(model, data.rows[1])]
+    with pytest.raises(StoreError, match="has no index, and others have"):
+        import_topk(tmp_path / "mixed", records, View(data, [0]), classes=VOCABULARY)
 
 
 def changed(change: Any, make: Any = vllm) -> Any:

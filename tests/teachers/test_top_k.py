@@ -77,3 +77,18 @@ def test_what_cannot_read_few_classes_is_refused() -> None:
     pixels = TopK(nn.Conv2d(1, 3, 1), 2)
     with pytest.raises(ValueError, match="classes on the last axis, got class axis 1"):
         pixels(kdx.Batch(torch.ones(2, 1, 4, 4)))
+
+
+def test_the_tail_of_a_confident_teacher_is_small_and_not_nothing() -> None:
+    logits = torch.zeros(1, 8)
+    logits[0, 0] = 20.0
+    targets = top_classes(logits, 2)
+    exact = logits.double().log_softmax(1).sort(1, descending=True).values[:, 2:].logsumexp(1)
+    torch.testing.assert_close(targets.rest().double(), exact, rtol=1e-6, atol=0)
+    student = torch.zeros(1, 8, requires_grad=True)
+    loss = kdx.ops.topk_kl(student, targets, divergence="reverse")
+    loss.backward()
+    assert loss.isfinite()
+    assert student.grad.isfinite().all()
+    unknown = kdx.ops.SparseTargets(torch.tensor([[0]]), torch.tensor([[0.0]]))
+    assert unknown.rest().isfinite().all()

@@ -79,7 +79,10 @@ define(f"linear_kl({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)", _linear_k
 define(
     f"linear_kl_again(Tensor upstream, Tensor[] made, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
     _again_as_op,
-    lambda upstream, made, *_: tuple(torch.empty_like(each) for each in made),
+    lambda upstream, made, *arguments: tuple(
+        torch.empty_like(x, memory_format=torch.contiguous_format) if want else upstream.new_empty(0)
+        for x, want in zip(_parts(arguments)[0][:3], _parts(arguments)[3], strict=True)
+    ),
 )
 
 
@@ -89,6 +92,11 @@ def _run(
     """The loss, then the gradients, None where they are not wanted."""
     loss, *made = torch.ops.kdx.linear_kl(*tensors, *numbers, *options, *wanted, apart)
     return [loss, *(each if want else None for each, want in zip(made, wanted, strict=True))]
+
+
+def _early(tensors: tuple[Any, ...], options: Options) -> bool:
+    """Whether gradients are made in the forward pass: not in float16, too narrow for them before a loss scale."""
+    return options.reduce and torch.float16 not in (tensors[0].dtype, tensors[1].dtype)
 
 
 def _again(
@@ -101,7 +109,7 @@ def _again(
 ) -> list[Tensor | None]:
     """The gradients for the two terms' own ``upstream [2]``: ``made`` scaled where both are the same, else new ones."""
     of_kl, of_ce = upstream.tolist()  # waits for the device, where making the gradients would have waited as well
-    if abs(of_kl - of_ce) <= _ALIKE * max(abs(of_kl), abs(of_ce)):
+    if _early(tensors, options) and abs(of_kl - of_ce) <= _ALIKE * max(abs(of_kl), abs(of_ce)):
         return [None if each is None else scaled(each, upstream[0]) for each in made]
     return _run((*tensors[:8], *_times(Rows(*tensors[8:]), *upstream)), numbers, options, wanted)[1:]
 
@@ -151,7 +159,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, numbers: tuple[float, ...], options: Options, apart: bool, *tensors: Tensor | None) -> Tensor:
         # Rows that are not summed have one upstream gradient each: their backward runs the op again.
-        wanted = Wanted(*(options.reduce and needed for needed in ctx.needs_input_grad[3:6]))
+        wanted = Wanted(*(_early(tensors, options) and needed for needed in ctx.needs_input_grad[3:6]))
         loss, *made = _run(tensors, numbers, options, wanted, apart)
         ctx.save_for_backward(*tensors, *made)
         ctx.numbers, ctx.options, ctx.apart = numbers, options, apart
@@ -172,7 +180,7 @@ class _Loss(torch.autograd.Function):
             made = [each if want else None for each, want in zip(found, wanted, strict=True)]
         elif apart:
             made = _again(upstream, made, tensors, numbers, options, wanted)
-        elif options.reduce:
+        elif _early(tensors, options):
             made = [None if each is None else scaled(each, upstream) for each in made]
         else:
             rows = _times(Rows(*tensors[8:]), upstream, upstream)
@@ -184,7 +192,10 @@ def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
     """``gradient * upstream``; ``gradient`` is left alone for a second backward."""
     if upstream.device.type == "cpu" and not torch.compiler.is_compiling() and upstream.item() == 1.0:
         return gradient
-    return (gradient * upstream).to(gradient.dtype)
+    if upstream.device.type == "cpu":
+        return (gradient * upstream).to(gradient.dtype)
+    # of one dimension, so that a gradient in half precision is multiplied in the upstream's dtype
+    return torch.mul(gradient, upstream.reshape(1), out=torch.empty_like(gradient))
 
 
 def loss_of(student: Side, teacher: Side, rows: Rows, options: Options, *, apart: bool = False) -> Tensor:

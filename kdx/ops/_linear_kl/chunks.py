@@ -76,6 +76,8 @@ def in_chunks(
             assert teacher.ids is not None
             z_t = _logits(teacher._replace(hidden=teacher.hidden[at]), teacher.classes(), acc)
             ids = student.ids, teacher.ids
+            if teacher.weight is None:  # may be the caller's own logits, and common_rows writes into them
+                z_t = z_t.clone()
             each, g = common_rows(row_losses, z_s, z_t, ids, alone, options, grad=any(wanted))
             del z_t
         elif teacher.ids is not None:

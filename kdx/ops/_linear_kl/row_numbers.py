@@ -120,7 +120,8 @@ def coefficients_of(
             return rows
         if num_items is None:
             return rows / flat.sum().clamp(min=1)
-        return rows / (num_items.reshape(()).to(rows) if isinstance(num_items, Tensor) else num_items)
+        each = rows / (num_items.reshape(()).to(rows) if isinstance(num_items, Tensor) else num_items)
+        return torch.where(flat, each, 0.0)  # of no row, whose number may be 0, there is nothing
 
     counts = torch.ones(shape, dtype=torch.bool, device=device) if mask is None else mask
     labelled = counts

@@ -56,8 +56,9 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: Options, student: Tensor, *others: Tensor | None) -> Tensor:
-        loss, made = torch.ops.kdx.topk_kl(student, *others, *options, options.reduce)
-        ctx.save_for_backward(student, *others, made if options.reduce else None)
+        early = options.reduce and student.dtype != torch.float16  # which has no room for it before a loss scale
+        loss, made = torch.ops.kdx.topk_kl(student, *others, *options, early)
+        ctx.save_for_backward(student, *others, made if early else None)
         ctx.options = options
         result: Tensor = loss
         return result

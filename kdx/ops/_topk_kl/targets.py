@@ -94,7 +94,9 @@ class SparseTargets:
         """Log-probability ``[...]`` of all classes that are not listed, together."""
         if self.tail is not None:
             return self.tail.detach().to(accumulator(self.logprobs))
-        return torch.log1p(-self._known().exp().sum(-1).clamp(max=1.0))
+        known = self._known()
+        # what is left is known no better than to rounding: no class of the others is impossible
+        return torch.log1p(-known.exp().sum(-1).clamp(max=1.0 - torch.finfo(known.dtype).eps / 2))
 
     def flat(self) -> tuple[Tensor, Tensor]:
         """Classes ``[N, K]``, -1 where a row has none, and log-probabilities ``[N, K + 1]`` with the rest's last."""
