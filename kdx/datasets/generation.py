@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -50,7 +51,7 @@ class HuggingFaceGenerator:
     """A causal model of Hugging Face, sampled by its own ``generate``, in evaluation mode and without gradient.
 
     Tokens come from the model's own distribution at ``temperature`` and ``top_p``: what its ``generation_config`` says
-    of ``top_k``, beams and penalties is passed over, and the config itself stays as it is.
+    of ``top_k``, beams, penalties and all else is passed over, and the config itself stays as it is.
 
     Args:
         model: with ``generate`` and ``generation_config``.
@@ -86,7 +87,7 @@ class HuggingFaceGenerator:
             )
         drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
         model: Any = self.model
-        with rng.isolated(), evaluating(self.model), torch.no_grad():
+        with rng.isolated(), evaluating(self.model), torch.no_grad(), _plain_config(self.model):
             torch.manual_seed(generator.initial_seed())
             found: Tensor = model.generate(
                 input_ids=input_ids,
@@ -102,6 +103,21 @@ class HuggingFaceGenerator:
                 return_dict_in_generate=False,
             )
         return found
+
+
+@contextmanager
+def _plain_config(model: nn.Module) -> Iterator[None]:
+    """Within it the model, and the base of adapters, have a ``generation_config`` that says nothing."""
+    base = getattr(model, "get_base_model", None)
+    models: list[Any] = [model, *([base()] if callable(base) else [])]
+    kept = [(each, each.generation_config) for each in models if getattr(each, "generation_config", None) is not None]
+    try:
+        for each, config in kept:
+            each.generation_config = type(config)()
+        yield
+    finally:
+        for each, config in kept:
+            each.generation_config = config
 
 
 class StepByStep:

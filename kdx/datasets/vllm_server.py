@@ -86,6 +86,8 @@ class VllmServer:
             "max_tokens": max_new_tokens,
             "temperature": temperature,
             "top_p": top_p,
+            # said, since a server fills in what the model's generation_config.json says
+            **{"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
             "seed": generator.initial_seed() % (1 << 31),
             "stop_token_ids": list(self.ends),
             "return_token_ids": True,

@@ -21,7 +21,7 @@ PROMPTS, PROMPT, NEW = 2, 24, 40
 def continuations(student: nn.Module, rows: Dataset[Batch]) -> list[dict[str, str]]:
     """Continuations of the beginnings of test rows by a causal language model, one token drawn after another.
 
-    The draws are the same for every model and in every run; nothing about the model changes.
+    The seeds of the draws are the same for every model and in every run; nothing about the model changes.
 
     Args:
         student: the model.
@@ -47,7 +47,7 @@ def continuations(student: nn.Module, rows: Dataset[Batch]) -> list[dict[str, st
             max_new_tokens=min(NEW, len(ids) - size),
             temperature=1.0,
             top_p=0.9,
-            generator=torch.Generator().manual_seed(place),
+            generator=torch.Generator(device).manual_seed(place),
         )
         new = [token for token in found[0, size:].tolist() if token >= 0]
         written.append({"prompt": decode(prompt[0].tolist()), "text": decode(new)})

@@ -111,7 +111,7 @@ class DistillationMixin:
         finally:
             hook.remove()
         loss = self._share(losses, batch) if model.training else self._judge(losses)
-        return (loss, _whole(outputs[-1], student, batch)) if return_outputs else loss
+        return (loss, _whole(outputs[0], student, batch)) if return_outputs else loss  # the first pass is the student's
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """That of the trainer, with the loss and every term as means over all that they count."""

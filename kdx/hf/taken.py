@@ -54,6 +54,8 @@ def check_scheme(scheme: Any, model: nn.Module) -> Scheme:
     own = {id(each) for each in model.parameters()}
     if extra := [name for name, each in scheme.named_parameters() if each.requires_grad and id(each) not in own]:
         raise ValueError(f"{what} trains {extra[0]!r} beside the model, which a trainer would not save; take kdx.fit")
+    if type(scheme).feed is not Scheme.feed:
+        raise ValueError(f"{what} makes batches of its own, and a trainer takes those of the data; take kdx.fit")
     if len(scheme.phases) > 1:
         raise ValueError(f"{what} takes its steps in phases, and a trainer takes one; take kdx.fit")
     if any(isinstance(weight, Balanced) for weight in scheme.weights.values()):

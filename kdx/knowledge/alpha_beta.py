@@ -49,7 +49,8 @@ class _Divergence(torch.autograd.Function):
     ) -> Tensor:
         wide = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
         asked = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(student, memory_format=torch.contiguous_format) if asked else student.new_empty(0)
+        # rounded to the dtype of the logits once, behind the upstream factor, which may be a loss scale
+        gradient = torch.zeros(student.shape, dtype=wide, device=student.device) if asked else student.new_empty(0)
         total = torch.zeros((), dtype=torch.float64, device=student.device)
         scale = temperature**2 / counts.sum().clamp(min=1).to(torch.float64)
         rows = torch.arange(len(student), device=student.device)
@@ -64,13 +65,14 @@ class _Divergence(torch.autograd.Function):
                     of_logits = torch.where(counts[at].unsqueeze(1), of_logits, 0.0) * (scale / temperature)
                     gradient[at] = of_logits.to(gradient.dtype)
         ctx.save_for_backward(gradient)
+        ctx.dtype = student.dtype
         return (total * scale).to(wide)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None, None, None, None
+        return (gradient * upstream).to(ctx.dtype), None, None, None, None, None
 
 
 def _rows(s: Tensor, t: Tensor, alpha: float, beta: float, *, gradient: bool) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from kdx.batch import IGNORE, Batch, Sight
 from kdx.capture import Captured, Output
 from kdx.datasets.batch_maker import BatchMaker
-from kdx.datasets.generation import Generator
+from kdx.datasets.generation import Generator, ends_of
 from kdx.datasets.rollouts import ROLLOUT, Rollouts
 from kdx.knowledge.jsd import JSD
 from kdx.knowledge.response import Response
@@ -135,6 +135,8 @@ class OnPolicy(Offline):
             "shift": self.responses.shift,
             "seed": seed,
         }
+        if ends is None and generator is not None and getattr(generator, "ends", None) is None:
+            options["ends"] = ends_of(student)  # those of the model, where a generator does not say its own
         reads = self.taps.output
         self._rollouts = Rollouts([], generator or student, output=reads if callable(reads) else None, **options)
         if self._rollouts.share == 1 and self.task_weight > 0:

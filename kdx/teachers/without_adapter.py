@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from kdx.capture import clean_name, unwrap
+from kdx.capture import Captured, clean_name, unwrap
+from kdx.linear_logits import LinearLogits
 from kdx.modes import evaluating
 
 __all__ = ["Base", "check_has_adapter", "check_not_trained", "without_adapter"]
@@ -59,7 +60,18 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(flag)
 
 
-def check_not_trained(model: nn.Module, run: Callable[[], Mapping[str, Tensor]]) -> None:
+def _tensors(captured: Captured) -> list[Tensor]:
+    """All that a pass gave: what is held as hidden states and a head by its parts."""
+    found = [*captured.values()]
+    for held in captured.held.values():
+        if isinstance(held, LinearLogits):
+            found += [held.hidden, held.weight, *([] if held.bias is None else [held.bias])]
+        elif isinstance(held, Tensor):
+            found.append(held)
+    return found
+
+
+def check_not_trained(model: nn.Module, run: Callable[[], Captured]) -> None:
     """Checks, by one pass without adapters, that no parameter that is trained takes part in it.
 
     Args:
@@ -73,7 +85,7 @@ def check_not_trained(model: nn.Module, run: Callable[[], Mapping[str, Tensor]])
     with torch.enable_grad(), without_adapter(model):
         for parameter in model.parameters():
             parameter.requires_grad_(any(parameter is each for each in trained.values()))
-        outputs = [value for value in run().values() if value.requires_grad]
+        outputs = [each for each in _tensors(run()) if each.requires_grad]
         if not outputs:
             return
         found = torch.autograd.grad([each.sum() for each in outputs], [*trained.values()], allow_unused=True)

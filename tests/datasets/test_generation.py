@@ -91,7 +91,7 @@ def test_dropout_is_off_no_graph_is_made_and_every_mode_comes_back(make) -> None
 def test_hugging_face_samples_as_the_plain_loop_and_passes_over_the_config() -> None:
     model, (ids, mask) = llama(), left_padded()
     model.generation_config.top_k, model.generation_config.repetition_penalty = 1, 3.0
-    model.generation_config.do_sample = True
+    model.generation_config.do_sample, model.generation_config.suppress_tokens = True, [3, 4, 5]
     before = copy.deepcopy(model.generation_config.to_dict())
     greedy = {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0, "generator": seeded()}
     found = HuggingFaceGenerator(model, ends=[END], pad=0).generate(ids, mask, **greedy)

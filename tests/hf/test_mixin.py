@@ -157,6 +157,10 @@ def test_token_ids_beyond_the_vocabulary_are_named_before_training(tmp_path) -> 
             ),
             "knowledge 'hint' has parameters of its own",
         ),
+        (
+            lambda student, teacher: kdx.schemes.OnPolicy(student, teacher, max_new_tokens=4),
+            "OnPolicy makes batches of its own, and a trainer takes those of the data",
+        ),
     ],
 )
 def test_what_a_trainer_cannot_keep_is_refused(tmp_path, make, message) -> None:

@@ -95,6 +95,11 @@ def test_a_student_with_adapters_learns_from_its_own_base(tmp_path) -> None:
         for name, each in made.model.state_dict().items()
     }
     assert all(torch.equal(kept[name], weight) for name, weight in before.items())
+    found = torch.as_tensor(made.predict(made.train_dataset).predictions)
+    with torch.no_grad():
+        ids = torch.as_tensor(made.train_dataset[0]["input_ids"])[None]
+        own = made.model.eval()(ids).logits[0]
+    torch.testing.assert_close(found[0, : ids.shape[1]], own, rtol=1e-4, atol=1e-4)  # the student's, not its base's
     saved = {path.name for path in (tmp_path / "checkpoint-1").iterdir()}
     assert "adapter_model.safetensors" in saved
     assert "model.safetensors" not in saved

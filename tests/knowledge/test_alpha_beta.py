@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
+from kdx.capture import Captured
 from kdx.knowledge.alpha_beta import AlphaBeta, alpha_beta
 from kdx.ops import softmax_kl
 
@@ -119,3 +120,15 @@ def test_numbers_out_of_range_and_a_second_derivative_are_refused(random) -> Non
     (gradient,) = torch.autograd.grad(alpha_beta(s, 2 * s.detach()), s, create_graph=True)
     with pytest.raises(RuntimeError, match=r"does not require grad|once_differentiable"):
         gradient.sum().backward()
+
+
+def test_a_gradient_in_float16_is_rounded_behind_the_loss_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    s, t = torch.randn(512, 200, generator=generator), torch.randn(512, 200, generator=generator)
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        student = s.half().to(dtype).requires_grad_()
+        loss = AlphaBeta()(Captured({"logits": student}), Captured({"logits": t.half().to(dtype)}), None)
+        (loss * 65536).backward()
+        found.append(student.grad.float())
+    assert (found[1] - found[0]).norm() < 1e-3 * found[0].norm()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -272,3 +273,15 @@ def test_with_heads_a_students_own_tokens_are_no_labels_either() -> None:
             assert (each.counts["task"] == 0) == ("rollout" in batch.views)
         losses.append(torch.stack([torch.stack([each.terms["task"], each.terms["kd"]]) for each in found]).detach())
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-7)
+
+
+def test_the_students_end_token_ends_what_a_generator_of_ones_own_writes() -> None:
+    class Writes:
+        def generate(self, input_ids, attention_mask, **options):
+            return torch.cat([input_ids, torch.tensor([[4, 2, 5, 5]]).expand(len(input_ids), -1)], 1)
+
+    student = Causal()
+    student.config = SimpleNamespace(eos_token_id=2)
+    (batch,) = OnPolicy(student, Causal(8, seed=1), generator=Writes(), max_new_tokens=4).feed([tokens()])
+    assert (batch.targets == 4).any()
+    assert not (batch.targets == 5).any()

@@ -127,6 +127,22 @@ def test_a_base_that_is_trained_is_refused_by_name() -> None:
         kdx.fit(scheme, [BATCH], device="cpu", progress=False)
 
 
+def test_a_base_that_is_trained_is_refused_where_its_logits_are_held_as_a_head_too() -> None:
+    torch.manual_seed(0)
+    student = Adapted(nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6)))
+    student.head = nn.Linear(6, 3).requires_grad_(False)
+    student.forward = lambda x: student.head(student.base_model(x))  # type: ignore[method-assign]
+    head = kdx.Head("base_model.1", "head")
+    for trained in (student.base_model[1].weight, student.head.weight):
+        trained.requires_grad_(True)
+        scheme = kdx.Offline(student, Frozen(student, adapter="off", output=head), student_output=head, task=None, **KD)
+        with pytest.raises(ValueError, match=r"of it is trained, .* freeze all but the adapters"):
+            scheme(BATCH)
+        trained.requires_grad_(False)
+    scheme = kdx.Offline(student, Frozen(student, adapter="off", output=head), student_output=head, task=None, **KD)
+    assert scheme(BATCH).total > 0
+
+
 def test_the_base_itself_is_refused_as_the_teacher_with_the_way_out() -> None:
     model = base()
     student = Adapted(model)
