@@ -96,11 +96,7 @@ class HuggingFaceGenerator:
                 eos_token_id=list(self.ends) or None,
                 pad_token_id=self.pad,
                 **(drawn or {"do_sample": False}),
-                num_beams=1,
-                num_return_sequences=1,
-                repetition_penalty=1.0,
                 use_cache=True,
-                return_dict_in_generate=False,
             )
         return found
 
