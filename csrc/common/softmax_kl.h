@@ -114,10 +114,10 @@ KDX_HD T mixture_factor(T beta) {
   return kDivergence == kJsd || kDivergence == kSkewForward ? T(1) - beta : T(1);
 }
 
-// With the mixture m = beta p + (1 - beta) q: the class's share of beta KL(p || m) + (1 - beta) KL(q || m), of KL(p || m)
-// or of KL(q || m). The gradient with respect to the student's logit is factor q (h - sum of parts) / T (0 where q is 0),
-// with the factor of mixture_factor. Of the JSD h = log(q / m); x = (p - q) / m comes in where the two halves do not
-// have its weights, and sum q x = -beta sum (p - q) x.
+// With the mixture m = beta p + (1 - beta) q: the class's share of beta KL(p || m) + (1 - beta) KL(q || m), of KL(p ||
+// m) or of KL(q || m). The gradient with respect to the student's logit is factor q (h - sum of parts) / T (0 where q
+// is 0), with the factor of mixture_factor. Of the JSD h = log(q / m); x = (p - q) / m comes in where the two halves do
+// not have its weights, and sum q x = -beta sum (p - q) x.
 template <class T, int kDivergence>
 KDX_HD T mixture_term(const Class<T>& k, T beta, T* h, T* part) {
   const bool up = k.d > T(0);
