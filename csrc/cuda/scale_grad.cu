@@ -1,5 +1,6 @@
 // out = grad * upstream, the upstream gradient read on the device; the whole backward of a loss whose gradient came
-// with the forward. Bounds checked by tests/native/test_cuda_gates.py: no spills, at most 40 registers.
+// with the forward. out may be grad, and where upstream is 1 nothing but that number is then read. Bounds checked by
+// tests/native/test_cuda_gates.py: no spills, at most 40 registers.
 #include "cuda/element.cuh"
 #include "kdx/softmax_kl.h"
 
@@ -12,11 +13,12 @@ constexpr int kThreads = 256;
 // thread's.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    scale_kernel(const T* __restrict__ grad, const typename Element<T>::Acc* __restrict__ upstream, T* __restrict__ out,
-                 std::int64_t n, int head, std::int64_t chunks) {
+    scale_kernel(const T* grad, const typename Element<T>::Acc* __restrict__ upstream, T* out, std::int64_t n, int head,
+                 std::int64_t chunks) {
   using A = typename Element<T>::Acc;
   constexpr int kPack = Element<T>::kPack;
   const A factor = __ldg(upstream);
+  if (grad == out && factor == A(1)) return;
   const std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i < chunks) {
     A x[kPack];

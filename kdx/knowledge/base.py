@@ -35,6 +35,8 @@ class Knowledge(nn.Module, ABC):
         needs_index: whether ``batch.index`` must be there.
         takes_held: whether it reads outputs by ``captured.response(tap)`` and takes :class:`kdx.LinearLogits` there;
             others are refused where logits are held so, before training.
+        takes_weight: whether a call takes ``weight=``, the weight of its term in a step that trains, and gives the
+            loss multiplied by it; for kernels that multiply at no cost.
         mean_over_samples: whether the losses of parts of a batch add up to that of the whole, as :attr:`over` counts
             them; None: of all kinds but relations. False also for a loss that a statistic of the batch enters. The
             conformance kit holds a component to it.
@@ -47,6 +49,7 @@ class Knowledge(nn.Module, ABC):
     kind: ClassVar[str] = "response"
     needs_index: ClassVar[bool] = False
     takes_held: ClassVar[bool] = False
+    takes_weight: ClassVar[bool] = False
     counts_batch: ClassVar[bool] = False
     mean_over_samples: bool | None = None
     over: Over = Over.ROWS

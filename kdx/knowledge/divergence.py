@@ -39,6 +39,12 @@ class Divergence(Response):
     """
 
     takes_held = True
+    takes_weight = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # a subclass with a loss of its own, written before there were weights in calls
+        cls.takes_weight = cls.compare is Divergence.compare and cls.forward is Divergence.forward
 
     def __init__(self, *, temperature: float, tail: Tail, backend: str, **options: Any) -> None:
         super().__init__(**options)
@@ -65,14 +71,25 @@ class Divergence(Response):
 
     @override
     def forward(
-        self, student: Captured, teacher: Captured, batch: Batch, *, beside: CrossEntropyBeside | None = None
+        self,
+        student: Captured,
+        teacher: Captured,
+        batch: Batch,
+        *,
+        beside: CrossEntropyBeside | None = None,
+        weight: float | None = None,
     ) -> Tensor:
-        return self.compare(self.outputs(student, teacher, batch), beside)
+        outputs = self.outputs(student, teacher, batch)
+        if beside is None and weight is None:
+            return self.compare(outputs)  # of a subclass, which need not know of either
+        return self.compare(outputs, beside, weight)
 
     @override
-    def compare(self, outputs: Outputs, beside: CrossEntropyBeside | None = None) -> Tensor:
+    def compare(
+        self, outputs: Outputs, beside: CrossEntropyBeside | None = None, weight: float | None = None
+    ) -> Tensor:
         numbers = {"temperature": self.temperature, "tail": self.tail, "backend": self.backend} | self.numbers
-        return divergence_between(outputs, beside=beside, **numbers)
+        return divergence_between(outputs, beside=beside, weight=weight, **numbers)
 
     @override
     def extra_repr(self) -> str:
@@ -100,6 +117,7 @@ def divergence_between(
     tail: Tail = "bucket",
     backend: str = "auto",
     beside: CrossEntropyBeside | None = None,
+    weight: float | None = None,
 ) -> Tensor:
     """The mean divergence of the elements that count, times T^2; a student held as hidden states and a head is
     compared without its logits being made whole.
@@ -114,7 +132,12 @@ def divergence_between(
         tail: see :func:`kdx.ops.topk_kl`.
         backend: likewise.
         beside: a cross-entropy to compute along, of a student held as hidden states and a head.
+        weight: of the term in a step that trains: the loss comes multiplied by it, and of logits that are made whole
+            nothing but the gradient is kept for it, so that it has no second derivative. None: neither.
     """
+    if weight is not None and (isinstance(outputs.student, LinearLogits) or isinstance(outputs.teacher, SparseTargets)):
+        same: dict[str, Any] = {"divergence": divergence, "beta": beta, "skew": skew, "tail": tail, "backend": backend}
+        return weight * divergence_between(outputs, temperature=temperature, beside=beside, **same)
     student, teacher, mask = outputs.student, outputs.teacher, outputs.mask
     numbers: dict[str, Any] = {"temperature": temperature, "divergence": divergence, "beta": beta, "skew": skew}
     numbers["backend"] = backend
@@ -128,6 +151,8 @@ def divergence_between(
         return topk_kl(student, teacher, tail=tail, mask=mask, num_items=_items(teacher, mask), **numbers)
     if isinstance(teacher, LinearLogits):
         teacher = (teacher if outputs.vocabulary is None else teacher.of_classes(outputs.vocabulary)).dense()
+    if weight is not None:
+        numbers |= {"scale": weight, "once_differentiable": True}
     return softmax_kl(student, teacher, mask=mask, dim=outputs.dim, **numbers)
 
 

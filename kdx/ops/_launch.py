@@ -52,6 +52,16 @@ def dense(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     return x, out
 
 
+def dense_in_memory(x: Tensor) -> bool:
+    """Whether the elements of ``x`` lie in memory without gaps and overlaps, in any order of its dimensions."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(x.stride(), x.shape, strict=True) if n != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
 def check_logits(
     student: Tensor, teacher: Tensor, kl_rows: Tensor | None, labels: Tensor | None, ce_rows: Tensor | None
 ) -> None:

@@ -459,8 +459,11 @@ class Scheme(nn.Module, ABC):
                     provenance.check(what, tap, component)
             head = self._head_of(component)
             given = batch if head is None else self._of_head(head, batch)
+            weight = self.weight(name)
             with blaming(f"knowledge {name!r}", component):
-                along = {} if beside is None or beside[0] != name else {"beside": beside[1]}
+                along: dict[str, Any] = {} if beside is None or beside[0] != name else {"beside": beside[1]}
+                if component.takes_weight:
+                    along["weight"], weight = (weight, 1.0) if isinstance(weight, float) else (1.0, weight)
                 loss = component(student, teacher, given, **along)
             if (term := mean_of(what, loss)) is None:
                 over = component.mean_over(student, given)
@@ -474,7 +477,7 @@ class Scheme(nn.Module, ABC):
             elif component.counts_batch and term.over is None:
                 paths = (path for path, part in self.knowledge.named_modules() if part is component)
                 term = term._replace(over=next(map(OverOwn, paths), None))
-            terms[name] = term.scaled(self.weight(name))
+            terms[name] = term if isinstance(weight, float) and weight == 1.0 else term.scaled(weight)
         return terms
 
     def _responses_at(self, component: Knowledge) -> Responses:

@@ -152,6 +152,10 @@ def test_scaling_a_gradient_rounds_once_and_leaves_it_alone(emulated_cuda, dtype
         scaled = cuda.scale_grad(grad, upstream)
         assert torch.equal(scaled, (kept.to(acc) * upstream).to(dtype))
         assert torch.equal(grad, kept)
+        cuda.scale_grad_(grad, torch.ones((), dtype=acc))
+        assert torch.equal(grad, kept)
+        cuda.scale_grad_(grad, upstream)
+        assert torch.equal(grad, scaled)
 
 
 def test_the_launcher_refuses_what_the_kernel_cannot_read(emulated_cuda):

@@ -154,6 +154,9 @@ def test_scaling_a_gradient_rounds_once_and_leaves_it_alone(triton_backend, dtyp
     kept = grad.clone()
     assert torch.equal(triton_backend.scale_grad(grad, upstream), (kept.float() * upstream).to(dtype))
     assert torch.equal(grad, kept)
+    for factor in (torch.tensor(1.0), upstream):
+        triton_backend.scale_grad_(grad, factor)
+        assert torch.equal(grad, (kept.float() * factor).to(dtype))
 
 
 def test_no_rows_and_float64(triton_backend):

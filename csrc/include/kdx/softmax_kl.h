@@ -34,7 +34,7 @@ struct SoftmaxKl {
   bool reduce;
 };
 
-// out[k] = grad[k] * upstream[0] for n elements that lie densely; upstream is one acc number.
+// out[k] = grad[k] * upstream[0] for n elements that lie densely; upstream is one acc number, and out may be grad.
 struct ScaleGrad {
   const void* grad;
   const void* upstream;

@@ -29,7 +29,9 @@ def softmax_kl(
     mask: Tensor | None = None,
     num_items: float | Tensor | None = None,
     scale_by_t2: bool = True,
+    scale: float = 1.0,
     grad_dtype: torch.dtype | None = None,
+    once_differentiable: bool = False,
     reduction: str = "batchmean",
     dim: int = -1,
     backend: str = "auto",
@@ -56,9 +58,14 @@ def softmax_kl(
         num_items: a number, or a tensor without dimensions, that means divide by instead of the rows that count: those
             of all micro-batches of a step, or of all ranks.
         scale_by_t2: multiply by T^2, so that gradients keep their size when T changes.
+        scale: a number that loss and gradient are multiplied by, as the weight of a term in a larger loss; it costs
+            nothing, where a multiplication of the loss costs the backward pass one of the gradient.
         grad_dtype: that the gradients are kept in from the forward to the backward pass, bfloat16 or float16 for
             float32 logits: half of their memory. Autograd itself widens what it hands on to a float32 tensor, except to
             a leaf whose ``grad_dtype`` allows the narrow one. None: the dtype of the logits.
+        once_differentiable: keep nothing but the gradient from the forward to the backward pass, where otherwise both
+            logits stay as well; a second derivative (``create_graph=True``) is then an error. float16 logits are kept
+            in their gradient's place, which is made in the backward pass, behind a loss scale.
         reduction: ``"none"`` (one loss per row), ``"sum"``, ``"batchmean"`` (sum / rows that count) or ``"mean"``
             (sum / rows that count / C), the last two as `torch.nn.functional.kl_div` has them for ``[N, C]``.
         dim: the dimension of the classes.
@@ -92,9 +99,10 @@ def softmax_kl(
     if grad_dtype is not None and not grad_dtype.is_floating_point:
         raise TypeError(f"grad_dtype: expected a floating-point dtype, got {grad_dtype}")
     kl_rows, divide = _kl_rows(student, dim, weight, mask, _DIVIDE[reduction], num_items)
-    scale = float(temperature) ** 2 if scale_by_t2 else 1.0
+    _check_scale(scale)
+    scale = scale * float(temperature) ** 2 if scale_by_t2 else float(scale)
     options = Options(float(temperature), code, beta, scale, 0.0, divide, reduction != "none", backend)
-    loss = loss_of(student, teacher, Rows(kl_rows, None, None), options, dim, grad_dtype)
+    loss = loss_of(student, teacher, Rows(kl_rows, None, None), options, dim, grad_dtype, once=once_differentiable)
     return loss if options.reduce else loss.reshape(_row_shape(student, dim))
 
 
@@ -107,6 +115,8 @@ def kd_loss(
     alpha: float = 0.9,
     ignore_index: int = -100,
     mask: Tensor | None = None,
+    scale: float = 1.0,
+    once_differentiable: bool = False,
     reduction: str = "batchmean",
     dim: int = -1,
     backend: str = "auto",
@@ -125,6 +135,8 @@ def kd_loss(
         alpha: share of the KL, in [0, 1].
         ignore_index: label of rows that have none; they take part in the KL only.
         mask: bool per row; rows where it is False count for nothing and are not looked at.
+        scale: see `softmax_kl`.
+        once_differentiable: likewise.
         reduction: ``"none"`` (one loss per row), ``"sum"``, or ``"batchmean"`` (here ``"mean"`` means the same).
         dim: the dimension of the classes.
         backend: ``"auto"``, or the name of one that has to run it.
@@ -158,12 +170,12 @@ def kd_loss(
     ce_rows = counts.reshape(-1).to(accumulator(student))
     if average:
         ce_rows = ce_rows / ce_rows.sum().clamp(min=1)
-    temperature = float(temperature)
-    options = Options(
-        temperature, reference.FORWARD, 0.5, alpha * temperature**2, 1.0 - alpha, divide, reduction != "none", backend
-    )
+    _check_scale(scale)
+    temperature, of_ce = float(temperature), scale * (1.0 - alpha)
+    of_kl = scale * alpha * temperature**2
+    options = Options(temperature, reference.FORWARD, 0.5, of_kl, of_ce, divide, reduction != "none", backend)
     rows = Rows(kl_rows, labels.reshape(-1).contiguous(), ce_rows)
-    loss = loss_of(student, teacher, rows, options, dim)
+    loss = loss_of(student, teacher, rows, options, dim, once=once_differentiable)
     return loss if options.reduce else loss.reshape(_row_shape(student, dim))
 
 
@@ -200,6 +212,11 @@ def _check_choices(temperature: float, reduction: str) -> None:
         raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
     if reduction not in _DIVIDE:
         raise ValueError(f"reduction: there is no {reduction!r}; {nearest(reduction, _DIVIDE)}")
+
+
+def _check_scale(scale: float) -> None:
+    if not -float("inf") < scale < float("inf"):  # math.isfinite would break a compiled graph
+        raise ValueError(f"scale: expected a finite number, got {scale}")
 
 
 def divergence_of(divergence: str, beta: float, skew: float = 0.0) -> tuple[int, float]:
@@ -293,7 +310,7 @@ def _kl_rows(
 
 def _divided(rows: Tensor, count: float | Tensor, classes: int, divide: int) -> Tensor:
     if divide != BY_NOTHING:
-        rows = rows / count
+        rows = torch.where(rows == 0, 0.0, rows / count)  # 0 where nothing counts, of num_items=tensor(0.) too
     if divide == BY_ENTRIES:
         rows = rows / classes
     return rows.contiguous()

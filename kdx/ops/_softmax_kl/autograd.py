@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdx.ops import _dispatch
 from kdx.ops._dtypes import accumulator
+from kdx.ops._launch import dense_in_memory
 from kdx.ops._library import define
 from kdx.ops._softmax_kl import reference
 from kdx.ops._softmax_kl.rows import as_rows, from_rows
@@ -140,13 +141,34 @@ def _by_formula(student: Tensor, teacher: Tensor, rows: Rows, options: Options, 
 
 
 def _scaled(grad: Tensor, upstream: Tensor, backend: str) -> Tensor:
-    """``grad * upstream``; the upstream is read where it lies, and ``grad`` is left alone for a second backward."""
+    """``grad * upstream``, the upstream read where it lies.
+
+    Where no graph is kept nobody asks for ``grad`` again, and it is scaled in place, by a kernel that leaves at once
+    where the upstream is 1; otherwise it is left alone for a second backward.
+    """
     if not _plain(grad):
         result: Tensor = torch.ops.kdx.scale_grad(grad, upstream, backend)
         return result
     if upstream.device.type == "cpu" and upstream.item() == 1.0:
         return grad
+    if not _graph_kept() and dense_in_memory(grad):
+        _, module = _dispatch.select("softmax_kl", backend, grad, grad)
+        in_place = getattr(module, "scale_grad_", None)
+        if in_place is not None:
+            in_place(grad, upstream)
+            return grad
     return _scale_grad(grad, upstream, backend)
+
+
+def _graph_kept() -> bool:
+    """Whether the backward pass that runs keeps its graph; True where torch does not tell."""
+    tells = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return tells is None or bool(tells())
+
+
+def _early(student: Tensor, options: Options) -> bool:
+    """Whether gradients are made in the forward pass: not in float16, too narrow for them before a loss scale."""
+    return options.reduce and student.dtype != torch.float16
 
 
 class _Loss(torch.autograd.Function):
@@ -163,23 +185,32 @@ class _Loss(torch.autograd.Function):
         options: Options,
         dim: int,
         grad_dtype: torch.dtype | None,
+        once: bool,
     ) -> Tensor:
         rows = Rows(kl_rows, labels, ce_rows)
         # Rows that are not summed have one upstream gradient each: their backward runs the op again.
-        for_student, for_teacher = (options.reduce and needed for needed in ctx.needs_input_grad[:2])
+        early = _early(student, options)
+        for_student, for_teacher = (early and needed for needed in ctx.needs_input_grad[:2])
         loss, grad_s = _run(student, teacher, rows, options, dim, for_student)
         grad_t = None
         if for_teacher:
             _, grad_t = _run(teacher, student, rows.swapped(), options.swapped(), dim, True)
         grad_s, grad_t = (x if x is None or grad_dtype is None else x.to(grad_dtype) for x in (grad_s, grad_t))
-        ctx.save_for_backward(student, teacher, kl_rows, labels, ce_rows, grad_s, grad_t)
-        ctx.options, ctx.dim, ctx.grad_dtype = options, dim, grad_dtype
+        inputs = (None,) * 5 if once and early else (student, teacher, *rows)
+        ctx.save_for_backward(*inputs, grad_s, grad_t)
+        ctx.options, ctx.dim, ctx.grad_dtype, ctx.once = options, dim, grad_dtype, once
         return loss
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher, kl_rows, labels, ce_rows, grad_s, grad_t = ctx.saved_tensors
         options, dim, rows = ctx.options, ctx.dim, Rows(kl_rows, labels, ce_rows)
+        if ctx.once and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "create_graph=True asks for a second derivative of a loss that was made with once_differentiable=True, "
+                "as schemes make theirs, and has kept nothing but its gradient; call the op, or the knowledge "
+                "component, yourself and leave once_differentiable out"
+            )
         for_student = for_teacher = None
         if ctx.needs_input_grad[0]:
             for_student = _backward(student, teacher, rows, options, dim, grad_s, upstream)
@@ -188,7 +219,7 @@ class _Loss(torch.autograd.Function):
             for_teacher = _backward(teacher, student, rows.swapped(), swapped, dim, grad_t, upstream)
         if ctx.grad_dtype is not None:
             for_student, for_teacher = (None if x is None else x.to(ctx.grad_dtype) for x in (for_student, for_teacher))
-        return for_student, for_teacher, *[None] * 6
+        return for_student, for_teacher, *[None] * 7
 
 
 def _backward(
@@ -206,7 +237,7 @@ def _backward(
     if grad is not None:
         return _scaled(grad, upstream, options.backend)
     each = upstream.reshape(-1)
-    kl = each.contiguous() if rows.kl is None else rows.kl * each
+    kl = each.expand(student.numel() // student.shape[dim]).contiguous() if rows.kl is None else rows.kl * each
     ce = None if rows.ce is None else rows.ce * each
     _, result = _run(student, teacher, Rows(kl, rows.labels, ce), options._replace(reduce=True), dim, True)
     assert result is not None
@@ -268,11 +299,18 @@ class _TransformedLoss(torch.autograd.Function):
 
 
 def loss_of(
-    student: Tensor, teacher: Tensor, rows: Rows, options: Options, dim: int, grad_dtype: torch.dtype | None = None
+    student: Tensor,
+    teacher: Tensor,
+    rows: Rows,
+    options: Options,
+    dim: int,
+    grad_dtype: torch.dtype | None = None,
+    *,
+    once: bool = False,
 ) -> Tensor:
     """Row losses ``[O, I]`` or their sum, differentiable with respect to student and teacher.
 
-    ``grad_dtype``: that the gradients are kept in, where they are kept.
+    ``grad_dtype``: that the gradients are kept in, where they are kept. ``once``: nothing else is kept beside them.
     """
     if _transformed():
         transformed: Any = _TransformedLoss.apply
@@ -281,5 +319,5 @@ def loss_of(
     if not (torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad)):
         return _run(student, teacher, rows, options, dim, False)[0]
     apply: Any = _Loss.apply
-    loss: Tensor = apply(student, teacher, *rows, options, dim, grad_dtype)
+    loss: Tensor = apply(student, teacher, *rows, options, dim, grad_dtype, once)
     return loss

@@ -48,7 +48,17 @@ def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
     """``grad * upstream`` in a new tensor, rounded once."""
     check_upstream(grad, upstream)
     grad, out = dense(grad)
+    _scale(grad, upstream, out)
+    return out
+
+
+def scale_grad_(grad: Tensor, upstream: Tensor) -> None:
+    """The same in ``grad`` itself, which has no gaps."""
+    check_upstream(grad, upstream)
+    _scale(grad, upstream, grad)
+
+
+def _scale(grad: Tensor, upstream: Tensor, out: Tensor) -> None:
     native("cpu").scale_grad(
         grad.data_ptr(), upstream.data_ptr(), out.data_ptr(), grad.numel(), CODES[grad.dtype], torch.get_num_threads()
     )
-    return out

@@ -56,8 +56,18 @@ def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
     """``grad * upstream`` in a new tensor, rounded once; ``upstream`` is read by the kernel, not by the host."""
     check_upstream(grad, upstream)
     grad, out = dense(grad)
+    _scale(grad, upstream, out)
+    return out
+
+
+def scale_grad_(grad: Tensor, upstream: Tensor) -> None:
+    """The same in ``grad`` itself, which has no gaps; the kernel leaves at once where ``upstream`` is 1."""
+    check_upstream(grad, upstream)
+    _scale(grad, upstream, grad)
+
+
+def _scale(grad: Tensor, upstream: Tensor, out: Tensor) -> None:
     if grad.numel():
         arrays = grad.data_ptr(), upstream.data_ptr(), out.data_ptr()
         with on(grad.device):
             native("cuda").scale_grad(*arrays, grad.numel(), CODES[grad.dtype], stream(grad.device))
-    return out

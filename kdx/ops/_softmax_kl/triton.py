@@ -215,3 +215,13 @@ def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
         with on_device(grad.device):
             kernels.scale_kernel[(-(-n // _SCALE_BLOCK),)](grad, upstream, out, n, BLOCK=_SCALE_BLOCK, num_warps=8)
     return out.to(grad.dtype)
+
+
+def scale_grad_(grad: Tensor, upstream: Tensor) -> None:
+    """The same in ``grad`` itself, which has no gaps; the kernel leaves at once where ``upstream`` is 1."""
+    check_upstream(grad, upstream)
+    if written(grad) != grad.dtype:  # the interpreter stores no bfloat16
+        grad.copy_(scale_grad(grad, upstream))
+    elif n := grad.numel():
+        with on_device(grad.device):
+            kernels.scale_in_place_kernel[(-(-n // _SCALE_BLOCK),)](grad, upstream, n, BLOCK=_SCALE_BLOCK, num_warps=8)

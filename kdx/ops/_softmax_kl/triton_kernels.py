@@ -397,3 +397,13 @@ def scale_kernel(grad, upstream, out, n, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(grad + at, mask=at < n, other=0.0).to(tl.float32) * tl.load(upstream)
     tl.store(out + at, x.to(out.dtype.element_ty), mask=at < n)
+
+
+@triton.jit
+def scale_in_place_kernel(grad, upstream, n, BLOCK: tl.constexpr):
+    """``grad *= upstream``; where the upstream, read on the device, is 1, nothing else is read."""
+    factor = tl.load(upstream)
+    if factor != 1.0:
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(grad + at, mask=at < n, other=0.0).to(tl.float32) * factor
+        tl.store(grad + at, x.to(grad.dtype.element_ty), mask=at < n)
