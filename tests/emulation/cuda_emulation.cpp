@@ -12,7 +12,10 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include "races.h"
 
 #if defined(__x86_64__) && !defined(KDX_EMULATION_UCONTEXT)
 #define KDX_OWN_SWITCH  // swapcontext makes two system calls each time
@@ -28,6 +31,8 @@ namespace {
 constexpr std::size_t kStackBytes = 64 * 1024;
 constexpr std::size_t kSharedLimit = 227 * 1024, kSharedLimit80 = 163 * 1024;
 constexpr std::size_t kCanaryBytes = 64;
+constexpr std::size_t kTagBytes = 2 * 34;   // addresses that stand for a block's barriers, its cluster's and its warps'
+constexpr std::size_t kThreadsSeen = 1024;  // told apart by ThreadSanitizer; each takes 1.5 MB and 2 ms
 constexpr unsigned char kPoison = 0xff, kCanary = 0xa5;  // 0xff... is NaN in every float format
 
 // --- switching stacks ---------------------------------------------------------------------------------------------
@@ -76,6 +81,33 @@ void prepare(Context& context, char* stack, void (*entry)()) {
 }
 #endif
 
+// Pages of their own, zeroed. New pages are new to ThreadSanitizer as well, whatever it knew of their addresses.
+class Memory {
+ public:
+  Memory() = default;
+  Memory(Memory&& other) noexcept : start_(std::exchange(other.start_, nullptr)), bytes_(other.bytes_) {}
+  Memory& operator=(Memory&& other) noexcept {
+    std::swap(start_, other.start_), std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  ~Memory() {
+    if (start_) munmap(start_, bytes_);
+  }
+  bool reserve(std::size_t bytes) {  // keeps what there is where it is enough and nobody looks for races
+    if (start_ && bytes_ >= bytes && !races::kOn) return true;
+    if (start_) munmap(start_, bytes_);
+    start_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    bytes_ = bytes;
+    if (start_ == MAP_FAILED) start_ = nullptr;
+    return start_ != nullptr;
+  }
+  char* data() const { return static_cast<char*>(start_); }
+
+ private:
+  void* start_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
 // --- state of one cluster in flight ----------------------------------------------------------------------------------
 struct Slots {
   unsigned char bytes[32][8];
@@ -103,11 +135,14 @@ struct Block {
   unsigned rank = 0, live = 0;
   Barrier barrier;
   std::vector<Warp> warps;
-  std::unique_ptr<unsigned char[]> memory;
+  Memory memory;
   unsigned char* arena = nullptr;
+  char* tags = nullptr;        // [kTagBytes], of races::acquire and release
+  std::vector<void*> atomics;  // global addresses that the block's atomics have seen
 };
 struct Fiber {
   Context context;
+  races::Thread seen_as;
   char* stack = nullptr;
   Block* block = nullptr;
   dim3 thread;
@@ -117,6 +152,7 @@ struct Fiber {
   const char* wait_name = nullptr;
   unsigned cluster_phase = 0;
   bool cluster_arrived = false, done = false;
+  bool fenced = false;  // since the last atomic
   std::vector<Copy> copies;
 };
 struct Cluster {
@@ -132,19 +168,27 @@ struct Region {
 Cluster cluster;
 Fiber* current = nullptr;
 Context scheduler;
+races::Thread scheduler_seen_as;
+std::size_t threads_used = 0;
+char launched, ended;  // what a launch is ordered after, and what is ordered after it
 const std::function<void()>* body = nullptr;
 std::map<const void*, Region> regions;  // of KDX_SHARED, the same offsets in every block of the launch
 std::size_t dynamic_bytes = 0, arena_used = 0, arena_limit = 0;
 std::string error;
 Settings the_settings;
 Counts the_counts;
-std::vector<char*> stacks;
+Memory stacks;
 
 std::size_t round_up(std::size_t value, std::size_t step) { return (value + step - 1) / step * step; }
 
+void leave() {
+  races::enter(scheduler_seen_as);
+  switch_to(current->context, scheduler);
+}
+
 void yield() {
   ++the_counts.switches;
-  switch_to(current->context, scheduler);
+  leave();
 }
 
 void wait(const unsigned* generation, unsigned value, const char* name) {
@@ -156,6 +200,7 @@ void wait(const unsigned* generation, unsigned value, const char* name) {
 }
 
 void fiber_main() {
+  races::acquire(&launched);
   try {
     (*body)();
     if (!current->copies.empty()) fail("the thread ended with asynchronous copies it never waited for");
@@ -165,7 +210,30 @@ void fiber_main() {
   }
   current->done = true;
   --current->block->live;
-  switch_to(current->context, scheduler);
+  leave();
+}
+
+// What the threads of the next cluster are to ThreadSanitizer. The first clusters of a launch have different ones, as
+// what one of its threads did earlier comes before what it does now: two blocks would seem to be in order. In a large
+// cluster neighbouring lanes are one to it.
+void tell_apart() {
+  static std::vector<races::Thread> threads;
+  const std::size_t lanes = (cluster.fibers.size() + kThreadsSeen - 1) / kThreadsSeen;
+  const std::size_t count = (cluster.fibers.size() + lanes - 1) / lanes;
+  if (threads_used + count > kThreadsSeen) threads_used = 0;
+  while (threads.size() < threads_used + count) threads.push_back(races::create());
+  for (std::size_t i = 0; i < cluster.fibers.size(); ++i) cluster.fibers[i].seen_as = threads[threads_used + i / lanes];
+  threads_used += count;
+}
+
+void end_of_cluster() {
+  if (!races::kOn) return;
+  for (const Fiber& fiber : cluster.fibers) {
+    races::enter(fiber.seen_as);
+    races::release(&ended);
+    races::enter(scheduler_seen_as);
+  }
+  if (!error.empty()) races::acquire(&ended);
 }
 
 void check_canaries(const Block& block) {
@@ -186,11 +254,11 @@ void start_block(Block& block, dim3 index, unsigned rank, unsigned threads) {
   block.barrier = {};
   block.warps.clear();
   block.warps.resize((threads + 31) / 32);
-  const std::size_t bytes = kSharedLimit + 64 * kCanaryBytes;
-  if (!block.memory) {
-    block.memory.reset(new unsigned char[bytes + 1024]);
-    block.arena = block.memory.get() + (1024 - reinterpret_cast<std::uintptr_t>(block.memory.get()) % 1024);
-  }
+  block.atomics.clear();
+  const std::size_t bytes = kSharedLimit + 64 * kCanaryBytes;  // pages are aligned as shared memory may have to be
+  if (!block.memory.reserve(bytes + kTagBytes)) throw std::bad_alloc();
+  block.arena = reinterpret_cast<unsigned char*>(block.memory.data());
+  block.tags = block.memory.data() + bytes;
   std::memset(block.arena, kPoison, arena_used);
   std::memset(block.arena + dynamic_bytes, kCanary, kCanaryBytes);
   for (const auto& [key, region] : regions)
@@ -223,7 +291,9 @@ void run_cluster(std::mt19937_64& random) {
       current = fiber;
       threadIdx = fiber->thread;
       blockIdx = fiber->block->index;
+      races::enter(fiber->seen_as);
       switch_to(scheduler, fiber->context);
+      if (races::found() && error.empty()) error = "ThreadSanitizer found a race";
       if (!error.empty()) break;
       if (fiber->done) {
         --left;
@@ -271,6 +341,7 @@ const char* run(const Shape& shape, const std::function<void()>& kernel) {
   static std::mutex one_launch;
   if (current) return "a kernel launched a kernel";
   const std::lock_guard<std::mutex> lock(one_launch);
+  const races::Unseen scheduling;
   error.clear();
   arena_limit = the_settings.arch < 90 ? kSharedLimit80 : kSharedLimit;
   if (const char* why = invalid(shape)) {
@@ -294,17 +365,14 @@ const char* run(const Shape& shape, const std::function<void()>& kernel) {
   if (the_settings.order == Order::reverse) std::reverse(order.begin(), order.end());
   if (the_settings.order == Order::shuffled) std::shuffle(order.begin(), order.end(), random);
 
-  while (stacks.size() < threads * size) {
-    void* memory =
-        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) return "no memory for the stacks of the threads";
-    stacks.push_back(static_cast<char*>(memory));
-  }
+  scheduler_seen_as = races::self();
+  threads_used = 0;
   if (cluster.blocks.size() < size) cluster.blocks.resize(size);
   cluster.fibers.clear();
   cluster.fibers.resize(threads * size);
   for (const std::size_t first : order) {
     cluster.barrier = {};
+    if (!stacks.reserve(threads * size * kStackBytes)) return "no memory for the stacks of the threads";
     for (std::size_t rank = 0; rank < size; ++rank) {
       const std::size_t linear = first * size + rank;
       const dim3 index(unsigned(linear % shape.grid.x), unsigned(linear / shape.grid.x % shape.grid.y),
@@ -314,16 +382,20 @@ const char* run(const Shape& shape, const std::function<void()>& kernel) {
       for (unsigned t = 0; t < threads; ++t) {
         Fiber& fiber = cluster.fibers[rank * threads + t];
         fiber = Fiber{};
-        fiber.stack = stacks[rank * threads + t];
+        fiber.stack = stacks.data() + (rank * threads + t) * kStackBytes;
         fiber.block = &cluster.blocks[rank];
         fiber.linear = t;
         fiber.thread = dim3(t % shape.block.x, t / shape.block.x % shape.block.y, t / shape.block.x / shape.block.y);
         prepare(fiber.context, fiber.stack, fiber_main);
       }
     }
+    if (races::kOn) tell_apart();
+    races::release(&launched);
     run_cluster(random);
+    end_of_cluster();
     if (!error.empty()) return error.c_str();
   }
+  races::acquire(&ended);
   return nullptr;
 }
 
@@ -336,6 +408,7 @@ void* shared(const void* key, std::size_t bytes, const char* name) {
     if (offset + bytes > arena_limit) fail("too much shared memory with the array %s", name);
     found = regions.emplace(key, Region{offset, bytes, name}).first;
     arena_used = offset + bytes + kCanaryBytes;
+    const races::Unseen poisoning;
     for (Block& block : cluster.blocks) {
       if (!block.arena) continue;
       std::memset(block.arena + offset, kPoison, bytes);
@@ -350,6 +423,8 @@ void arrive_block(bool vote, bool predicate) {
   Barrier& barrier = current->block->barrier;
   const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
   const unsigned generation = barrier.generation;
+  char* const tag = current->block->tags + (generation & 1u);  // a fast thread may already be at the next one
+  races::release(tag);
   barrier.vote = (barrier.arrived ? barrier.vote : false) || (vote && predicate);
   if (++barrier.arrived == threads) {
     barrier.arrived = 0;
@@ -358,6 +433,7 @@ void arrive_block(bool vote, bool predicate) {
   } else {
     wait(&barrier.generation, generation, "__syncthreads");
   }
+  races::acquire(tag);
 }
 }  // namespace
 
@@ -368,8 +444,18 @@ bool sync_threads_or(bool predicate) {
   return current->block->barrier.result;
 }
 
+namespace {
+// By moves and not by memcpy, which ThreadSanitizer would see.
+void copy_few(void* to, const void* from, std::size_t size) {
+  if (size == 8) std::memcpy(to, from, 8);
+  if (size == 4) std::memcpy(to, from, 4);
+  if (size == 1) std::memcpy(to, from, 1);
+}
+}  // namespace
+
 unsigned lane_id() { return current->linear % 32; }
 
+// A shuffle or a vote hands over a value and orders nothing else; __syncwarp orders what its lanes did.
 const void* meet(unsigned mask, Meeting kind, const void* value, std::size_t size) {
   const unsigned lane = lane_id();
   const unsigned threads = blockDim.x * blockDim.y * blockDim.z, warp_index = current->linear / 32;
@@ -379,6 +465,7 @@ const void* meet(unsigned mask, Meeting kind, const void* value, std::size_t siz
   auto& meetings = current->block->warps[warp_index].meetings;
   auto found = std::find_if(meetings.begin(), meetings.end(), [&](const auto& m) { return m->mask == mask; });
   if (found == meetings.end()) {
+    const races::Unseen making;
     meetings.push_back(std::make_unique<Rendezvous>());
     found = meetings.end() - 1;
     (*found)->mask = mask;
@@ -388,7 +475,9 @@ const void* meet(unsigned mask, Meeting kind, const void* value, std::size_t siz
   meeting.kind = kind;
   const unsigned generation = meeting.generation;
   Slots& slots = meeting.slots[generation & 1u];
-  if (size) std::memcpy(slots.bytes[lane], value, size);
+  char* const tag = current->block->tags + 4 + 2 * warp_index + (generation & 1u);
+  if (kind == Meeting::sync) races::release(tag);
+  copy_few(slots.bytes[lane], value, size);
   meeting.arrived |= 1u << lane;
   if (meeting.arrived == mask) {
     meeting.arrived = 0;
@@ -396,10 +485,13 @@ const void* meet(unsigned mask, Meeting kind, const void* value, std::size_t siz
   } else {
     wait(&meeting.generation, generation, "a warp shuffle, vote or __syncwarp");
   }
+  if (kind == Meeting::sync) races::acquire(tag);
   return &slots;
 }
 
-const void* given(const void* slots, unsigned lane) { return static_cast<const Slots*>(slots)->bytes[lane]; }
+void given(const void* slots, unsigned lane, void* out, std::size_t size) {
+  copy_few(out, static_cast<const Slots*>(slots)->bytes[lane], size);
+}
 
 unsigned cluster_rank() { return current->block->rank; }
 
@@ -407,6 +499,7 @@ void cluster_arrive() {
   if (current->cluster_arrived) fail("cluster_arrive twice without cluster_wait");
   current->cluster_arrived = true;
   current->cluster_phase = cluster.barrier.generation;
+  races::release(cluster.blocks[0].tags + 2 + (current->cluster_phase & 1u));
   if (++cluster.barrier.arrived == cluster.fibers.size()) {
     cluster.barrier.arrived = 0;
     ++cluster.barrier.generation;
@@ -417,6 +510,22 @@ void cluster_wait() {
   if (!current->cluster_arrived) fail("cluster_wait without cluster_arrive");
   current->cluster_arrived = false;
   wait(&cluster.barrier.generation, current->cluster_phase, "cluster_wait");
+  races::acquire(cluster.blocks[0].tags + 2 + (current->cluster_phase & 1u));
+}
+
+// An atomic by itself orders nothing. What a thread did before a fence and its next atomic comes before what follows a
+// fence in a block whose atomics have seen that address.
+void fence() {
+  current->fenced = true;
+  for (void* address : current->block->atomics) races::acquire(address);
+}
+
+void see_atomic(void* address) {
+  if (!races::kOn) return;
+  if (std::exchange(current->fenced, false)) races::release(address);
+  const races::Unseen noting;
+  auto& seen = current->block->atomics;
+  if (std::find(seen.begin(), seen.end(), address) == seen.end()) seen.push_back(address);
 }
 
 void* map_shared(void* pointer, unsigned rank) {
@@ -478,8 +587,11 @@ unsigned __ballot_sync(unsigned mask, int predicate) {
   unsigned ballot = 0;
   const unsigned threads = blockDim.x * blockDim.y * blockDim.z, first = emulation::lane_id();
   const unsigned warp = (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) - first;
-  for (unsigned lane = 0; lane < 32 && warp + lane < threads; ++lane)
-    if (mask >> lane & 1u && *static_cast<const unsigned char*>(emulation::given(slots, lane))) ballot |= 1u << lane;
+  for (unsigned lane = 0; lane < 32 && warp + lane < threads; ++lane) {
+    unsigned char said = 0;
+    if (mask >> lane & 1u) emulation::given(slots, lane, &said, 1);
+    if (said) ballot |= 1u << lane;
+  }
   return ballot;
 }
 

@@ -94,7 +94,7 @@ bool sync_threads_or(bool predicate);
 // All lanes of `mask` meet; each gives `size` bytes and afterwards reads the bytes lane `source` gave.
 enum class Meeting { shuffle, vote, sync };
 const void* meet(unsigned mask, Meeting kind, const void* value, std::size_t size);
-const void* given(const void* slots, unsigned lane);
+void given(const void* slots, unsigned lane, void* out, std::size_t size);
 unsigned lane_id();
 unsigned cluster_rank();
 void cluster_arrive();
@@ -102,6 +102,8 @@ void cluster_wait();
 void* map_shared(void* pointer, unsigned rank);
 void copy_async(void* shared, const void* global, std::size_t bytes);
 void copy_async_wait();
+void fence();
+void see_atomic(void* address);
 float exp2_approx(float x);
 float log2_approx(float x);
 
@@ -113,13 +115,13 @@ T* aligned(T* pointer) {
 
 template <typename T>
 T exchange(unsigned mask, T value, int source, int width) {
-  static_assert(sizeof(T) <= 8, "shuffles move 4 or 8 bytes");
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
   const void* slots = meet(mask, Meeting::shuffle, &value, sizeof(T));
   const unsigned lane = lane_id();
   if (source < 0 || source / width != int(lane) / width) return value;  // outside the segment: a lane keeps its own
   if (!(mask >> source & 1u)) fail("__shfl reads lane %d, which is not in its mask %08x", source, mask);
   T out;
-  std::memcpy(&out, given(slots, unsigned(source)), sizeof(T));
+  given(slots, unsigned(source), &out, sizeof(T));
   return out;
 }
 
@@ -128,7 +130,7 @@ T exchange(unsigned mask, T value, int source, int width) {
 inline void __syncthreads() { emulation::sync_threads(); }
 inline int __syncthreads_or(int predicate) { return emulation::sync_threads_or(predicate != 0); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { emulation::meet(mask, emulation::Meeting::sync, nullptr, 0); }
-inline void __threadfence() {}
+inline void __threadfence() { emulation::fence(); }
 inline void __threadfence_block() {}
 
 template <typename T>
@@ -152,27 +154,32 @@ unsigned __ballot_sync(unsigned mask, int predicate);
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 
+namespace emulation {
+// Threads run one at a time: the loads and stores need not be one step, but are told to be atomic.
+template <typename T, typename F>
+T atomic(T* address, const F& change) {
+  see_atomic(address);
+  T old, changed;
+  __atomic_load(address, &old, __ATOMIC_RELAXED);
+  changed = change(old);
+  __atomic_store(address, &changed, __ATOMIC_RELAXED);
+  return old;
+}
+}  // namespace emulation
+
 template <typename T>
 T atomicAdd(T* address, T value) {
-  const T old = *address;
-  *address = old + value;
-  return old;
+  return emulation::atomic(address, [=](T old) { return old + value; });
 }
 inline unsigned atomicOr(unsigned* address, unsigned value) {
-  const unsigned old = *address;
-  *address = old | value;
-  return old;
+  return emulation::atomic(address, [=](unsigned old) { return old | value; });
 }
 inline unsigned atomicInc(unsigned* address, unsigned limit) {
-  const unsigned old = *address;
-  *address = old >= limit ? 0u : old + 1u;
-  return old;
+  return emulation::atomic(address, [=](unsigned old) { return old >= limit ? 0u : old + 1u; });
 }
 template <typename T>
 T atomicExch(T* address, T value) {
-  const T old = *address;
-  *address = value;
-  return old;
+  return emulation::atomic(address, [=](T) { return value; });
 }
 
 template <typename T>
