@@ -9,8 +9,11 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A thread takes one chunk of 16 bytes; the elements before the first aligned one and after the last are the last
-// thread's.
+// In place, an upstream of 1 leaves the gradient as it is: the grid is small then, so that leaving costs little.
+constexpr unsigned kBlocksInPlace = 2048;
+
+// A thread takes chunks of 16 bytes, a grid apart; the elements before the first aligned one and after the last come
+// after all chunks.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     scale_kernel(const T* grad, const typename Element<T>::Acc* __restrict__ upstream, T* out, std::int64_t n, int head,
@@ -19,14 +22,16 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kPack = Element<T>::kPack;
   const A factor = __ldg(upstream);
   if (grad == out && factor == A(1)) return;
-  const std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < chunks) {
+  const std::int64_t step = std::int64_t(gridDim.x) * kThreads;
+  std::int64_t i = std::int64_t(blockIdx.x) * kThreads + threadIdx.x;
+  for (; i < chunks; i += step) {
     A x[kPack];
     Element<T>::unpack(load_streaming(reinterpret_cast<const uint4*>(grad + head) + i), x);
 #pragma unroll
     for (int v = 0; v < kPack; ++v) x[v] *= factor;
     store_streaming(reinterpret_cast<uint4*>(out + head) + i, Element<T>::pack(x));
-  } else if (i == chunks) {
+  }
+  if (i == chunks) {
     const auto scale = [&](std::int64_t k) { out[k] = Element<T>::store(Element<T>::load(grad[k]) * factor); };
     for (std::int64_t k = 0; k < head; ++k) scale(k);
     for (std::int64_t k = head + chunks * kPack; k < n; ++k) scale(k);
@@ -59,8 +64,9 @@ const char* scale(const ScaleGrad& call, void* stream) {
   std::int64_t head = (kPack - misalignment(grad)) % kPack;
   if (head > call.n) head = call.n;
   const std::int64_t chunks = (call.n - head) / kPack;
-  KDX_LAUNCH(scale_kernel<T>, {blocks(chunks + 1), dim3(kThreads), 0, stream}, grad, upstream, out, call.n, int(head),
-             chunks);
+  dim3 grid = blocks(chunks + 1);
+  if (grad == out && grid.x > kBlocksInPlace) grid.x = kBlocksInPlace;
+  KDX_LAUNCH(scale_kernel<T>, {grid, dim3(kThreads), 0, stream}, grad, upstream, out, call.n, int(head), chunks);
   return nullptr;
 }
 

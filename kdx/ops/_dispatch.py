@@ -160,22 +160,23 @@ def select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:
         ('reference', [[3.0, 3.0], [3.0, 3.0]])
 
     """
-    key = (op, backend, *[(tensor.device, tensor.dtype) for tensor in tensors])
+    key = (op, backend, *[about for tensor in tensors for about in (tensor.device, tensor.dtype)])
     if (found := _chosen.get(key)) is not None:
         return found
     found = _select(op, backend, *tensors)
-    if _is_kept(op, backend, found[0]):
+    if _is_kept(op, backend, found[0], tensors[0].device.type):
         _chosen[key] = found
     return found
 
 
-def _is_kept(op: str, backend: str, name: str) -> bool:
+def _is_kept(op: str, backend: str, name: str, device: str) -> bool:
     """Whether a choice hangs on the devices and dtypes alone, as the built-in backends look at nothing else.
 
     Those from outside may look at more, and Triton on a CPU looks at the environment.
     """
     asked = _row(op) if backend == "auto" else (name,)
-    return op in OPS and all(each in BACKENDS for each in asked) and name in ("cpu", "reference")
+    kept = op in OPS and all(each in BACKENDS for each in asked)
+    return kept and (name != "triton" or device != "cpu")
 
 
 def _select(op: str, backend: str, *tensors: Tensor) -> tuple[str, ModuleType]:

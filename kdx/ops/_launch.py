@@ -97,14 +97,19 @@ def check_upstream(grad: Tensor, upstream: Tensor) -> None:
         )
 
 
+_HERE = nullcontext()
+
+
 def on(device: torch.device) -> AbstractContextManager[object]:
-    """Launch on ``device``; nothing on a CPU, where the emulation of CUDA runs."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    """Launch on ``device``; nothing where it is the current one, or a CPU, where the emulation of CUDA runs."""
+    if device.type != "cuda" or torch.cuda.current_device() == device.index:
+        return _HERE
+    return torch.cuda.device(device)
 
 
 def stream(device: torch.device) -> int:
     """The current CUDA stream of ``device`` as an integer; 0 on a CPU."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return int(torch._C._cuda_getCurrentRawStream(device.index)) if device.type == "cuda" else 0
 
 
 _zeroed: dict[tuple[torch.device, int], Tensor] = {}

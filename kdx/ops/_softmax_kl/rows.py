@@ -27,6 +27,8 @@ def as_rows(x: Tensor, dim: int) -> Tensor:
 
 def from_rows(rows: Tensor, shape: torch.Size, dim: int) -> Tensor:
     """The inverse of `as_rows`: ``[O, C, I]`` back in ``shape``."""
+    if len(shape) == 2:  # the commonest, without a second view
+        return rows.squeeze(-1 if dim == 1 else 0)
     if dim == len(shape) - 1:
-        return (rows.squeeze(-1) if len(shape) == 2 else rows.transpose(1, 2)).reshape(shape)
-    return (rows.transpose(0, 1) if dim == 0 and len(shape) > 2 else rows).reshape(shape)
+        return (rows.squeeze(-1) if len(shape) == 1 else rows.transpose(1, 2)).reshape(shape)
+    return (rows.transpose(0, 1) if dim == 0 else rows).reshape(shape)

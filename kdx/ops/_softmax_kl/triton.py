@@ -13,10 +13,12 @@ from torch import Tensor
 from kdx.ops._dtypes import SINGLE, no_kernel
 from kdx.ops._launch import check_logits, check_upstream, dense, on, zeroed
 from kdx.ops._softmax_kl import triton_kernels as kernels
+from kdx.ops._triton_launch import launch
 
 _TICKET_BYTES = 16
 _STATISTICS = 6  # per row and split
 _SCALE_BLOCK = 4096
+_SCALE_PROGRAMS = 2048  # a few waves, so that leaving at once costs no more than a small launch
 
 
 class Shape(NamedTuple):
@@ -154,12 +156,24 @@ def forward(
     tensors = (student, teacher, out, loss, *_scratch(device, programs, reduce), kl_rows, labels, ce_rows)
     with on_device(device):
         if resident:
-            kernels.resident_kernel[(programs,)](
-                *tensors, inner, tiles, programs, C // pack, *strides, *factors, ROWS=shape.rows, **flags
+            launch(
+                kernels.resident_kernel,
+                programs,
+                device,
+                *tensors,
+                inner,
+                tiles,
+                programs,
+                C // pack,
+                *strides,
+                *factors,
+                ROWS=shape.rows,
+                **flags,
             )
         elif shape.splits == 1:
             all_tiles = -(-C // shape.block)
-            kernels.loop_kernel[(programs,)](
+            launch(
+                kernels.loop_kernel, programs, device,
                 *tensors, None, None, inner, programs, C // pack, all_tiles, *strides, *factors,
                 PHASE=kernels.ALL.value, SPLITS=1, SPLITS_2=1, **flags,
             )  # fmt: skip
@@ -198,7 +212,8 @@ def _split(
     if flags["GRAD"] and flags["DIVERGENCE"] != kernels.FORWARD.value:
         phases.append(kernels.GRADIENT)
     for phase in phases:
-        kernels.loop_kernel[(programs,)](
+        launch(
+            kernels.loop_kernel, programs, loss.device,
             *tensors, statistics, totals, inner, programs, chunks, -(-all_tiles // shape.splits), *strides, *factors,
             PHASE=phase.value, SPLITS=shape.splits, SPLITS_2=1 << (shape.splits - 1).bit_length(), **flags,
         )  # fmt: skip
@@ -213,7 +228,10 @@ def scale_grad(grad: Tensor, upstream: Tensor) -> Tensor:
     n = grad.numel()
     if n:
         with on_device(grad.device):
-            kernels.scale_kernel[(-(-n // _SCALE_BLOCK),)](grad, upstream, out, n, BLOCK=_SCALE_BLOCK, num_warps=8)
+            arguments = grad, upstream, out, n
+            launch(
+                kernels.scale_kernel, -(-n // _SCALE_BLOCK), grad.device, *arguments, BLOCK=_SCALE_BLOCK, num_warps=8
+            )
     return out.to(grad.dtype)
 
 
@@ -224,4 +242,7 @@ def scale_grad_(grad: Tensor, upstream: Tensor) -> None:
         grad.copy_(scale_grad(grad, upstream))
     elif n := grad.numel():
         with on_device(grad.device):
-            kernels.scale_in_place_kernel[(-(-n // _SCALE_BLOCK),)](grad, upstream, n, BLOCK=_SCALE_BLOCK, num_warps=8)
+            programs = min(-(-n // _SCALE_BLOCK), _SCALE_PROGRAMS)
+            arguments = grad, upstream, n, programs
+            kernel = kernels.scale_in_place_kernel
+            launch(kernel, programs, grad.device, *arguments, BLOCK=_SCALE_BLOCK, num_warps=8)

@@ -400,10 +400,11 @@ def scale_kernel(grad, upstream, out, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def scale_in_place_kernel(grad, upstream, n, BLOCK: tl.constexpr):
+def scale_in_place_kernel(grad, upstream, n, programs, BLOCK: tl.constexpr):
     """``grad *= upstream``; where the upstream, read on the device, is 1, nothing else is read."""
     factor = tl.load(upstream)
-    if factor != 1.0:
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tiles = tl.where(factor == 1.0, 0, tl.cdiv(n, BLOCK))
+    for tile in range(tl.program_id(0), tiles, programs):
+        at = tl.cast(tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         x = tl.load(grad + at, mask=at < n, other=0.0).to(tl.float32) * factor
         tl.store(grad + at, x.to(grad.dtype.element_ty), mask=at < n)

@@ -12,6 +12,7 @@ from kdx.ops._softmax_kl import triton as softmax_kl
 from kdx.ops._topk_kl import triton_kernels as kernels
 from kdx.ops._topk_kl.chunks import in_chunks
 from kdx.ops._topk_kl.sweeps import Gradient, Sums, in_two_sweeps
+from kdx.ops._triton_launch import launch
 
 _TILE = 4096  # classes of a tile at most
 _LISTED = 1024  # listed classes that are read at a time, at most
@@ -38,7 +39,8 @@ def _sum_up(call: Sums) -> tuple[Tensor, Tensor | None]:
     if N:
         block, warps = _tile(C)
         with softmax_kl.on_device(device):
-            kernels.sums_kernel[(N,)](
+            launch(
+                *(kernels.sums_kernel, N, device),
                 *(call.student, call.ids, call.counts, few, total_1, K, C, call.student.stride(0)),
                 *(call.temperature, _LOG2E / call.temperature),
                 BLOCK=block,
@@ -57,7 +59,8 @@ def _differentiate(call: Gradient) -> Tensor:
     if N:
         block, warps = _tile(C)
         with softmax_kl.on_device(student.device):
-            kernels.gradient_kernel[(N,)](
+            launch(
+                *(kernels.gradient_kernel, N, student.device),
                 *(student, ids, counts, out, call.add, call.rest, call.total, call.ce, call.total_1, call.labels),
                 *(ids.shape[1], C, student.stride(0), _LOG2E / temperature),
                 BLOCK=block,
