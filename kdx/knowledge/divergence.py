@@ -77,7 +77,7 @@ class Divergence(Response):
         batch: Batch,
         *,
         beside: CrossEntropyBeside | None = None,
-        weight: float | None = None,
+        weight: float | Tensor | None = None,
     ) -> Tensor:
         outputs = self.outputs(student, teacher, batch)
         if beside is None and weight is None:
@@ -86,7 +86,7 @@ class Divergence(Response):
 
     @override
     def compare(
-        self, outputs: Outputs, beside: CrossEntropyBeside | None = None, weight: float | None = None
+        self, outputs: Outputs, beside: CrossEntropyBeside | None = None, weight: float | Tensor | None = None
     ) -> Tensor:
         numbers = {"temperature": self.temperature, "tail": self.tail, "backend": self.backend} | self.numbers
         return divergence_between(outputs, beside=beside, weight=weight, **numbers)
@@ -117,7 +117,7 @@ def divergence_between(
     tail: Tail = "bucket",
     backend: str = "auto",
     beside: CrossEntropyBeside | None = None,
-    weight: float | None = None,
+    weight: float | Tensor | None = None,
 ) -> Tensor:
     """The mean divergence of the elements that count, times T^2; a student held as hidden states and a head is
     compared without its logits being made whole.

@@ -463,7 +463,7 @@ class Scheme(nn.Module, ABC):
             with blaming(f"knowledge {name!r}", component):
                 along: dict[str, Any] = {} if beside is None or beside[0] != name else {"beside": beside[1]}
                 if component.takes_weight:
-                    along["weight"], weight = (weight, 1.0) if isinstance(weight, float) else (1.0, weight)
+                    along["weight"], weight = weight, 1.0
                 loss = component(student, teacher, given, **along)
             if (term := mean_of(what, loss)) is None:
                 over = component.mean_over(student, given)

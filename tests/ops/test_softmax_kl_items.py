@@ -53,7 +53,8 @@ def test_gradients_are_kept_narrow_and_handed_on_as_autograd_allows(backend, dty
     student, teacher = pair()
     options = {"temperature": 2.0, "backend": backend}
     assert saved(lambda: softmax_kl(student, teacher, **options)) == [torch.float32]
-    assert saved(lambda: softmax_kl(student, teacher, **options, grad_dtype=dtype)) == [dtype]
+    kept = [] if dtype == torch.float16 else [dtype]  # float16 is made behind the loss scale
+    assert saved(lambda: softmax_kl(student, teacher, **options, grad_dtype=dtype)) == kept
     (wide,) = torch.autograd.grad(softmax_kl(student, teacher, **options), student)
     for reduction, upstream, scale in (("batchmean", 1.0, 1.0), ("batchmean", 8.0, 8.0), ("none", 1 / 12, 1.0)):
         loss = softmax_kl(student, teacher, **options, reduction=reduction, grad_dtype=dtype)

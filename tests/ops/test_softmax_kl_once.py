@@ -85,6 +85,41 @@ def test_a_gradient_that_nobody_asks_for_again_is_scaled_where_it_lies(native):
     assert grad.data_ptr() in found
 
 
+def test_what_a_backward_pass_gave_is_the_callers(native):
+    student, teacher = pair()
+    loss = softmax_kl(student, teacher, once_differentiable=True, backend=native)
+    (first,) = torch.autograd.grad(loss, student, retain_graph=True)
+    want = first.clone()
+    first.zero_()
+    assert torch.equal(torch.autograd.grad(loss, student)[0], want)
+
+
+@pytest.mark.parametrize("divisor", [1.0, 2.0**12])
+def test_a_gradient_kept_in_float16_is_rounded_behind_the_loss_scale(native, divisor):
+    student, teacher = pair()
+    loss = softmax_kl(student, teacher, scale=2.0**-20 / divisor, grad_dtype=torch.float16, backend=native)
+    (want,) = torch.autograd.grad(softmax_kl(student, teacher, backend=native), student)
+    (found,) = torch.autograd.grad(2.0**20 * divisor * loss, student)
+    assert (found - want).norm() <= 2e-3 * want.norm()
+
+
+@pytest.mark.parametrize("call", [{}, {"reduction": "sum"}, {"mask": torch.arange(6) % 2 == 0}, {"num_items": 3}])
+def test_a_scale_may_be_a_tensor(native, call):
+    student, teacher = pair()
+    want = 0.3 * softmax_kl(student, teacher, backend=native, **call)
+    found = softmax_kl(student, teacher, scale=torch.tensor(0.3), backend=native, **call)
+    torch.testing.assert_close(found, want)
+    torch.testing.assert_close(*(torch.autograd.grad(x, student)[0] for x in (found, want)))
+
+
+def test_a_scale_that_is_a_tensor_is_one_number_without_a_gradient():
+    student, teacher = pair()
+    with pytest.raises(ValueError, match=r"scale: expected one number, got a tensor \[2\]"):
+        softmax_kl(student, teacher, scale=torch.ones(2))
+    with pytest.raises(ValueError, match="scale: gets no gradient"):
+        softmax_kl(student, teacher, scale=torch.ones((), requires_grad=True))
+
+
 def test_a_second_derivative_is_refused(native):
     student, teacher = pair()
     loss = softmax_kl(student, teacher, once_differentiable=True, backend=native)

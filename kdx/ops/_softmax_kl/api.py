@@ -29,7 +29,7 @@ def softmax_kl(
     mask: Tensor | None = None,
     num_items: float | Tensor | None = None,
     scale_by_t2: bool = True,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     grad_dtype: torch.dtype | None = None,
     once_differentiable: bool = False,
     reduction: str = "batchmean",
@@ -58,8 +58,9 @@ def softmax_kl(
         num_items: a number, or a tensor without dimensions, that means divide by instead of the rows that count: those
             of all micro-batches of a step, or of all ranks.
         scale_by_t2: multiply by T^2, so that gradients keep their size when T changes.
-        scale: a number that loss and gradient are multiplied by, as the weight of a term in a larger loss; it costs
-            nothing, where a multiplication of the loss costs the backward pass one of the gradient.
+        scale: a number that loss and gradient are multiplied by, as the weight of a term in a larger loss, or a tensor
+            without dimensions, whose value is not read and which gets no gradient; it costs nothing, where a
+            multiplication of the loss costs the backward pass one of the gradient.
         grad_dtype: that the gradients are kept in from the forward to the backward pass, bfloat16 or float16 for
             float32 logits: half of their memory. Autograd itself widens what it hands on to a float32 tensor, except to
             a leaf whose ``grad_dtype`` allows the narrow one. None: the dtype of the logits.
@@ -99,6 +100,8 @@ def softmax_kl(
     if grad_dtype is not None and not grad_dtype.is_floating_point:
         raise TypeError(f"grad_dtype: expected a floating-point dtype, got {grad_dtype}")
     kl_rows, divide = _kl_rows(student, dim, weight, mask, _DIVIDE[reduction], num_items)
+    if isinstance(scale, Tensor):
+        kl_rows, scale = _times(kl_rows, scale, student, dim), 1.0
     _check_scale(scale)
     scale = scale * float(temperature) ** 2 if scale_by_t2 else float(scale)
     options = Options(float(temperature), code, beta, scale, 0.0, divide, reduction != "none", backend)
@@ -135,7 +138,7 @@ def kd_loss(
         alpha: share of the KL, in [0, 1].
         ignore_index: label of rows that have none; they take part in the KL only.
         mask: bool per row; rows where it is False count for nothing and are not looked at.
-        scale: see `softmax_kl`.
+        scale: a number, see `softmax_kl`.
         once_differentiable: likewise.
         reduction: ``"none"`` (one loss per row), ``"sum"``, or ``"batchmean"`` (here ``"mean"`` means the same).
         dim: the dimension of the classes.
@@ -212,6 +215,16 @@ def _check_choices(temperature: float, reduction: str) -> None:
         raise ValueError(f"temperature: expected a finite number above 0, got {temperature}")
     if reduction not in _DIVIDE:
         raise ValueError(f"reduction: there is no {reduction!r}; {nearest(reduction, _DIVIDE)}")
+
+
+def _times(rows: Tensor | None, scale: Tensor, student: Tensor, dim: int) -> Tensor:
+    """Row coefficients multiplied by a scale that is a tensor, whose value is not read."""
+    if scale.numel() != 1:
+        raise ValueError(f"scale: expected one number, got a tensor {list(scale.shape)}")
+    if scale.requires_grad and torch.is_grad_enabled():
+        raise ValueError("scale: gets no gradient; multiply the loss by it instead")
+    by = scale.reshape(()).to(student.device, accumulator(student))
+    return by.expand(_row_shape(student, dim).numel()).contiguous() if rows is None else rows * by
 
 
 def _check_scale(scale: float) -> None:
@@ -305,12 +318,16 @@ def _kl_rows(
     _check_row_tensor("mask", mask, student, dim)
     flat = mask.reshape(-1)
     rows = flat.to(acc) if rows is None else torch.where(flat, rows, 0.0)
-    return _divided(rows, flat.sum().clamp(min=1) if count is None else count, student.shape[dim], divide), BY_NOTHING
+    clamped = count is None
+    count = flat.sum().clamp(min=1) if count is None else count
+    return _divided(rows, count, student.shape[dim], divide, clamped=clamped), BY_NOTHING
 
 
-def _divided(rows: Tensor, count: float | Tensor, classes: int, divide: int) -> Tensor:
+def _divided(rows: Tensor, count: float | Tensor, classes: int, divide: int, *, clamped: bool = False) -> Tensor:
     if divide != BY_NOTHING:
-        rows = torch.where(rows == 0, 0.0, rows / count)  # 0 where nothing counts, of num_items=tensor(0.) too
+        each = rows / count
+        # of num_items=tensor(0.) nothing counts, and what does not count stays 0
+        rows = torch.where(rows == 0, 0.0, each) if isinstance(count, Tensor) and not clamped else each
     if divide == BY_ENTRIES:
         rows = rows / classes
     return rows.contiguous()

@@ -149,9 +149,10 @@ def _scaled(grad: Tensor, upstream: Tensor, backend: str) -> Tensor:
     if not _plain(grad):
         result: Tensor = torch.ops.kdx.scale_grad(grad, upstream, backend)
         return result
+    kept = _graph_kept()
     if upstream.device.type == "cpu" and upstream.item() == 1.0:
-        return grad
-    if not _graph_kept() and dense_in_memory(grad):
+        return grad.clone() if kept else grad  # a caller may overwrite what it is given
+    if not kept and dense_in_memory(grad):
         _, module = _dispatch.select("softmax_kl", backend, grad, grad)
         in_place = getattr(module, "scale_grad_", None)
         if in_place is not None:
@@ -166,9 +167,9 @@ def _graph_kept() -> bool:
     return tells is None or bool(tells())
 
 
-def _early(student: Tensor, options: Options) -> bool:
+def _early(student: Tensor, options: Options, grad_dtype: torch.dtype | None) -> bool:
     """Whether gradients are made in the forward pass: not in float16, too narrow for them before a loss scale."""
-    return options.reduce and student.dtype != torch.float16
+    return options.reduce and torch.float16 not in (student.dtype, grad_dtype)
 
 
 class _Loss(torch.autograd.Function):
@@ -189,7 +190,7 @@ class _Loss(torch.autograd.Function):
     ) -> Tensor:
         rows = Rows(kl_rows, labels, ce_rows)
         # Rows that are not summed have one upstream gradient each: their backward runs the op again.
-        early = _early(student, options)
+        early = _early(student, options, grad_dtype)
         for_student, for_teacher = (early and needed for needed in ctx.needs_input_grad[:2])
         loss, grad_s = _run(student, teacher, rows, options, dim, for_student)
         grad_t = None
