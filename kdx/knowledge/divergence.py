@@ -135,7 +135,7 @@ def divergence_between(
         weight: of the term in a step that trains: the loss comes multiplied by it, and of logits that are made whole
             nothing but the gradient is kept for it, so that it has no second derivative. None: neither.
     """
-    if weight is not None and (isinstance(outputs.student, LinearLogits) or isinstance(outputs.teacher, SparseTargets)):
+    if weight is not None and isinstance(outputs.student, LinearLogits):
         same: dict[str, Any] = {"divergence": divergence, "beta": beta, "skew": skew, "tail": tail, "backend": backend}
         return weight * divergence_between(outputs, temperature=temperature, beside=beside, **same)
     student, teacher, mask = outputs.student, outputs.teacher, outputs.mask
@@ -148,7 +148,11 @@ def divergence_between(
         found: Tensor = linear_kl(**call, mask=mask, num_items=_items(teacher, mask), **numbers)
         return found
     if isinstance(teacher, SparseTargets):
-        return topk_kl(student, teacher, tail=tail, mask=mask, num_items=_items(teacher, mask), **numbers)
+        if weight is not None:
+            by, weight = (weight, None) if isinstance(weight, float) else (1.0, weight)
+            numbers |= {"scale": by, "once_differentiable": True}
+        found = topk_kl(student, teacher, tail=tail, mask=mask, num_items=_items(teacher, mask), **numbers)
+        return found if weight is None else weight * found
     if isinstance(teacher, LinearLogits):
         teacher = (teacher if outputs.vocabulary is None else teacher.of_classes(outputs.vocabulary)).dense()
     if weight is not None:

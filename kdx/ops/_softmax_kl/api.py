@@ -11,7 +11,7 @@ from kdx.ops._num_items import check_num_items
 from kdx.ops._softmax_kl import reference
 from kdx.ops._softmax_kl.autograd import BY_ENTRIES, BY_NOTHING, BY_ROWS, Options, Rows, loss_of
 
-__all__ = ["divergence_of", "kd_loss", "softmax_kl"]
+__all__ = ["check_scale", "divergence_of", "kd_loss", "softmax_kl"]
 
 _DIVERGENCES = {"forward": reference.FORWARD, "reverse": reference.REVERSE, "jsd": reference.JSD}
 _DIVIDE = {"none": BY_NOTHING, "sum": BY_NOTHING, "mean": BY_ENTRIES, "batchmean": BY_ROWS}
@@ -102,7 +102,7 @@ def softmax_kl(
     kl_rows, divide = _kl_rows(student, dim, weight, mask, _DIVIDE[reduction], num_items)
     if isinstance(scale, Tensor):
         kl_rows, scale = _times(kl_rows, scale, student, dim), 1.0
-    _check_scale(scale)
+    check_scale(scale)
     scale = scale * float(temperature) ** 2 if scale_by_t2 else float(scale)
     options = Options(float(temperature), code, beta, scale, 0.0, divide, reduction != "none", backend)
     loss = loss_of(student, teacher, Rows(kl_rows, None, None), options, dim, grad_dtype, once=once_differentiable)
@@ -173,7 +173,7 @@ def kd_loss(
     ce_rows = counts.reshape(-1).to(accumulator(student))
     if average:
         ce_rows = ce_rows / ce_rows.sum().clamp(min=1)
-    _check_scale(scale)
+    check_scale(scale)
     temperature, of_ce = float(temperature), scale * (1.0 - alpha)
     of_kl = scale * alpha * temperature**2
     options = Options(temperature, reference.FORWARD, 0.5, of_kl, of_ce, divide, reduction != "none", backend)
@@ -227,7 +227,12 @@ def _times(rows: Tensor | None, scale: Tensor, student: Tensor, dim: int) -> Ten
     return by.expand(_row_shape(student, dim).numel()).contiguous() if rows is None else rows * by
 
 
-def _check_scale(scale: float) -> None:
+def check_scale(scale: float) -> None:
+    """Checks what a loss is multiplied by.
+
+    Raises:
+        ValueError: it is not finite.
+    """
     if not -float("inf") < scale < float("inf"):  # math.isfinite would break a compiled graph
         raise ValueError(f"scale: expected a finite number, got {scale}")
 

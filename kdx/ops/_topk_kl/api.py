@@ -11,7 +11,7 @@ from kdx.errors import nearest
 from kdx.ops._dtypes import accumulator
 from kdx.ops._linear_kl.call import BUCKET, DROP, EVEN, RENORMALISE, SAMPLED, Options
 from kdx.ops._linear_kl.row_numbers import check_terms, coefficients_of
-from kdx.ops._softmax_kl.api import divergence_of
+from kdx.ops._softmax_kl.api import check_scale, divergence_of
 from kdx.ops._topk_kl.autograd import loss_of
 from kdx.ops._topk_kl.targets import SparseTargets
 
@@ -38,6 +38,8 @@ def topk_kl(
     reduction: str = "mean",
     num_items: float | Tensor | None = None,
     scale_by_t2: bool = True,
+    scale: float = 1.0,
+    once_differentiable: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """The distillation loss against a few classes of the teacher's in each row, never spread over all classes.
@@ -73,6 +75,8 @@ def topk_kl(
             for which the teacher has no class at all do not take part in the KL.
         num_items: a number, or a tensor without dimensions, that ``"mean"`` divides by instead.
         scale_by_t2: multiply the KL by T^2, so that gradients keep their size when T changes.
+        scale: a number that loss and gradient are multiplied by, see `softmax_kl`.
+        once_differentiable: keep nothing but the gradient for the backward pass, see `softmax_kl`.
         backend: ``"auto"``, or the name of one that has to run it.
 
     Returns:
@@ -103,6 +107,7 @@ def topk_kl(
     code, beta = divergence_of(divergence, beta, skew)
     check_terms(temperature, alpha, reduction, num_items, labels)
     ids, known, mode = sparse_call(targets, shape, classes, tail, code, temperature, student_logits)
+    check_scale(scale)
     rows = coefficients_of(
         *(shape, accumulator(student_logits), student_logits.device, classes),
         labels=labels,
@@ -117,9 +122,10 @@ def topk_kl(
     )
     options = Options(
         *(classes, mode, float(temperature), code, beta),
-        *(alpha * (float(temperature) ** 2 if scale_by_t2 else 1.0), 1.0 - alpha, reduction != "none", backend),
+        *(scale * alpha * (float(temperature) ** 2 if scale_by_t2 else 1.0), scale * (1.0 - alpha)),
+        *(reduction != "none", backend),
     )
-    loss = loss_of(student_logits.reshape(-1, classes), ids, known, rows, options)
+    loss = loss_of(student_logits.reshape(-1, classes), ids, known, rows, options, once=once_differentiable)
     return loss if options.reduce else loss.reshape(shape)
 
 

@@ -55,11 +55,12 @@ class _Loss(torch.autograd.Function):
     """Row losses or their sum; where rows are summed, the gradient is made in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, options: Options, student: Tensor, *others: Tensor | None) -> Tensor:
+    def forward(ctx: Any, options: Options, once: bool, student: Tensor, *others: Tensor | None) -> Tensor:
         early = options.reduce and student.dtype != torch.float16  # which has no room for it before a loss scale
         loss, made = torch.ops.kdx.topk_kl(student, *others, *options, early)
-        ctx.save_for_backward(student, *others, made if early else None)
-        ctx.options = options
+        inputs = (None,) * 6 if once and early else (student, *others)
+        ctx.save_for_backward(*inputs, made if early else None)
+        ctx.options, ctx.once = options, once
         result: Tensor = loss
         return result
 
@@ -68,6 +69,12 @@ class _Loss(torch.autograd.Function):
         student, ids, known, kl, labels, ce, made = ctx.saved_tensors
         options, rows = ctx.options, Rows(kl, labels, ce)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            if ctx.once:
+                raise RuntimeError(
+                    "topk_kl: create_graph=True asks for a second derivative of a loss that was made with "
+                    "once_differentiable=True, as schemes make theirs, and has kept nothing but its gradient; call the "
+                    "op, or the knowledge component, yourself and leave once_differentiable out"
+                )
             loss = _by_definition(student, ids, known, rows, options)
             (found,) = torch.autograd.grad(loss, student, upstream, create_graph=True)
         elif made is not None:
@@ -75,16 +82,19 @@ class _Loss(torch.autograd.Function):
         else:
             rows = Rows(kl * upstream, labels, None if ce is None else ce * upstream)
             _, found = torch.ops.kdx.topk_kl(student, ids, known, *rows, *options._replace(reduce=True), True)
-        return None, found, *[None] * 5
+        return None, None, found, *[None] * 5
 
 
-def loss_of(student: Tensor, ids: Tensor, known: Tensor, rows: Rows, options: Options) -> Tensor:
-    """Row losses ``[N]`` or their sum, differentiable with respect to the student's logits ``[N, V]``."""
+def loss_of(student: Tensor, ids: Tensor, known: Tensor, rows: Rows, options: Options, *, once: bool = False) -> Tensor:
+    """Row losses ``[N]`` or their sum, differentiable with respect to the student's logits ``[N, V]``.
+
+    ``once``: nothing but the gradient is kept, where it is made in the forward pass.
+    """
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         return _by_definition(student, ids, known, rows, options)
     if not (torch.is_grad_enabled() and student.requires_grad):
         result: Tensor = torch.ops.kdx.topk_kl(student, ids, known, *rows, *options, False)[0]
         return result
     apply: Any = _Loss.apply
-    found: Tensor = apply(options, student, ids, known, *rows)
+    found: Tensor = apply(options, once, student, ids, known, *rows)
     return found
