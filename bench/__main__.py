@@ -1,4 +1,4 @@
-"""``python -m bench run OP | heads | host | gpu | table | students | on-policy``; see bench/README.md."""
+"""``python -m bench run OP | heads | gpu | table | students | on-policy``; see bench/README.md."""
 
 from __future__ import annotations
 
@@ -52,15 +52,11 @@ def main() -> int:
     text.add_argument("--rows", type=int, default=8)
     text.add_argument("--length", type=int, default=128, help="tokens in a row")
     text.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
-    host = commands.add_parser("host", help="what Python takes for a call, forward and backward, without the kernels")
-    host.add_argument("--out", type=Path, help="result file (CSV); without it the rows are only printed")
     policy = commands.add_parser("on-policy", help="a student taught on what it writes, and its off-policy controls")
     policy.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     policy.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
     options = parser.parse_args()
-    if (
-        own := {"heads": _heads, "host": _host, "on-policy": _on_policy, "store-text": _store_text}.get(options.command)
-    ) is not None:
+    if (own := {"heads": _heads, "on-policy": _on_policy, "store-text": _store_text}.get(options.command)) is not None:
         return own(options)
     if options.command == "store":
         from bench import store  # what trains needs more packages than what times kernels
@@ -102,16 +98,6 @@ def _on_policy(options: argparse.Namespace) -> int:
     if not options.table:
         on_policy.run(options.seeds)
     print(on_policy.table())
-    return 0
-
-
-def _host(options: argparse.Namespace) -> int:
-    from bench import host
-
-    rows = host.measure()
-    print(host.table(rows))
-    if options.out is not None:
-        host.save(rows, options.out)
     return 0
 
 

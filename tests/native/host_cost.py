@@ -1,17 +1,15 @@
 """The host cost of the fused losses: a call forward and backward on tiny tensors, with launchers that launch nothing.
 
-``python -m bench host``. Microseconds hang on the machine, so they stand beside ``x + 1`` of torch, in the same rounds.
-What is not in them: the driver's own time for a launch.
+``python tests/native/host_cost.py`` in a checkout prints the table. Microseconds hang on the machine, so they stand
+beside ``x + 1`` of torch, in the same rounds. What is not in them: the driver's own time for a launch.
 """
 
 from __future__ import annotations
 
-import csv
 import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
@@ -20,7 +18,7 @@ import torch
 
 from kdx.ops import _dispatch, _native, _triton_launch, kd_loss, softmax_kl
 
-__all__ = ["Cost", "measure", "save", "table"]
+__all__ = ["Cost", "measure", "table"]
 
 _BASE, _BARE = "x + 1", "an autograd.Function that does nothing"
 
@@ -141,9 +139,5 @@ def table(rows: list[Cost]) -> str:
     return "\n".join(["| forward and backward of `[8, 10]` | us | times `x + 1` |", "|---|---|---|", *lines])
 
 
-def save(rows: list[Cost], file: Path) -> None:
-    """Writes the rows as CSV."""
-    with file.open("w", newline="") as out:
-        writer = csv.writer(out)
-        writer.writerow(Cost._fields)
-        writer.writerows((row.call, f"{row.microseconds:.1f}", f"{row.ratio:.2f}") for row in rows)
+if __name__ == "__main__":
+    print(table(measure()))
