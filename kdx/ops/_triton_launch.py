@@ -21,7 +21,7 @@ def forget() -> None:
 
 
 def _kind(argument: Any) -> Any:
-    """What Triton compiles a kernel for: dtype and alignment of a tensor, three kinds of whole numbers in two sizes."""
+    """The kind of an argument to Triton: dtype and alignment of a tensor, three kinds of whole numbers in two sizes."""
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
     if type(argument) is int:
