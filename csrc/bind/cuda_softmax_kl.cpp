@@ -23,6 +23,7 @@ void check(const char* error) {
 
 void bind_softmax_kl(py::module_& m) {
   m.attr("divergences") = int(kdx::kSkewReverse) + 1;  // how many there are
+  m.attr("terms_apart") = true;
   py::class_<kdx::SoftmaxKl>(m, "SoftmaxKl", "One call of softmax_kl; see csrc/include/kdx/softmax_kl.h.")
       .def(py::init([](const Strided& student, const Strided& teacher, const Strided& grad, uintptr_t loss,
                        uintptr_t kl_rows, uintptr_t labels, uintptr_t ce_rows,
@@ -46,6 +47,9 @@ void bind_softmax_kl(py::module_& m) {
                               divergence,
                               reduce};
       }))
+      .def_property(
+          "ce_losses", [](const kdx::SoftmaxKl& call) { return reinterpret_cast<uintptr_t>(call.ce_losses); },
+          [](kdx::SoftmaxKl& call, uintptr_t losses) { call.ce_losses = address(losses); })
       .def("workspace_bytes", &kdx::softmax_kl_cuda_workspace);
   m.def(
       "softmax_kl",

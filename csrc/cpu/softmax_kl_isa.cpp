@@ -40,7 +40,8 @@ struct Row {
   T ahead_s, ahead_t;  // maxima of `next`, found with the exponentials of this row
   Piece<T> next;       // the first piece of the next row; empty where it is not in place or there is none
   T inv_t, beta;
-  double kl, ce;  // coefficients; 0: the term is not computed
+  double kl, ce;   // coefficients; 0: the term is not computed
+  double ce_loss;  // found: the cross-entropy times its coefficient
   int64_t label;
   T *moved_s[2], *moved_t[2];  // where each piece of student and teacher may be written anew
 };
@@ -224,11 +225,13 @@ void fill_zero(T* x, int64_t n) {
   for (int64_t j = 0; j < n; ++j) x[j] = T(0);
 }
 
+// The KL times its coefficient; the cross-entropy goes to r.ce_loss.
 // *ahead: the maxima of this row are known from the row before; afterwards, those of the next row from this one.
 template <class T>
 double row_loss(Row<T>& r, int divergence, bool* ahead) {
   const bool known = *ahead;
   *ahead = r.kl != 0 && r.next.n;
+  r.ce_loss = 0;
   for (const Piece<T>& piece : r.pieces) {
     if (piece.g && r.kl == 0) fill_zero(piece.g, piece.n);
   }
@@ -245,7 +248,7 @@ double row_loss(Row<T>& r, int divergence, bool* ahead) {
                     : divergence == kSkewForward ? kl_of_row<T, kSkewForward>(r)
                                                  : kl_of_row<T, kSkewReverse>(r));
   }
-  if (r.ce != 0) loss += r.ce * cross_entropy_of_row(r);
+  if (r.ce != 0) r.ce_loss = r.ce * cross_entropy_of_row(r);
   return loss;
 }
 
@@ -314,6 +317,7 @@ void rows(const SoftmaxKl& call, int64_t begin, int64_t end, Acc<In>* scratch, d
   row.inv_t = T(1 / call.temperature), row.beta = T(call.beta);
   const T* kl_rows = static_cast<const T*>(call.kl_rows);
   const T* ce_rows = static_cast<const T*>(call.ce_rows);
+  T* const ce_losses = static_cast<T*>(call.ce_losses);
   const View& grad = call.grad;
   const bool in_place = !copy && grad.data && grad.sc == 1 && block == 1 && as_acc(static_cast<const In*>(grad.data));
   bool ahead = false;
@@ -357,6 +361,11 @@ void rows(const SoftmaxKl& call, int64_t begin, int64_t end, Acc<In>* scratch, d
       row.label = ce_rows ? call.labels[r] : 0;
       if (row.label < 0 || row.label >= C) row.label = 0, row.ce = row.ce == 0 ? 0 : double(NAN);
       row_losses[r] = row_loss(row, call.divergence, &ahead);
+      if (ce_losses) {
+        ce_losses[r] = T(row.ce_loss);
+      } else {
+        row_losses[r] += row.ce_loss;
+      }
       if (rest && in_place) {
         for (int64_t j = first; j < C; ++j) g_k[j] = rest_g[j - first];
       }

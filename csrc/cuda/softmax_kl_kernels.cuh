@@ -54,6 +54,8 @@ struct Call {
     row.cut();
     return row;
   }
+  // Where the cross-entropy of a row goes; nullptr: into its loss.
+  __device__ A* ce_loss(std::int64_t r) const { return raw.ce_losses ? static_cast<A*>(raw.ce_losses) + r : nullptr; }
   __device__ RowTerms<A> terms(std::int64_t r) const {
     RowTerms<A> terms;
     terms.kl = kl_scale * (raw.kl_rows ? static_cast<const A*>(raw.kl_rows)[r] : A(1));
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, 3) lanes_kernel(const Call<T> call) 
     const Row<T> row = call.row(r, terms.kl != A(0));
     if (terms.kl != A(0) || terms.ce != A(0)) {
       Store store;
-      loss = solve_row<T, kDivergence>(row, terms, store, team, call.temperature, call.beta);
+      loss = solve_row<T, kDivergence>(row, terms, store, team, call.temperature, call.beta, call.ce_loss(r));
     } else {
       clear_row(row, team);
     }
@@ -136,7 +138,7 @@ __device__ void block_row(const Call<T>& call, Store& store, int blocks) {
   const Row<T> row = call.row(r, terms.kl != A(0));
   A loss = A(0);
   if (terms.kl != A(0) || terms.ce != A(0)) {
-    loss = solve_row<T, kDivergence>(row, terms, store, team, call.temperature, call.beta);
+    loss = solve_row<T, kDivergence>(row, terms, store, team, call.temperature, call.beta, call.ce_loss(r));
   } else {
     if (blocks > 1) cluster_wait();
     clear_row(row, team);

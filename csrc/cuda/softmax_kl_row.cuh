@@ -243,11 +243,12 @@ struct RowTerms {
   std::int64_t label;
 };
 
-// All threads of the team call this with the same row; each gets the row's loss.
+// All threads of the team call this with the same row; each gets the row's loss. of_ce: where the cross-entropy goes,
+// which is then not in that loss, or nullptr.
 template <typename T, int kDivergence, typename Store, typename Team>
 __device__ typename Element<T>::Acc solve_row(const Row<T>& row, RowTerms<typename Element<T>::Acc> terms, Store& store,
                                               const Team& team, const Temperature<typename Element<T>::Acc>& k,
-                                              typename Element<T>::Acc beta) {
+                                              typename Element<T>::Acc beta, typename Element<T>::Acc* of_ce) {
   using A = typename Element<T>::Acc;
   constexpr int kPack = Element<T>::kPack;
   constexpr bool kNarrow = sizeof(T) == 2;
@@ -345,7 +346,12 @@ __device__ typename Element<T>::Acc solve_row(const Row<T>& row, RowTerms<typena
   if (ce) {
     const std::int64_t y = labelled ? terms.label : 0;
     const A s_y = A(Element<T>::load(row.student.first[y * row.student.step]));
-    loss += terms.ce * (solved.log_1 + (solved.m_s - s_y));
+    const A cross_entropy = terms.ce * (solved.log_1 + (solved.m_s - s_y));
+    if (!of_ce) {
+      loss += cross_entropy;
+    } else if (first == 0) {
+      *of_ce = cross_entropy;
+    }
   }
   return loss;
 }

@@ -63,7 +63,12 @@ def dense_in_memory(x: Tensor) -> bool:
 
 
 def check_logits(
-    student: Tensor, teacher: Tensor, kl_rows: Tensor | None, labels: Tensor | None, ce_rows: Tensor | None
+    student: Tensor,
+    teacher: Tensor,
+    kl_rows: Tensor | None,
+    labels: Tensor | None,
+    ce_rows: Tensor | None,
+    ce_losses: Tensor | None = None,
 ) -> None:
     """Raise ValueError unless the teacher is like the student, and the others hold one number for each of its rows."""
     if teacher.shape != student.shape or teacher.dtype != student.dtype or teacher.device != student.device:
@@ -77,6 +82,8 @@ def check_logits(
         _check_rows("labels", labels, torch.int64, student)
     if ce_rows is not None:
         _check_rows("ce_rows", ce_rows, accumulator(student), student)
+    if ce_losses is not None:
+        _check_rows("ce_losses", ce_losses, accumulator(student), student)
 
 
 def _check_rows(name: str, tensor: Tensor, dtype: torch.dtype, like: Tensor) -> None:
@@ -131,14 +138,16 @@ def zeroed(device: torch.device, count: int) -> Tensor:
     return found
 
 
-def check_divergence(module: Any, divergence: int) -> None:
-    """Checks that a compiled module knows this divergence of softmax_kl.
+def check_divergence(module: Any, divergence: int, *, apart: bool = False) -> None:
+    """Checks that a compiled module knows this divergence of softmax_kl, and the two terms of a loss ``apart``.
 
     Raises:
         BackendError: it was built when there were fewer.
     """
-    if divergence >= getattr(module, "divergences", 3):
+    few, whole = divergence >= getattr(module, "divergences", 3), apart and not hasattr(module, "terms_apart")
+    if few or whole:
+        missing = "skewed divergence" if few else "terms apart"
         raise BackendError(
-            f"{module.__name__}: was built of older sources, which have no skewed divergence; run `pip install .`, or "
+            f"{module.__name__}: was built of older sources, which have no {missing}; run `pip install .`, or "
             "`python setup.py build_ext --inplace` in a checkout"
         )

@@ -50,8 +50,9 @@ def compile_case(
     function = getattr(kernels, f"{kernel}_kernel")
     constants: dict[str, Any] = {
         "ROWS": shape.rows, "BLOCK": shape.block, "PACK": 8, "DIVERGENCE": divergence, "KL_ROWS": False,
-        "LABELS": labels, "GRAD": True, "REDUCE": True, "STAND_IN": False, "S1": True, "T1": True, "G1": True,
-        "kl_rows": None,
+        "LABELS": labels, "GRAD": True, "REDUCE": True, "APART": False,
+        "STAND_IN": False, "S1": True, "T1": True, "G1": True,
+        "kl_rows": None, "ce_losses": None,
     }  # fmt: skip
     if not labels:
         constants |= {"labels": None, "ce_rows": None}

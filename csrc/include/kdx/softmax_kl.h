@@ -32,6 +32,8 @@ struct SoftmaxKl {
   int dtype;       // DType
   int divergence;  // Divergence
   bool reduce;
+  void* ce_losses =
+      nullptr;  // acc [R], zeros: the cross-entropies' part of the rows' losses; they are then not in loss
 };
 
 // out[k] = grad[k] * upstream[0] for n elements that lie densely; upstream is one acc number, and out may be grad.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from kdx.ops._dtypes import accumulator
 from kdx.ops._num_items import check_num_items
 from kdx.ops._softmax_kl import reference
 from kdx.ops._softmax_kl.autograd import BY_ENTRIES, BY_NOTHING, BY_ROWS, Options, Rows, loss_of
+from kdx.ops._softmax_kl.terms import terms_of
+from kdx.ops._term_weights import check_apart_terms
 
 __all__ = ["check_scale", "divergence_of", "kd_loss", "softmax_kl"]
 
@@ -109,21 +113,35 @@ def softmax_kl(
     return loss if options.reduce else loss.reshape(_row_shape(student, dim))
 
 
+# One result or two; the options are those of the implementation.
+@overload
 def kd_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, *, return_terms: Literal[False] = False, **options: Any
+) -> Tensor: ...
+@overload
+def kd_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, *, return_terms: Literal[True], **options: Any
+) -> tuple[Tensor, Tensor]: ...
+def kd_loss(  # type: ignore[misc]
     student: Tensor,
     teacher: Tensor,
     labels: Tensor,
     *,
     temperature: float = 4.0,
-    alpha: float = 0.9,
+    alpha: float | None = None,
+    divergence: str = "forward",
+    beta: float = 0.5,
+    skew: float = 0.0,
     ignore_index: int = -100,
     mask: Tensor | None = None,
     scale: float = 1.0,
     once_differentiable: bool = False,
     reduction: str = "batchmean",
+    return_terms: bool = False,
+    weights: tuple[float | Tensor, float | Tensor] = (1.0, 1.0),
     dim: int = -1,
     backend: str = "auto",
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """The distillation loss ``alpha T^2 KL(teacher || student) + (1 - alpha) CE(student, labels)`` in one op.
 
     The KL is taken at temperature T, the cross-entropy at 1 (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
@@ -135,17 +153,27 @@ def kd_loss(
         teacher: logits of the same shape.
         labels: int64 class indices, the shape of ``student`` without ``dim``.
         temperature: T > 0.
-        alpha: share of the KL, in [0, 1].
+        alpha: share of the KL, in [0, 1]; None: 0.9.
+        divergence: ``"forward"``, ``"reverse"`` or ``"jsd"`` in the KL's place, see `softmax_kl`.
+        beta: likewise.
+        skew: likewise.
         ignore_index: label of rows that have none; they take part in the KL only.
         mask: bool per row; rows where it is False count for nothing and are not looked at.
         scale: a number, see `softmax_kl`.
         once_differentiable: likewise.
         reduction: ``"none"`` (one loss per row), ``"sum"``, or ``"batchmean"`` (here ``"mean"`` means the same).
+        return_terms: give the two terms apart, of one pass over the logits, for a caller who reports or weighs them.
+            Their gradient is ready after the forward pass where both have the same upstream gradient, as in their sum;
+            else it is made again, for which both logits are kept. ``alpha``, ``scale`` and ``once_differentiable`` are
+            left out, ``reduction`` is a sum or a mean.
+        weights: of the two terms with ``return_terms``, numbers or tensors without dimensions; the terms come
+            multiplied by them. So ``kl + ce`` is the loss of a step, and its gradient is ready.
         dim: the dimension of the classes.
         backend: ``"auto"``, or the name of one that has to run it.
 
     Returns:
-        A number, or with ``"none"`` the rows' losses, in float32 (float64 for float64 logits); see `softmax_kl`.
+        A number, or with ``"none"`` the rows' losses, in float32 (float64 for float64 logits); see `softmax_kl`. With
+        ``return_terms`` two numbers, ``(w_kl T^2 KL, w_ce CE)``, each over its own rows.
 
     Raises:
         ValueError: shapes, devices or values that do not fit, or a label that is no class (on a GPU and in a compiled
@@ -162,7 +190,11 @@ def kd_loss(
     """
     student, teacher, dim = _logits(student, teacher, dim)
     _check_choices(temperature, reduction)
-    if not 0.0 <= alpha <= 1.0:
+    code, beta = divergence_of(divergence, beta, skew)
+    if return_terms:
+        _check_terms(alpha, weights, reduction, scale, once=once_differentiable)
+    share = 0.9 if alpha is None else alpha
+    if not 0.0 <= share <= 1.0:
         raise ValueError(f"alpha: expected a share in [0, 1], got {alpha}")
     _check_labels(student, dim, labels, ignore_index, mask)
     average = reduction in ("mean", "batchmean")
@@ -174,12 +206,41 @@ def kd_loss(
     if average:
         ce_rows = ce_rows / ce_rows.sum().clamp(min=1)
     check_scale(scale)
-    temperature, of_ce = float(temperature), scale * (1.0 - alpha)
-    of_kl = scale * alpha * temperature**2
-    options = Options(temperature, reference.FORWARD, 0.5, of_kl, of_ce, divide, reduction != "none", backend)
+    temperature, of_kl, of_ce = float(temperature), scale * share, scale * (1.0 - share)
+    if return_terms:
+        kl_rows, of_kl = _weighted(kl_rows, weights[0], ce_rows)
+        weighted, of_ce = _weighted(ce_rows, weights[1], ce_rows)
+        ce_rows = ce_rows if weighted is None else weighted
+    options = Options(temperature, code, beta, of_kl * temperature**2, of_ce, divide, reduction != "none", backend)
     rows = Rows(kl_rows, labels.reshape(-1).contiguous(), ce_rows)
+    if return_terms:
+        kl, ce = terms_of(student, teacher, rows, options, dim).unbind()
+        return kl, ce
     loss = loss_of(student, teacher, rows, options, dim, once=once_differentiable)
     return loss if options.reduce else loss.reshape(_row_shape(student, dim))
+
+
+def _weighted(rows: Tensor | None, weight: float | Tensor, like: Tensor) -> tuple[Tensor | None, float]:
+    """Row coefficients (None: all 1) and the number that they are still to be multiplied by."""
+    if not isinstance(weight, Tensor):
+        return rows, float(weight)
+    by = weight.detach().reshape(()).to(like)
+    return by.expand_as(like).contiguous() if rows is None else rows * by, 1.0
+
+
+def _check_terms(
+    alpha: float | None,
+    weights: tuple[float | Tensor, float | Tensor],
+    reduction: str,
+    scale: float,
+    *,
+    once: bool,
+) -> None:
+    if alpha is not None:
+        raise ValueError(f"alpha: mixes the terms into one loss, got {alpha:g}; of two terms weights=(w_kl, w_ce) are")
+    if scale != 1.0 or once:
+        raise ValueError("scale, once_differentiable: are of one loss; of two terms weights=(w_kl, w_ce) are")
+    check_apart_terms(weights, reduction)
 
 
 def _row_shape(student: Tensor, dim: int) -> torch.Size:

@@ -28,18 +28,22 @@ def forward(
     ce_scale: float,
     reduce: bool,
     grad: bool,
+    *,
+    ce_losses: Tensor | None = None,  # [O * I]
 ) -> tuple[Tensor, Tensor | None]:
     """Row losses or their sum, and the gradient with respect to the student; README.md section "Backends"."""
     O, C, I = student.shape  # noqa: E741
-    check_logits(student, teacher, kl_rows, labels, ce_rows)
+    check_logits(student, teacher, kl_rows, labels, ce_rows, ce_losses)
     loss = torch.empty(() if reduce else (O, I), dtype=accumulator(student))
     out = torch.empty_like(student) if grad else None
     module = native("cpu")
-    check_divergence(module, divergence)
+    check_divergence(module, divergence, apart=ce_losses is not None)
+    apart = () if ce_losses is None else (ce_losses.data_ptr(),)
     module.softmax_kl(
         *(*strided(student), *strided(teacher), *strided(out), loss.data_ptr()),
         *(address(kl_rows), address(labels), address(ce_rows), O, C, I),
         *(temperature, beta, kl_scale, ce_scale, CODES[student.dtype], divergence, reduce, torch.get_num_threads()),
+        *apart,
     )
     return loss, out
 

@@ -30,22 +30,26 @@ def forward(
     ce_scale: float,
     reduce: bool,
     grad: bool,
+    *,
+    ce_losses: Tensor | None = None,  # [O * I]
 ) -> tuple[Tensor, Tensor | None]:
     """Row losses or their sum, and the gradient with respect to the student; README.md section "Backends"."""
     O, C, I = student.shape  # noqa: E741
-    check_logits(student, teacher, kl_rows, labels, ce_rows)
+    check_logits(student, teacher, kl_rows, labels, ce_rows, ce_losses)
     acc = accumulator(student)
     out = torch.empty_like(student) if grad else None
     if O * I == 0:
         return torch.zeros(() if reduce else (O, I), dtype=acc, device=student.device), out
     loss = torch.empty(() if reduce else (O, I), dtype=acc, device=student.device)
     module: Any = native("cuda")
-    check_divergence(module, divergence)
+    check_divergence(module, divergence, apart=ce_losses is not None)
     call = module.SoftmaxKl(
         *(strided(student), strided(teacher), strided(out), loss.data_ptr()),
         *(address(kl_rows), address(labels), address(ce_rows), (O, C, I)),
         *(temperature, beta, kl_scale, ce_scale, CODES[student.dtype], divergence, reduce),
     )
+    if ce_losses is not None:
+        call.ce_losses = ce_losses.data_ptr()
     with on(student.device):
         space = zeroed(student.device, call.workspace_bytes()) if reduce else None
         module.softmax_kl(call, address(space), 0 if space is None else space.numel(), stream(student.device))

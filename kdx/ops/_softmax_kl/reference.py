@@ -174,10 +174,13 @@ def losses(
     # A row that does not count is replaced before anything is computed, so that a NaN in it reaches nothing.
     k = classes_of(torch.where(kl == 0, 0.0, student), torch.where(kl == 0, 0.0, teacher), temperature)
     loss = kl.squeeze(1) * divergence_of_classes(k, divergence, beta)
-    if labels is not None:
-        s, y, ce = _labelled(student, labels, ce_rows, ce_scale)
-        loss = loss - (ce * F.log_softmax(s, 1).gather(1, y)).squeeze(1)
-    return loss
+    return loss if labels is None else loss + cross_entropies(student, labels, ce_rows, ce_scale)
+
+
+def cross_entropies(student: Tensor, labels: Tensor, ce_rows: Tensor | None, ce_scale: float) -> Tensor:
+    """Row losses ``[O, I]`` of the cross-entropy alone."""
+    s, y, ce = _labelled(student, labels, ce_rows, ce_scale)
+    return -(ce * F.log_softmax(s, 1).gather(1, y)).squeeze(1)
 
 
 def gradient(
@@ -216,10 +219,16 @@ def forward(
     ce_scale: float,
     reduce: bool,
     grad: bool,
+    *,
+    ce_losses: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Row losses or their sum, and the gradient with respect to the student; README.md section "Backends"."""
     call = (student, teacher, kl_rows, labels, ce_rows, temperature, divergence, beta, kl_scale, ce_scale)
-    loss = losses(*call)
+    if ce_losses is None or labels is None:
+        loss = losses(*call)
+    else:
+        loss = losses(student, teacher, kl_rows, None, None, temperature, divergence, beta, kl_scale, 0.0)
+        ce_losses.copy_(cross_entropies(student, labels, ce_rows, ce_scale).reshape(-1))
     out = torch.empty_like(student).copy_(gradient(*call)) if grad else None
     return (loss.sum() if reduce else loss.contiguous()), out
 

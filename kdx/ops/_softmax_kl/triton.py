@@ -118,10 +118,12 @@ def forward(
     ce_scale: float,
     reduce: bool,
     grad: bool,
+    *,
+    ce_losses: Tensor | None = None,  # [O * I]
 ) -> tuple[Tensor, Tensor | None]:
     """Row losses or their sum, and the gradient with respect to the student; README.md section "Backends"."""
     O, C, I = student.shape  # noqa: E741
-    check_logits(student, teacher, kl_rows, labels, ce_rows)
+    check_logits(student, teacher, kl_rows, labels, ce_rows, ce_losses)
     device = student.device
     out = torch.empty_like(student, dtype=written(student)) if grad else None
     if O * I == 0:
@@ -144,6 +146,7 @@ def forward(
         "LABELS": labels is not None,
         "GRAD": grad,
         "REDUCE": reduce,
+        "APART": ce_losses is not None,
         "STAND_IN": kl_rows is not None or kl_scale == 0.0,
         "S1": sides[0].unit,
         "T1": sides[1].unit,
@@ -153,7 +156,7 @@ def forward(
     resident = shape.block >= C
     tiles = -(-inner // shape.rows)
     programs = tiles * (O * I // inner) if resident else O * I * shape.splits
-    tensors = (student, teacher, out, loss, *_scratch(device, programs, reduce), kl_rows, labels, ce_rows)
+    tensors = (student, teacher, out, loss, *_scratch(device, programs, reduce), kl_rows, labels, ce_rows, ce_losses)
     with on_device(device):
         if resident:
             launch(

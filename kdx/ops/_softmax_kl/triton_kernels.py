@@ -221,12 +221,20 @@ def _deliver(value, rows, inside, loss, partial, ticket, part, parts, REDUCE: tl
 
 
 @triton.jit
-def _row_loss(share, kl, ce, live, student, s_at, label, s_step, C, log_1, z_s, LABELS: tl.constexpr):
+def _row_loss(
+    share, kl, ce, live, student, s_at, label, s_step, C, log_1, z_s, rows, ce_losses,
+    LABELS: tl.constexpr, APART: tl.constexpr,
+):  # fmt: skip
+    """The rows' losses; where APART without the cross-entropies, which go to ``ce_losses``."""
     value = kl * tl.where(share < 0.0, 0.0, share)  # a probability flushed to zero beside one that is not: -1e-38
     if LABELS:
         valid = live & (ce == ce) & (ce != 0.0)
         s_y = tl.load(student + s_at + label * s_step, mask=valid, other=0.0).to(tl.float32)
-        value = tl.where(ce != 0.0, value + ce * (log_1 + (z_s - s_y)), value)
+        of_ce = ce * (log_1 + (z_s - s_y))
+        if APART:
+            tl.store(ce_losses + rows, of_ce, mask=live & (ce != 0.0))
+        else:
+            value = tl.where(ce != 0.0, value + of_ce, value)
     return tl.where(live, value, 0.0)
 
 
@@ -235,12 +243,12 @@ _VARYING = ["rows_inner", "tiles", "programs", "chunks", "split_tiles"]  # one c
 
 @triton.jit(do_not_specialize=_VARYING)
 def resident_kernel(
-    student, teacher, grad, loss, partial, ticket, kl_rows, labels, ce_rows,
+    student, teacher, grad, loss, partial, ticket, kl_rows, labels, ce_rows, ce_losses,
     rows_inner, tiles, programs, chunks, s_o, s_i, s_step, t_o, t_i, t_step, g_o, g_i, g_step,
     inverse, exponent, beta, kl_scale, ce_scale,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, PACK: tl.constexpr, DIVERGENCE: tl.constexpr, KL_ROWS: tl.constexpr,
     LABELS: tl.constexpr, GRAD: tl.constexpr, REDUCE: tl.constexpr,
-    STAND_IN: tl.constexpr, S1: tl.constexpr, T1: tl.constexpr, G1: tl.constexpr,
+    APART: tl.constexpr, STAND_IN: tl.constexpr, S1: tl.constexpr, T1: tl.constexpr, G1: tl.constexpr,
 ):  # fmt: skip
     """ROWS whole rows a program, read once and kept in registers."""
     NARROW: tl.constexpr = student.dtype.element_ty.primitive_bitwidth == 16
@@ -272,18 +280,20 @@ def resident_kernel(
             g = scale[:, None] * q * (tl.where(q == 0.0, 0.0, slope) - total[:, None])
         g_at = (outer * g_o + inner * g_i) * PACK
         _store_gradient(grad, g_at, columns, g_step, C, inside, live, s, g, z_s, inv_1, ce, label, LABELS, G1)
-    value = _row_loss(tl.sum(share, 1), kl, ce, live, student, s_at, label, s_step, C, log_1, z_s, LABELS)
+    value = _row_loss(
+        tl.sum(share, 1), kl, ce, live, student, s_at, label, s_step, C, log_1, z_s, rows, ce_losses, LABELS, APART
+    )
     _deliver(value, rows, inside, loss, partial, ticket, program, programs, REDUCE)
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def loop_kernel(
-    student, teacher, grad, loss, partial, ticket, kl_rows, labels, ce_rows, statistics, totals,
+    student, teacher, grad, loss, partial, ticket, kl_rows, labels, ce_rows, ce_losses, statistics, totals,
     rows_inner, programs, chunks, split_tiles, s_o, s_i, s_step, t_o, t_i, t_step, g_o, g_i, g_step,
     inverse, exponent, beta, kl_scale, ce_scale,
     PHASE: tl.constexpr, SPLITS: tl.constexpr, SPLITS_2: tl.constexpr, BLOCK: tl.constexpr, PACK: tl.constexpr,
     DIVERGENCE: tl.constexpr, KL_ROWS: tl.constexpr, LABELS: tl.constexpr, GRAD: tl.constexpr, REDUCE: tl.constexpr,
-    STAND_IN: tl.constexpr, S1: tl.constexpr, T1: tl.constexpr, G1: tl.constexpr,
+    APART: tl.constexpr, STAND_IN: tl.constexpr, S1: tl.constexpr, T1: tl.constexpr, G1: tl.constexpr,
 ):  # fmt: skip
     """One row, or one of SPLITS parts of one (program = row * SPLITS + split), in tiles of BLOCK classes.
 
@@ -383,11 +393,29 @@ def loop_kernel(
                 g = scale[:, None] * q * (tl.where(q == 0.0, 0.0, slope) - part_sum[:, None])
                 _store_gradient(grad, g_at, columns, g_step, C, inside, live, s, g, z_s, inv_1, ce, label, LABELS, G1)
         if PHASE == ALL:
-            value = _row_loss(share_sum, kl, ce, live, student, s_at, label, s_step, C, log_1, z_s, LABELS)
+            value = _row_loss(
+                share_sum, kl, ce, live, student, s_at, label, s_step, C, log_1, z_s, rows, ce_losses, LABELS, APART
+            )
             _deliver(value, rows, inside, loss, partial, ticket, program, programs, REDUCE)
         if PHASE == LOSS:  # the cross-entropy of the row is the first split's
             first_ce = tl.where(split == 0, ce, 0.0)
-            value = _row_loss(share_sum, kl, first_ce, live, student, s_at, label, s_step, C, log_1, z_s, LABELS)
+            value = _row_loss(
+                share_sum,
+                kl,
+                first_ce,
+                live,
+                student,
+                s_at,
+                label,
+                s_step,
+                C,
+                log_1,
+                z_s,
+                rows,
+                ce_losses,
+                LABELS,
+                APART,
+            )
             _deliver(value, program + one, inside, loss, partial, ticket, program, programs, REDUCE)
 
 
