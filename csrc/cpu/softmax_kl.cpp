@@ -36,7 +36,8 @@ const char* softmax_kl_cpu(const SoftmaxKl& call, int threads) try {
   if (call.divergence < kForward || call.divergence > kSkewReverse) return "softmax_kl: unknown divergence";
   if ((call.labels == nullptr) != (call.ce_rows == nullptr)) return "softmax_kl: labels and ce_rows go together";
   std::vector<double> losses(n);
-  const auto rows = pick(KDX_VERSIONS(softmax_kl_rows));
+  const auto rows =
+      softmax_kl_by_lanes(call) ? pick(KDX_VERSIONS(softmax_kl_lanes)) : pick(KDX_VERSIONS(softmax_kl_rows));
   const int64_t bytes = (softmax_kl_scratch(call) + 63) / 64 * 64, grain = kGrain / call.C + 1;
   const Scratch scratch(static_cast<std::size_t>(bytes * threads_for(n, grain, threads)));
   parallel_for(n, grain, threads, [&](int64_t begin, int64_t end, int thread) {
