@@ -281,6 +281,7 @@ void lanes(const SoftmaxKl& call, int64_t begin, int64_t end, Acc<In>* scratch, 
   T *room_s = scratch, *room_t = room_s + size, *room_g = room_t + size, *e_s = room_g + size, *e_t = e_s + size;
   const T inv_t = T(1 / call.temperature), beta = T(call.beta);
   const T *kl_rows = static_cast<const T*>(call.kl_rows), *ce_rows = static_cast<const T*>(call.ce_rows);
+  T* const apart = static_cast<T*>(call.ce_losses);
   Rows<T> r;
   for (int64_t at = begin; at < end;) {
     int64_t count = kRows < end - at ? kRows : end - at;
@@ -304,7 +305,7 @@ void lanes(const SoftmaxKl& call, int64_t begin, int64_t end, Acc<In>* scratch, 
       In* first = row_at<In>(call.grad, I, at);
       if (as_acc(static_cast<const In*>(first))) g = reinterpret_cast<T*>(first), g_step = call.grad.sc;
     }
-    double losses[kRows] = {};
+    double losses[kRows] = {}, ce_losses[kRows] = {};
     maxima(s, C, width, r.m_s);
     if (any_kl) {
       Block<T> t = load<In>(call.teacher, I, C, at, count, width, room_t);
@@ -336,9 +337,10 @@ void lanes(const SoftmaxKl& call, int64_t begin, int64_t end, Acc<In>* scratch, 
         for (int64_t k = 0; k < width; ++k) h[k] = r.kl[k] == T(0) ? T(0) : h[k];
       }
     }
-    if (any_ce) cross_entropy(s, C, count, width, r, e_s, g, g_step, losses);
+    if (any_ce) cross_entropy(s, C, count, width, r, e_s, g, g_step, apart ? ce_losses : losses);
     if (g == room_g) store<In>(call.grad, I, C, at, count, g);
     for (int64_t k = 0; k < count; ++k) row_losses[at + k] = losses[k];
+    for (int64_t k = 0; apart && k < count; ++k) apart[at + k] = T(ce_losses[k]);
     at += count;
   }
 }

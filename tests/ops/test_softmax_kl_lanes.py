@@ -128,3 +128,14 @@ def test_kd_loss_with_ignored_labels_and_masks(layout):
     )
     torch.testing.assert_close(loss.double(), want, rtol=1e-6, atol=0)
     assert (grad - want_grad).norm() <= 1e-6 * want_grad.norm()
+
+
+@pytest.mark.parametrize("layout", ["rows", "pixels"])
+def test_the_two_terms_of_a_pass_are_those_of_two_calls(layout):
+    shape, dim = ((90, 10), 1) if layout == "rows" else ((2, 10, 45), 1)
+    student, teacher = pair(*shape)
+    labels = (torch.arange(90) % 10).view(shape[0], -1) if layout == "pixels" else torch.arange(90) % 10
+    call = {"temperature": 2.0, "dim": dim, "backend": "cpu"}
+    kl, ce = kd_loss(student, teacher, labels, return_terms=True, weights=(0.3, 0.7), **call)
+    torch.testing.assert_close(kl, 0.3 * softmax_kl(student, teacher, **call), rtol=1e-5, atol=0)
+    torch.testing.assert_close(ce, 0.7 * torch.nn.functional.cross_entropy(student, labels), rtol=1e-5, atol=0)
