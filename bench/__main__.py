@@ -1,4 +1,4 @@
-"""``python -m bench run OP | heads | gpu | table | students | on-policy``; see bench/README.md."""
+"""``python -m bench run OP | heads | sweep | gpu | table | students | on-policy``; see bench/README.md."""
 
 from __future__ import annotations
 
@@ -48,6 +48,12 @@ def main() -> int:
     heads.add_argument("--table", action="store_true", help="only print the tables of the rows that are there")
     heads.add_argument("--peak", metavar="PROVIDER", help="in a process of its own: the peak of one, in bytes")
     heads.add_argument("--without", action="append", default=[], metavar="PROVIDER", help='for example "trl"')
+    sweep = commands.add_parser("sweep", help="softmax_kl on this CPU over many shapes, against eager and compile")
+    sweep.add_argument("--shape", action="append", default=[], help="for example 131072x10; may be repeated")
+    sweep.add_argument("--rounds", type=int, default=9, help="how often everybody is timed at least")
+    sweep.add_argument("--seconds", type=float, default=1.0, help="for a case and pass, all providers together")
+    sweep.add_argument("--out", type=Path, help="result file (CSV) that rows are added to")
+    sweep.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
     text = commands.add_parser("store-text", help="what a store of a language model's outputs takes and keeps")
     text.add_argument("--rows", type=int, default=8)
     text.add_argument("--length", type=int, default=128, help="tokens in a row")
@@ -56,7 +62,11 @@ def main() -> int:
     policy.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     policy.add_argument("--table", action="store_true", help="only print the table of the rows that are there")
     options = parser.parse_args()
-    if (own := {"heads": _heads, "on-policy": _on_policy, "store-text": _store_text}.get(options.command)) is not None:
+    if (
+        own := {"heads": _heads, "on-policy": _on_policy, "store-text": _store_text, "sweep": _sweep}.get(
+            options.command
+        )
+    ) is not None:
         return own(options)
     if options.command == "store":
         from bench import store  # what trains needs more packages than what times kernels
@@ -98,6 +108,16 @@ def _on_policy(options: argparse.Namespace) -> int:
     if not options.table:
         on_policy.run(options.seeds)
     print(on_policy.table())
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from bench import sweep
+
+    if options.table:
+        print(sweep.table(sweep.read()))
+    else:
+        sweep.run(options.shape, options.rounds, options.seconds, options.out)
     return 0
 
 

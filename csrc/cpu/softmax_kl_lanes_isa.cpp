@@ -47,6 +47,25 @@ In* row_at(const View& v, int64_t I, int64_t r) {
 }
 inline bool neighbours(const View& v, int64_t I, int64_t r, int64_t count) { return v.si == 1 && (r % I + count <= I); }
 
+// The rows from r on, one after the other, without a division for each.
+template <class In>
+class Walk {
+ public:
+  Walk(const View& v, int64_t I, int64_t r) : next_(v.so - (I - 1) * v.si), si_(v.si), I_(I), i_(r % I) {
+    row_ = row_at<In>(v, I, r);
+  }
+  In* row() const { return row_; }
+  void step() {
+    const bool last = ++i_ == I_;
+    row_ += last ? next_ : si_;
+    i_ = last ? 0 : i_;
+  }
+
+ private:
+  In* row_;
+  int64_t next_, si_, I_, i_;
+};
+
 // Rows as [C][kRows]: those in place where their lanes are whole; others are copied, the lanes from count to width
 // as rows of zeros.
 template <class In>
@@ -61,8 +80,9 @@ Block<Acc<In>> load(const View& v, int64_t I, int64_t C, int64_t r, int64_t coun
       for (int64_t k = 0; k < count; ++k) room[j * kRows + k] = widen(x[j * v.sc + k]);
     }
   } else {
-    for (int64_t k = 0; k < count; ++k) {
-      const In* x = row_at<const In>(v, I, r + k);
+    Walk<const In> at(v, I, r);
+    for (int64_t k = 0; k < count; ++k, at.step()) {
+      const In* x = at.row();
       for (int64_t j = 0; j < C; ++j) room[j * kRows + k] = widen(x[j * v.sc]);
     }
   }
@@ -82,8 +102,9 @@ void store(const View& v, int64_t I, int64_t C, int64_t r, int64_t count, const 
     }
     return;
   }
-  for (int64_t k = 0; k < count; ++k) {
-    In* x = row_at<In>(v, I, r + k);
+  Walk<In> at(v, I, r);
+  for (int64_t k = 0; k < count; ++k, at.step()) {
+    In* x = at.row();
     for (int64_t j = 0; j < C; ++j) narrow(g[j * kRows + k], &x[j * v.sc]);
   }
 }
@@ -114,15 +135,16 @@ void clear(T* x, int64_t width) {
 // Rows whose maxima lie far apart are measured from their own, see bring_together in softmax_kl_isa.cpp.
 template <class T>
 void bring_together(Block<T>& s, Block<T>& t, int64_t C, int64_t width, T inv_t, Rows<T>& r, T* room_s, T* room_t) {
-  bool any = false;
+  int any = 0;
+#pragma omp simd reduction(| : any)
+  for (int64_t k = 0; k < width; ++k) any |= int(maxima_apart(r.m_s[k], r.m_t[k], inv_t));
+  if (!any) return;
   alignas(64) T less_s[kRows], less_t[kRows];
   for (int64_t k = 0; k < width; ++k) {
-    const bool apart = r.kl[k] != T(0) && maxima_apart(r.m_s[k], r.m_t[k], inv_t);
+    const bool apart = maxima_apart(r.m_s[k], r.m_t[k], inv_t) && r.kl[k] != T(0);
     less_s[k] = apart ? r.m_s[k] : T(0), less_t[k] = apart ? r.m_t[k] : T(0);
-    any = any || apart;
     if (apart) r.m_s[k] = r.m_t[k] = T(0);
   }
-  if (!any) return;
   for (int64_t j = 0; j < C; ++j) {
     const T *x = s.x + j * s.step, *y = t.x + j * t.step;
 #pragma omp simd
@@ -136,6 +158,7 @@ void bring_together(Block<T>& s, Block<T>& t, int64_t C, int64_t width, T inv_t,
 // The exponentials of both sides, and what follows from their sums.
 template <class T>
 void statistics(const Block<T>& s, const Block<T>& t, int64_t C, int64_t width, T inv_t, Rows<T>& r, T* e_s, T* e_t) {
+#pragma omp simd
   for (int64_t k = 0; k < width; ++k) {
     const T c = centre_of(r.m_s[k], r.m_t[k], inv_t);
     r.centre[k] = c;
@@ -163,12 +186,15 @@ void statistics(const Block<T>& s, const Block<T>& t, int64_t C, int64_t width, 
     }
     add_to(r.l_s, r.part[0], width), add_to(r.l_t, r.part[1], width), add_to(r.dot, r.part[2], width);
   }
-#pragma omp simd
+  int far = 0;
+#pragma omp simd reduction(| : far)
   for (int64_t k = 0; k < width; ++k) {
+    const T x = T(r.dot[k] / r.l_s[k]);
     r.inv_ls[k] = T(1 / r.l_s[k]), r.inv_lt[k] = T(1 / r.l_t[k]);
-    r.log_ratio[k] = r.centre[k] + log1p_(T(r.dot[k] / r.l_s[k]));
+    r.log_ratio[k] = r.centre[k] + log1p_(x);
+    far |= int(!(x > T(-0.79) && x < T(0.99e6)));
   }
-  for (int64_t k = 0; k < width; ++k) {  // where log1p is not the one to take
+  for (int64_t k = 0; far && k < width; ++k) {  // where log1p is not the one to take
     const double x = r.dot[k] / r.l_s[k];
     if (x > -0.8 && x < 1e6) continue;
     const RowStats<double> stats = {double(r.m_s[k]), r.l_s[k], double(r.m_t[k]), r.l_t[k], r.dot[k]};
@@ -288,7 +314,14 @@ void lanes(const SoftmaxKl& call, int64_t begin, int64_t end, Acc<In>* scratch, 
     if (I >= kVector && count > I - at % I) count = I - at % I;  // rows of one image, which are neighbours for dim=1
     const int64_t width = (count + kVector - 1) / kVector * kVector;
     bool any_kl = false, all_kl = true, any_ce = false;
-    for (int64_t k = 0; k < width; ++k) {
+    const bool alike = !kl_rows && !ce_rows && count == width;
+    if (alike) {
+      const T kl = T(call.kl_scale);
+#pragma omp simd
+      for (int64_t k = 0; k < width; ++k) r.kl[k] = kl, r.scale[k] = kl * inv_t;
+      any_kl = all_kl = kl != T(0);
+    }
+    for (int64_t k = 0; !alike && k < width; ++k) {
       const bool inside = k < count;
       r.kl[k] = inside ? T(call.kl_scale * (kl_rows ? double(kl_rows[at + k]) : 1.0)) : T(0);
       r.ce[k] = inside && ce_rows ? T(call.ce_scale * double(ce_rows[at + k])) : T(0);
@@ -328,7 +361,8 @@ void lanes(const SoftmaxKl& call, int64_t begin, int64_t end, Acc<In>* scratch, 
         default:
           divergence<T, kSkewReverse>(s, t, C, width, inv_t, beta, r, e_s, e_t, g, g_step);
       }
-      for (int64_t k = 0; k < count; ++k) losses[k] = r.kl[k] == T(0) ? 0.0 : double(r.kl[k]) * r.loss[k];
+#pragma omp simd
+      for (int64_t k = 0; k < width; ++k) losses[k] = r.kl[k] == T(0) ? 0.0 : double(r.kl[k]) * r.loss[k];
     }
     if (g && !all_kl) {  // rows without a divergence, whatever they hold
       for (int64_t j = 0; j < C; ++j) {
