@@ -27,7 +27,7 @@ inline int64_t softmax_kl_block(const SoftmaxKl& call) {
 }
 
 constexpr int64_t kLaneRows = 64;      // rows of a block of softmax_kl_lanes
-constexpr int64_t kLaneClasses = 40;   // at most, where classes are neighbours: longer rows fill vectors of their own
+constexpr int64_t kLaneClasses = 64;   // at most, where classes are neighbours: longer rows fill vectors of their own
 constexpr int64_t kLaneImages = 4096;  // classes at most, where rows are neighbours: a block stays in L2
 
 // Whether rows are taken a vector at a time. It does not depend on how many rows there are, so that a row's result does

@@ -31,7 +31,7 @@ def both(loss, student):
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize(
-    ("shape", "dim"), [((131, 3), 1), ((70, 40), 1), ((3, 19, 5, 7), 1), ((2, 150, 4, 16), 1), ((2, 10, 3), 1)]
+    ("shape", "dim"), [((131, 3), 1), ((70, 64), 1), ((3, 19, 5, 7), 1), ((2, 150, 4, 16), 1), ((2, 10, 3), 1)]
 )
 def test_equals_float64(shape, dim, dtype, divergence):
     student, teacher = pair(*shape, dtype=dtype)
@@ -54,7 +54,7 @@ def test_the_accuracy_budget_holds_for_few_classes(temperature, std, gap):
     assert (grad - want_grad).norm() <= (2e-6 if std <= 3 else 2e-5) * want_grad.norm()
 
 
-@pytest.mark.parametrize("classes", [2, 10, 40])
+@pytest.mark.parametrize("classes", [2, 10, 64])
 def test_a_row_has_the_same_bits_in_every_batch(classes):
     student, teacher = pair(200, classes)
     call = {"reduction": "none", "backend": "cpu"}
