@@ -19,7 +19,7 @@ from kdx.ops._topk_kl.rows import RowLosses, dense_rows
 
 __all__ = ["CHUNK_BYTES", "chunks_of", "in_chunks"]
 
-CHUNK_BYTES = {"cpu": 160 << 20, "cuda": 3 << 30}
+CHUNK_BYTES = {"cpu": 176 << 20, "cuda": 3 << 30}
 """Device -> bytes of the logits of both sides and of their gradient at a time."""
 FEWEST = 4
 """Rows from which on a library's product gives a row the same bits whatever rows are multiplied with it."""
