@@ -19,7 +19,7 @@ from kdx.ops._topk_kl.rows import RowLosses, dense_rows
 
 __all__ = ["CHUNK_BYTES", "chunks_of", "in_chunks"]
 
-CHUNK_BYTES = {"cpu": 176 << 20, "cuda": 3 << 30}
+CHUNK_BYTES = {"cpu": 240 << 20, "cuda": 3 << 30}
 """Device -> bytes of the logits of both sides and of their gradient at a time."""
 FEWEST = 4
 """Rows from which on a library's product gives a row the same bits whatever rows are multiplied with it."""
@@ -101,6 +101,7 @@ def in_chunks(
             d_hidden[at] = _times_weight(g, weight[:C], d_hidden.dtype).to(d_hidden.dtype)
         if d_weight is not None:
             _add_outer(d_weight[:C], g, s)
+        del g  # before the logits of the next chunk are made
     cast = (None if d_weight is None else d_weight.to(weight.dtype)), _as(d_bias, student.bias)
     return found if apart else found[0], (d_hidden, *cast)
 
