@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import kdx
 from kdx import Spec, hookimpl
-from kdx.cli.app import app
+from kdx.cli.app import app, main
 from kdx.errors import DamagedError, RecipeError, StudentError, TrustError, UnknownNameError
 from kdx.experiment.recipe_files import check_recipe, load_recipe
 from kdx.experiment.run_files import MODEL, check_files
@@ -417,7 +417,10 @@ def test_a_recipe_has_no_control_characters(control: str) -> None:
     assert check_recipe({**TINY, "summary": "two\nlines\tö 名"}).summary == "two\nlines\tö 名"
 
 
-def test_no_message_of_the_command_line_moves_the_cursor(tmp_path: Path) -> None:
+def test_no_message_of_the_command_line_moves_the_cursor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main() sets its own
     (tmp_path / "r\x1b[2J.yaml").write_text("\x1b[2J: [")
     store = tmp_path / "s\x1b[2J"
     store.mkdir()
@@ -430,10 +433,14 @@ def test_no_message_of_the_command_line_moves_the_cursor(tmp_path: Path) -> None
         ["cache", "--verify", str(store)],
         ["inspect", "\x1b[2J", "mlp:\x1b[2J=1"],
     ):
-        done = subprocess.run([sys.executable, "-m", "kdx", *arguments], capture_output=True, text=True, check=False)
-        assert done.returncode == 1
-        assert "\x1b[2J" not in done.stderr + done.stdout
-        assert "Traceback" not in done.stderr
+        monkeypatch.setattr(sys, "argv", ["kdx", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = "".join(capfd.readouterr())
+        assert ended.value.code == 1
+        assert printed.strip()
+        assert "\x1b[2J" not in printed
+        assert "Traceback" not in printed
 
 
 def test_tags_of_yaml_make_no_objects(tmp_path: Path, marker: Path) -> None:
