@@ -6,6 +6,7 @@ cuobjdump of the CUDA toolkit or, failing that, of the Triton wheel.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 GENCODE = {
@@ -89,18 +92,10 @@ def _disassemble(cubin: Path) -> dict[str, list[Instruction]]:
 
 def cuda(source: Path, arch: int, defines: Sequence[str] = (), sass: bool = False) -> dict[str, Kernel]:
     """Compile one .cu for one architecture (80, 90 as 90a, 100); mangled kernel name -> Kernel. Warnings are errors."""
-    gpu_compiler = nvcc()
-    assert gpu_compiler is not None, "no nvcc"
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernels.cubin"
-        command = [gpu_compiler, "-std=c++17", "-O3", "-cubin", GENCODE[arch], "-Werror=all-warnings", "-Xptxas=-v"]
-        command += [f"-D{define}" for define in defines]
-        command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}", str(source), "-o", str(cubin)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
-        code = _disassemble(cubin) if sass else {}
+    report, cubin = _compiled(source, arch, defines)
+    code = _disassemble(cubin) if sass else {}
     kernels = {}
-    for block in done.stderr.split("Compiling entry function ")[1:]:
+    for block in report.split("Compiling entry function ")[1:]:
         name = block[1 : block.index("'", 1)]
         used = re.search(r"Used (\d+) registers", block)
         spilt = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", block)
@@ -108,6 +103,30 @@ def cuda(source: Path, arch: int, defines: Sequence[str] = (), sass: bool = Fals
         assert spilt, block
         kernels[name] = Kernel(int(used[1]), int(spilt[1]) + int(spilt[2]), code.get(name, []))
     return kernels
+
+
+def _compiled(source: Path, arch: int, defines: Sequence[str]) -> tuple[str, Path]:
+    """What ptxas says of a source, and its cubin; of the workers of a session one compiles, and the others read."""
+    gpu_compiler = nvcc()
+    assert gpu_compiler is not None, "no nvcc"
+    command = [gpu_compiler, "-std=c++17", "-O3", "-cubin", GENCODE[arch], "-Werror=all-warnings", "-Xptxas=-v"]
+    command += [f"-D{define}" for define in defines]
+    command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}", str(source)]
+    version = subprocess.run([gpu_compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256("\0".join([*command, version]).encode())
+    for path in [source, *sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cuh"})]:
+        digest.update(path.read_bytes())
+    folder = ROOT / "build" / "gates" / f"{source.stem}-{arch}-{digest.hexdigest()[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    report, cubin = folder / "ptxas.txt", folder / "kernels.cubin"
+    with FileLock(folder / ".lock"):
+        if not report.exists():
+            done = subprocess.run([*command, "-o", str(cubin)], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+            unfinished = report.with_suffix(".part")
+            unfinished.write_text(done.stderr)
+            unfinished.replace(report)
+    return report.read_text(), cubin
 
 
 def triton_kernel(
