@@ -3,7 +3,8 @@
 KDX_BUILD=auto (default)  the CPU module where a C++ compiler is, the CUDA module where nvcc and a GPU are, for that GPU
           cpu | cuda      that module (cuda: both), or an error that says what is missing
           none            pure Python
-KDX_CUDA_ARCHS            architectures of the CUDA module, for example "80 90a 100" (the default)
+KDX_CUDA_ARCHS            architectures of the CUDA module; with KDX_BUILD=cuda the default is those of
+                          "80 86 89 90a 100 120" that the installed nvcc knows
 KDX_CXXFLAGS              more flags for the C++ compiler, after those below, for example "-O1 -fsanitize=address"
 
 What was built, or why not, is written to kdx_ext/build_info.json, which `kdx.ops.build_info()` reads. Nothing here
@@ -29,7 +30,10 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "cpu", "cuda", "none")
-DEFAULT_CUDA_ARCHS = ("80", "90a", "100")
+# Machine code for each, and never PTX: a GPU would translate the PTX of an older one into kernels whose clusters are
+# left out, and those compute something else.
+DEFAULT_CUDA_ARCHS = ("80", "86", "89", "90a", "100", "120")
+LOWEST_CUDA_ARCH = 80
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 # One object per instruction set; the best one the machine has is chosen when the module is used (csrc/cpu/isa.cpp).
 ISA_FLAGS = {"base": []} | (
@@ -108,7 +112,7 @@ def gpu_archs() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         raise Missing("no GPU here (nvidia-smi is not on PATH)")
     listed = run("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader").split()
-    archs = sorted({cap.replace(".", "") for cap in listed if re.fullmatch(r"\d+\.\d+", cap)})
+    archs = sorted({cap.replace(".", "") for cap in listed if re.fullmatch(r"\d+\.\d+", cap)}, key=int)
     if not archs:
         raise Missing("no GPU here (nvidia-smi lists none)")
     return ["90a" if arch == "90" else arch for arch in archs]
@@ -122,6 +126,64 @@ def asked_archs() -> list[str]:
         if not re.fullmatch(r"\d{2,3}[af]?", arch):
             raise SystemExit(f"KDX_CUDA_ARCHS={given!r}: expected architectures such as '80 90a 100', got {arch!r}")
     return archs
+
+
+def number(arch: str) -> int:
+    """90 of "90a"."""
+    return int(arch.rstrip("af"))
+
+
+def code_for(arch: str) -> str:
+    """The option of nvcc that makes machine code for one architecture, without PTX."""
+    return f"-gencode=arch=compute_{arch},code=sm_{arch}"
+
+
+def why_not(nvcc: str, arch: str) -> str | None:
+    """Why the kernels cannot be compiled for an architecture, or None; nvcc is asked, and compiles nothing."""
+    if number(arch) < LOWEST_CUDA_ARCH:
+        return f"the kernels need compute capability {LOWEST_CUDA_ARCH / 10}"
+    try:
+        run(nvcc, "--dryrun", code_for(arch), "-x", "cu", "-c", os.devnull, "-o", os.devnull)
+    except Missing:
+        return "this nvcc does not know it"
+    return None
+
+
+def older_sister(nvcc: str, arch: str) -> str | None:
+    """The newest default architecture whose machine code also runs on this one: of its generation, and not newer."""
+    older = [a for a in DEFAULT_CUDA_ARCHS if a.isdigit() and int(a) // 10 == number(arch) // 10]
+    return next((a for a in reversed(older) if int(a) <= number(arch) and why_not(nvcc, a) is None), None)
+
+
+def choose_archs(mode: str, nvcc: str) -> tuple[list[str], dict[str, str]]:
+    """The architectures to compile for, and why others were left out.
+
+    Those of KDX_CUDA_ARCHS have to be possible, each of them. Without it KDX_BUILD=cuda takes the default ones that
+    nvcc knows, and auto those of this machine's GPUs.
+    """
+    asked = asked_archs()
+    wanted = asked or (gpu_archs() if mode == "auto" else list(DEFAULT_CUDA_ARCHS))
+    if mode == "auto":
+        gpu_archs()
+    left_out = {arch: reason for arch in wanted if (reason := why_not(nvcc, arch))}
+    archs = [arch for arch in wanted if arch not in left_out]
+    if mode == "auto" and not asked:
+        sisters = (older_sister(nvcc, arch) for arch in left_out if number(arch) >= LOWEST_CUDA_ARCH)
+        archs += [sister for sister in sisters if sister]
+    archs = list(dict.fromkeys(archs))
+    if left_out and (asked or not archs):
+        reasons = "; ".join(f"sm_{arch}: {reason}" for arch, reason in left_out.items())
+        raise Missing(f"no code can be made for every one of these GPUs ({reasons})" if asked else reasons)
+    return archs, left_out
+
+
+def try_nvcc(nvcc: str, cxx: str, archs: list[str]) -> None:
+    """Compile an empty kernel as the module will be, or `Missing`: nvcc may refuse the host compiler."""
+    with tempfile.TemporaryDirectory() as tmp:
+        probe = Path(tmp, "probe.cu")
+        probe.write_text("#include <cuda_runtime.h>\n__global__ void probe() {}\n")
+        gencode = [code_for(arch) for arch in archs]
+        run(nvcc, "-ccbin", cxx, *NVCC_FLAGS, *gencode, "-c", str(probe), "-o", str(Path(tmp, "probe.o")))
 
 
 def plan() -> dict[str, object]:
@@ -143,11 +205,11 @@ def plan() -> dict[str, object]:
     if mode == "cpu":
         return result | {"cuda": "built with KDX_BUILD=cpu"}
     try:
-        archs = asked_archs() or (gpu_archs() if mode == "auto" else list(DEFAULT_CUDA_ARCHS))
-        if mode == "auto":
-            gpu_archs()
-        result |= {"nvcc": find_nvcc(), "archs": archs}
-        result["nvcc_version"] = run(str(result["nvcc"]), "--version").splitlines()[-1]
+        nvcc = find_nvcc()
+        result["nvcc_version"] = run(nvcc, "--version").splitlines()[-1]
+        archs, left_out = choose_archs(mode, nvcc)
+        try_nvcc(nvcc, cxx, archs)
+        result |= {"nvcc": nvcc, "archs": archs, "archs_left_out": left_out}
     except Missing as error:
         if mode == "cuda":
             raise SystemExit(f"KDX_BUILD=cuda: {error}") from None
@@ -215,7 +277,7 @@ def ninja_file(temp: Path, targets: dict[str, Path]) -> str:
         n.build(targets["kdx_ext._cpu"], "link", objects)
     if "kdx_ext._cuda" in targets:
         archs = list(PLAN["archs"])  # type: ignore[call-overload]
-        gencode = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+        gencode = [code_for(arch) for arch in archs]
         nvcc = " ".join([str(PLAN["nvcc"]), "-ccbin", str(PLAN["cxx"]), *NVCC_FLAGS, *gencode, *includes])
         n.rule("nvcc", f"{nvcc} -MMD -MF $out.d -c $in -o $out", depfile=True)
         n.rule("nvlink", f"{nvcc} -shared -cudart static $in -o $out")
@@ -230,7 +292,8 @@ def ninja_file(temp: Path, targets: dict[str, Path]) -> str:
 def write_info(folder: Path) -> None:
     """Leave a note of what was built and why the rest was not."""
     folder.mkdir(parents=True, exist_ok=True)
-    shown = {key: PLAN[key] for key in ("mode", "cpu", "cuda", "compiler", "nvcc_version", "archs") if key in PLAN}
+    keys = ("mode", "cpu", "cuda", "compiler", "nvcc_version", "archs", "archs_left_out")
+    shown = {key: PLAN[key] for key in keys if key in PLAN}
     Path(folder, "build_info.json").write_text(json.dumps(shown, indent=2) + "\n")
 
 

@@ -88,6 +88,99 @@ def test_what_was_asked_for_and_cannot_be_is_an_error(checkout, environment, mes
     assert message in done.stderr
 
 
+def plan_with(checkout, folder, gpus=None, knows="80 86 89 90a 100 120", compiles=True, **environment):
+    """What setup.py plans beside an nvcc that knows these architectures and GPUs of these compute capabilities."""
+    scripts = {
+        "nvcc": """#!/bin/sh
+case "$*" in
+  --version) echo "Cuda compilation tools" ; exit 0 ;;
+  *--dryrun*) for arch in KNOWS; do case "$*" in *code=sm_$arch\\ *) exit 0 ;; esac; done; exit 1 ;;
+esac
+echo "unsupported GNU version" >&2; exit COMPILES
+""".replace("KNOWS", knows).replace("COMPILES", "0" if compiles else "1")
+    }
+    if gpus is not None:
+        scripts["nvidia-smi"] = "#!/bin/sh\n" + "".join(f"echo {gpu}\n" for gpu in gpus)
+    for name, text in scripts.items():
+        Path(folder, name).write_text(text)
+        Path(folder, name).chmod(0o755)
+    code = """
+import json, runpy, setuptools
+setuptools.setup = lambda **options: None
+print(json.dumps(runpy.run_path("setup.py")["PLAN"]))
+"""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("KDX_", "CUDA_")) and key != "CXX"}
+    env["PATH"] = f"{folder}{os.pathsep}{env['PATH']}"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=checkout, env=env | environment, capture_output=True, text=True, check=False)
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="without g++ nothing native is planned")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("gpus", "knows", "archs", "left_out"),
+    [
+        (["7.5"], "75 80 86 89 90a", None, "sm_75: the kernels need compute capability 8.0"),
+        (["8.9"], "80 86 89 90a", ["89"], {}),
+        (["7.5", "8.6"], "75 80 86", ["86"], {"75": "the kernels need compute capability 8.0"}),
+        (["8.9"], "80 86", ["86"], {"89": "this nvcc does not know it"}),
+        (["10.3"], "80 90a 100", ["100"], {"103": "this nvcc does not know it"}),
+        (["12.0"], "80 90a", None, "sm_120: this nvcc does not know it"),
+        (["9.0"], "80 86", None, "sm_90a: this nvcc does not know it"),
+        (["9.0", "10.0"], "80 90a 100", ["90a", "100"], {}),
+    ],
+)
+def test_auto_builds_for_the_gpus_that_are_here_and_leaves_out_the_rest(
+    checkout, tmp_path, gpus, knows, archs, left_out
+):
+    done = plan_with(checkout, tmp_path, gpus, knows)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["cpu"] is None
+    assert plan.get("archs") == archs
+    assert (plan["cuda"] if archs is None else plan["archs_left_out"]) == left_out
+
+
+@needs_compiler
+def test_auto_goes_without_an_nvcc_that_refuses_the_host_compiler(checkout, tmp_path):
+    plan = json.loads(plan_with(checkout, tmp_path, ["8.0"], compiles=False).stdout)
+    assert plan["cpu"] is None
+    assert "unsupported GNU version" in plan["cuda"]
+
+
+@needs_compiler
+def test_the_default_covers_every_generation_that_nvcc_knows_and_names_the_others(checkout, tmp_path):
+    plan = json.loads(plan_with(checkout, tmp_path, KDX_BUILD="cuda").stdout)
+    assert plan["archs"] == ["80", "86", "89", "90a", "100", "120"]
+    plan = json.loads(plan_with(checkout, tmp_path, knows="75 80 86 89 90a", KDX_BUILD="cuda").stdout)
+    assert plan["archs"] == ["80", "86", "89", "90a"]
+    assert plan["archs_left_out"] == {"100": "this nvcc does not know it", "120": "this nvcc does not know it"}
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"KDX_CUDA_ARCHS": "75 80"}, "KDX_BUILD=cuda: no code can be made for every one of these GPUs (sm_75: the"),
+        ({"KDX_CUDA_ARCHS": "999"}, "(sm_999: this nvcc does not know it)"),
+        ({"knows": "60 70"}, "KDX_BUILD=cuda: sm_80: this nvcc does not know it; sm_86"),
+        ({"compiles": False}, "unsupported GNU version"),
+    ],
+)
+def test_cuda_that_was_asked_for_and_cannot_be_built_is_one_sentence(checkout, tmp_path, options, message):
+    done = plan_with(checkout, tmp_path, KDX_BUILD="cuda", **options)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_module_ever_holds_ptx():
+    """Code for sm_80 that a newer GPU translates for itself has no clusters, and the launcher would use them."""
+    assert "code=compute" not in (ROOT / "setup.py").read_text()
+
+
 def test_no_source_knows_torch():
     """One build serves every torch, and a kernel compiles in seconds."""
     sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
