@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -25,5 +23,5 @@ def check_apart_terms(weights: tuple[float | Tensor, float | Tensor], reduction:
                 raise ValueError(f"weights[{at}]: expected one number, got a tensor {list(weight.shape)}")
             if weight.requires_grad and torch.is_grad_enabled():
                 raise ValueError(f"weights[{at}]: gets no gradient; multiply the term by it instead")
-        elif not math.isfinite(weight):
+        elif not -float("inf") < weight < float("inf"):  # math.isfinite would break a compiled graph
             raise ValueError(f"weights[{at}]: expected a finite number, got {weight}")

@@ -103,6 +103,24 @@ def test_in_a_compiled_graph():
     torch.testing.assert_close(torch.autograd.grad(compiled(student), student)[0], plain)
 
 
+def test_weights_that_a_module_holds_break_no_compiled_graph():
+    student, teacher, labels = case((7, 10), -1)
+
+    class Loss(torch.nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, s):
+            kl, ce = kd_loss(s, teacher, labels, return_terms=True, weights=(self.weight, 0.5), backend="cpu")
+            return kl + ce
+
+    for weight in (0.3, 0.4):  # the second makes it a symbol
+        loss = Loss(weight)
+        compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(student), loss(student))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

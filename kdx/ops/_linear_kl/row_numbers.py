@@ -55,7 +55,7 @@ def check_apart_terms(
                 raise ValueError(f"weights[{at}]: expected one number, got a tensor {list(weight.shape)}")
             if weight.requires_grad and torch.is_grad_enabled():
                 raise ValueError(f"weights[{at}]: gets no gradient; multiply the term by it instead")
-        elif not math.isfinite(weight):
+        elif not -float("inf") < weight < float("inf"):  # math.isfinite would break a compiled graph
             raise ValueError(f"weights[{at}]: expected a finite number, got {weight}")
 
 

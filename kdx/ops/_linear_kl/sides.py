@@ -63,7 +63,7 @@ def side_of(
         raise ValueError(
             f"{name}_softcap: expected a number above 0, or None where logits are not capped; got {softcap}"
         )
-    if not math.isfinite(scale):
+    if not -float("inf") < scale < float("inf"):  # math.isfinite would break a compiled graph
         raise ValueError(f"{name}_scale: expected a finite number, got {scale}")
     for part in (weight, bias):
         if part is not None and part.device != x.device:
