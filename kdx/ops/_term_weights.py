@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_apart_terms"]
+__all__ = ["check_weights"]
 
 
-def check_apart_terms(weights: tuple[float | Tensor, float | Tensor], reduction: str) -> None:
+def check_weights(weights: tuple[float | Tensor, float | Tensor], reduction: str) -> None:
     """Checks what a call says of two terms.
 
     Raises:

@@ -10,6 +10,7 @@ from torch import Tensor
 from kdx.errors import nearest
 from kdx.ops._linear_kl.call import Rows
 from kdx.ops._num_items import check_num_items
+from kdx.ops._term_weights import check_weights
 
 __all__ = ["check_apart_terms", "check_terms", "coefficients_of"]
 
@@ -47,16 +48,7 @@ def check_apart_terms(
         raise ValueError("labels: are needed for the cross-entropy, one of the two terms of return_terms=True")
     if alpha != 1.0:
         raise ValueError(f"alpha: mixes the terms into one loss, got {alpha:g}; of two terms weights=(w_kl, w_ce) are")
-    if reduction == "none":
-        raise ValueError("reduction: terms are sums or means, 'none' gives one loss per row")
-    for at, weight in enumerate(weights):
-        if isinstance(weight, Tensor):
-            if weight.numel() != 1:
-                raise ValueError(f"weights[{at}]: expected one number, got a tensor {list(weight.shape)}")
-            if weight.requires_grad and torch.is_grad_enabled():
-                raise ValueError(f"weights[{at}]: gets no gradient; multiply the term by it instead")
-        elif not -float("inf") < weight < float("inf"):  # math.isfinite would break a compiled graph
-            raise ValueError(f"weights[{at}]: expected a finite number, got {weight}")
+    check_weights(weights, reduction)
 
 
 def coefficients_of(

@@ -13,7 +13,7 @@ from kdx.ops._num_items import check_num_items
 from kdx.ops._softmax_kl import reference
 from kdx.ops._softmax_kl.autograd import BY_ENTRIES, BY_NOTHING, BY_ROWS, Options, Rows, loss_of
 from kdx.ops._softmax_kl.terms import terms_of
-from kdx.ops._term_weights import check_apart_terms
+from kdx.ops._term_weights import check_weights
 
 __all__ = ["check_scale", "divergence_of", "kd_loss", "softmax_kl"]
 
@@ -240,7 +240,7 @@ def _check_terms(
         raise ValueError(f"alpha: mixes the terms into one loss, got {alpha:g}; of two terms weights=(w_kl, w_ce) are")
     if scale != 1.0 or once:
         raise ValueError("scale, once_differentiable: are of one loss; of two terms weights=(w_kl, w_ce) are")
-    check_apart_terms(weights, reduction)
+    check_weights(weights, reduction)
 
 
 def _row_shape(student: Tensor, dim: int) -> torch.Size:
